@@ -1,0 +1,70 @@
+# demo, test, test-slow, lint: each installs what it needs into .venv first, once per change of the two files named below.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+
+# Used by uv, and harmless without it: share files with its cache where it can, and be patient with large wheels.
+export UV_LINK_MODE    ?= hardlink
+export UV_HTTP_TIMEOUT ?= 300
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-slow lint clean distclean
+
+help:
+	@echo "make demo       a short demonstration on the CPU"
+	@echo "make test       the tests, without the slow ones"
+	@echo "make test-slow  the slow tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove caches and build output (distclean: .venv too)"
+
+demo: $(VENV)/.stamp-base
+	$(VENV)/bin/dataflex-cli demo
+
+test: $(VENV)/.stamp-test
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.stamp-test
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/.stamp-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf $(VENV)
+
+# --- installing ---------------------------------------------------------------------------------------------------
+
+# Usage: $(call require_python,<interpreter>)
+define require_python
+"$(1)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "dataflex needs Python 3.11 or newer, and $(1) is not: try make PYTHON=python3.11" >&2; exit 1; }
+endef
+
+$(PY):
+	@$(call require_python,$(PYTHON))
+	$(PYTHON) -m venv $(VENV)
+
+# .stamp-base is the package alone, .stamp-<extra> the package with that extra. The uv used is the one in .venv, else a
+# fresh one put there, else the one on PATH (a .venv that uv made has no pip). Where uv fails, pip does the same, slower.
+$(VENV)/.stamp-%: what = $(if $(filter base,$*),.,.[$*])
+$(VENV)/.stamp-%: pyproject.toml constraints.txt | $(PY)
+	@$(call require_python,$(PY))
+	@uv=$(VENV)/bin/uv; \
+	if ! $$uv --version >/dev/null 2>&1; then \
+		$(PY) -m pip install --quiet uv 2>/dev/null || uv=uv; \
+	fi; \
+	echo "installing $(what) into $(VENV)"; \
+	$$uv pip install --python $(PY) -c constraints.txt -e '$(what)' || { \
+		echo "uv cannot install here; going on with pip" >&2; \
+		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip; \
+		$(PY) -m pip install -c constraints.txt -e '$(what)'; \
+	}
+	@touch $@

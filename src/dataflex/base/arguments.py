@@ -1,0 +1,107 @@
+"""Checks LLaMA-Factory's keys and data sets before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.schema import RunConfig
+from dataflex.errors import ConfigError, nearest
+
+
+def check_arguments(config: RunConfig) -> None:
+    """Raise ConfigError for an unknown key, a value outside its choices, or a data set that is not defined."""
+    from llamafactory.extras.misc import is_env_enabled
+    from llamafactory.hparams import RayArguments
+    from llamafactory.hparams.parser import _TRAIN_ARGS
+
+    values = config.llamafactory
+    hints: dict[str, Any] = {}
+    for kind in (*_TRAIN_ARGS, RayArguments):
+        resolved = typing.get_type_hints(kind)
+        hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
+    if not is_env_enabled("ALLOW_EXTRA_ARGS"):
+        for key in values:
+            if key not in hints:
+                raise ConfigError(f"{key}: unknown key{nearest(key, [*hints, 'dataflex'])}")
+    for key, value in values.items():
+        if key in hints:
+            _check_value(key, value, hints[key])
+    _check_template(values)
+    _check_paths(values)
+    for key in ("dataset", "eval_dataset"):
+        _check_datasets(key, values)
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    options = _members(hint)
+    if value is None:
+        return
+    literals = [a for o in options if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)]
+    if literals and len(options) == 1 and value not in literals:
+        raise ConfigError(f"{key}: {value!r} is not a choice{nearest(str(value), map(str, literals))}")
+    if len(options) == 1 and options[0] in (int, float):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{key} must be a number, got {value!r}") from None
+        if options[0] is int and number != int(number):
+            raise ConfigError(f"{key} must be an integer, got {value!r}")
+    if len(options) == 1 and options[0] is bool and str(value).lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ConfigError(f"{key} must be true or false, got {value!r}")
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types a hint admits, None aside."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [a for a in typing.get_args(hint) if a is not type(None)]
+    return [hint]
+
+
+def _check_template(values: dict[str, Any]) -> None:
+    from llamafactory.data.template import TEMPLATES
+
+    template = values.get("template")
+    if template is not None and template not in TEMPLATES:
+        raise ConfigError(f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}")
+
+
+def _check_paths(values: dict[str, Any]) -> None:
+    model = values.get("model_name_or_path")
+    if not model:
+        raise ConfigError("model_name_or_path is required")
+    if str(model).startswith(("/", ".", "~")) and not Path(str(model)).expanduser().exists():
+        raise ConfigError(f"model_name_or_path: no such directory: {model}")
+    resume = values.get("resume_from_checkpoint")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
+
+
+def _check_datasets(key: str, values: dict[str, Any]) -> None:
+    given, folder = values.get(key), values.get("dataset_dir", "data")
+    if given is None or isinstance(folder, dict) or str(folder).startswith(("ONLINE", "REMOTE:")):
+        return
+    names = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
+    info_path = Path(str(folder)) / "dataset_info.json"
+    try:
+        info = json.loads(info_path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"dataset_dir: there is no {info_path}") from None
+    except ValueError as error:
+        raise ConfigError(f"dataset_dir: {info_path} is not valid JSON: {error}") from None
+    for place, name in enumerate(names):
+        if name not in info:
+            raise ConfigError(f"{key}: {name!r} is not defined in {info_path}{nearest(name, info)}")
+        if name in names[:place]:
+            raise ConfigError(f"{key}: {name!r} is listed twice")
+        file_name = info[name].get("file_name")
+        hosted = any(
+            k in info[name] for k in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+        )
+        if file_name and not hosted and not os.path.exists(os.path.join(str(folder), file_name)):
+            raise ConfigError(f"{key}: the file of {name!r} is missing: {os.path.join(str(folder), file_name)}")

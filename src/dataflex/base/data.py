@@ -1,0 +1,175 @@
+"""One processed data set per domain, through LLaMA-Factory's own loading, templates and tokenization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import load_from_disk
+from llamafactory.data import loader
+from llamafactory.data.data_utils import split_dataset
+
+from dataflex.config.schema import DataflexConfig
+from dataflex.errors import ConfigError
+from dataflex.trainer.ledger import write_atomically
+from dataflex.trainer.rows import Rows
+
+_MANIFEST = "dataflex_tokenized.json"
+# What decides how a raw row becomes token ids, beside the data and the tokenizer.
+TOKENIZATION = (
+    "template", "cutoff_len", "train_on_prompt", "mask_history", "packing", "neat_packing", "tool_format",
+    "default_system", "enable_thinking", "preserve_thinking", "max_samples", "val_size", "preprocessing_batch_size",
+    "ignore_pad_token_for_loss",
+)  # fmt: skip
+
+
+def load_domains(
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+) -> dict[str, Any]:
+    """As LLaMA-Factory's get_dataset, with `train_dataset` a `Rows` of one part per data set name.
+
+    Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
+    train; together they are the `validation` set, or one set per domain with `eval_on_each_dataset`.
+    """
+    names = list(data_args.dataset)
+    saved = Path(data_args.tokenized_path) if data_args.tokenized_path else None
+    signature = tokenization_signature(data_args, training_args, stage, tokenizer)
+    if saved and (saved / _MANIFEST).is_file():
+        return _read_snapshot(saved, names, signature)
+    if saved and saved.exists() and any(saved.iterdir()):
+        raise ConfigError(
+            f"tokenized_path: {saved} holds data that was not tokenized per domain; point it to a new directory"
+        )
+
+    def process(dataset: Any, is_eval: bool) -> Any:
+        try:
+            return loader._get_preprocessed_dataset(
+                dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
+            )
+        except (StopIteration, RuntimeError) as error:
+            if isinstance(error, StopIteration) or "Cannot find" in str(error):
+                raise ConfigError("dataset: no row is left after tokenization" if is_eval else _EMPTY) from None
+            raise
+
+    local = not data_args.data_shared_file_system
+    with training_args.main_process_first(desc="load dataset", local=local):
+        raw = loader._get_merged_dataset(names, model_args, data_args, training_args, stage, return_dict=True)
+        raw_eval = loader._get_merged_dataset(
+            data_args.eval_dataset, model_args, data_args, training_args, stage,
+            return_dict=data_args.eval_on_each_dataset,
+        )  # fmt: skip
+    for name in names:
+        if len(raw[name]) == 0:
+            raise ConfigError(f"dataset: {name!r} is empty")
+
+    parts, held_out = [], {}
+    with training_args.main_process_first(desc="pre-process dataset", local=local):
+        for name in names:
+            train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
+            try:
+                parts.append(process(train["train"], is_eval=False))
+            except ConfigError as error:
+                if str(error) is not _EMPTY:
+                    raise
+                raise ConfigError(f"dataset: no row of {name!r} is left after tokenization") from None
+            if len(parts[-1]) == 0:
+                raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
+            if validation:
+                held_out[name] = process(validation["validation"], is_eval=True)
+        evaluation = _evaluation(raw_eval, held_out, data_args, process)
+        if saved and training_args.should_save:
+            _write_snapshot(saved, names, parts, evaluation, signature)
+    return {"train_dataset": Rows(parts, names), **({} if evaluation is None else {"eval_dataset": evaluation})}
+
+
+_EMPTY = "dataset: no row is left after tokenization of a training set"
+
+
+def _evaluation(raw_eval: Any, held_out: dict[str, Any], data_args: Any, process: Any) -> Any:
+    from datasets import concatenate_datasets
+
+    if isinstance(raw_eval, dict):
+        return {name: process(part, is_eval=True) for name, part in raw_eval.items()}
+    if raw_eval is not None:
+        return process(raw_eval, is_eval=True)
+    if held_out and data_args.eval_on_each_dataset:
+        return held_out
+    return concatenate_datasets(list(held_out.values())) if held_out else None
+
+
+def load_merged(rows: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Wrap what LLaMA-Factory loaded itself (weight-only runs): one part; a single data set gives the domain its name."""
+    domain = names[0] if len(names) == 1 else "all"
+    return {**rows, "train_dataset": Rows([rows["train_dataset"]], [domain])}
+
+
+def tokenization_signature(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> dict[str, Any]:
+    """What must be equal for token ids to be equal, the raw data aside."""
+    import xxhash
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    record = {name: getattr(data_args, name) for name in TOKENIZATION}
+    if record["val_size"]:
+        record["split_seed"] = training_args.seed
+    special = sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())
+    digest = xxhash.xxh3_128((vocabulary + repr(special)).encode()).hexdigest()
+    return {"stage": stage, **record, "tokenizer": digest}
+
+
+def _write_snapshot(
+    folder: Path, names: list[str], parts: list[Any], evaluation: Any, signature: dict[str, Any]
+) -> None:
+    for d, part in enumerate(parts):
+        part.save_to_disk(str(folder / "domains" / str(d)))
+    sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
+    for e, part in enumerate(sets.values()):
+        part.save_to_disk(str(folder / "eval" / str(e)))
+    manifest = {"format": "dataflex-domains-2", "domains": names, "eval": list(sets), "signature": signature}
+    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) -> dict[str, Any]:
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    stored = manifest.get("signature", {})
+    for key, value in signature.items():
+        if stored.get(key) != value:
+            raise ConfigError(
+                f"tokenized_path: {folder} was made with {key} {stored.get(key)!r}, this run has {value!r};"
+                " point it to a new directory"
+            )
+    if manifest["domains"] != names:
+        raise ConfigError(
+            f"tokenized_path: {folder} holds {', '.join(manifest['domains'])}, this run asks for {', '.join(names)}"
+        )
+    parts = [load_from_disk(str(folder / "domains" / str(d))) for d in range(len(names))]
+    sets = {name: load_from_disk(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
+    out: dict[str, Any] = {"train_dataset": Rows(parts, names)}
+    if sets:
+        out["eval_dataset"] = sets[""] if list(sets) == [""] else sets
+    return out
+
+
+def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:
+    """Raise ConfigError for a budget or proportion the data cannot meet."""
+    domains = rows.domains
+    select, mix = config.select, config.mix
+    if select is not None and mix is None and not select.component.with_replacement:
+        budget = (select.schedule.interval or 0) * global_batch
+        if budget > len(rows):
+            most = len(rows) // global_batch
+            raise ConfigError(
+                f"dataflex.select.interval: {select.schedule.interval} steps of {global_batch} rows ask for {budget} rows,"
+                f" but the data has {len(rows)}; use at most {most} step{'' if most == 1 else 's'}"
+            )
+    if mix is not None and mix.proportions is not None and len(mix.proportions) != len(domains):
+        raise ConfigError(
+            f"dataflex.mix.proportions: {len(mix.proportions)} given for {len(domains)} data sets ({', '.join(domains.names)})"
+        )

@@ -1,0 +1,122 @@
+"""Starts `train` in this process or, on several devices, under torchrun, with the environment LLaMA-Factory honours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataflex.config import load
+from dataflex.errors import ConfigError, DataflexError
+
+_ERROR_FILE = "DATAFLEX_ERROR_FILE"
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Exit status of `train <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
+    try:
+        config = load(arguments)
+        if _wants_torchrun():
+            return _torchrun(arguments)
+        from dataflex.base.train import train
+
+        train(config)
+        return 0
+    except DataflexError as error:
+        return report(error)
+    except ValueError as error:
+        if not _raised_while_parsing(error):
+            raise
+        return report(ConfigError(" ".join(str(error).split())))
+
+
+def report(error: DataflexError) -> int:
+    """One line on stderr, from rank 0 alone; under torchrun the launcher prints it, from the file it asked for."""
+    line = f"dataflex: error: {error}"
+    target = os.getenv(_ERROR_FILE)
+    if os.getenv("RANK", "0") == "0":
+        if target:
+            Path(target).write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")
+        else:
+            print(line, file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+def _raised_while_parsing(error: BaseException) -> bool:
+    """Whether LLaMA-Factory refused the arguments (or a data set, or the template) before a model was loaded."""
+    frame, names = error.__traceback__, set()
+    while frame is not None:
+        names.add(frame.tb_frame.f_code.co_name)
+        frame = frame.tb_next
+    return bool(names & {"get_train_args", "get_dataset", "get_template_and_fix_tokenizer", "load_tokenizer"})
+
+
+def _wants_torchrun() -> bool:
+    if "LOCAL_RANK" in os.environ:  # already a rank
+        return False
+    if _enabled("FORCE_TORCHRUN") or _enabled("USE_MCA"):
+        return True
+    if _enabled("USE_RAY") or _enabled("USE_KT"):
+        return False
+    return _devices() > 1
+
+
+def _torchrun(arguments: Sequence[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    env = os.environ
+    nodes = env.get("NNODES", "1")
+    options = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(max(_devices(), 1)))]
+    address, port = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT") or str(_free_port())
+    if rendezvous := env.get("RDZV_ID"):
+        if "MIN_NNODES" in env and "MAX_NNODES" in env:
+            nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
+        options += ["--nnodes", nodes, "--rdzv-id", rendezvous, "--rdzv-backend", "c10d"]
+        options += ["--rdzv-endpoint", f"{address}:{port}", "--max-restarts", env.get("MAX_RESTARTS", "0")]
+    else:
+        options += ["--nnodes", nodes, "--node-rank", env.get("NODE_RANK", "0")]
+        options += ["--master-addr", address, "--master-port", port]
+    if _enabled("OPTIM_TORCH", "1"):
+        env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        env.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
+    # A worker's own line says what went wrong; torchrun's account of how the other workers were stopped adds nothing.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="dataflex-") as scratch:
+        error_file = Path(scratch) / "error"
+        env[_ERROR_FILE] = str(error_file)
+        try:
+            run(parse_args([*options, "-m", "dataflex", "train", *arguments]))
+            return 0
+        except ChildFailedError as error:
+            if error_file.is_file():
+                status, line = error_file.read_text(encoding="utf-8").split("\n", 1)
+                print(line.strip(), file=sys.stderr, flush=True)
+                return int(status)
+            rank, failure = error.get_first_failure()
+            print(
+                f"dataflex: error: rank {rank} ended with exit status {failure.exitcode}", file=sys.stderr, flush=True
+            )
+            return 1
+        finally:
+            del env[_ERROR_FILE]
+
+
+def _devices() -> int:
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _enabled(name: str, default: str = "0") -> bool:
+    return os.getenv(name, default).lower() in ("true", "1", "y")

@@ -1,0 +1,80 @@
+"""Where LLaMA-Factory is entered: which module attribute holds a stage's trainer and its data loading.
+
+Attributes are replaced for the length of one call and put back. `check` fails with one clear line if a release has moved
+them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dataflex.errors import DataflexError
+
+
+@dataclass(frozen=True)
+class StageSeam:
+    """workflow: module whose `get_dataset` the stage calls. trainer_module, trainer: where it looks up its trainer."""
+
+    workflow: str
+    trainer_module: str
+    trainer: str
+
+
+STAGES = {
+    "pt": StageSeam("llamafactory.train.pt.workflow", "llamafactory.train.pt.workflow", "CustomTrainer"),
+    "sft": StageSeam("llamafactory.train.sft.workflow", "llamafactory.train.sft.workflow", "CustomSeq2SeqTrainer"),
+    "rm": StageSeam("llamafactory.train.rm.workflow", "llamafactory.train.rm.workflow", "PairwiseTrainer"),
+    # run_dpo imports its trainer when called
+    "dpo": StageSeam("llamafactory.train.dpo.workflow", "llamafactory.train.dpo.trainer", "CustomDPOTrainer"),
+    "kto": StageSeam("llamafactory.train.kto.workflow", "llamafactory.train.kto.workflow", "CustomKTOTrainer"),
+}
+
+# Private functions used, with the parameters they must take.
+_SIGNATURES = {
+    ("llamafactory.data.loader", "_get_merged_dataset"): (
+        "dataset_names", "model_args", "data_args", "training_args", "stage", "return_dict",
+    ),
+    ("llamafactory.data.loader", "_get_preprocessed_dataset"): (
+        "dataset", "data_args", "training_args", "stage", "template", "tokenizer", "processor", "is_eval",
+    ),
+    ("llamafactory.data.loader", "get_dataset"): (
+        "template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor",
+    ),
+    ("llamafactory.data.data_utils", "split_dataset"): ("dataset", "eval_dataset", "data_args", "seed"),
+    ("llamafactory.train.tuner", "_training_function"): ("config",),
+    ("llamafactory.hparams.parser", "get_last_checkpoint"): ("folder",),
+}  # fmt: skip
+
+
+def check() -> None:
+    """Raise DataflexError if the installed LLaMA-Factory does not have the seams this version attaches to."""
+    for (module, name), parameters in _SIGNATURES.items():
+        found = tuple(inspect.signature(attribute(module, name)).parameters)
+        if found != parameters:
+            raise DataflexError(
+                f"this version of dataflex needs llamafactory 0.9.5: {module}.{name} takes {', '.join(found)}"
+                f" instead of {', '.join(parameters)}"
+            )
+
+
+def attribute(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DataflexError(f"this version of dataflex needs llamafactory 0.9.5: {error}") from error
+
+
+@contextmanager
+def replaced(*changes: tuple[str, str, Any]) -> Iterator[None]:
+    """(module, attribute, value) for the length of the block."""
+    with ExitStack() as stack:
+        for module_name, name, value in changes:
+            module = importlib.import_module(module_name)
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield

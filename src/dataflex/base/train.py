@@ -1,0 +1,176 @@
+"""`train`: LLaMA-Factory's own run with our trainer and our data loading in place, where the configuration asks for them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataflex.base import seams
+from dataflex.base.arguments import check_arguments
+from dataflex.config import RunConfig, load
+from dataflex.errors import ConfigError
+from dataflex.version import __version__
+
+
+def train_file(path: str, overrides: Sequence[str] = ()) -> None:
+    """Train from a configuration file in this process, as `dataflex-cli train <path> [key=value ...]` does."""
+    train(load([path, *overrides]))
+
+
+def train(config: RunConfig) -> None:
+    """Run one training in this process (one rank of it under torchrun)."""
+    check_arguments(config)
+    if _is_main():
+        for line in config.notices:
+            print(f"dataflex: {line}", file=sys.stderr, flush=True)
+    from llamafactory.train import tuner
+
+    arguments = dict(config.llamafactory)
+    if config.dataflex is None:
+        tuner.run_exp(args=arguments)
+        return
+    seams.check()
+    callbacks: list[Any] = []
+    if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
+        from transformers import EarlyStoppingCallback
+
+        patience = int(arguments.pop("early_stopping_steps"))
+        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.early_stopping_min_delta))
+    with _dynamic(config):
+        tuner._training_function(config={"args": arguments, "callbacks": callbacks})
+
+
+def _dynamic(config: RunConfig) -> Any:
+    """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
+    from dataflex.trainer import build_trainer
+    from dataflex.trainer.state import newest_complete
+
+    assert config.dataflex is not None
+    dataflex = config.dataflex
+    stage = str(config.llamafactory.get("stage", "sft"))
+    seam = seams.STAGES[stage]
+    base = seams.attribute(seam.trainer_module, seam.trainer)
+    stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
+    identity: dict[str, Any] = {}
+    run_record: dict[str, Any] = {}
+
+    def last_checkpoint(folder: str) -> str | None:
+        found, passed_over = newest_complete(Path(folder))
+        if _is_main():
+            for line in passed_over:
+                print(f"dataflex: {line}", file=sys.stderr, flush=True)
+        return str(found) if found else None
+
+    def get_dataset(
+        template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
+    ) -> Any:
+        from dataflex.base.data import check_budgets, load_domains, load_merged
+
+        if dataflex.plans_data:
+            module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
+        else:
+            module = stock_loader(template, model_args, data_args, training_args, stage, **tokenizer_module)
+            module = load_merged(module, list(data_args.dataset))
+        check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
+        identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
+        run_record.update(_record(config, identity, module["train_dataset"]))
+        _check_resume(training_args, identity)
+        return module
+
+    trainer = build_trainer(
+        base,
+        dataflex,
+        stage=stage,
+        per_row=_has_row_losses(config, stage),
+        identity=identity,
+        run_record=run_record,
+    )
+    return seams.replaced(
+        (seam.trainer_module, seam.trainer, trainer),
+        (seam.workflow, "get_dataset", get_dataset),
+        ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
+    )
+
+
+def _has_row_losses(config: RunConfig, stage: str) -> bool:
+    """Whether the stage's loss can be had per row. Runs that need it have been refused already where it cannot."""
+    lf = config.llamafactory
+    opaque = (
+        "use_dft_loss",
+        "use_eaft_loss",
+        "use_asft_loss",
+        "enable_liger_kernel",
+        "use_unsloth",
+        "label_smoothing_factor",
+    )
+    return stage != "kto" and not any(lf.get(key) for key in opaque)
+
+
+def _global_batch(args: Any) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _identity(
+    config: RunConfig, data_args: Any, training_args: Any, stage: str, tokenizer_module: dict[str, Any], rows: Any
+) -> dict[str, Any]:
+    """What a resumed run must share with the run it goes on from, as flat keys."""
+    from dataflex.base.data import tokenization_signature
+    from dataflex.trainer.collectives import decide
+
+    assert config.dataflex is not None
+    out: dict[str, Any] = {}
+    for key, value in config.dataflex.to_json().items():
+        if isinstance(value, dict):
+            out |= {f"dataflex.{key}.{k}": v for k, v in value.items()}
+        else:
+            out[f"dataflex.{key}"] = value
+    out["seed"] = training_args.seed
+    out["data_seed"] = training_args.data_seed
+    out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))
+    if training_args.max_steps > 0:
+        out["max_steps"] = training_args.max_steps
+    else:
+        out["num_train_epochs"] = training_args.num_train_epochs
+    out["dataset"] = ",".join(data_args.dataset)
+    out |= tokenization_signature(data_args, training_args, stage, tokenizer_module["tokenizer"])
+    out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
+    out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
+    return out
+
+
+def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """What config.yaml shows: the resolved block, LLaMA-Factory's keys, versions and data fingerprints."""
+    from importlib.metadata import version
+
+    assert config.dataflex is not None
+    packages = ("llamafactory", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
+    return {
+        "dataflex": config.dataflex.to_json(),
+        "llamafactory": config.llamafactory,
+        "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
+        "domains": {
+            name: {"rows": size, "fingerprint": identity[f"content of {name}"]}
+            for name, size in zip(rows.domains.names, rows.domains.sizes, strict=True)
+        },
+        "tokenizer": identity["tokenizer"],
+    }
+
+
+def _check_resume(training_args: Any, identity: dict[str, Any]) -> None:
+    from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
+
+    folder = training_args.resume_from_checkpoint
+    if not folder:
+        return
+    reason = what_is_missing(Path(folder))
+    if reason is not None:
+        raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
+    snapshot, _ = read_snapshot(Path(folder))
+    check_identity(snapshot.identity, identity, Path(folder))
+
+
+def _is_main() -> bool:
+    return os.getenv("RANK", "0") == "0"

@@ -1,0 +1,45 @@
+"""The commands; no logic of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from dataflex.errors import nearest
+from dataflex.version import __version__
+
+USAGE = """usage: dataflex-cli COMMAND
+
+  train CONFIG [key=value ...]   train with the dataflex block of a .yaml or .json file (or LLaMA-Factory's --key value)
+  demo [OUT] [--steps N]         train four tiny models on real text and compare them; no network, a few minutes
+  version                        the installed version
+  export, chat, api, webui, webchat, env
+                                 passed on to LLaMA-Factory
+"""
+_PASSED_ON = ("export", "chat", "api", "webui", "webchat", "env")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (argv[0], argv[1:]) if argv else ("help", [])
+    if command in ("help", "-h", "--help") or (command == "train" and rest[:1] in ([], ["-h"], ["--help"])):
+        print(USAGE, end="")
+        return 0
+    if command in ("version", "-v", "--version"):
+        print(f"dataflex {__version__}")
+        return 0
+    if command == "train":
+        from dataflex.base.launch import launch
+
+        return launch(rest)
+    if command == "demo":
+        from dataflex.demo.run import main as demo
+
+        return demo(rest)
+    if command in _PASSED_ON:
+        return subprocess.run([sys.executable, "-m", "llamafactory.cli", command, *rest], check=False).returncode
+    print(
+        f"dataflex: error: unknown command {command!r}{nearest(command, ('train', 'demo', 'version', *_PASSED_ON))}",
+        file=sys.stderr,
+    )
+    return 2

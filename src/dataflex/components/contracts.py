@@ -1,0 +1,186 @@
+"""What a component is: a frozen configuration, a pure update, a serialisable state.
+
+A component is a frozen dataclass whose fields are its parameters; the defaults are the paper's. It asks for *signals* by
+name and returns a decision. It never touches a model, a process group or a trainer.
+
+States are flat dictionaries of str -> int, float, str, bool, None or numpy array; they are saved as they are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+State = dict[str, Any]
+
+SIGNALS: Mapping[str, str] = {
+    "loss": "token-mean cross entropy (or the stage's own loss) of each pool row under the current model; one forward pass",
+    "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """Base of every component. Subclasses are frozen dataclasses; check parameters in `check`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Names of the signals to be measured before each update (see SIGNALS)."""
+
+    retired: ClassVar[Mapping[str, str]] = {}
+    """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError (see `require`) for a parameter outside its range."""
+
+    def require(self, parameter: str, holds: bool, expectation: str) -> None:
+        if not holds:
+            raise ConfigError(f"{parameter} must be {expectation}, got {getattr(self, parameter)!r}")
+
+
+# -- selection -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SelectionContext:
+    """What a selector may know besides its signals.
+
+    budget: rows to return; rows: number of candidates; step: optimizer steps done; update: updates made before this one;
+    updates: updates planned in all (None: to the end, with no fixed number); domain: name of the domain the candidates
+    come from, None when all domains are one pool; rng: generator of this decision alone.
+    """
+
+    budget: int
+    rows: int
+    step: int
+    update: int
+    updates: int | None
+    domain: str | None
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Selection:
+    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score)."""
+
+    chosen: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(Component, ABC):
+    """Chooses rows. Candidates are the rows of a pool that have a finite value for every signal in `needs`."""
+
+    with_replacement: ClassVar[bool] = False
+    """Whether `select` may return a row twice (and a budget above the pool's size). May be a property."""
+
+    def init(self) -> State:
+        return {}
+
+    @abstractmethod
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates."""
+
+
+# -- mixture -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """The domains a mixer decides over: names, sizes (rows) and the proportions the run starts with, each of length k."""
+
+    names: tuple[str, ...]
+    sizes: np.ndarray
+    proportions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Sums over all samples and all ranks since the last update, each float64[k].
+
+    rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
+    sum of their cross entropies. proportions: what was requested in the interval. signals: per-domain arrays of the
+    other signals asked for, one array per domain. rng: generator of this decision alone.
+    """
+
+    step: int
+    update: int
+    proportions: np.ndarray
+    rows: np.ndarray
+    loss: np.ndarray
+    tokens: np.ndarray
+    token_loss: np.ndarray
+    signals: Mapping[str, list[np.ndarray]]
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Decision:
+    """proportions: float[k], non-negative, adding up to one."""
+
+    proportions: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Component, ABC):
+    """Sets domain proportions."""
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        """Proportions before the first update, float[k]; the run's own unless the mixer brings some."""
+        return domains.proportions
+
+    def init(self, domains: DomainInfo) -> State:
+        return {}
+
+    @abstractmethod
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]: ...
+
+
+# -- reweighting ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightContext:
+    """What a weighter may know besides the losses.
+
+    reference: losses of the rows that define the statistics, float[m]: those of the whole global batch, or with
+    accumulation and `scope: running` those of the global batch before. ids, domains: int64[n]. step: optimizer steps done.
+    """
+
+    reference: torch.Tensor
+    ids: torch.Tensor
+    domains: torch.Tensor
+    step: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighter(Component, ABC):
+    """Weighs rows by a function of their losses. Only ratios matter: the trainer normalises."""
+
+    def init(self) -> State:
+        return {}
+
+    @abstractmethod
+    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        """losses: float32[n], finite; returns non-negative float32[n]. Must act on each row by itself, given context."""
+
+    def update(self, state: State, context: WeightContext) -> State:
+        """Called once per optimizer step, with the global batch as `context.reference`."""
+        return state

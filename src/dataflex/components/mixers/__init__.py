@@ -1,0 +1,1 @@
+"""Mixers: how much of each domain."""

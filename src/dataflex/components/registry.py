@@ -1,0 +1,95 @@
+"""Names to classes: explicit tables, entry points of other packages, and `module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from importlib.metadata import entry_points
+
+from dataflex.components.contracts import Component, Mixer, Selector, Weighter
+from dataflex.errors import ConfigError, nearest
+
+_HERE = "dataflex.components"
+
+SELECTORS = {
+    "random": f"{_HERE}.selectors.random:RandomSelector",
+    "loss": f"{_HERE}.selectors.loss:LossSelector",
+}
+MIXERS = {
+    "static": f"{_HERE}.mixers.static:StaticMixer",
+    "random": f"{_HERE}.mixers.random:RandomMixer",
+    "odm": f"{_HERE}.mixers.odm:OdmMixer",
+}
+WEIGHTERS = {
+    "loss": f"{_HERE}.weighters.loss:LossWeighter",
+}
+
+FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
+    "select": (SELECTORS, Selector, "selectors"),
+    "mix": (MIXERS, Mixer, "mixers"),
+    "weight": (WEIGHTERS, Weighter, "weighters"),
+}
+
+# Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
+ABSENT = {
+    "select": {"custom", "delta_loss", "less", "cluster_less", "icons", "coincide", "nice", "tsds", "near"},
+    "mix": {"doremi", "dynamic_moe"},
+    "weight": {"adapt", "joint_update_aware", "custom"},
+}
+
+
+def names(slot: str) -> list[str]:
+    """Every name that `resolve` accepts for a slot, `module:Class` aside."""
+    table, _, family = FAMILIES[slot]
+    return sorted({*table, *(e.name for e in entry_points(group=f"dataflex.{family}"))})
+
+
+def resolve(slot: str, name: str, key: str) -> type[Component]:
+    """The component class called `name` in family `slot` (select, mix, weight); `key` names the setting in errors."""
+    table, base, family = FAMILIES[slot]
+    if ":" in name:
+        target = _import(name, key)
+    elif name in table:
+        target = _import(table[name], key)
+    else:
+        found = [e for e in entry_points(group=f"dataflex.{family}") if e.name == name]
+        if not found and name in ABSENT[slot]:
+            raise ConfigError(
+                f"{key}: {name!r} of dataflex 1.1.0 is not part of this version; choose from {', '.join(names(slot))}"
+            )
+        if not found:
+            raise ConfigError(f"{key}: unknown {family[:-1]} {name!r}{nearest(name, names(slot))}")
+        try:
+            target = found[0].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{key}: entry point {name!r} does not load: {error}") from error
+    if not (inspect.isclass(target) and issubclass(target, base)):
+        raise ConfigError(f"{key}: {name} is not a dataflex {base.__name__}{_porting_hint(target, base)}")
+    if inspect.isabstract(target):
+        missing = ", ".join(sorted(target.__abstractmethods__))
+        raise ConfigError(f"{key}: {name} does not implement {missing}")
+    return target
+
+
+def _import(path: str, key: str) -> object:
+    module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not have the working directory on its path
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}") from error
+
+
+def _porting_hint(target: object, base: type[Component]) -> str:
+    old_style = {"Selector": "select", "Mixer": "mix", "Weighter": "get_weighted_loss"}[base.__name__]
+    if inspect.isclass(target) and hasattr(target, old_style):
+        return (
+            f" (it looks like a component of dataflex 1.1.0: make it a frozen dataclass that extends dataflex.{base.__name__},"
+            " with its parameters as fields; see docs/migration.md)"
+        )
+    return f" (it must extend dataflex.{base.__name__})"

@@ -1,0 +1,65 @@
+"""Selection by loss bucket: draw mostly rows whose loss is low, medium or high under the current model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+
+_FOCUS = ("low", "medium", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSelector(Selector):
+    """Sample rows with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere.
+
+    The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium < q2 <= high.
+    Without replacement the draw is sequential (each next row in proportion to what is left), by exponential keys
+    (Efraimidis & Spirakis, 2006).
+    """
+
+    focus: str = "medium"
+    focus_weight: float = 5.0
+    quantiles: tuple[float, float] = (0.33, 0.66)
+    temperature: float = 1.0
+    replacement: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "scores are written to <output_dir>/dataflex/selections",
+        "score_batch_size": "scoring batches are built by token budget (scoring_tokens)",
+        "score_num_workers": "scoring follows dataloader_num_workers",
+    }
+
+    def check(self) -> None:
+        self.require("focus", self.focus in _FOCUS, f"one of {', '.join(_FOCUS)}")
+        self.require("focus_weight", self.focus_weight > 0, "positive")
+        self.require("temperature", self.temperature > 0, "positive")
+        ordered = len(self.quantiles) == 2 and 0 <= self.quantiles[0] <= self.quantiles[1] <= 1
+        self.require("quantiles", ordered, "two ascending numbers in [0, 1]")
+
+    @property
+    def with_replacement(self) -> bool:  # type: ignore[override]
+        return self.replacement
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        losses = np.asarray(signals["loss"], dtype=np.float64)
+        low, high = np.quantile(losses, self.quantiles)
+        bucket = {
+            "low": losses <= low,
+            "medium": (losses > low) & (losses < high),
+            "high": losses >= high,
+        }[self.focus]
+        weights = np.where(bucket, self.focus_weight, 1.0) ** (1.0 / self.temperature)
+        if self.replacement:
+            chosen = context.rng.choice(context.rows, size=context.budget, p=weights / weights.sum())
+        else:
+            arrival = context.rng.exponential(size=context.rows) / weights
+            chosen = np.argsort(arrival, kind="stable")[: context.budget]
+        return Selection(chosen, losses), state

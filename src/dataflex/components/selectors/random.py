@@ -1,0 +1,33 @@
+"""Uniform selection: the baseline every other selector is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSelector(Selector):
+    """`budget` rows drawn uniformly, afresh at every update.
+
+    seed: mixed into the run's own seed. replacement: draw with replacement.
+    """
+
+    seed: int = 42
+    replacement: bool = False
+
+    retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached"}
+
+    @property
+    def with_replacement(self) -> bool:  # type: ignore[override]
+        return self.replacement
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        return Selection(context.rng.choice(context.rows, size=context.budget, replace=self.replacement)), state

@@ -1,0 +1,1 @@
+"""Weighters: how hard each sample pulls."""

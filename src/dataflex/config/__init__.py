@@ -1,0 +1,16 @@
+"""The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
+
+from dataflex.config.load import CONFIG_SUFFIXES, load, parse
+from dataflex.config.schema import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig
+
+__all__ = [
+    "CONFIG_SUFFIXES",
+    "DataflexConfig",
+    "MixConfig",
+    "RunConfig",
+    "Schedule",
+    "SelectConfig",
+    "WeightConfig",
+    "load",
+    "parse",
+]

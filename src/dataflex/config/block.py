@@ -1,0 +1,149 @@
+"""The nested `dataflex:` block -> DataflexConfig. Every message names the key as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dataflex.components.contracts import Component
+from dataflex.components.registry import FAMILIES, names, resolve
+from dataflex.config.schema import DataflexConfig, MixConfig, Schedule, SelectConfig, WeightConfig
+from dataflex.errors import ConfigError, nearest
+
+_TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool}
+_SCHEDULE = {"warmup": int, "interval": int, "updates": int}
+_SLOT_KEYS: dict[str, dict[str, Any]] = {
+    "select": {**_SCHEDULE, "keep_ratio": float},
+    "mix": {**_SCHEDULE, "proportions": list[float], "initial": Literal["uniform", "stratified"]},
+    "weight": {"warmup": int, "scope": Literal["running", "global"]},
+}
+
+
+def parse_block(
+    block: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], spelled: Mapping[str, str], notices: list[str]
+) -> DataflexConfig:
+    """block: nested keys. presets: {slot: {preset name: {"name": class name, "params": {...}}}} of a components file.
+
+    spelled: how the user wrote a key, where it differs from its path ("dataflex.select.interval" -> "update_step").
+    """
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"dataflex must be a block of keys, got {block!r}")
+
+    def key(path: str) -> str:
+        return spelled.get(path, path)
+
+    unknown = [k for k in block if k not in (*_TOP, *_SLOT_KEYS)]
+    if unknown:
+        raise ConfigError(f"dataflex.{unknown[0]}: unknown key{nearest(str(unknown[0]), (*_TOP, *_SLOT_KEYS))}")
+    top = {k: _typed(block[k], kind, key(f"dataflex.{k}")) for k, kind in _TOP.items() if block.get(k) is not None}
+    for name in ("total_steps", "scoring_tokens"):
+        if name in top and top[name] < 1:
+            raise ConfigError(f"{key(f'dataflex.{name}')} must be at least 1, got {top[name]}")
+    slots = {
+        slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices)
+        for slot in _SLOT_KEYS
+        if block.get(slot) is not None
+    }
+    return DataflexConfig(**top, **slots)
+
+
+def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: list[str]) -> Any:
+    path = f"dataflex.{slot}"
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{key(path)} must be a block with a name, got {given!r}")
+    given = dict(given)
+    name = given.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{key(path + '.name')} is required; choose from {', '.join(names(slot))}, or module:Class")
+
+    class_name, params = name, {}
+    if name in presets:
+        preset = presets[name] or {}
+        class_name = str(preset.get("name") or name)
+        params = dict(preset.get("params") or {})
+    cls = resolve(slot, class_name, key(f"{path}.name"))
+    params = {**params, **given}
+    if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
+        params.setdefault("proportions", params.pop("initial_proportions"))
+        params.pop("initial_proportions", None)
+
+    own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
+    rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
+    component = _component(cls, rest, name, path, slot, key, notices)
+    own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
+
+    for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):
+        if number in own and own[number] < least:
+            raise ConfigError(f"{key(f'{path}.{number}')} must be at least {least}, got {own[number]}")
+    if slot == "weight":
+        return WeightConfig(name=name, component=component, **own)  # type: ignore[arg-type]
+
+    schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
+    fixed = slot == "mix" and class_name == "static"
+    if schedule.interval is None and not fixed:
+        raise ConfigError(f"{key(f'{path}.interval')} is required: optimizer steps between two updates of {name}")
+    if slot == "select":
+        if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:
+            raise ConfigError(f"{key(f'{path}.keep_ratio')} must be in (0, 1], got {own['keep_ratio']}")
+        return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+    if fixed:
+        schedule = Schedule()
+    if "proportions" in own:
+        own["proportions"] = check_proportions(own["proportions"], key(f"{path}.proportions"))
+    return MixConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+
+
+def check_proportions(values: list[float], key: str) -> tuple[float, ...]:
+    """Non-negative and adding up to one (to 1e-6); the number of data sets is checked with the data."""
+    if not values or any(not (v >= 0) or v == float("inf") for v in values):
+        raise ConfigError(f"{key} must be non-negative numbers, got {values}")
+    if abs(sum(values) - 1) > 1e-6:
+        raise ConfigError(f"{key} must add up to 1, got {values} (sum {sum(values):g})")
+    return tuple(float(v) for v in values)
+
+
+def _component(
+    cls: type[Component], params: Mapping[str, Any], name: str, path: str, slot: str, key: Any, notices: list[str]
+) -> Component:
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls) if f.init}
+    values: dict[str, Any] = {}
+    for param, value in params.items():
+        where = key(f"{path}.{param}")
+        if param in cls.retired and param not in known:
+            notices.append(f"{where} has no effect: {cls.retired[param]}")
+        elif param not in known:
+            raise ConfigError(f"{where}: {name} has no such parameter{nearest(param, [*known, *_SLOT_KEYS[slot]])}")
+        else:
+            values[param] = _typed(value, hints[param], where)
+    for param, spec in known.items():
+        if param not in values and spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"{key(f'{path}.{param}')} is required by {name}")
+    try:
+        return cls(**values)
+    except ConfigError as error:  # a range check of the component, which knows its parameter but not the path
+        parameter, _, message = str(error).partition(" ")
+        raise ConfigError(f"{key(f'{path}.{parameter}')} {message}") from None
+
+
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    if isinstance(value, bool) and kind in (int, float):
+        raise ConfigError(f"{key} must be a number, got {value}")
+    try:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        detail = first["msg"][0].lower() + first["msg"][1:]
+        options = first.get("ctx", {}).get("expected", "")
+        if first["type"] == "literal_error":
+            choices = [c.strip(" '") for c in str(options).replace(" or ", ",").split(",")]
+            raise ConfigError(f"{key}: {value!r} is not a choice{nearest(str(value), choices)}") from None
+        raise ConfigError(f"{key}: {detail}, got {value!r}") from None
+
+
+assert set(_SLOT_KEYS) == set(FAMILIES)

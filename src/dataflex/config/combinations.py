@@ -1,0 +1,88 @@
+"""What cannot be combined with dynamic data or weights, decided from the configuration alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dataflex.config.schema import DataflexConfig
+from dataflex.errors import ConfigError
+
+_STAGES = ("pt", "sft", "rm", "dpo", "kto")
+# Losses of LLaMA-Factory that come as one number for the whole batch.
+_BATCH_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
+# Kernels that never show the logits.
+_FUSED = ("enable_liger_kernel", "use_unsloth")
+
+
+def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
+    """Raise ConfigError for the first combination that would be wrong or silently without effect."""
+    what = " and ".join(config.components)
+    stage = lf.get("stage", "sft")
+    if stage == "ppo":
+        raise ConfigError(
+            f"stage: ppo cannot be combined with {what} (it draws its own rollouts); use {', '.join(_STAGES)}"
+        )
+    for key in ("use_mca", "use_hyper_parallel", "use_kt"):
+        if _on(lf.get(key)) or (key != "use_hyper_parallel" and _on(os.getenv(key.upper()))):
+            raise ConfigError(f"{key} replaces the Trainer and cannot be combined with {what}")
+    if _on(os.getenv("USE_RAY")):
+        raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
+    if not _on(lf.get("do_train", False)):
+        raise ConfigError(f"do_train must be true with {what}")
+    if config.plans_data:
+        _check_data(config, lf, what)
+    if config.needs("loss") or config.needs("train_loss") or config.weight:
+        _check_losses(config, lf, stage)
+
+
+def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
+    if _on(lf.get("streaming")):
+        raise ConfigError(f"streaming cannot be combined with {what} in this version")
+    if str(lf.get("mix_strategy", "concat")) != "concat":
+        raise ConfigError(
+            f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"
+        )
+    if lf.get("train_sampling_strategy") == "group_by_length" or _on(lf.get("group_by_length")):
+        raise ConfigError(f"group_by_length orders rows itself and cannot be combined with {what}")
+    for key in ("save_only_model", "ignore_data_skip"):
+        if _on(lf.get(key)):
+            raise ConfigError(f"{key} makes an exact resume impossible and cannot be combined with {what}")
+    if _on(lf.get("auto_find_batch_size")):
+        raise ConfigError(f"auto_find_batch_size changes the global batch mid-run and cannot be combined with {what}")
+    proportions = config.mix.proportions if config.mix else None
+    datasets = lf.get("dataset")
+    if proportions is not None and isinstance(datasets, str | list):
+        names = [d.strip() for d in datasets.split(",")] if isinstance(datasets, str) else datasets
+        if len(names) != len(proportions):
+            raise ConfigError(
+                f"mix proportions: {len(proportions)} given for {len(names)} data sets ({', '.join(names)})"
+            )
+
+
+def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
+    readers = [slot for slot, c in config.components.items() if slot == "weight" or c.needs & {"loss", "train_loss"}]
+    reader = f"{readers[0]}: {getattr(config, readers[0]).name}"
+    if stage == "kto":
+        raise ConfigError(f"stage: kto has no loss per row (its KL term belongs to the batch), which {reader} needs")
+    if stage == "sft":
+        for key in _BATCH_LOSSES:
+            if _on(lf.get(key)):
+                raise ConfigError(f"{key} gives one loss per batch, but {reader} needs one per row")
+    for key in _FUSED:
+        if _on(lf.get(key)):
+            raise ConfigError(f"{key} hides the logits, but {reader} needs a loss per row")
+    if float(lf.get("label_smoothing_factor") or 0) != 0 and stage in ("pt", "sft"):
+        raise ConfigError(f"label_smoothing_factor cannot be combined with {reader} in this version")
+    if stage == "dpo":
+        if float(lf.get("pref_bco_weight") or 0) > 0:
+            raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
+        if config.weight and float(lf.get("pref_ftx") or 0) > 0:
+            raise ConfigError("pref_ftx cannot be combined with weight in this version")
+    for key in ("sequence_parallel_size", "cp_size"):
+        if int(lf.get(key) or 1) > 1:
+            raise ConfigError(f"{key} splits rows over ranks, but {reader} needs a loss per row")
+
+
+def _on(value: Any) -> bool:
+    return str(value).strip().lower() in ("true", "1", "yes", "y", "on") if value is not None else False

@@ -1,0 +1,152 @@
+"""The flat keys of dataflex 1.1.0 (`train_type`, `component_name`, ...) -> the nested block."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataflex.errors import ConfigError, nearest
+
+FLAT_KEYS = (
+    "train_type",
+    "components_cfg_file",
+    "component_name",
+    "warmup_step",
+    "update_step",
+    "update_times",
+    "static_mix",
+    "train_step",
+    "freeze_gate",
+    "early_stopping_min_delta",
+    "mixture_sample_rule",
+    "init_mixture_proportions",
+    "mixer_eval_dataset",
+)
+_TRAIN_TYPES = {"dynamic_select": "select", "dynamic_mix": "mix", "dynamic_weight": "weight"}
+_REFUSED = ("dynamic_reorder", "dynamic_lego")
+_BUCKETS = {"selectors": "select", "mixers": "mix", "weighters": "weight"}
+_SAMPLE_RULES = ("mixture", "stratified", "uniform")
+
+
+def read_presets(path: str | None) -> dict[str, dict[str, Any]]:
+    """Presets of a components file by slot. A missing path is an error only when the user named it."""
+    if path is None:
+        return {}
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"components_cfg_file: no such file: {path}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"components_cfg_file: {path} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"components_cfg_file: {path} must hold the buckets {', '.join(_BUCKETS)}")
+    return {slot: content.get(bucket) or {} for bucket, slot in _BUCKETS.items()}
+
+
+def translate(
+    flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """(block, extra DataflexConfig fields, spelling of keys) for the flat keys given; block is empty for static runs."""
+    train_type = flat.get("train_type", "static")
+    allowed = ("static", *_TRAIN_TYPES)
+    if train_type in _REFUSED:
+        raise ConfigError(
+            f"train_type: {train_type} of dataflex 1.1.0 is not part of this version; choose from {', '.join(allowed)}"
+        )
+    if train_type not in allowed:
+        raise ConfigError(f"train_type: unknown value {train_type!r}{nearest(str(train_type), allowed)}")
+    if train_type == "static":
+        return {}, {}, {}
+
+    slot = _TRAIN_TYPES[train_type]
+    spelled = {
+        "dataflex.total_steps": "train_step",
+        f"dataflex.{slot}.name": "component_name",
+        f"dataflex.{slot}.warmup": "warmup_step",
+        f"dataflex.{slot}.interval": "update_step",
+        f"dataflex.{slot}.updates": "update_times",
+        "dataflex.mix.proportions": "init_mixture_proportions",
+        "dataflex.mix.initial": "mixture_sample_rule",
+    }
+    spec: dict[str, Any] = {"warmup": _integer(flat, "warmup_step", 0)}
+    if slot == "mix" and flat.get("static_mix"):
+        spec["name"] = "static"
+        if flat.get("component_name") not in (None, "static"):
+            notices.append(
+                f"static_mix keeps the proportions fixed, so component_name: {flat['component_name']} does not act"
+            )
+    elif not flat.get("component_name"):
+        raise ConfigError(f"component_name is required with train_type: {train_type}")
+    else:
+        spec["name"] = flat["component_name"]
+        if slot != "weight" and spec["name"] != "static":
+            spec["interval"] = _integer(flat, "update_step", 0)
+    if slot == "mix":
+        spec.update(_mixture(flat))
+        if flat.get("mixer_eval_dataset"):
+            notices.append(
+                "mixer_eval_dataset has no effect: no mixer of this version evaluates on a data set of its own"
+            )
+
+    extra: dict[str, Any] = {
+        "freeze_gate": bool(flat.get("freeze_gate", False)),
+        "early_stopping_min_delta": float(flat.get("early_stopping_min_delta", 0.0)),
+        "epoch_rounding": "down" if slot == "mix" else "up",
+    }
+    block: dict[str, Any] = {slot: spec}
+    total = _total_steps(slot, flat, llamafactory)
+    if total is not None:
+        block["total_steps"] = total
+    return block, extra, spelled
+
+
+def _mixture(flat: dict[str, Any]) -> dict[str, Any]:
+    rule = flat.get("mixture_sample_rule") or "mixture"
+    if rule not in _SAMPLE_RULES:
+        raise ConfigError(f"mixture_sample_rule: unknown value {rule!r}{nearest(str(rule), _SAMPLE_RULES)}")
+    proportions = flat.get("init_mixture_proportions")
+    if isinstance(proportions, str):
+        proportions = [part for part in proportions.replace("[", "").replace("]", "").split(",")]
+    if rule == "mixture" and proportions:
+        numbers = [float(p) for p in proportions]
+        total = sum(numbers)
+        if min(numbers) < 0 or total <= 0:
+            raise ConfigError(f"init_mixture_proportions must be non-negative numbers, got {proportions}")
+        return {"proportions": [n / total for n in numbers]}  # 1.1.0 normalises them
+    return {"initial": "stratified" if rule == "stratified" else "uniform"}
+
+
+def _total_steps(slot: str, flat: dict[str, Any], llamafactory: dict[str, Any]) -> int | None:
+    """The formulas of dataflex 1.1.0; None leaves the number to LLaMA-Factory's max_steps or epochs."""
+    train_step = _integer(flat, "train_step", 0)
+    if train_step > 0:
+        return train_step
+    times = _integer(flat, "update_times", 1)
+    steps = _integer(flat, "warmup_step", 0) + _integer(flat, "update_step", 0) * times
+    if slot == "select" and times > 0:
+        return ceil(float(llamafactory.get("num_train_epochs", 3.0)) * steps) or None
+    if slot == "mix" and not flat.get("static_mix") and times >= 0:
+        return steps or None
+    return None
+
+
+def _integer(flat: dict[str, Any], key: str, default: int) -> int:
+    value = flat.get(key, default)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(f"{key} must be an integer, got {value!r}")
+    try:
+        if int(float(value)) != float(value):
+            raise ValueError
+        return int(float(value))
+    except ValueError:
+        raise ConfigError(f"{key} must be an integer, got {value!r}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,103 @@
+"""Reads a configuration file and overrides, and splits it into our block and LLaMA-Factory's keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dataflex.config.block import parse_block
+from dataflex.config.combinations import check_combinations
+from dataflex.config.flat import FLAT_KEYS, read_presets, translate
+from dataflex.config.schema import RunConfig
+from dataflex.errors import ConfigError
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def load(arguments: Sequence[str]) -> RunConfig:
+    """arguments: `<file.yaml|.yml|.json> [key=value ...]`, or LLaMA-Factory's `--key value ...`."""
+    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
+        raw = _read_file(Path(arguments[0]), list(arguments[1:]))
+    else:
+        raw = _read_flags(arguments)
+    return parse(raw)
+
+
+def parse(raw: dict[str, Any]) -> RunConfig:
+    """Split a flat mapping of keys into RunConfig."""
+    raw = dict(raw)
+    notices: list[str] = []
+    block = raw.pop("dataflex", None)
+    flat = {key: raw.pop(key) for key in FLAT_KEYS if key in raw}
+    given_file = flat.get("components_cfg_file")
+    if block is not None and set(flat) - {"components_cfg_file"}:
+        other = sorted(set(flat) - {"components_cfg_file"})[0]
+        raise ConfigError(f"dataflex and {other} are two spellings of one block: keep one of them")
+    extra: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    if block is None:
+        block, extra, spelled = translate(flat, raw, notices)
+        if not block:  # static: LLaMA-Factory's run, untouched
+            return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
+    config = replace(parse_block(block, read_presets(given_file), spelled, notices), **extra)
+    if not config.components:
+        return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
+
+    if config.total_steps is not None:
+        asked = raw.get("max_steps")
+        if asked is not None and int(asked) > 0 and int(asked) != config.total_steps:
+            winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
+            notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
+        raw["max_steps"] = config.total_steps
+    if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
+        notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
+    check_combinations(config, raw)
+    return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
+
+
+def _read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no such configuration file: {path}")
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ConfigError(f"override {bad[0]!r} is not of the form key=value")
+    try:
+        text = path.read_text(encoding="utf-8")
+        base = OmegaConf.create(json.loads(text)) if path.suffix == ".json" else OmegaConf.create(text)
+        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(overrides)), resolve=True)
+    except (YAMLError, json.JSONDecodeError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(merged, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    return {str(k): v for k, v in merged.items()}
+
+
+def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--key value`, `--key=value`, `--key a b` (a list) and `--key` (true), values typed as YAML does."""
+    pairs: list[str] = []
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        if not word.startswith("--"):
+            raise ConfigError(f"expected a .yaml, .yml or .json file or --key value, got {word!r}")
+        key, equals, value = word[2:].partition("=")
+        index += 1
+        values = [value] if equals else []
+        while not equals and index < len(arguments) and not arguments[index].startswith("--"):
+            values.append(arguments[index])
+            index += 1
+        joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
+        pairs.append(f"{key}={joined}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(pairs), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    assert isinstance(content, dict)
+    return {str(k): v for k, v in content.items()}

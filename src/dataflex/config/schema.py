@@ -1,0 +1,127 @@
+"""The typed configuration every spelling ends in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dataflex.components.contracts import Component, Mixer, Selector, Weighter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a component acts, in optimizer steps: at `warmup`, then every `interval`, `updates` times (None: to the end).
+
+    interval None: never (a static mixture).
+    """
+
+    warmup: int = 0
+    interval: int | None = None
+    updates: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether an update falls before optimizer step `step` (counted from 0)."""
+        if self.interval is None or step < self.warmup or (step - self.warmup) % self.interval:
+            return False
+        return self.updates is None or (step - self.warmup) // self.interval < self.updates
+
+    def next_due(self, step: int) -> int | None:
+        """The first step at or after `step` at which an update is due; None if there is none."""
+        if self.interval is None:
+            return None
+        turn = max(0, -(-(step - self.warmup) // self.interval))
+        if self.updates is not None and turn >= self.updates:
+            return None
+        return self.warmup + turn * self.interval
+
+    def turn(self, step: int) -> int:
+        """Updates made before the one due at `step`."""
+        assert self.interval is not None
+        return (step - self.warmup) // self.interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """keep_ratio: share of each domain's rows that stays when a mixer is present too."""
+
+    name: str
+    component: Selector
+    schedule: Schedule
+    keep_ratio: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size)."""
+
+    name: str
+    component: Mixer
+    schedule: Schedule
+    proportions: tuple[float, ...] | None = None
+    initial: Literal["uniform", "stratified"] = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightConfig:
+    """scope: what the statistics cover when gradients are accumulated (no difference without accumulation)."""
+
+    name: str
+    component: Weighter
+    warmup: int = 0
+    scope: Literal["running", "global"] = "running"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataflexConfig:
+    """The `dataflex` block.
+
+    total_steps: optimizer steps, None: LLaMA-Factory's max_steps or epochs. epoch_rounding: whether a partial last batch
+    counts as a step of an epoch ("up", as the Trainer does) or not ("down", as dataflex 1.1.0 did for mixtures).
+    scoring_tokens: tokens of a scoring batch, padding counted. freeze_gate: keep mixture-of-experts routers fixed.
+    """
+
+    total_steps: int | None = None
+    select: SelectConfig | None = None
+    mix: MixConfig | None = None
+    weight: WeightConfig | None = None
+    scoring_tokens: int = 8192
+    epoch_rounding: Literal["up", "down"] = "up"
+    freeze_gate: bool = False
+    early_stopping_min_delta: float = 0.0
+
+    @property
+    def plans_data(self) -> bool:
+        """Whether the order of rows is ours (a selector or a mixer) or LLaMA-Factory's."""
+        return self.select is not None or self.mix is not None
+
+    @property
+    def components(self) -> dict[str, Component]:
+        slots = {"select": self.select, "mix": self.mix, "weight": self.weight}
+        return {slot: spec.component for slot, spec in slots.items() if spec is not None}
+
+    def needs(self, signal: str) -> bool:
+        return any(signal in component.needs for component in self.components.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what config.yaml shows and what a resumed run is compared with."""
+        out: dict[str, Any] = {"total_steps": self.total_steps, "epoch_rounding": self.epoch_rounding}
+        for slot in ("select", "mix", "weight"):
+            spec = getattr(self, slot)
+            if spec is None:
+                continue
+            record: dict[str, Any] = {"name": spec.name}
+            if slot != "weight":
+                record |= asdict(spec.schedule)
+            record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
+            record |= asdict(spec.component)
+            out[slot] = {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """dataflex: None for a plain LLaMA-Factory run. llamafactory: every other key. notices: lines to show once."""
+
+    dataflex: DataflexConfig | None
+    llamafactory: dict[str, Any]
+    notices: tuple[str, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""A demonstration that needs nothing but the installed packages: a tiny model, real text, four runs on a CPU."""

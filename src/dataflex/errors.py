@@ -1,0 +1,29 @@
+"""Errors a user can act on. The command line prints them as one line, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DataflexError(Exception):
+    """Something went wrong while running; exit status 1."""
+
+    exit_status = 1
+
+
+class ConfigError(DataflexError):
+    """The configuration cannot be run as written; exit status 2. The message names the key."""
+
+    exit_status = 2
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint to append to an error: the closest of `choices` to `word`, else the whole list when it is short."""
+    options = sorted(set(choices))
+    close = get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if options and len(options) <= 12:
+        return f"; choose from {', '.join(options)}"
+    return ""

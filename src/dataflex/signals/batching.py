@@ -1,0 +1,27 @@
+"""Scoring batches: rows of similar length together, as many as a token budget allows, dealt to ranks evenly."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Split range(len(lengths)) into batches whose padded size (rows x longest row) stays within `budget` tokens.
+
+    Sorted by length, longest first, so that a run short of memory fails at the start. A row longer than the budget is a
+    batch by itself. Does not depend on the number of ranks.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(1, budget // longest)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.ndarray], int]:
+    """This rank's batches, and how many extra dummy forwards it must do so that all ranks do the same number."""
+    mine = batches[rank::ranks]
+    return mine, -(-len(batches) // ranks) - len(mine)

@@ -1,0 +1,69 @@
+"""The few things ranks say to each other. One process: no communication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataflex.errors import DataflexError
+
+T = TypeVar("T")
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if ranks() > 1 else 0
+
+
+def decide(make: Callable[[], T]) -> T:
+    """Run `make` on rank 0 and give its result to all; a DataflexError is raised on every rank."""
+    if ranks() == 1:
+        return make()
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = make()
+        except DataflexError as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum, on every rank; the input is left alone."""
+    total = values.clone()
+    if ranks() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_rows(values: torch.Tensor) -> torch.Tensor:
+    """Concatenate equally shaped tensors over ranks along the first dimension."""
+    if ranks() == 1:
+        return values
+    out = torch.empty((ranks() * values.shape[0], *values.shape[1:]), dtype=values.dtype, device=values.device)
+    dist.all_gather_into_tensor(out, values.contiguous())
+    return out
+
+
+def gather_arrays(values: np.ndarray) -> list[np.ndarray]:
+    """Every rank's array (of any length), in rank order, on every rank."""
+    if ranks() == 1:
+        return [values]
+    out: list[Any] = [None] * ranks()
+    dist.all_gather_object(out, values)
+    return out
+
+
+def barrier() -> None:
+    if ranks() > 1:
+        dist.barrier()

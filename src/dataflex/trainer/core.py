@@ -1,0 +1,446 @@
+"""The mixin over LLaMA-Factory's own trainers: serves the plan, keeps the ledger, saves and restores.
+
+`DynamicTrainer` holds what every dynamic run shares; SelectTrainer, MixTrainer and WeightTrainer add one paradigm each
+and compose by inheritance (see `trainer/__init__.py`). The Trainer's loop is not copied: the seams are
+`get_batch_samples` (once per optimizer step, before any forward), `training_step`, `compute_loss`, `log` and
+`_save_checkpoint`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, rotate_checkpoints
+
+from dataflex.config.schema import DataflexConfig
+from dataflex.errors import DataflexError
+from dataflex.signals.cross_entropy import row_losses
+from dataflex.signals.losses import pool_losses
+from dataflex.trainer import collectives
+from dataflex.trainer.feed import Feed
+from dataflex.trainer.ledger import Exposure, RunFiles, write_table
+from dataflex.trainer.losses import auxiliary_loss, pair_losses, score_rows
+from dataflex.trainer.observations import DomainSums
+from dataflex.trainer.plan import Plan, Stage
+from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.trainer.state import Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
+
+# What the mixins are mixed into.
+_Host: Any = object
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    _Host = Trainer
+
+# A stage is continued by another one after this many positions, so that finding a position stays cheap.
+MAX_STAGE = 1 << 20
+_OPENING, _CONTINUATION = "start", "continue"
+
+
+class DynamicTrainer(_Host):  # type: ignore[misc]
+    """Mixin; the class attributes are set by `build_trainer`.
+
+    config: the run's block. stage_name: pt, sft, rm, dpo or kto. identity: what a resumed run must share.
+    run_record: what config.yaml says. per_row: whether the stage's loss is computed per row.
+    """
+
+    config: ClassVar[DataflexConfig]
+    stage_name: ClassVar[str]
+    identity: ClassVar[dict[str, Any]]
+    run_record: ClassVar[dict[str, Any]]
+    per_row: ClassVar[bool]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rows: Rows = self.train_dataset
+        self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
+        domains = self.rows.domains
+        self.run_files = RunFiles(self.args.output_dir, domains, writes=self.args.should_save)
+        self.exposure = Exposure(domains)
+        self.sums = DomainSums(len(domains), self.args.device)
+        self.states: dict[str, dict[str, Any]] = {}
+        self.plan = Plan(
+            domains,
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            shuffle=not self.finetuning_args.disable_shuffling,
+        )
+        self._origin = (0, 0)  # (step, position) the current global batch has been in force since
+        self._feed: Feed | None = None
+        self._horizon = 0
+        self._notes: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
+        self._signals: dict[str, np.ndarray] = {}
+        self._signals_step = -1
+        self._lengths: np.ndarray | None = None
+        self._pending_scalars: dict[str, float] = {}
+        self._served = np.zeros(len(domains), dtype=np.int64)
+        self._micro_ids: torch.Tensor | None = None
+        self._step_batches: list[Any] = []
+        if self.config.freeze_gate:
+            freeze_routers(self.model)
+        if self.config.plans_data:
+            self._settle_steps()
+
+    # -- length of the run -------------------------------------------------------------------------------------------
+
+    @property
+    def global_batch(self) -> int:
+        return self.get_total_train_batch_size(self.args)
+
+    def _settle_steps(self) -> None:
+        """Epochs become steps: the Trainer sees one pseudo-epoch that lasts the whole run."""
+        exact = len(self.rows) / self.global_batch
+        per_epoch = max(1, int(exact) if self.config.epoch_rounding == "down" else int(np.ceil(exact)))
+        if self.args.max_steps <= 0:
+            self.args.max_steps = int(np.ceil(self.args.num_train_epochs * per_epoch))
+        for name, strategy in (("eval", IntervalStrategy), ("save", SaveStrategy), ("logging", IntervalStrategy)):
+            if getattr(self.args, f"{name}_strategy") == strategy.EPOCH:
+                setattr(self.args, f"{name}_strategy", strategy.STEPS)
+                setattr(self.args, f"{name}_steps", per_epoch)
+
+    def num_examples(self, dataloader: Any) -> int:
+        return len(self.rows) if self.config.plans_data else super().num_examples(dataloader)
+
+    def get_train_dataloader(self) -> Any:
+        """With planned data, a loader that is only counted: `get_batch_samples` does not read it."""
+        if not self.config.plans_data:
+            return super().get_train_dataloader()
+        micro_steps = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        return DataLoader(micro_steps, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+
+    # -- starting and resuming ---------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            self._restore(Path(resume_from_checkpoint))
+        else:
+            self.run_files.start(self.run_record)
+            self.states = {slot: self._init_component(slot) for slot in self.config.components}
+            if self.config.plans_data:
+                self._open_first_stage()
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if self._feed is not None:
+                self._feed.close()
+        self._close_step()
+        self._write_exposure()
+        return result
+
+    def _init_component(self, slot: str) -> dict[str, Any]:
+        return self.config.components[slot].init()  # type: ignore[attr-defined]
+
+    def _restore(self, folder: Path) -> None:
+        snapshot, ledger = read_snapshot(folder)
+        self.states = snapshot.components
+        self.sums.load(snapshot.extra["sums"] if collectives.rank() == 0 else None)
+        self._restore_extra(snapshot.extra)
+        self._origin = (snapshot.step, snapshot.position)
+        if snapshot.stage is not None:
+            self.plan.stages = [snapshot.stage]
+        if collectives.rank() == 0 and exposure_path(folder).is_file():
+            self.exposure.load(exposure_path(folder))
+        if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
+            print(
+                f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
+                f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}",
+                flush=True,
+            )
+        self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
+
+    def _restore_extra(self, extra: Mapping[str, Any]) -> None:
+        """Take back what `_extra_state` gave."""
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"sums": self.sums.fold()}
+
+    # -- one optimizer step ------------------------------------------------------------------------------------------
+
+    def position(self, step: int) -> int:
+        """Samples served when `step` optimizer steps are done."""
+        return self._origin[1] + (step - self._origin[0]) * self.global_batch
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        self._close_step()
+        if not self.config.plans_data:
+            self._step_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+            return self._step_batches, items
+        step = self.state.global_step
+        if self._feed is None or step >= self._horizon:
+            self._decide(step)
+            self._open_feed(step)
+        assert self._feed is not None
+        self._step_batches, counts = self._feed.next_step()
+        self._served += counts
+        return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
+
+    def _open_feed(self, step: int) -> None:
+        args = self.args
+        if self._feed is None:
+            self._feed = Feed(
+                self.rows,
+                self.data_collator,
+                self.plan.rows,
+                per_device=self._train_batch_size,
+                accumulation=args.gradient_accumulation_steps,
+                rank=collectives.rank(),
+                ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
+                workers=args.dataloader_num_workers,
+                prefetch=args.dataloader_prefetch_factor,
+                pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            )
+        to_long = max(1, MAX_STAGE // self.global_batch)
+        dues = [s.next_due(step + 1) for s in self._schedules().values()]
+        self._horizon = min([args.max_steps, step + to_long, *(due for due in dues if due is not None)])
+        self._feed.open(self.position(step), self._horizon - step)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        self._micro_ids = inputs.pop(SAMPLE_IDS, None)
+        if self._micro_ids is not None:
+            self._micro_ids = self._micro_ids.cpu()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        if not model.training or self._micro_ids is None:
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if not self.per_row or self.stage_name == "dpo":  # dpo: the pairs are seen in compute_preference_loss
+            if not self.per_row:
+                self._note(None)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if self.stage_name == "rm":
+            return self._pair_loss(model, inputs)
+        return self._token_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _token_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items: Any) -> Any:
+        """sum_i w_i sum_t ce_it / num_items, scaled as the Trainer scales the model's own loss."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        sums, counts = row_losses(outputs.logits, labels)
+        weights = self._observe(sums.detach() / counts, counts, sums.detach())
+        total = sums.sum() if weights is None else (weights * sums).sum()
+        scaled = self.model_accepts_loss_kwargs and num_items is not None
+        loss = total / (num_items if scaled else counts.sum())
+        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+        if scaled and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _pair_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        losses = pair_losses(self, inputs, model)
+        weights = self._observe(losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
+        return losses.mean() if weights is None else (weights * losses).mean()
+
+    def compute_preference_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """dpo: LLaMA-Factory takes the mean of the losses returned here, so this is where pairs are seen and weighted."""
+        losses, *rewards = super().compute_preference_loss(*args, **kwargs)
+        if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
+            detached = losses.detach().float()
+            weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
+            losses = losses if weights is None else weights.to(losses.dtype) * losses
+        return (losses, *rewards)
+
+    def _observe(self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> torch.Tensor | None:
+        """Note the losses of this micro-batch's rows; returns their weights, None for one each. All inputs are [B]."""
+        assert self._micro_ids is not None
+        self.sums.add(self.rows.domains.of(self._micro_ids.numpy()), losses, counts, sums)
+        self._note(losses)
+        return self._weigh(losses, counts > 0)
+
+    def _note(self, losses: torch.Tensor | None) -> None:
+        assert self._micro_ids is not None
+        self._notes.append((self.state.global_step, self._micro_ids, losses))
+
+    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor) -> torch.Tensor | None:
+        """Row weights with mean one over the rows that count; None leaves every row at one."""
+        return None
+
+    def _close_step(self) -> None:
+        """Called on all ranks between two optimizer steps."""
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def _schedules(self) -> dict[str, Any]:
+        specs = {"select": self.config.select, "mix": self.config.mix}
+        return {slot: spec.schedule for slot, spec in specs.items() if spec is not None}
+
+    def _open_first_stage(self) -> None:
+        merged = self.config.mix is None
+        pools = self.plan.merged_pool() if merged else self.plan.domain_pools()
+        self.plan.append(0, pools, [1.0] if merged else self._initial_proportions())
+        self._log_decision(0, _OPENING, {"rows": len(self.rows)}, {}, 0.0)
+
+    def _initial_proportions(self) -> list[float]:
+        return [1.0]
+
+    def _decide(self, step: int) -> None:
+        """Let the components that are due before `step` append their stages: select first, then mix."""
+        position = self.position(step)
+        if position - self.plan.stages[-1].start >= MAX_STAGE:
+            last = self.plan.stages[-1]
+            self.plan.append(position, last.pools, last.proportions)
+            self._log_decision(step, _CONTINUATION, {}, {}, 0.0)
+        self._select(step)
+        self._mix(step)
+
+    def _select(self, step: int) -> None:
+        """SelectTrainer's turn."""
+
+    def _mix(self, step: int) -> None:
+        """MixTrainer's turn."""
+
+    def _log_decision(
+        self, step: int, component: str, decided: dict[str, Any], source: dict[str, Any], seconds: float
+    ) -> None:
+        stage: Stage = self.plan.stages[-1]
+        self.run_files.record(
+            {
+                "step": step,
+                "position": stage.start,
+                "component": component,
+                "decided": decided,
+                "from": source,
+                "seconds": round(seconds, 3),
+                "stage": stage.to_json(),
+            }
+        )
+
+    def signal(self, name: str) -> np.ndarray:
+        """The value of a signal for every row under the current model, float64[N]; measured once per step."""
+        step = self.state.global_step
+        if step != self._signals_step:
+            self._signals, self._signals_step = {}, step
+        if name not in self._signals:
+            if name != "loss":
+                raise DataflexError(f"no signal is called {name!r}")
+            if self._lengths is None:
+                self._lengths = self.rows.lengths()
+            begin = time.perf_counter()
+            self._signals[name] = pool_losses(
+                self.model,
+                self.rows,
+                self.data_collator,
+                self._score,
+                lengths=self._lengths,
+                budget=self.config.scoring_tokens,
+                prepare=self._prepare_inputs,
+                device=self.args.device,
+                workers=self.args.dataloader_num_workers,
+            )
+            self._pending_scalars["dataflex/scoring/seconds"] = time.perf_counter() - begin
+        return self._signals[name]
+
+    def _score(self, model: Any, batch: Any) -> torch.Tensor:
+        batch.pop(SAMPLE_IDS, None)
+        return score_rows(self, self.stage_name, model, batch)
+
+    # -- scalars -----------------------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.config.plans_data:
+            self.state.epoch = self.position(self.state.global_step) / len(self.rows)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs.update(self._scalars())
+        super().log(logs, *args, **kwargs)
+
+    def _scalars(self) -> dict[str, float]:
+        """What has happened since the last log; called on all ranks."""
+        names = self.rows.domains.names
+        out, self._pending_scalars = dict(self._pending_scalars), {}
+        if self.per_row:
+            for name, value in zip(names, self.sums.mean_since_log(), strict=True):
+                if np.isfinite(value):
+                    out[f"dataflex/loss/{name}"] = float(value)
+        if self.config.plans_data and self._served.sum():
+            for name, count in zip(names, self._served, strict=True):
+                out[f"dataflex/realized/{name}"] = float(count / self._served.sum())
+            self._served[:] = 0
+        return out
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Ours and the Trainer's files, then the completeness mark, and only then are older checkpoints rotated away."""
+        step = self.state.global_step
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
+        self._close_step()
+        snapshot = Snapshot(
+            step=step,
+            position=self.position(step) if self.config.plans_data else step * self.global_batch,
+            global_batch=self.global_batch,
+            identity=self.identity,
+            stage=self.plan.stages[-1] if self.plan.stages else None,
+            components=self.states,
+            extra=self._extra_state(),
+        )
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            (folder / "dataflex" / "COMPLETE").unlink(missing_ok=True)
+            super()._save_checkpoint(model, trial)
+            self._write_exposure(folder)
+            if self.args.should_save:
+                write_snapshot(folder, snapshot, self.run_files.ledger_text)
+            collectives.barrier()
+            if self.args.should_save:
+                mark_complete(folder)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
+                raise DataflexError(
+                    f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
+                    "the checkpoints before it are untouched and training can be resumed from the newest of them"
+                ) from error
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        collectives.barrier()
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _write_exposure(self, folder: Path | None = None) -> None:
+        """Merge the notes of all ranks and write the table to the run's files and into `folder`."""
+        width = sum(len(ids) for _, ids, _ in self._notes)
+        notes = np.full((width, 3), np.nan)
+        begin = 0
+        for step, ids, losses in self._notes:
+            end = begin + len(ids)
+            notes[begin:end, 0], notes[begin:end, 2] = ids.numpy(), step + 1
+            if losses is not None:
+                notes[begin:end, 1] = losses.double().cpu().numpy()
+            begin = end
+        self._notes = []
+        for part in collectives.gather_arrays(notes):
+            if collectives.rank() == 0:
+                self.exposure.merge(
+                    part[:, 0].astype(np.int64), part[:, 1].astype(np.float32), part[:, 2].astype(np.int64)
+                )
+        if self.args.should_save:
+            table = self.exposure.table()
+            for target in [self.run_files.path / "exposure.parquet", *([exposure_path(folder)] if folder else [])]:
+                write_table(target, table)
+
+
+def freeze_routers(model: torch.nn.Module) -> None:
+    """Keep mixture-of-experts routers fixed: modules called `gate` or `router`, not the `gate_proj` of every MLP."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("gate", "router"):
+            module.requires_grad_(False)

@@ -1,0 +1,86 @@
+"""Delivers to one rank its micro-batches of the planned order, with any number of loader workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from dataflex.trainer.rows import Rows
+
+
+class _Span(Sampler[list[int]]):
+    """The micro-batches of this rank for a span of optimizer steps; set anew at every decision."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.feed.micro_batches()
+
+
+class Feed:
+    """Global batch at position t, micro-step m, rank r, row i: the plan's row t + (m * ranks + r) * per_device + i.
+
+    rows_at(start, stop): the plan. A span of steps is opened up to the next decision; workers may read ahead inside it,
+    never past it, and are kept from span to span. Nothing is drawn from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        collate: Callable[[list[dict[str, Any]]], Any],
+        rows_at: Callable[[int, int], np.ndarray],
+        *,
+        per_device: int,
+        accumulation: int,
+        rank: int,
+        ranks: int,
+        workers: int = 0,
+        prefetch: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.rows, self.rows_at = rows, rows_at
+        self.per_device, self.accumulation, self.rank, self.ranks = per_device, accumulation, rank, ranks
+        self.global_batch = per_device * accumulation * ranks
+        self._span = (0, 0)
+        self._counts: deque[np.ndarray] = deque()
+        self._iterator: Iterator[Any] | None = None
+        self._loader = DataLoader(
+            rows,
+            batch_sampler=_Span(self),  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def micro_batches(self) -> Iterator[list[int]]:
+        position, steps = self._span
+        for step in range(steps):
+            start = position + step * self.global_batch
+            ids = self.rows_at(start, start + self.global_batch)
+            self._counts.append(np.bincount(self.rows.domains.of(ids), minlength=len(self.rows.domains)))
+            mine = ids.reshape(self.accumulation, self.ranks, self.per_device)[:, self.rank]
+            yield from mine.tolist()
+
+    def open(self, position: int, steps: int) -> None:
+        """Serve `steps` optimizer steps from `position` on."""
+        self._span = (position, steps)
+        self._counts.clear()
+        self._iterator = iter(self._loader)
+
+    def next_step(self) -> tuple[list[Any], np.ndarray]:
+        """The micro-batches of the next optimizer step, and its global batch's rows per domain, int64[k]."""
+        assert self._iterator is not None
+        batches = [next(self._iterator) for _ in range(self.accumulation)]
+        return batches, self._counts.popleft()
+
+    def close(self) -> None:
+        self._iterator = None

@@ -1,0 +1,113 @@
+"""The training rows of a run, with stable ids: domains laid end to end, and a collator that carries the ids along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import xxhash
+from torch.utils.data import Dataset
+
+from dataflex.trainer.plan import Domains
+
+SAMPLE_IDS = "dataflex_sample_ids"
+# Larger data sets are fingerprinted by evenly spaced blocks of rows that hold about this many tokens in all.
+_FINGERPRINT_TOKENS = 1 << 28
+_BLOCK = 1000
+
+
+class Rows(Dataset):
+    """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
+
+    An id is the row's place in the concatenation of the parts, in the order of `domains.names`.
+    """
+
+    def __init__(self, parts: Sequence[Any], names: Sequence[str]) -> None:
+        self.parts = list(parts)
+        self.domains = Domains(tuple(names), tuple(len(p) for p in parts))
+        self._offsets = self.domains.offsets
+
+    def __len__(self) -> int:
+        return self.domains.total
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows in the order asked for, one read per part."""
+        ids = np.asarray(indices, dtype=np.int64)
+        owner = self.domains.of(ids)
+        out: list[dict[str, Any]] = [{}] * len(ids)
+        for d in np.unique(owner):
+            where = np.flatnonzero(owner == d)
+            local = (ids[where] - self._offsets[d]).tolist()
+            for place, row in zip(where, self.parts[d].__getitems__(local), strict=True):
+                out[place] = {**row, SAMPLE_IDS: int(ids[place])}
+        return out
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.parts[0].column_names)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64[N]; for pairs, of both sides together."""
+        columns = [c for c in self.column_names if c.endswith("input_ids")]
+        out = []
+        for part in self.parts:
+            table = part.with_format("arrow")[:]
+            out.append(sum(pc.list_value_length(table[c]).to_numpy().astype(np.int64) for c in columns))
+        return np.concatenate(out)
+
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of each part's token ids and labels, row boundaries included; independent of how it is stored."""
+        return {name: _fingerprint(part) for name, part in zip(self.domains.names, self.parts, strict=True)}
+
+
+def _fingerprint(part: Any) -> str:
+    columns = sorted(c for c in part.column_names if c.endswith(("input_ids", "labels", "kto_tags")))
+    digest = xxhash.xxh3_128()
+    digest.update(f"{len(part)}:{columns}".encode())
+    blocks = list(range(0, len(part), _BLOCK))
+    if not blocks:
+        return digest.hexdigest()
+    table = part.with_format("arrow")
+    first = table[0:_BLOCK]
+    tokens = sum(len(_flat(first[c])) for c in columns) or 1
+    wanted = max(2, _FINGERPRINT_TOKENS // tokens)
+    if len(blocks) > wanted:
+        blocks = [blocks[i] for i in np.linspace(0, len(blocks) - 1, wanted).astype(int)]
+    for start in blocks:
+        block = table[start : start + _BLOCK]
+        for column in columns:
+            values = block[column]
+            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+                digest.update(pc.list_value_length(values).to_numpy().astype(np.int32).tobytes())
+            digest.update(np.asarray(_flat(values)).astype(np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def _flat(values: pa.ChunkedArray) -> np.ndarray:
+    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+    return (pc.list_flatten(values) if nested else values).to_numpy(zero_copy_only=False)
+
+
+class RowCollator:
+    """Takes the ids off the rows, lets LLaMA-Factory's collator do its work, and puts the ids into the batch.
+
+    Rows without an id (evaluation data) pass through untouched.
+    """
+
+    def __init__(self, inner: Callable[[list[dict[str, Any]]], Any]) -> None:
+        self.inner = inner
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        if not features or SAMPLE_IDS not in features[0]:
+            return self.inner(features)
+        ids = [f[SAMPLE_IDS] for f in features]
+        batch = self.inner([{k: v for k, v in f.items() if k != SAMPLE_IDS} for f in features])
+        batch[SAMPLE_IDS] = torch.tensor(ids, dtype=torch.int64)
+        return batch

@@ -1,0 +1,183 @@
+"""What a checkpoint holds beside LLaMA-Factory's own files, and which checkpoint is fit to resume from.
+
+checkpoint-<n>/dataflex/
+  state.json        format, step, position, global batch, identity of the run, latest stage, scalars of the components
+  arrays.npz        arrays of the components, rows of chosen pools
+  ledger.jsonl      the ledger up to this step
+  exposure.parquet  rows touched up to this step
+  COMPLETE          name and size of every file of the checkpoint; written last, so its presence means all of it is there
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER, write_atomically
+from dataflex.trainer.plan import Stage
+
+FORMAT = 1
+_MARK = "COMPLETE"
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass
+class Snapshot:
+    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
+
+    stage: the latest stage, None where LLaMA-Factory orders the rows. components: state by slot. extra: the trainer's
+    own scalars and arrays (open sums, last losses).
+    """
+
+    step: int
+    position: int
+    global_batch: int
+    identity: dict[str, Any]
+    stage: Stage | None
+    components: dict[str, dict[str, Any]]
+    extra: dict[str, Any]
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
+    """Write all but the exposure and the completeness mark."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def split(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {}
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{prefix}/{name}"] = value
+            else:
+                plain[name] = value
+        return plain
+
+    content = {
+        "format": FORMAT,
+        "step": snapshot.step,
+        "position": snapshot.position,
+        "global_batch": snapshot.global_batch,
+        "identity": snapshot.identity,
+        "stage": snapshot.stage.to_json() if snapshot.stage else None,
+        "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
+        "extra": split("extra", snapshot.extra),
+    }
+    if snapshot.stage:
+        for d, pool in enumerate(snapshot.stage.pools):
+            if pool.ids is not None:
+                arrays[f"pools/{pool.key}/{d}"] = pool.ids
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    target = folder / DIRECTORY
+    write_atomically(target / "arrays.npz", buffer.getvalue())
+    write_atomically(target / LEDGER, ledger)
+    write_atomically(target / "state.json", json.dumps(content, indent=1).encode())
+
+
+def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
+    """The snapshot and the ledger text of a checkpoint. Raises DataflexError if it cannot be read."""
+    source = folder / DIRECTORY
+    try:
+        content = json.loads((source / "state.json").read_text())
+        if content["format"] != FORMAT:
+            raise DataflexError(f"{folder} has state format {content['format']}, this version reads {FORMAT}")
+        ledger = (source / LEDGER).read_bytes()
+        with np.load(source / "arrays.npz") as stored:
+            arrays = dict(stored)
+        chosen, components, extra = {}, {k: dict(v) for k, v in content["components"].items()}, dict(content["extra"])
+        for name, array in arrays.items():
+            kind, *rest = name.split("/")
+            if kind == "pools":
+                chosen[(int(rest[0]), int(rest[1]))] = array
+            elif kind == "components":
+                components[rest[0]][rest[1]] = array
+            else:
+                extra[rest[0]] = array
+        stage = Stage.from_json(content["stage"], chosen) if content["stage"] else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
+    return (
+        Snapshot(
+            step=content["step"],
+            position=content["position"],
+            global_batch=content["global_batch"],
+            identity=content["identity"],
+            stage=stage,
+            components=components,
+            extra=extra,
+        ),
+        ledger,
+    )
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the mark, once every other file of the checkpoint is on disk."""
+    files = {
+        str(p.relative_to(folder)): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != _MARK and not p.name.endswith(".partial")
+    }
+    write_atomically(folder / DIRECTORY / _MARK, json.dumps(files, indent=1).encode())
+
+
+def what_is_missing(folder: Path) -> str | None:
+    """Why a checkpoint is not fit to resume from (one phrase), or None if it is complete."""
+    if not folder.is_dir():
+        return "there is no such directory"
+    mark = folder / DIRECTORY / _MARK
+    if not mark.is_file():
+        if not (folder / DIRECTORY).is_dir():
+            return "it holds no dataflex state"
+        return "saving it was never finished"
+    try:
+        files = json.loads(mark.read_text())
+    except (OSError, ValueError):
+        return "its completeness mark cannot be read"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run, and a line about each newer one that is passed over."""
+    if not output_dir.is_dir():
+        return None, []
+    found = sorted(
+        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
+        reverse=True,
+    )
+    passed_over: list[str] = []
+    for _, path in found:
+        reason = what_is_missing(path)
+        if reason is None:
+            return path, passed_over
+        passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
+    return None, [line.replace("an older checkpoint is used", "the run starts over") for line in passed_over]
+
+
+def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError naming the first key on which a checkpoint and this run differ."""
+    for key in [*current, *(k for k in saved if k not in current)]:
+        if saved.get(key) != current.get(key):
+            raise ConfigError(
+                f"cannot resume from {folder}: {key} was {_shown(saved.get(key))} there and is {_shown(current.get(key))} now"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def exposure_path(folder: Path) -> Path:
+    return folder / DIRECTORY / EXPOSURE
