@@ -107,7 +107,8 @@ def build_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
+        # LLaMA-Factory's reward-model trainer cannot save weights that share memory.
+        tie_word_embeddings=False,
         **{name: sizes[key] for key, name in names.items()},
         **extra,
     )

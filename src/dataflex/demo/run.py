@@ -84,9 +84,10 @@ def _quiet(log: TextIO) -> Iterator[None]:
     variable = "LLAMAFACTORY_VERBOSITY"
     verbosity, before = transformers.utils.logging.get_verbosity(), os.environ.get(variable)
     logger = logging.getLogger("llamafactory")
-    level = logger.level
+    level, console = logger.level, sys.stdout
     os.environ[variable] = "WARNING"
     logger.setLevel(logging.WARNING)
+    _redirect(logger, console, log)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -98,14 +99,18 @@ def _quiet(log: TextIO) -> Iterator[None]:
         transformers.utils.logging.enable_progress_bar()
         transformers.utils.logging.set_verbosity(verbosity)
         logger.setLevel(level or logging.INFO)
-        # A logger made inside the block holds on to the stream it found there, which is about to close.
-        for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is log:
-                handler.setStream(sys.stdout)
+        # A handler made inside the block holds on to the stream it found there, which is about to close.
+        _redirect(logger, log, console)
         if before is None:
             os.environ.pop(variable, None)
         else:
             os.environ[variable] = before
+
+
+def _redirect(logger: logging.Logger, old: TextIO, new: TextIO) -> None:
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+            handler.setStream(new)
 
 
 def _claim(out: Path) -> None:
@@ -182,6 +187,7 @@ def run_demo(
     (out / _RESULTS).write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
     print(f"\nHeld-out loss by domain after {steps} steps (lower is better); seconds are those of the training loop.\n")
     print(format_table(results))
+    print("\nOne seed, a few hundred rows: at 60 steps the mean moves by about 0.1 between seeds of one and the same run.")
     if keep:
         print(f"\n{seconds:.0f} s in all. Configurations, models, data and {_LOG} are in {out}.")
         print(f"Repeat a run with: dataflex-cli train {out / RUNS[1]}.yaml")

@@ -1,0 +1,151 @@
+"""Called in a test run's process before the command; each takes the run's directory and an argument."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+
+def llamafactory_itself(out: str, _: str) -> Callable[[list[str]], int]:
+    """Run LLaMA-Factory's own entry instead of ours."""
+
+    def entry(arguments: list[str]) -> int:
+        from llamafactory.train.tuner import run_exp
+
+        run_exp(args=yaml.safe_load(Path(arguments[1]).read_text()))
+        return 0
+
+    return entry
+
+
+def record_ids(out: str, _: str) -> None:
+    """Write the ids of every micro-batch served to served-<rank>.jsonl, one line per optimizer step."""
+    from dataflex.trainer.core import DynamicTrainer
+    from dataflex.trainer.rows import SAMPLE_IDS
+
+    stock = DynamicTrainer.get_batch_samples
+    file = Path(out) / f"served-{os.environ.get('RANK', '0')}.jsonl"
+
+    def wrapped(self: Any, *args: Any) -> Any:
+        batches, items = stock(self, *args)
+        ids = [b[SAMPLE_IDS].tolist() for b in batches]
+        with file.open("a") as handle:
+            handle.write(json.dumps({"step": self.state.global_step, "ids": ids}) + "\n")
+        return batches, items
+
+    DynamicTrainer.get_batch_samples = wrapped
+
+
+def kill_after(out: str, step: str) -> None:
+    """SIGKILL this process when optimizer step `step` is done and its checkpoint, if any, is written."""
+    from transformers import Trainer
+
+    stock = Trainer._maybe_log_save_evaluate
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if self.state.global_step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._maybe_log_save_evaluate = wrapped
+
+
+def kill_while_saving(out: str, step: str) -> None:
+    """SIGKILL when the checkpoint of `step` has its model and optimizer, but not yet our state."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer._write_exposure
+
+    def wrapped(self: Any, folder: Any = None) -> None:
+        if folder is not None and self.state.global_step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        stock(self, folder)
+
+    DynamicTrainer._write_exposure = wrapped
+
+
+def kill_while_scoring(out: str, step: str) -> None:
+    """SIGKILL in the middle of the scoring pass before optimizer step `step`."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, forwards = DynamicTrainer._score, []
+
+    def wrapped(self: Any, model: Any, batch: Any) -> Any:
+        forwards.append(1)
+        if self.state.global_step == int(step) and not model.training and len(forwards) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return stock(self, model, batch)
+
+    DynamicTrainer._score = wrapped
+
+
+def count_forwards(out: str, _: str) -> None:
+    """Write the number of model forwards to forwards.json: {"train": n, "eval": m}."""
+    from transformers import Qwen2ForCausalLM
+
+    stock, counts = Qwen2ForCausalLM.forward, {"train": 0, "eval": 0}
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        counts["train" if self.training else "eval"] += 1
+        (Path(out) / "forwards.json").write_text(json.dumps(counts))
+        return stock(self, *args, **kwargs)
+
+    Qwen2ForCausalLM.forward = wrapped
+
+
+def ignore_scores(out: str, _: str) -> None:
+    """Make every scoring pass, and select all rows whatever it says."""
+    from dataflex.components.selectors.loss import LossSelector
+    from dataflex.trainer import select
+
+    def everything(self: Any, step: int) -> None:
+        if self.config.select.schedule.due(step):
+            self.signal("loss")
+
+    select.SelectTrainer._select = everything
+    assert LossSelector.needs
+
+
+def disk_full(out: str, step: str) -> None:
+    """From the checkpoint of `step` on, no file can grow beyond a few kilobytes."""
+    import resource
+
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer._save_checkpoint
+
+    def wrapped(self: Any, model: Any, trial: Any) -> None:
+        if self.state.global_step >= int(step):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        stock(self, model, trial)
+
+    DynamicTrainer._save_checkpoint = wrapped
+
+
+def nan_rows(out: str, ids: str) -> None:
+    """Give the rows in `ids` (comma separated) a NaN loss whenever they are scored."""
+    from dataflex.trainer import core
+
+    bad = torch.tensor([int(i) for i in ids.split(",")])
+    stock = core.DynamicTrainer._score
+
+    def wrapped(self: Any, model: Any, batch: Any) -> Any:
+        rows = batch[core.SAMPLE_IDS].cpu()
+        values = stock(self, model, batch)
+        return torch.where(torch.isin(rows, bad).to(values.device), torch.nan, values)
+
+    core.DynamicTrainer._score = wrapped
+
+
+def own_component(out: str, _: str) -> None:
+    """Let `tests/own_components.py` be imported by module:Class."""
+    sys.path.insert(0, str(Path(__file__).parent))
