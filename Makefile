@@ -62,7 +62,7 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(PY)
 		$(PY) -m pip install --quiet uv 2>/dev/null || uv=uv; \
 	fi; \
 	echo "installing $(what) into $(VENV)"; \
-	$$uv pip install --python $(PY) -c constraints.txt -e '$(what)' || { \
+	$$uv pip install --python $(PY) --compile-bytecode -c constraints.txt -e '$(what)' || { \
 		echo "uv cannot install here; going on with pip" >&2; \
 		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip; \
 		$(PY) -m pip install -c constraints.txt -e '$(what)'; \

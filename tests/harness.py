@@ -90,7 +90,9 @@ class Result:
 class Run:
     """A run under way; `wait` gives its Result."""
 
-    def __init__(self, arguments: Sequence[str], out: Path, ranks: int, hooks: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], out: Path, ranks: int, hooks: Sequence[str], env: dict[str, str]
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.logs, self.processes = out, [], []
         port = str(free_port())
@@ -163,6 +165,7 @@ def _child(arguments: list[str], out: str, log: str, env: dict[str, str], hooks:
     import hooks as hook_module
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # what a process started from a shell would use
     torch.set_num_threads(int(_THREADS))
     entry: Any = None
     try:

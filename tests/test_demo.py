@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dataflex.demo.data import DOMAINS, HELDOUT, build_domains, training_texts
 from dataflex.demo.model import build_model
-from dataflex.demo.run import RUNS, _claim, _remove, run_configs
+from dataflex.demo.run import RUNS, _claim, _remove, main, run_configs
 from dataflex.demo.sources import cut, sums, worked_sum
 from dataflex.demo.table import RunResult, format_table, read_result
 from dataflex.errors import ConfigError, DataflexError
@@ -101,9 +101,9 @@ def test_unknown_family_and_too_small_vocabulary(tmp_path: Path) -> None:
 
 
 def test_data_does_not_depend_on_the_process(tmp_path: Path, data: Path) -> None:
-    script = "import sys; from dataflex.demo.data import build_domains; build_domains(sys.argv[1], *map(int, sys.argv[2:]))"
+    script = f"from dataflex.demo.data import build_domains; build_domains({str(tmp_path)!r}, {ROWS}, {HELD})"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(ROWS), str(HELD)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert _contents(tmp_path) == _contents(data)
 
 
@@ -228,7 +228,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     _claim(ours)
     (ours / "select").mkdir()
     _claim(ours)
-    assert [path.name for path in ours.iterdir()] == ["demo.json"]
+    assert [path.name for path in ours.iterdir()] == ["dataflex-demo.json"]
     _remove(ours)
     assert not ours.exists()
     other.mkdir()
@@ -238,8 +238,17 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     assert (other / "mix").is_dir()
 
 
+def test_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    for arguments, word in (([str(tmp_path)], "not empty"), ([str(tmp_path / "new"), "--steps", "3"], "steps")):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert word in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_results_are_read_from_what_llamafactory_wrote(tmp_path: Path) -> None:
-    with pytest.raises(DataflexError, match="all_results.json"):
+    with pytest.raises(DataflexError, match=r"all_results\.json"):
         read_result("mix", tmp_path, ["code"])
     (tmp_path / "all_results.json").write_text('{"eval_code_heldout_loss": 2.5, "train_runtime": 3.25}')
     assert read_result("mix", tmp_path, ["code"]) == RunResult("mix", {"code": 2.5}, 3.25)

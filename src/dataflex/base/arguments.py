@@ -78,7 +78,7 @@ def _check_paths(values: dict[str, Any]) -> None:
     if str(model).startswith(("/", ".", "~")) and not Path(str(model)).expanduser().exists():
         raise ConfigError(f"model_name_or_path: no such directory: {model}")
     resume = values.get("resume_from_checkpoint")
-    if isinstance(resume, str) and not Path(resume).is_dir():
+    if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
         raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
 
 

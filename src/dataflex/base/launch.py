@@ -28,8 +28,8 @@ def launch(arguments: Sequence[str]) -> int:
         return 0
     except DataflexError as error:
         return report(error)
-    except ValueError as error:
-        if not _raised_while_parsing(error):
+    except (ValueError, OSError, ImportError) as error:
+        if not _before_model(error):
             raise
         return report(ConfigError(" ".join(str(error).split())))
 
@@ -46,7 +46,7 @@ def report(error: DataflexError) -> int:
     return error.exit_status
 
 
-def _raised_while_parsing(error: BaseException) -> bool:
+def _before_model(error: BaseException) -> bool:
     """Whether LLaMA-Factory refused the arguments (or a data set, or the template) before a model was loaded."""
     frame, names = error.__traceback__, set()
     while frame is not None:

@@ -33,7 +33,10 @@ def train(config: RunConfig) -> None:
         tuner.run_exp(args=arguments)
         return
     seams.check()
-    callbacks: list[Any] = []
+    _settle_resume(arguments)
+    from dataflex.base.callbacks import BlockReporter
+
+    callbacks: list[Any] = [BlockReporter(config.dataflex.to_json(), bool(arguments.get("use_swanlab")))]
     if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
         from transformers import EarlyStoppingCallback
 
@@ -41,6 +44,19 @@ def train(config: RunConfig) -> None:
         callbacks.append(EarlyStoppingCallback(patience, config.dataflex.early_stopping_min_delta))
     with _dynamic(config):
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
+
+
+def _settle_resume(arguments: dict[str, Any]) -> None:
+    """`resume_from_checkpoint: true` means the newest complete checkpoint, and there must be one."""
+    from dataflex.trainer.state import newest_complete
+
+    asked = arguments.get("resume_from_checkpoint")
+    if str(asked).lower() != "true":
+        return
+    found, _ = newest_complete(Path(str(arguments.get("output_dir"))))
+    if found is None:
+        raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
+    arguments["resume_from_checkpoint"] = str(found)
 
 
 def _dynamic(config: RunConfig) -> Any:

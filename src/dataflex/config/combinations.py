@@ -30,6 +30,8 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
     if not _on(lf.get("do_train", False)):
         raise ConfigError(f"do_train must be true with {what}")
+    if _on(lf.get("streaming")):
+        raise ConfigError(f"streaming cannot be combined with {what} in this version")
     if config.plans_data:
         _check_data(config, lf, what)
     if config.needs("loss") or config.needs("train_loss") or config.weight:
@@ -37,8 +39,6 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
 
 
 def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
-    if _on(lf.get("streaming")):
-        raise ConfigError(f"streaming cannot be combined with {what} in this version")
     if str(lf.get("mix_strategy", "concat")) != "concat":
         raise ConfigError(
             f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"

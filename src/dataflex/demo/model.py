@@ -43,10 +43,10 @@ _FAMILIES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learned from `texts`: encodes any string without loss, eos `<|im_end|>`, pad `<|endoftext|>`, no bos.
+    """Byte-level BPE learned from `texts`, lossless on any string; eos `<|im_end|>`, pad `<|endoftext|>`, no bos.
 
-    Texts that run out of merges give fewer than `vocab_size` entries. ValueError if it cannot hold the 256 bytes and the
-    3 special tokens.
+    Texts that run out of merges give fewer than `vocab_size` entries. ValueError if `vocab_size` cannot hold the 256
+    bytes and the 3 special tokens.
     """
     special = [PAD, START, EOS]
     if vocab_size < 256 + len(special):
@@ -85,8 +85,8 @@ def build_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Make a random fp32 model and a tokenizer trained on `texts`, save both into the folder `path`, and return them.
 
-    Equal arguments give equal weights and vocabulary; no global generator is read or moved. `family` is `qwen2`, `llama`
-    or `gpt2` (which ignores `kv_heads`); ValueError for any other. Sequences are limited to 1024 tokens.
+    Equal arguments give equal weights and vocabulary; no global generator is read or moved. `family` is `qwen2`,
+    `llama` or `gpt2` (which ignores `kv_heads`); ValueError for any other. Sequences are limited to 1024 tokens.
     """
     if family not in _FAMILIES:
         raise ValueError(f"unknown model family {family!r}; choose from {', '.join(_FAMILIES)}")

@@ -156,7 +156,7 @@ def topic_rows(seed: int) -> Iterator[Row]:
 
 
 def licence_rows(seed: int) -> Iterator[Row]:
-    """Passages of the licences of Python and of the installed packages; the only rows that depend on what is installed."""
+    """Passages of the licences of Python and of the installed packages: these rows depend on what is installed."""
     files = [Path(folder) / "LICENSE.txt" for folder in (sysconfig.get_path("stdlib"), sys.base_prefix)]
     for folder in dict.fromkeys(sysconfig.get_path(key) for key in ("purelib", "platlib")):
         packages = sorted(Path(folder).glob("*.dist-info"))

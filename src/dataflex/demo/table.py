@@ -39,7 +39,7 @@ def read_result(name: str, run_dir: Path, domains: Sequence[str]) -> RunResult:
 
 
 def format_table(results: Sequence[RunResult]) -> str:
-    """Rows are runs, columns the held-out loss of each domain, their mean, and seconds. Plain text, no trailing newline.
+    """Rows are runs, columns the held-out loss of each domain, their mean, and seconds. No trailing newline.
 
     Runs need not share domains: an absent figure is a dash.
     """

@@ -194,9 +194,11 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
                 prefetch=args.dataloader_prefetch_factor,
                 pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             )
-        to_long = max(1, MAX_STAGE // self.global_batch)
+        left = self.plan.stages[-1].start + MAX_STAGE - self.position(step)
         dues = [s.next_due(step + 1) for s in self._schedules().values()]
-        self._horizon = min([args.max_steps, step + to_long, *(due for due in dues if due is not None)])
+        self._horizon = min(
+            [args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)]
+        )
         self._feed.open(self.position(step), self._horizon - step)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -1,0 +1,21 @@
+"""Components as a user would write them, for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex import Decision, Mixer, Observations, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolLossMixer(Mixer):
+    """Proportions by the mean loss of each domain's pool."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        means = np.array([np.nanmean(values) for values in observations.signals["loss"]])
+        return Decision(means / means.sum()), state

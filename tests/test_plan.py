@@ -1,0 +1,390 @@
+"""Which row comes at which position: permutations, quotas, stages, and their delivery to ranks and loader workers."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataflex.trainer.feed import Feed
+from dataflex.trainer.plan import Domains, Plan, Pool, Stage, chosen_pool
+from dataflex.trainer.quota import SCALE, Quota, normalise_carry, quantise
+from dataflex.trainer.random import Permutation, derive_key, generator, mix64
+from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+LENGTHS = (1, 2, 3, 7, 65536, 65537, 100003)
+DOMAINS = Domains(("a", "b", "c"), (50, 30, 7))
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_mix64_is_splitmix64() -> None:
+    """The first outputs of the reference generator for the seeds 0 and 1234567."""
+    assert int(mix64(0)) == 0xE220A8397B1DCDAF
+    assert int(mix64(1234567)) == 6457827717110365317
+
+
+def test_keys_and_generators_depend_on_every_part_and_on_their_order() -> None:
+    keys = [derive_key(*parts) for parts in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (-1,), (2**64 - 2,), (0, 1, 0))]
+    assert len(set(keys)) == len(keys)
+    assert derive_key(-1) == derive_key(2**64 - 1)
+    first = generator(3, 4).integers(2**62, size=5).tolist()
+    assert generator(3, 4).integers(2**62, size=5).tolist() == first
+    assert generator(4, 3).integers(2**62, size=5).tolist() != first
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_a_permutation_is_a_bijection_that_can_be_read_in_any_pieces(n: int) -> None:
+    permutation = Permutation(n, 99)
+    whole = permutation(np.arange(n))
+    assert whole.dtype == np.int64
+    assert np.array_equal(np.sort(whole), np.arange(n))
+    order = np.random.default_rng(n).permutation(n)
+    pieces = np.array_split(order, 5)
+    fresh = Permutation(n, 99)
+    assert np.array_equal(np.concatenate([fresh(piece) for piece in reversed(pieces)][::-1]), whole[order])
+    assert fresh(np.empty(0, dtype=np.int64)).size == 0
+
+
+@pytest.mark.parametrize("n", (7, 65536, 65537, 100003))
+def test_another_key_gives_another_permutation(n: int) -> None:
+    orders = [Permutation(n, key)(np.arange(n)) for key in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert not np.array_equal(orders[i], orders[j])
+            assert n == 7 or (orders[i] == orders[j]).sum() < 20  # about one by chance
+
+
+def test_every_order_of_three_rows_comes_up() -> None:
+    assert len({tuple(Permutation(3, key)(np.arange(3)).tolist()) for key in range(200)}) == 6
+
+
+@pytest.mark.parametrize("n", (50, 65537))
+def test_a_permutation_keeps_the_shape_of_what_it_is_asked(n: int) -> None:
+    flat = Permutation(n, 5)(np.arange(24))
+    for shape in ((24,), (4, 6), (2, 3, 4)):
+        assert Permutation(n, 5)(np.arange(24).reshape(shape)).tolist() == flat.reshape(shape).tolist()
+    assert [int(Permutation(n, 5)(np.asarray(i))) for i in range(24)] == flat.tolist()
+
+
+def test_a_permutation_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one element"):
+        Permutation(0, 1)
+
+
+def test_the_order_is_the_one_earlier_versions_wrote() -> None:
+    """A change of these numbers changes the data of every run in progress."""
+    assert Permutation(10, 1)(np.arange(10)).tolist() == [8, 0, 6, 7, 9, 4, 2, 5, 1, 3]
+    assert Permutation(100003, 1)(np.arange(6)).tolist() == [83481, 68337, 10559, 22030, 70356, 92685]
+    plan = Plan(DOMAINS, seed=42)
+    plan.append(0, plan.domain_pools(), [0.5, 0.3, 0.2])
+    plan.append(7, plan.stages[0].pools, [0.2, 0.2, 0.6])
+    assert plan.rows(0, 16).tolist() == [22, 76, 44, 83, 18, 52, 20, 85, 84, 70, 80, 82, 41, 81, 64, 86]
+
+
+# -- quotas ----------------------------------------------------------------------------------------------------------
+
+_SHARE = st.one_of(st.just(0.0), st.floats(1e-15, 1e-3), st.floats(1e-3, 1.0))
+_STAGE = st.tuples(st.lists(_SHARE, min_size=12, max_size=12), st.integers(0, 40))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(k=st.integers(1, 12), stages=st.lists(_STAGE, min_size=1, max_size=4))
+def test_no_domain_is_ever_a_whole_sample_from_its_share(k: int, stages: list[tuple[list[float], int]]) -> None:
+    """At every position of every stage, in units of 1 / SCALE of a sample; what is carried on adds up to nothing."""
+    carry = [0] * k
+    for shares, length in stages:
+        wanted = shares[:k] if sum(shares[:k]) > 0 else [1.0] + [0.0] * (k - 1)
+        parts = quantise(wanted)
+        assert sum(parts) == SCALE and min(parts) >= 0
+        assert all(abs(p - w / sum(wanted) * SCALE) <= 1 for p, w in zip(parts, wanted, strict=True))
+        carry = normalise_carry(carry, parts)
+        assert sum(carry) == 0
+        assert all(c == 0 for c, p in zip(carry, parts, strict=True) if p == 0)
+        quota, realized = Quota(parts, carry), [0] * k
+        sequence = quota.domains(0, length).tolist()
+        for j, d in enumerate([None, *sequence]):
+            if d is not None:
+                realized[d] += 1
+            owed = [c + p * j - r * SCALE for c, p, r in zip(carry, parts, realized, strict=True)]
+            assert all(-SCALE < o < SCALE for o in owed), f"position {j}: {owed}"
+        assert quota.counts(length).tolist() == realized
+        assert quota.remainder(length) == owed and sum(owed) == 0
+        carry = owed
+
+
+def plan_of(k: int) -> Plan:
+    return Plan(Domains(tuple(map(str, range(k))), (1000,) * k), seed=3)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[0.9, 0.07, 0.03], [0.3, 0.25, 0.2, 0.15, 0.1], [1 / 12] * 12, [0.45, *[0.05] * 11]],
+    ids=["three", "five", "twelve-alike", "one-large"],
+)
+def test_counts_do_not_drift_over_many_short_stages(shares: list[float]) -> None:
+    """200 stages of 7 positions with unchanged proportions: each domain is under one sample from its share throughout."""
+    plan = plan_of(len(shares))
+    for s in range(200):
+        plan.append(7 * s, plan.domain_pools(), shares)
+    parts = plan.stages[0].parts
+    assert {stage.parts for stage in plan.stages} == {parts}
+    for s, stage in enumerate(plan.stages):
+        assert all(abs(n * SCALE - p * 7 * s) < SCALE for n, p in zip(stage.cursors, parts, strict=True)), f"stage {s}"
+
+
+def test_counts_do_not_drift_while_proportions_change_a_little() -> None:
+    """As a mixer that has settled: what a change leaves unpaid is under one more sample, and does not add up."""
+    plan, asked = plan_of(12), np.zeros(12, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for s in range(200):
+        stage = plan.append(7 * s, plan.domain_pools(), rng.uniform(0.98, 1.02, size=12).tolist())
+        served = np.asarray(stage.cursors, dtype=np.int64)
+        assert np.abs(served * SCALE - asked).max() < 2 * SCALE, f"stage {s}"
+        asked += 7 * np.asarray(stage.parts, dtype=np.int64)
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_a_continued_stage_serves_the_rows_of_an_uninterrupted_one(k: int) -> None:
+    whole, cut = plan_of(k), plan_of(k)
+    whole.append(0, whole.domain_pools(), [1 / k] * k)
+    for start in (0, 5, 6, 31, 64, 150):
+        cut.append(start, cut.domain_pools(), [1 / k] * k)
+    assert cut.rows(0, 300).tolist() == whole.rows(0, 300).tolist()
+
+
+def test_a_quota_is_exact_where_the_share_is_a_whole_number() -> None:
+    quota = Quota(quantise([0.5, 0.25, 0.25]), [0, 0, 0])
+    assert [quota.counts(4 * n).tolist() for n in (1, 2, 25)] == [[2, 1, 1], [4, 2, 2], [50, 25, 25]]
+    assert quota.domains(3, 9).tolist() == quota.domains(0, 9).tolist()[3:]
+
+
+@pytest.mark.parametrize("bad", [[], [0.0, 0.0], [-0.1, 1.1], [float("nan"), 1.0], [float("inf"), 1.0], [[0.5, 0.5]]])
+def test_proportions_that_mean_nothing_are_refused(bad: list[Any]) -> None:
+    with pytest.raises(ValueError, match="proportions"):
+        quantise(bad)
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+def six_stages(seed: int = 11, held: int = 6) -> Plan:
+    """Whole domains, other proportions, chosen pools (one with a repeated id), a domain switched off and on again."""
+    plan = Plan(DOMAINS, seed)
+    whole = plan.domain_pools()
+    chosen = (chosen_pool(2, np.arange(0, 50, 3)), chosen_pool(2, [50, 79, 61, 61]), chosen_pool(2, [86, 80, 83]))
+    stages: list[tuple[int, Sequence[Pool], list[float]]] = [
+        (0, whole, [0.5, 0.3, 0.2]),
+        (41, whole, [0.2, 0.2, 0.6]),
+        (97, chosen, [0.1, 0.8, 0.1]),
+        (97, chosen, [0.4, 0.6, 0.0]),
+        (150, chosen, [0.3, 0.3, 0.4]),
+        (203, whole, [0.6, 0.3, 0.1]),
+    ]
+    for stage in stages[:held]:
+        plan.append(*stage)
+    return plan
+
+
+def test_rows_are_a_pure_function_of_the_position() -> None:
+    total = 400
+    whole = six_stages().rows(0, total)
+    assert whole.shape == (total,) and whole.dtype == np.int64
+    rng = np.random.default_rng(0)
+    reread = six_stages()
+    for _ in range(40):
+        start, stop = sorted(rng.integers(0, total + 1, size=2).tolist())
+        assert np.array_equal(reread.rows(start, stop), whole[start:stop])
+    assert [int(reread.rows(t, t + 1)[0]) for t in reversed(range(total))] == whole[::-1].tolist()
+    assert not np.array_equal(six_stages(seed=12).rows(0, total), whole)
+    assert reread.rows(5, 5).size == 0
+
+
+@pytest.mark.parametrize("held", range(1, 7))
+def test_a_plan_goes_on_from_its_last_stage_alone(held: int) -> None:
+    """Through JSON and the ids of the chosen pools, as in a checkpoint; stages appended afterwards are the same too."""
+    first = six_stages(held=held)
+    last = first.stages[-1]
+    ids = {(p.key, d): p.ids.copy() for d, p in enumerate(last.pools) if p.ids is not None}
+    second = Plan(DOMAINS, 11, stages=[Stage.from_json(json.loads(json.dumps(last.to_json())), ids)])
+    position = last.start + 37
+    for plan in (first, second):
+        plan.append(position, plan.stages[-1].pools, [0.25, 0.5, 0.25])
+        plan.append(position + 20, (chosen_pool(9, [1, 2, 3]), *plan.domain_pools()[1:]), [0.1, 0.1, 0.8])
+    assert second.rows(last.start, position + 90).tolist() == first.rows(last.start, position + 90).tolist()
+    assert [s.to_json() for s in second.stages] == [s.to_json() for s in first.stages[held - 1 :]]
+    assert second.served(position + 90) == first.served(position + 90)
+    if last.start:
+        with pytest.raises(IndexError, match="no stage covers"):
+            second.rows(last.start - 1, last.start)
+
+
+def test_no_row_repeats_before_its_pool_is_used_up() -> None:
+    """Across four stages over the same pools, one with a domain switched off; each epoch is a permutation of its own."""
+    plan = Plan(DOMAINS, 5)
+    for start, shares in ((0, [0.2, 0.2, 0.6]), (33, [0.5, 0.5, 0.0]), (80, [0.3, 0.4, 0.3]), (81, [0.6, 0.2, 0.2])):
+        plan.append(start, plan.domain_pools(), shares)
+    rows = plan.rows(0, 700)
+    for d, size in enumerate(DOMAINS.sizes):
+        drawn = rows[DOMAINS.of(rows) == d].tolist()
+        assert len(drawn) > 2 * size
+        epochs = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+        assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+        assert len(set(map(tuple, epochs))) == len(epochs)
+        assert sorted(epochs[0]) == list(range(DOMAINS.offsets[d], DOMAINS.offsets[d + 1]))
+        assert plan.served(700)[d] == len(drawn)
+
+
+def test_a_change_of_proportions_moves_no_row_within_its_domain() -> None:
+    steady, changed = Plan(DOMAINS, 5), Plan(DOMAINS, 5)
+    steady.append(0, steady.domain_pools(), [0.4, 0.3, 0.3])
+    changed.append(0, changed.domain_pools(), [0.1, 0.1, 0.8])
+    changed.append(13, changed.domain_pools(), [0.7, 0.2, 0.1])
+    a, b = steady.rows(0, 300), changed.rows(0, 300)
+    for d in range(3):
+        one, other = a[DOMAINS.of(a) == d], b[DOMAINS.of(b) == d]
+        common = min(len(one), len(other))
+        assert common > 20 and one[:common].tolist() == other[:common].tolist()
+
+
+def test_chosen_pools_are_drawn_from_alone_with_their_repetitions() -> None:
+    ids = [3, 60, 3, 8, 60, 3]
+    plan = Plan(DOMAINS, 1)
+    plan.append(0, (chosen_pool(1, ids),), [1.0])
+    rows = plan.rows(0, 12).tolist()
+    assert Counter(rows[:6]) == Counter(rows[6:]) == Counter(ids)
+    other = Plan(DOMAINS, 1)
+    other.append(0, (chosen_pool(1, ids[::-1]),), [1.0])
+    assert other.rows(0, 12).tolist() == rows  # the selector's order does not matter
+
+
+def test_a_new_pool_starts_anew_and_a_kept_one_goes_on() -> None:
+    plan = Plan(Domains(("a",), (100,)), 1)
+    old, new = chosen_pool(1, np.arange(40)), chosen_pool(2, np.arange(40))
+    plan.append(0, (old,), [1.0])
+    assert plan.append(30, (old,), [1.0]).cursors == (30,)
+    assert plan.append(50, (new,), [1.0]).cursors == (0,)
+    rows = plan.rows(0, 90).tolist()
+    assert sorted(rows[:40]) == sorted(rows[50:90]) == list(range(40))
+    assert rows[:40] != rows[50:90]
+
+
+def test_unshuffled_rows_come_in_order() -> None:
+    merged = Plan(DOMAINS, 1, shuffle=False)
+    merged.append(0, merged.merged_pool(), [1.0])
+    assert merged.rows(0, 174).tolist() == [*range(87), *range(87)]
+    mixed = Plan(DOMAINS, 1, shuffle=False)
+    mixed.append(0, mixed.domain_pools(), [0.5, 0.25, 0.25])
+    rows = mixed.rows(0, 40)
+    assert rows[DOMAINS.of(rows) == 0].tolist() == list(range(20))
+    assert rows[DOMAINS.of(rows) == 2].tolist() == [80 + i % 7 for i in range(10)]
+
+
+def test_a_pool_of_a_hundred_million_rows_costs_no_memory() -> None:
+    size = 10**8
+    merged, mixed = (Plan(Domains(("a", "b"), (size, size)), 1) for _ in range(2))
+    merged.append(0, merged.merged_pool(), [1.0])
+    mixed.append(0, mixed.domain_pools(), [0.5, 0.5])
+    tracemalloc.start()
+    try:
+        edge = merged.rows(2 * size - 500, 2 * size + 500)
+        rows = mixed.rows(0, 1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert len(set(edge[:500].tolist())) == len(set(edge[500:].tolist())) == 500
+    assert edge.min() >= 0 and edge.max() < 2 * size
+    assert (rows < size).sum() == 500 and len(set(rows.tolist())) == 1000
+
+
+def test_stages_that_cannot_be_are_refused() -> None:
+    plan = Plan(DOMAINS, 1)
+    plan.append(10, plan.domain_pools(), [1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="cannot follow"):
+        plan.append(9, plan.domain_pools(), [1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="pool 1 is empty"):
+        plan.append(20, (Pool(0, 0, 5), Pool(0), Pool(0)), [0.5, 0.5, 0.0])
+    with pytest.raises(ValueError, match="one proportion"):
+        Stage(index=0, start=0, pools=(Pool(0, 0, 5),), proportions=(0.5, 0.5), cursors=(0,), carry=(0,))
+    with pytest.raises(IndexError, match="no stage covers position 9"):
+        plan.rows(9, 11)
+    with pytest.raises(ValueError, match="one size per domain"):
+        Domains(("a",), (1, 2))
+
+
+# -- delivery --------------------------------------------------------------------------------------------------------
+
+
+def pairs(features: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """A collator: the id of each row and the token it holds."""
+    return [(f[SAMPLE_IDS], f["input_ids"][0]) for f in features]
+
+
+def served(ranks: int, accumulation: int, workers: int = 0, rank: int = 0) -> tuple[Plan, Feed]:
+    """Three domains whose row i holds the token 1000 + i, in global batches of 8."""
+    offsets, sizes = DOMAINS.offsets, DOMAINS.sizes
+    tokens = [[[1000 + int(o) + i] for i in range(n)] for o, n in zip(offsets, sizes, strict=False)]
+    rows = Rows([Dataset.from_dict({"input_ids": t}) for t in tokens], DOMAINS.names)
+    plan = Plan(rows.domains, 2)
+    plan.append(0, plan.domain_pools(), [0.5, 0.3, 0.2])
+    layout = {"per_device": 8 // ranks // accumulation, "accumulation": accumulation, "rank": rank, "ranks": ranks}
+    return plan, Feed(rows, pairs, plan.rows, workers=workers, prefetch=3, **layout)
+
+
+def read(feed: Feed, plan: Plan, position: int, steps: int) -> list[list[list[int]]]:
+    """Ids of the next steps by micro-batch; checks the tokens and the counts per domain against the plan."""
+    out = []
+    for step in range(steps):
+        batches, counts = feed.next_step()
+        assert all(token == 1000 + i for batch in batches for i, token in batch)
+        batch = plan.rows(position + 8 * step, position + 8 * step + 8)
+        assert counts.tolist() == np.bincount(DOMAINS.of(batch), minlength=3).tolist()
+        out.append([[i for i, _ in batch] for batch in batches])
+    return out
+
+
+@pytest.mark.parametrize("ranks, accumulation", [(1, 1), (1, 4), (4, 1), (4, 2), (2, 2)])
+def test_any_number_of_ranks_serves_the_same_global_batches(ranks: int, accumulation: int) -> None:
+    steps, position = 12, 16
+    by_rank = []
+    for rank in range(ranks):
+        plan, feed = served(ranks, accumulation, rank=rank)
+        feed.open(position, steps)
+        by_rank.append(read(feed, plan, position, steps))
+    for step in range(steps):
+        together = [i for micro in range(accumulation) for rank in range(ranks) for i in by_rank[rank][step][micro]]
+        assert together == plan.rows(position + 8 * step, position + 8 * step + 8).tolist()
+
+
+def flat(steps: Sequence[list[list[int]]]) -> list[int]:
+    return [i for step in steps for batch in step for i in batch]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_spans_can_be_reopened_in_the_middle_with_any_number_of_workers(workers: int) -> None:
+    """What workers had read ahead is dropped with its counts, and torch's own generator is never drawn from."""
+    plan, feed = served(1, 2, workers)
+    before = torch.get_rng_state()
+    feed.open(0, 6)
+    assert flat(read(feed, plan, 0, 2)) == plan.rows(0, 16).tolist()
+    feed.open(40, 3)
+    assert flat(read(feed, plan, 40, 3)) == plan.rows(40, 64).tolist()
+    with pytest.raises(StopIteration):
+        feed.next_step()
+    plan.append(64, plan.domain_pools(), [0.0, 0.0, 1.0])
+    feed.open(64, 2)
+    assert flat(read(feed, plan, 64, 2)) == plan.rows(64, 80).tolist()
+    assert (plan.rows(64, 80) >= 80).all()
+    feed.close()
+    assert torch.equal(torch.get_rng_state(), before)
