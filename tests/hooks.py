@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -156,3 +157,55 @@ def short_stages(out: str, positions: str) -> None:
     from dataflex.trainer import core
 
     core.MAX_STAGE = int(positions)
+
+
+def dump_rows(out: str, _: str) -> None:
+    """Write the token ids of all training and evaluation rows, and the domain sizes, to rows.json."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer.__init__
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        rows = {
+            "train": [self.rows[i]["input_ids"] for i in range(len(self.rows))],
+            "eval": [row["input_ids"] for row in self.eval_dataset or []],
+            "domains": list(self.rows.domains.sizes),
+        }
+        (Path(out) / "rows.json").write_text(json.dumps(rows))
+
+    DynamicTrainer.__init__ = wrapped
+
+
+def no_tokenization(out: str, _: str) -> None:
+    """Fail if anything is tokenized."""
+    from llamafactory.data import loader
+
+    @functools.wraps(loader._get_preprocessed_dataset)
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("tokenized a second time")
+
+    loader._get_preprocessed_dataset = refuse
+
+
+def mask_rows(out: str, ids: str) -> None:
+    """Take every trainable token off the rows in `ids`."""
+    from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+    stock, masked = Rows.__getitems__, {int(i) for i in ids.split(",")}
+
+    def wrapped(self: Any, indices: Any) -> Any:
+        rows = stock(self, indices)
+        return [{**r, "labels": [-100] * len(r["labels"])} if r[SAMPLE_IDS] in masked else r for r in rows]
+
+    Rows.__getitems__ = wrapped
+
+
+def no_model(out: str, _: str) -> None:
+    """Fail if a model is loaded."""
+    from llamafactory.train.sft import workflow
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    workflow.load_model = refuse

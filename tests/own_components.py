@@ -19,3 +19,10 @@ class PoolLossMixer(Mixer):
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         means = np.array([np.nanmean(values) for values in observations.signals["loss"]])
         return Decision(means / means.sum()), state
+
+
+class OldSelector:
+    """Written against dataflex 1.1.0."""
+
+    def select(self, model, step_id, num_samples, **kwargs):  # type: ignore[no-untyped-def]
+        return list(range(num_samples))

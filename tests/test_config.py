@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from dataflex.components import registry
-from dataflex.components.contracts import Mixer, Selection, SelectionContext, Selector, State
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.mixers.static import StaticMixer
 from dataflex.components.selectors.loss import LossSelector
 from dataflex.components.weighters.loss import LossWeighter
 from dataflex.config import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig, load, parse
+from dataflex.config.flat import FLAT_KEYS
 from dataflex.errors import ConfigError, nearest
 
 LF: dict[str, Any] = {"stage": "sft", "do_train": True}
 NAMES = {"select": "loss", "mix": "odm", "weight": "loss"}
+
+
+def whole(block: Any) -> dict[str, Any]:
+    return {**LF, "dataflex": block}
 
 
 def flat(slot: str, **keys: Any) -> dict[str, Any]:
@@ -37,39 +38,15 @@ def nested(slot: str, **keys: Any) -> dict[str, Any]:
     return {**LF, "dataflex": {slot: {"name": NAMES[slot], **step, **keys}}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Needy(Selector):
-    """A component of a third party, with a parameter that has no default."""
-
-    target: str
-
-    def select(
-        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
-    ) -> tuple[Selection, State]:
-        return Selection(np.arange(context.budget)), state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unfinished(Mixer):
-    """Lacks `update`."""
-
-
-class OldSelector:
-    """The shape of a component of dataflex 1.1.0."""
-
-    def select(self, model: Any, step_id: int, num_samples: int) -> list[int]:
-        return list(range(num_samples))
-
-
 def config(raw: dict[str, Any]) -> DataflexConfig:
     parsed = parse(raw).dataflex
     assert parsed is not None
     return parsed
 
 
-def refusal(raw: dict[str, Any]) -> str:
+def refusal(given: Any, read: Callable[[Any], RunConfig] = parse) -> str:
     with pytest.raises(ConfigError) as error:
-        parse(raw)
+        read(given)
     assert error.value.exit_status == 2 and "\n" not in str(error.value)
     return str(error.value)
 
@@ -104,42 +81,32 @@ def test_a_nested_block_becomes_one_typed_object() -> None:
     )
 
 
-# Flat, nested, and what the flat spelling settles besides.
-SAME: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
-    (
-        flat("select", warmup_step=10, update_times=2, num_train_epochs=1.5),
-        nested("select", warmup=10),
-        {"total_steps": 30},
-    ),
-    (
-        flat("mix", warmup_step=4, update_times=3, init_mixture_proportions=[2, 1, 1]),
-        nested("mix", warmup=4, proportions=[0.5, 0.25, 0.25]),
-        {"total_steps": 19, "epoch_rounding": "down"},
-    ),
-    (
-        flat("mix", mixture_sample_rule="stratified", train_step=40, freeze_gate=True),
-        nested("mix", initial="stratified"),
-        {"total_steps": 40, "epoch_rounding": "down", "freeze_gate": True},
-    ),
-    (
-        flat("mix", static_mix=True, init_mixture_proportions="[0.75,0.25]"),
-        nested("mix", name="static", proportions=[0.75, 0.25]),
-        {"epoch_rounding": "down"},
-    ),
-    (flat("weight", warmup_step=7), nested("weight", warmup=7), {}),
-    (
-        flat("weight", train_step=9, early_stopping_min_delta=0.5, early_stopping_steps=2),
-        {**LF, "dataflex": {"weight": "loss"}},
-        {"total_steps": 9, "early_stopping_min_delta": 0.5},
-    ),
+STATIC = {"freeze_gate": True, "mix": {"name": "static", "proportions": [0.75, 0.25]}}
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (flat("select", warmup_step=9, num_train_epochs=1.5), nested("select", warmup=9)),
+    (flat("select", component_name="random", train_step=4), nested("select", name="random")),
+    (flat("mix", init_mixture_proportions=[3, 1]), nested("mix", proportions=[0.75, 0.25])),
+    (flat("mix", init_mixture_proportions="[0.5, 1.5]"), nested("mix", proportions=[0.25, 0.75])),
+    (flat("mix", mixture_sample_rule="stratified", warmup_step=2), nested("mix", warmup=2, initial="stratified")),
+    (flat("mix", mixture_sample_rule="uniform", update_times=-1), nested("mix", initial="uniform")),
+    (flat("mix", static_mix=True, init_mixture_proportions="0.75,0.25", freeze_gate=True), whole(STATIC)),
+    (flat("weight", warmup_step=7), nested("weight", warmup=7)),
+    (flat("weight", update_step=3, train_step=9), whole({"weight": "loss"})),
 ]
 
 
-@pytest.mark.parametrize("old, new, implied", SAME)
-def test_the_flat_spelling_means_the_nested_one(old: dict[str, Any], new: dict[str, Any], implied: Any) -> None:
-    assert config(old) == replace(config(new), **implied)
-    kept = {*LF, "num_train_epochs", "early_stopping_steps"}
-    assert set(parse(old).llamafactory) - {"max_steps"} == set(old) & kept
+@pytest.mark.parametrize("old, new", SAME)
+def test_the_flat_spelling_means_the_nested_one(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Except for the total, which the flat spelling implies, and for how 1.1.0 rounded the steps of a mixture's epoch."""
+    rounding: Any = "down" if "mix" in new["dataflex"] else "up"
+    assert replace(config(old), total_steps=None) == replace(config(new), epoch_rounding=rounding)
+    assert set(parse(old).llamafactory) - {"max_steps"} == set(old) & {*LF, "num_train_epochs"}
+    assert config({**old, "early_stopping_min_delta": 0.5}) == replace(config(old), early_stopping_min_delta=0.5)
+
+
+@pytest.mark.parametrize("key", [k for k in FLAT_KEYS if k not in ("train_type", "component_name", "update_step")])
+def test_an_empty_value_is_no_value(key: str) -> None:
+    assert parse(flat("mix", **{key: None})) == parse(flat("mix"))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +178,8 @@ selectors:
   easy: {name: loss, params: {focus: low, cache_dir: somewhere, focus_weight: 3}}
   hard: {name: loss, params: {focus: high}}
   loss: {params: {temperature: 2.0}}
-  bare: {name: random}
 mixers:
   learned: {name: odm, params: {alpha: 0.5, initial_proportions: [0.5, 0.5], warmup: 2}}
-  random:
 """
 
 
@@ -278,48 +243,156 @@ def test_yaml_json_and_flags_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 4])
-@pytest.mark.parametrize("interval", [1, 2, 5])
+@pytest.mark.parametrize("interval", [None, 1, 2, 5])
 @pytest.mark.parametrize("updates", [None, 1, 3])
-def test_a_schedule_agrees_with_its_list_of_updates(warmup: int, interval: int, updates: int | None) -> None:
+def test_a_schedule_agrees_with_its_list_of_updates(warmup: int, interval: int | None, updates: int | None) -> None:
     schedule = Schedule(warmup=warmup, interval=interval, updates=updates)
-    steps = [warmup + interval * turn for turn in range(40 if updates is None else updates)]
+    turns = 40 if updates is None else updates
+    steps = [] if interval is None else [warmup + interval * turn for turn in range(turns)]
     for step in range(40):
         assert schedule.due(step) == (step in steps)
         assert schedule.next_due(step) == next((s for s in steps if s >= step), None)
     assert [schedule.turn(step) for step in steps] == list(range(len(steps)))
 
 
-def test_a_schedule_without_an_interval_is_never_due() -> None:
-    schedule = Schedule(warmup=2)
-    assert not any(schedule.due(step) for step in range(10))
-    assert all(schedule.next_due(step) is None for step in range(10))
-
-
-# -- the registry ----------------------------------------------------------------------------------------------------
-
-
-def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.resolve("select", f"{__name__}:Needy", "key") is Needy
-    found = EntryPoint(name="theirs", value=f"{__name__}:Needy", group="dataflex.selectors")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [found] if group == found.group else [])
-    assert registry.resolve("select", "theirs", "key") is Needy
-    assert registry.names("select") == ["loss", "random", "theirs"] and registry.names("weight") == ["loss"]
-    parsed = config(nested("select", name="theirs", target="x"))
-    assert parsed.select == SelectConfig(name="theirs", component=Needy(target="x"), schedule=Schedule(interval=5))
-    broken = EntryPoint(name="broken", value="no_such_module_at_all:X", group="dataflex.mixers")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [broken] if group == broken.group else [])
-    assert refusal(nested("mix", name="broken")).startswith("dataflex.mix.name: entry point 'broken' does not load: No")
-
-
-@pytest.mark.parametrize("slot", list(registry.FAMILIES))
-def test_every_name_of_the_tables_resolves(slot: str) -> None:
-    table, base, _ = registry.FAMILIES[slot]
-    for name in table:
-        assert issubclass(registry.resolve(slot, name, "key"), base)
-    assert not set(table) & registry.ABSENT[slot]
-
-
 def test_the_nearest_choice_is_offered_else_a_short_list() -> None:
     assert nearest("intervall", ["interval", "updates"]) == "; did you mean 'interval'?"
     assert nearest("zzz", ["b", "a", "a"]) == "; choose from a, b"
     assert nearest("zzz", [str(i) for i in range(13)]) == nearest("zzz", []) == ""
+
+
+# -- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+ONE_LINE: list[tuple[dict[str, Any], str]] = [
+    (whole(5), "dataflex must be a block of keys, got 5"),
+    (whole({"selct": {}}), "dataflex.selct: unknown key; did you mean 'select'?"),
+    (whole({"total_steps": 0}), "dataflex.total_steps must be at least 1, got 0"),
+    (whole({"scoring_tokens": -1}), "dataflex.scoring_tokens must be at least 1, got -1"),
+    (whole({"total_steps": True}), "dataflex.total_steps must be a number, got True"),
+    (whole({"total_steps": "x"}), "dataflex.total_steps: input should be a valid integer"),
+    (whole({"select": 5}), "dataflex.select must be a block with a name, got 5"),
+    (whole({"select": {}}), "dataflex.select.name is required; choose from loss, random, or module:Class"),
+    (nested("select", name="lss"), "dataflex.select.name: unknown selector 'lss'; did you mean 'loss'?"),
+    (nested("select", warmup=-1), "dataflex.select.warmup must be at least 0, got -1"),
+    (nested("select", interval=0), "dataflex.select.interval must be at least 1, got 0"),
+    (nested("mix", updates=0), "dataflex.mix.updates must be at least 1, got 0"),
+    (nested("weight", warmup=-1), "dataflex.weight.warmup must be at least 0, got -1"),
+    (nested("mix", interval=None), "dataflex.mix.interval is required: optimizer steps between two updates of odm"),
+    (nested("select", keep_ratio=0), "dataflex.select.keep_ratio must be in (0, 1], got 0.0"),
+    (nested("mix", proportions=[-1, 2]), "dataflex.mix.proportions must be non-negative numbers, got [-1.0, 2.0]"),
+    (nested("mix", proportions=[0.5, 0.6]), "dataflex.mix.proportions must add up to 1, got [0.5, 0.6] (sum 1.1)"),
+    (nested("mix", initial="unifrom"), "dataflex.mix.initial: 'unifrom' is not a choice; did you mean 'uniform'?"),
+    (nested("weight", scope="globl"), "dataflex.weight.scope: 'globl' is not a choice; did you mean 'global'?"),
+    (nested("select", focuss=1), "dataflex.select.focuss: loss has no such parameter; did you mean 'focus'?"),
+    (whole({"select": {"name": "loss", "interval": 5, 1: 2}}), "dataflex.select.1: loss has no such parameter"),
+    (nested("weight", zzz=1), "dataflex.weight.zzz: loss has no such parameter; choose from delta, r, scope, strategy"),
+    (nested("select", focus="mid"), "dataflex.select.focus must be one of low, medium, high, got 'mid'"),
+    (nested("select", focus=None), "dataflex.select.focus: input should be a valid string, got None"),
+    (nested("weight", delta=True), "dataflex.weight.delta must be a number, got True"),
+    (flat("mix", train_type="dynamic_reorder"), "train_type: dynamic_reorder of dataflex 1.1.0 is not part of this"),
+    (flat("mix", train_type="dynamic_mx"), "train_type: unknown value 'dynamic_mx'; did you mean 'dynamic_mix'?"),
+    (flat("mix", component_name=None), "component_name is required with train_type: dynamic_mix"),
+    (flat("mix", component_name="odn"), "component_name: unknown mixer 'odn'; did you mean 'odm'?"),
+    (flat("mix", mixture_sample_rule="mixtur"), "mixture_sample_rule: unknown value 'mixtur'; did you mean 'mixture'?"),
+    (flat("mix", init_mixture_proportions=[0, 0]), "init_mixture_proportions must be non-negative numbers, got [0, 0]"),
+    (flat("mix", init_mixture_proportions=[-1, 2]), "init_mixture_proportions must be non-negative numbers, got [-1"),
+    (flat("mix", update_step=0), "update_step must be at least 1, got 0"),
+    (flat("select", warmup_step=-1), "warmup_step must be at least 0, got -1"),
+    (flat("mix", components_cfg_file="no.yaml"), "components_cfg_file: no such file: no.yaml"),
+    ({**nested("mix"), "warmup_step": 3}, "dataflex and warmup_step are two spellings of one block: keep one of them"),
+    ({**nested("mix"), "stage": "ppo"}, "stage: ppo cannot be combined with mix (it draws its own rollouts); use pt,"),
+    ({**nested("weight"), "stage": "kto"}, "stage: kto has no loss per row (its KL term belongs to the batch), which"),
+    ({**nested("mix"), "do_train": None}, "do_train must be true with mix"),
+    ({**nested("mix", proportions=[1]), "dataset": "a, b"}, "mix proportions: 1 given for 2 data sets (a, b)"),
+    ({**nested("mix", proportions=[1]), "dataset": ["a", "b"]}, "mix proportions: 1 given for 2 data sets (a, b)"),
+    ({**nested("mix"), "train_sampling_strategy": "group_by_length"}, "group_by_length orders rows itself"),
+]
+
+
+@pytest.mark.parametrize("raw, start", ONE_LINE)
+def test_a_fault_is_one_line_that_names_the_key(raw: dict[str, Any], start: str) -> None:
+    assert refusal(raw).startswith(start)
+
+
+PLAIN = {
+    "mix_strategy": "concat",
+    "label_smoothing_factor": 0,
+    "cp_size": 1,
+    "sequence_parallel_size": 1,
+    "pref_ftx": 0,
+}
+WHOLE_BATCH = ["use_dft_loss", "use_eaft_loss", "use_asft_loss", "enable_liger_kernel", "use_unsloth"]
+DATA = ["streaming", "group_by_length", "save_only_model", "ignore_data_skip", "auto_find_batch_size", "mix_strategy"]
+REFUSED: dict[str, list[str]] = {
+    "select": ["use_mca", "use_hyper_parallel", "use_kt", *DATA, *WHOLE_BATCH],
+    "weight": [*WHOLE_BATCH, "label_smoothing_factor", "sequence_parallel_size", "cp_size"],
+    "weight dpo": ["pref_bco_weight", "pref_ftx"],
+}
+
+
+@pytest.mark.parametrize("slot, key", [(slot, key) for slot, keys in REFUSED.items() for key in keys])
+def test_what_cannot_be_combined_is_refused_by_name(slot: str, key: str) -> None:
+    slot, _, stage = slot.partition(" ")
+    raw = {**nested(slot), "stage": stage or "sft"}
+    assert refusal({**raw, key: 2 if key in PLAIN or key == "pref_bco_weight" else "true"}).startswith(key)
+    assert parse({**raw, key: PLAIN.get(key, 0)}).dataflex == config(raw)
+
+
+@pytest.mark.parametrize("variable", ["USE_MCA", "USE_KT", "USE_RAY"])
+def test_what_cannot_be_combined_is_refused_by_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert refusal(nested("mix")).upper().startswith(variable)
+    assert parse(LF) == RunConfig(dataflex=None, llamafactory=LF)
+
+
+NOT_A_NUMBER: dict[str, list[Any]] = {
+    "warmup_step": [1.5, "x", True, [1], float("nan"), float("inf")],
+    "init_mixture_proportions": ["0.5,x", ["x"], 0.5, "[]", [None, 1], [float("nan"), 1]],
+    "early_stopping_min_delta": ["x"],
+    "max_steps": ["x"],
+    "num_train_epochs": ["x"],
+    "label_smoothing_factor": ["x"],
+    "cp_size": ["x"],
+}
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in NOT_A_NUMBER.items() for value in values])
+def test_a_value_of_the_wrong_kind_is_one_line(key: str, value: Any) -> None:
+    slot = "select" if key == "num_train_epochs" else "mix"
+    assert refusal(flat(slot, **{"train_step": 4, key: value} if slot == "mix" else {key: value})).startswith(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "- 1", "selectors: [loss]", "selectors: {loss: hello}", "selectors: {loss: {params: [1]}}", "\udcff"],
+)
+def test_a_bad_components_file_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert refusal(flat("select", components_cfg_file=str(path))).startswith("components_cfg_file")
+
+
+@pytest.mark.parametrize(
+    "name, text, overrides, start",
+    [
+        ("a.yaml", None, [], "no such configuration file: a.yaml"),
+        ("a.yaml", "a: 1", ["b"], "override 'b' is not of the form key=value"),
+        ("a.yaml", "a: [", [], "a.yaml: "),
+        ("a.yaml", "a: 1", ["b=[1"], "a.yaml: "),
+        ("a.yaml", "a: ${b}", [], "a.yaml: Interpolation key 'b' not found"),
+        ("a.json", "{", [], "a.json: Expecting property name"),
+        ("a.yaml", "\udcff", [], "a.yaml: "),
+        ("a.yaml", "- 1", [], "a.yaml must hold keys and values"),
+        ("a.json", "[1]", [], "a.json must hold keys and values"),
+        ("train", None, [], "expected a .yaml, .yml or .json file or --key value, got 'train'"),
+        ("--a", None, ["[1"], "while parsing"),
+    ],
+)
+def test_a_file_or_command_line_that_cannot_be_read_is_one_line(
+    name: str, text: str | None, overrides: list[str], start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(name).write_bytes(text.encode(errors="surrogateescape"))
+    assert refusal([name, *overrides], load).startswith(start)

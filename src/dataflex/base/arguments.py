@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.schema import RunConfig
 from dataflex.errors import ConfigError, nearest
 
@@ -28,7 +29,7 @@ def check_arguments(config: RunConfig) -> None:
     if not is_env_enabled("ALLOW_EXTRA_ARGS"):
         for key in values:
             if key not in hints:
-                raise ConfigError(f"{key}: unknown key{nearest(key, [*hints, 'dataflex'])}")
+                raise ConfigError(f"{key}: unknown key{nearest(key, [*hints, 'dataflex', *FLAT_KEYS])}")
     for key, value in values.items():
         if key in hints:
             _check_value(key, value, hints[key])

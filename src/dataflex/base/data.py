@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from datasets import load_from_disk
+from datasets import concatenate_datasets, load_from_disk
+from datasets.exceptions import DatasetsError
 from llamafactory.data import loader
 from llamafactory.data.data_utils import split_dataset
 
@@ -60,11 +61,9 @@ def load_domains(
 
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(desc="load dataset", local=local):
-        raw = loader._get_merged_dataset(names, model_args, data_args, training_args, stage, return_dict=True)
-        raw_eval = loader._get_merged_dataset(
-            data_args.eval_dataset, model_args, data_args, training_args, stage,
-            return_dict=data_args.eval_on_each_dataset,
-        )  # fmt: skip
+        raw = {name: _read(name, "dataset", model_args, data_args, training_args, stage) for name in names}
+        held = [_read(n, "eval_dataset", model_args, data_args, training_args, stage) for n in data_args.eval_dataset or []]
+        raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
     for name in names:
         if len(raw[name]) == 0:
             raise ConfigError(f"dataset: {name!r} is empty")
@@ -89,12 +88,25 @@ def load_domains(
     return {"train_dataset": Rows(parts, names), **({} if evaluation is None else {"eval_dataset": evaluation})}
 
 
+def _read(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
+    """One raw data set in LLaMA-Factory's own columns."""
+    try:
+        return loader._get_merged_dataset([name], model_args, data_args, training_args, stage, return_dict=True)[name]
+    except (DatasetsError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{key}: {name!r} cannot be read: {' '.join(str(cause).split())}") from error
+
+
+def _joined(parts: dict[str, Any], data_args: Any) -> Any:
+    if not parts or data_args.eval_on_each_dataset:
+        return parts or None
+    return concatenate_datasets(list(parts.values()))
+
+
 _EMPTY = "dataset: no row is left after tokenization of a training set"
 
 
 def _evaluation(raw_eval: Any, held_out: dict[str, Any], data_args: Any, process: Any) -> Any:
-    from datasets import concatenate_datasets
-
     if isinstance(raw_eval, dict):
         return {name: process(part, is_eval=True) for name, part in raw_eval.items()}
     if raw_eval is not None:

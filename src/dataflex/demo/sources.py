@@ -24,7 +24,9 @@ _SKIPPED_FOLDERS = {
     "pydoc_data", "ensurepip", "__pycache__",
 }  # fmt: skip
 _LICENCE_NAME = re.compile(r"licen[cs]e|copying", re.IGNORECASE)
-_LICENCE_CHARS = 100_000
+_LICENCE_CHARS = 200_000
+# Always there, as LLaMA-Factory needs them: what else is installed must not change the rows.
+_LICENSED = ("accelerate", "fonttools", "matplotlib", "numpy", "pandas", "pillow", "pyarrow", "torch")
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,12 @@ def topic_rows(seed: int) -> Iterator[Row]:
 
 
 def licence_rows(seed: int) -> Iterator[Row]:
-    """Passages of the licences of Python and of the installed packages: these rows depend on what is installed."""
+    """Passages of the licences of Python and of the packages in `_LICENSED`, as their installed versions word them."""
     files = [Path(folder) / "LICENSE.txt" for folder in (sysconfig.get_path("stdlib"), sys.base_prefix)]
     for folder in dict.fromkeys(sysconfig.get_path(key) for key in ("purelib", "platlib")):
-        packages = sorted(Path(folder).glob("*.dist-info"))
-        files += [
-            file for package in packages for file in sorted(package.rglob("*")) if _LICENCE_NAME.search(file.name)
-        ]
+        for package in _LICENSED:
+            inside = [file for root in sorted(Path(folder).glob(f"{package}-*.dist-info")) for file in root.rglob("*")]
+            files += [file for file in sorted(inside) if _LICENCE_NAME.search(file.name)]
     found = []
     for file in files:
         if not file.is_file():

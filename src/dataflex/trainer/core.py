@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, rotate_checkpoints
 
@@ -400,8 +401,9 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
             collectives.barrier()
             if self.args.should_save:
                 mark_complete(folder)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
+            if not isinstance(error, RuntimeError) or "writ" in str(error):
                 raise DataflexError(
                     f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
                     "the checkpoints before it are untouched and training can be resumed from the newest of them"

@@ -1,0 +1,165 @@
+"""What the benchmarks share: presets, a model with its rows, an interval for a ratio, and RESULTS.md."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Preset:
+    """model: arguments of `dataflex.demo.model.build_model`. vocabulary: entries of the embedding, those without a token
+    included. rows: rows of an optimizer step. cutoff: tokens of a row. pairs: steps compared. pool: rows scored."""
+
+    model: dict[str, Any]
+    vocabulary: int
+    rows: int
+    cutoff: int
+    pairs: int
+    pool: int
+    gpu: bool = False
+
+
+PRESETS = {
+    "tiny": Preset(
+        model={"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "vocab_size": 512},
+        vocabulary=512, rows=4, cutoff=64, pairs=20, pool=120,
+    ),
+    "cpu": Preset(
+        model={"hidden_size": 256, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate_size": 704, "vocab_size": 4096},
+        vocabulary=4096, rows=8, cutoff=256, pairs=60, pool=1000,
+    ),
+    "gpu": Preset(  # the shape of Qwen2.5-0.5B
+        model={"hidden_size": 896, "layers": 24, "heads": 14, "kv_heads": 2, "intermediate_size": 4864, "vocab_size": 4096},
+        vocabulary=151936, rows=8, cutoff=1024, pairs=200, pool=4000, gpu=True,
+    ),
+}  # fmt: skip
+
+
+def settle_environment(work: Path, preset: Preset, threads: int) -> None:
+    """Call before torch is imported: offline, caches below `work`, `threads` threads, and the device of the preset."""
+    os.environ.update(
+        OMP_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_CACHE=str(work / "cache"),
+        LLAMAFACTORY_VERBOSITY="WARNING",
+        PYTORCH_NVML_BASED_CUDA_CHECK="1",  # looking for a GPU must not make a process unfit to be forked
+    )
+    if not preset.gpu:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+
+def make_model(folder: Path, preset: Preset, texts: Sequence[str]) -> Any:
+    """Save a random model of the preset's shape into `folder`, with a tokenizer learned from `texts`; the tokenizer."""
+    from transformers.utils import logging
+
+    from dataflex.demo.model import build_model
+
+    logging.disable_progress_bar()
+    model, tokenizer = build_model(folder, texts, **preset.model)
+    if preset.vocabulary > model.config.vocab_size:
+        model.resize_token_embeddings(preset.vocabulary, mean_resizing=False)
+        model.save_pretrained(folder)
+    return tokenizer
+
+
+def write_equal_rows(folder: Path, tokenizer: Any, texts: Sequence[str], domains: int, rows: int, tokens: int) -> None:
+    """A `dataset_dir` of data sets d0, d1, ...: `rows` sft rows in all, each a little longer than `tokens` tokens."""
+    ids = [i for text in texts for i in tokenizer(text)["input_ids"]]
+    window = tokens + tokens // 2  # decoding and encoding again may merge some
+    while len(ids) < 2 * window:
+        ids = ids + ids
+    rng = random.Random(0)
+    folder.mkdir(parents=True)
+    info = {}
+    for d in range(domains):
+        lines = []
+        for _ in range(-(-rows // domains)):
+            start = rng.randrange(len(ids) - window)
+            lines.append(json.dumps({"instruction": "Go on.", "output": tokenizer.decode(ids[start : start + window])}))
+        (folder / f"d{d}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        info[f"d{d}"] = {"file_name": f"d{d}.jsonl", "columns": {"prompt": "instruction", "response": "output"}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def run_keys(work: Path, preset: Preset, out: str) -> dict[str, Any]:
+    """The LLaMA-Factory keys of every run: full sft of the model in `work`/model."""
+    return {
+        "model_name_or_path": str(work / "model"),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "dataset_dir": str(work / "data"),
+        "template": "qwen",
+        "cutoff_len": preset.cutoff,
+        "per_device_train_batch_size": preset.rows,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "output_dir": str(work / "runs" / out),
+        "overwrite_output_dir": True,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": 0,
+        "disable_tqdm": True,
+        "log_level": "warning",
+        **({"bf16": True} if preset.gpu else {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}),
+    }
+
+
+def interval(statistic: Callable[[np.ndarray], float], items: int) -> tuple[float, float]:
+    """Bootstrap 90% interval: the 5th and 95th percentile of `statistic` (of an index array) over resampled items."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(items, size=items)) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(values, [5, 95])
+    return float(low), float(high)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right, readable as it is."""
+    widths = [max(len(line[c]) for line in (header, *lines)) for c in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([row(header), rule, *map(row, lines)])
+
+
+def machine(preset: Preset, threads: int) -> str:
+    """One line: date, processor or GPU, threads, versions."""
+    import torch
+
+    if preset.gpu and torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.is_file() else []
+        processor = names[0] if names else platform.processor() or platform.machine()
+        where = f"{processor}, {threads} of {os.cpu_count()} cores"
+    return f"{datetime.date.today()}, {where}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def write_section(name: str, text: str) -> None:
+    """Put `text` into RESULTS.md under the heading `name`, in place of what stood there."""
+    title = "# Results\n\nWritten by the scripts beside this file (`--write`); README.md says how to read them.\n"
+    content = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else title
+    head, *sections = re.split(r"^## ", content, flags=re.M)
+    kept = {s.split("\n", 1)[0]: s for s in sections} | {name: f"{name}\n\n{text.strip()}\n"}
+    parts = [head.strip(), *(f"## {kept[key].strip()}" for key in sorted(kept))]
+    RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

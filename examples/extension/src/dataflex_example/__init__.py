@@ -1,0 +1,1 @@
+"""Components for dataflex: one selector, one mixer, one weighter."""
