@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -342,13 +341,3 @@ def test_scoring_in_between_does_not_change_dropout(model: Any) -> None:
     plain = next_losses(score=False)
     assert plain[0] != plain[1]  # dropout is on
     assert next_losses(score=True) == plain
-
-
-def test_rows_keep_their_ids_when_measured_by_path(model: Any, tmp_path: Path) -> None:
-    """A saved and reloaded pool gives the same values in id order."""
-    rows = pool()
-    folders = []
-    for number, part in enumerate(rows.parts):
-        part.save_to_disk(tmp_path / str(number))
-        folders.append(Dataset.load_from_disk(str(tmp_path / str(number))))
-    assert measure(model, Rows(folders, ["a", "b"]), 70).tolist()[:7] == measure(model, rows, 70).tolist()[:7]

@@ -62,7 +62,9 @@ def load_domains(
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(desc="load dataset", local=local):
         raw = {name: _read(name, "dataset", model_args, data_args, training_args, stage) for name in names}
-        held = [_read(n, "eval_dataset", model_args, data_args, training_args, stage) for n in data_args.eval_dataset or []]
+        held = [
+            _read(n, "eval_dataset", model_args, data_args, training_args, stage) for n in data_args.eval_dataset or []
+        ]
         raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
     for name in names:
         if len(raw[name]) == 0:

@@ -68,7 +68,7 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise ConfigError(f"{key}: {name} is not a dataflex {base.__name__}{_porting_hint(target, base)}")
     if inspect.isabstract(target):
-        missing = ", ".join(sorted(target.__abstractmethods__))
+        missing = ", ".join(sorted(target.__abstractmethods__))  # type: ignore[attr-defined]
         raise ConfigError(f"{key}: {name} does not implement {missing}")
     return target
 
