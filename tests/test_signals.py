@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,17 @@ from dataflex.signals.cross_entropy import IGNORE, row_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer.losses import score_rows
+from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 # -- cross entropy ---------------------------------------------------------------------------------------------------
 
@@ -341,3 +351,27 @@ def test_scoring_in_between_does_not_change_dropout(model: Any) -> None:
     plain = next_losses(score=False)
     assert plain[0] != plain[1]  # dropout is on
     assert next_losses(score=True) == plain
+
+
+# -- sums per domain -------------------------------------------------------------------------------------------------
+
+
+def test_sums_per_domain_add_up_over_an_interval() -> None:
+    """Against a plain loop; rows without a finite loss or without trainable tokens are left out."""
+    rng = np.random.default_rng(2)
+    sums, expected = DomainSums(3, torch.device("cpu")), np.zeros((3, 4))
+    for _ in range(20):
+        domains, counts = rng.integers(0, 3, size=8), rng.integers(0, 5, size=8)
+        losses = np.where(rng.random(8) < 0.2, np.nan, rng.integers(1, 9, size=8) / 4).astype(np.float32)
+        totals = np.nan_to_num(losses) * counts
+        for d, loss, count, total in zip(domains, losses, counts, totals, strict=True):
+            if count > 0 and np.isfinite(loss):
+                expected[d] += (1, loss, count, total)
+        sums.add(domains, torch.tensor(losses), torch.tensor(counts), torch.tensor(totals, dtype=torch.float32))
+    assert sums.fold().tolist() == expected.tolist()  # quarters: exact in any order
+    resumed = DomainSums(3, torch.device("cpu"))
+    resumed.load(sums.fold())
+    assert resumed.take().tolist() == sums.take().tolist() == expected.tolist()
+    assert sums.take().tolist() == np.zeros((3, 4)).tolist()
+    assert sums.mean_since_log().tolist() == (expected[:, 1] / expected[:, 0]).tolist()
+    assert np.isnan(sums.mean_since_log()).all()

@@ -30,6 +30,8 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
     if not _on(lf.get("do_train", False)):
         raise ConfigError(f"do_train must be true with {what}")
+    if lf.get("parallelism_config"):
+        raise ConfigError(f"parallelism_config splits rows or models over ranks and cannot be combined with {what}")
     if _on(lf.get("streaming")):
         raise ConfigError(f"streaming cannot be combined with {what} in this version")
     if config.plans_data:
@@ -79,9 +81,6 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
             raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
         if config.weight and float(lf.get("pref_ftx") or 0) > 0:
             raise ConfigError("pref_ftx cannot be combined with weight in this version")
-    for key in ("sequence_parallel_size", "cp_size"):
-        if int(lf.get(key) or 1) > 1:
-            raise ConfigError(f"{key} splits rows over ranks, but {reader} needs a loss per row")
 
 
 def _on(value: Any) -> bool:

@@ -71,7 +71,7 @@ def _read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         base = OmegaConf.create(json.loads(text)) if path.suffix == ".json" else OmegaConf.create(text)
-        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(overrides)), resolve=True)
+        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(overrides)))
     except (YAMLError, json.JSONDecodeError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(merged, dict):
@@ -96,7 +96,7 @@ def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
         joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
         pairs.append(f"{key}={joined}")
     try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist(pairs), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     assert isinstance(content, dict)

@@ -201,7 +201,7 @@ def run_demo(
     (out / _RESULTS).write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
     print(f"\nHeld-out loss by domain after {steps} steps (lower is better); seconds are those of the training loop.\n")
     print(format_table(results))
-    print("\nOne seed, a few hundred rows: at 60 steps, another seed alone moves the mean of a run by about 0.1.")
+    print("\nOne seed, a few hundred rows: at 60 steps, another seed alone moves the mean of a run by up to 0.2.")
     if keep:
         print(f"\n{seconds:.0f} s in all. Configurations, models, data and {_LOG} are in {out}.")
         print(f"Repeat a run with: dataflex-cli train {out / RUNS[1]}.yaml")

@@ -49,8 +49,8 @@ class SelectTrainer(DynamicTrainer):
             state = self.states["select"]
             for place, (name, ids) in enumerate(groups):
                 candidates = ids[measured[ids]]
-                budget = self._budget(len(ids), name is not None)
-                if budget > len(candidates) and not selector.with_replacement:
+                budget = self._budget(len(candidates), name is not None)
+                if not len(candidates) or (budget > len(candidates) and not selector.with_replacement):
                     where = f" of {name}" if name else ""
                     raise DataflexError(
                         f"select: {spec.name} was asked for {budget} rows at step {step}, but only {len(candidates)} of the"

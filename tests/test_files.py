@@ -1,0 +1,424 @@
+"""What a run writes and reads back: ledger, selections, exposure, checkpoints; and the rows it is about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
+
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.trainer import ledger as ledger_module
+from dataflex.trainer import rows as rows_module
+from dataflex.trainer import state
+from dataflex.trainer.ledger import EXPOSURE, LEDGER, Exposure, RunFiles, read_ledger, write_atomically, write_table
+from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
+from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+
+DOMAINS = Domains(("a", "b"), (30, 20))
+
+
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+WHOLE = b'{"step": 0}\n{"step": 4}\n'
+
+
+TORN = [b"", b"{", b'{"step": 8}', b'{"st\n', b"\x00\x00\x00\n", b"\xff\xfe\n"]
+
+
+@pytest.mark.parametrize("content", [*(WHOLE + t for t in TORN), *(WHOLE[:n] for n in range(len(WHOLE)))])
+def test_a_torn_last_line_is_left_out(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / LEDGER).write_bytes(content)
+    whole_lines = min(content.count(b"\n"), 2)
+    assert read_ledger(tmp_path / LEDGER) == [{"step": 0}, {"step": 4}][:whole_lines]
+
+
+def test_an_atomic_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and [p.name for p in path.parent.iterdir()] == ["file"]
+    seen: list[bytes] = []
+
+    def killed(source: Any, target: Any) -> None:
+        seen.append(Path(source).read_bytes() + b" over " + Path(target).read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger_module.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"third")
+    assert seen == [b"third over new"] and path.read_bytes() == b"new"
+
+
+def test_the_ledger_grows_by_one_line_a_decision(tmp_path: Path) -> None:
+    writer, other = (RunFiles(tmp_path, DOMAINS, writes=writes) for writes in (True, False))
+    for files in (writer, other):
+        files.start({"dataflex": {"total_steps": 8}})
+        files.record({"step": 0, "from": {"rows": np.array([1, 2])}, "p": np.float64(0.5), "n": np.int64(3)})
+        files.record({"step": 4})
+    expected = [{"step": 0, "from": {"rows": [1, 2]}, "p": 0.5, "n": 3}, {"step": 4}]
+    assert read_ledger(writer.path / LEDGER) == expected
+    assert (writer.path / LEDGER).read_bytes() == writer.ledger_text == other.ledger_text
+    assert yaml.safe_load((writer.path / "config.yaml").read_text()) == {"dataflex": {"total_steps": 8}}
+    with pytest.raises(TypeError, match="cannot write set to the ledger"):
+        writer.record({"step": {1}})
+    other.cut_back({}, b"", 0, tmp_path / "none")  # a rank that does not write changes no file
+    other.start({})
+    assert read_ledger(writer.path / LEDGER) == expected and other.ledger_text == b""
+
+
+def selections(files: RunFiles) -> list[str]:
+    return sorted(p.name for p in (files.path / "selections").iterdir())
+
+
+def test_a_selection_says_who_was_chosen_and_why(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path, DOMAINS, writes=True)
+    candidates = np.array([2, 29, 30, 49])
+    name = files.write_selection(4, np.array([0.5, np.nan, 2.0, 1.0]), np.array([30, 2, 30]), candidates)
+    assert pq.read_table(files.path / name).to_pydict() == {
+        "sample_id": [2, 29, 30, 49],
+        "domain": ["a", "a", "b", "b"],
+        "score": [0.5, None, 2.0, 1.0],
+        "selected": [True, False, True, False],
+    }
+    unscored = files.write_selection(8, None, np.array([29]), candidates)
+    assert pq.read_table(files.path / unscored)["score"].to_pylist() == [None] * 4
+    assert selections(files) == ["step_4.parquet", "step_8.parquet"]
+    silent = RunFiles(tmp_path / "other", DOMAINS, writes=False)
+    assert silent.write_selection(4, None, candidates, candidates) == name and not silent.path.exists()
+
+
+@pytest.mark.parametrize("saved_exposure", [True, False])
+def test_a_resumed_run_is_cut_back_to_its_checkpoint(saved_exposure: bool, tmp_path: Path) -> None:
+    files = RunFiles(tmp_path, DOMAINS, writes=True)
+    files.start({"old": 1})
+    ids = np.arange(3)
+    for step in (0, 4, 8, 16):
+        files.record({"step": step})
+        files.write_selection(step, None, ids, ids)
+    at_checkpoint = read_ledger(files.path / LEDGER)[:2]
+    text = b"".join(json.dumps(r).encode() + b"\n" for r in at_checkpoint)
+    (files.path / EXPOSURE).write_bytes(b"of the end")
+    saved = tmp_path / "saved.parquet"
+    if saved_exposure:
+        saved.write_bytes(b"of step 8")
+
+    resumed = RunFiles(tmp_path, DOMAINS, writes=True)
+    resumed.cut_back({"new": 1}, text, 8, saved)
+    assert selections(resumed) == ["step_0.parquet", "step_4.parquet"]
+    assert (resumed.path / LEDGER).read_bytes() == resumed.ledger_text == text
+    assert yaml.safe_load((resumed.path / "config.yaml").read_text()) == {"new": 1}
+    exposure = resumed.path / EXPOSURE
+    assert exposure.read_bytes() == b"of step 8" if saved_exposure else not exposure.exists()
+    resumed.record({"step": 8})
+    assert read_ledger(resumed.path / LEDGER) == [*at_checkpoint, {"step": 8}]
+
+    files.start({})
+    assert not (files.path / "selections").exists() and not exposure.exists()
+    assert (files.path / LEDGER).read_bytes() == b""
+
+
+# -- exposure --------------------------------------------------------------------------------------------------------
+
+
+def notes(rows: list[tuple[int, float, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids, losses, steps = zip(*rows, strict=True)
+    return np.array(ids), np.array(losses, dtype=np.float32), np.array(steps)
+
+
+def touched(exposure: Exposure) -> dict[int, tuple[int, float | None, int]]:
+    table = exposure.table().to_pydict()
+    names = [DOMAINS.names[int(DOMAINS.of(np.array([i]))[0])] for i in table["sample_id"]]
+    assert table["domain"] == names and table["sample_id"] == sorted(set(table["sample_id"]))
+    values = zip(table["times_seen"], table["last_loss"], table["last_step"], strict=True)
+    return dict(zip(table["sample_id"], values, strict=True))
+
+
+def shuffled(rows: list[tuple[int, float, int]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return notes([rows[i] for i in rng.permutation(len(rows))])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exposure_counts_like_a_dictionary(seed: int, tmp_path: Path) -> None:
+    """Six merges of a few steps each, in any order within a merge, with a trip through a file after each."""
+    rng = np.random.default_rng(seed)
+    exposure, expected = Exposure(DOMAINS), dict[int, tuple[int, float | None, int]]()
+    exposure.merge(*(np.empty(0, dtype=t) for t in (np.int64, np.float32, np.int64)))
+    assert touched(exposure) == {}
+    step = 0
+    for _ in range(6):
+        rows = []
+        for _ in range(int(rng.integers(1, 12))):
+            step += 1
+            for i in rng.choice(50, size=4, replace=False).tolist():
+                rows.append((i, step / 4 if rng.random() < 0.8 else float("nan"), step))
+        for i, loss, at in rows:
+            expected[i] = (expected.get(i, (0,))[0] + 1, None if np.isnan(loss) else loss, at)
+        exposure.merge(*shuffled(rows, rng))
+        assert touched(exposure) == expected
+        write_table(tmp_path / EXPOSURE, exposure.table())
+        exposure = Exposure(DOMAINS)
+        exposure.load(tmp_path / EXPOSURE)
+        assert touched(exposure) == expected
+
+
+def test_exposure_does_not_depend_on_which_rank_served_a_row() -> None:
+    """Row 5 is served by rank 0 at step 9 and by rank 1 at step 2: whichever is merged first, step 9 is the last."""
+    ranks = [[(5, 1.5, 1), (40, 0.5, 4), (5, 2.5, 9)], [(5, 3.5, 2), (40, 0.25, 6)]]
+    for order in (ranks, ranks[::-1]):
+        exposure = Exposure(DOMAINS)
+        for rows in order:
+            exposure.merge(*notes(rows))
+        assert touched(exposure) == {5: (3, 2.5, 9), 40: (2, 0.25, 6)}
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def snapshot(stage: Stage | None = None) -> state.Snapshot:
+    return state.Snapshot(
+        step=8,
+        position=64,
+        global_batch=8,
+        identity={"seed": 1, "dataset": "a,b", "dataflex.select.quantiles": [0.33, 0.66], "data_seed": None},
+        stage=stage,
+        components={
+            "mix": {"turn": 3, "rewards": np.array([0.1, 1 / 3]), "name": "x", "none": None, "on": True, "f": 0.1},
+            "weight": {"square": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(2.5)},
+            "select": {},
+        },
+        extra={"sums": np.full((2, 4), 1 / 3), "count": 7, "empty": np.empty((0, 2), dtype=np.int64)},
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, arrays to the bit and with their types."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return type(a) is type(b) and a == b
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Stage with chosen pools included: a plan rebuilt from it serves the same rows."""
+    plan = Plan(DOMAINS, 4)
+    plan.append(0, plan.domain_pools(), [0.5, 0.5])
+    chosen = (chosen_pool(1, [3, 1, 4, 1]), plan.domain_pools()[1])
+    plan.append(40, chosen, [0.3, 0.7])
+    before = snapshot(plan.stages[-1])
+    state.write_snapshot(tmp_path / "checkpoint-8", before, WHOLE)
+    after, ledger = state.read_snapshot(tmp_path / "checkpoint-8")
+    assert ledger == WHOLE
+    for name in ("step", "position", "global_batch", "identity", "components", "extra"):
+        assert same(getattr(after, name), getattr(before, name)), name
+    assert after.stage is not None and before.stage is not None
+    assert after.stage.to_json() == before.stage.to_json()
+    assert after.stage.pools[0].ids is not None and after.stage.pools[0].ids.tolist() == [1, 1, 3, 4]
+    assert Plan(DOMAINS, 4, stages=[after.stage]).rows(40, 140).tolist() == plan.rows(40, 140).tolist()
+
+
+def test_a_state_may_have_any_names(tmp_path: Path) -> None:
+    """And a run without a planned order has no stage."""
+    before = snapshot()
+    before.components["mix"] = {"reward/a": np.ones(2), "reward/b": np.zeros(3), "b/c": 4}
+    state.write_snapshot(tmp_path, before, b"")
+    after, ledger = state.read_snapshot(tmp_path)
+    assert after.stage is None and ledger == b""
+    assert same(after.components, before.components)
+
+
+def checkpoint(output_dir: Path, step: int) -> Path:
+    folder = output_dir / f"checkpoint-{step}"
+    (folder / "global_step").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"0123456789")
+    (folder / "global_step" / "optimizer.pt").write_bytes(b"state")
+    (folder / "unfinished.partial").write_bytes(b"of a write that was cut off")
+    state.write_snapshot(folder, snapshot(), WHOLE)
+    state.mark_complete(folder)
+    state.mark_complete(folder)  # the mark does not count itself
+    return folder
+
+
+PARTS = ["dataflex/arrays.npz", "dataflex/ledger.jsonl", "dataflex/state.json"]
+BAD = [None, b"", b"[]", b"PK\x03\x04 and so on", b'{"format": 99}']
+MARKED = [*PARTS, "global_step/optimizer.pt", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_file_that_is_missing_or_cut_short_is_named(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 8)
+    assert state.what_is_missing(folder) is None
+    assert list(json.loads((folder / "dataflex" / "COMPLETE").read_text())) == MARKED
+    content = (folder / name).read_bytes()
+    for changed in (content[:-1], content + b" "):
+        (folder / name).write_bytes(changed)
+        assert state.what_is_missing(folder) == f"{name} has {len(changed)} bytes instead of {len(content)}"
+    (folder / name).unlink()
+    assert state.what_is_missing(folder) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "0"])
+def test_an_unreadable_mark_is_no_mark(text: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 8)
+    (folder / "dataflex" / "COMPLETE").write_text(text)
+    assert state.what_is_missing(folder) == "its completeness mark cannot be read"
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("content", BAD)
+def test_a_snapshot_that_cannot_be_read_is_one_error(name: str, content: bytes | None, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 8)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    if name == PARTS[1] and content is not None:
+        assert state.read_snapshot(folder)[1] == content  # handed on as it is
+        return
+    expected = "has state format 99, this" if name == PARTS[2] and content == BAD[-1] else "cannot be read"
+    with pytest.raises(DataflexError, match=f"checkpoint-8 {expected}"):
+        state.read_snapshot(folder)
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
+    assert state.newest_complete(tmp_path / "none") == (None, []) == state.newest_complete(tmp_path)
+    folders = {step: checkpoint(tmp_path, step) for step in (2, 10, 9, 30, 40)}
+    (tmp_path / "checkpoint-99").write_text("a file")
+    (tmp_path / "checkpoint-50-old").mkdir()
+    (tmp_path / "checkpoint-60").mkdir()
+    assert state.newest_complete(tmp_path)[0] == folders[40]
+    (folders[40] / "dataflex" / "COMPLETE").unlink()
+    (folders[30] / "model.safetensors").write_bytes(b"01234")
+    found, passed_over = state.newest_complete(tmp_path)
+    assert found == folders[10]
+    reasons = [
+        "it holds no dataflex state",
+        "saving it was never finished",
+        "model.safetensors has 5 bytes instead of 10",
+    ]
+    assert passed_over == [
+        f"{tmp_path / f'checkpoint-{step}'} is not complete ({reason}); an older checkpoint is used"
+        for step, reason in zip((60, 40, 30), reasons, strict=True)
+    ]
+    for step in (2, 9, 10):
+        (folders[step] / "dataflex" / "COMPLETE").unlink()
+    found, passed_over = state.newest_complete(tmp_path)
+    assert found is None and len(passed_over) == 6
+    assert all(line.endswith("; the run starts over") for line in passed_over)
+    assert state.what_is_missing(tmp_path / "checkpoint-1") == "there is no such directory"
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"seed": 2}, "seed was 1 there and is 2 now"),
+        ({"data_seed": 3}, "data_seed was not set there and is 3 now"),
+        ({"dataset": None}, "dataset was 'a,b' there and is not set now"),
+        ({"seed": 2, "dataset": "a"}, "seed was 1"),
+    ],
+)
+def test_another_run_is_refused_by_the_key_that_differs(changed: dict[str, Any], message: str) -> None:
+    saved = json.loads(json.dumps(snapshot().identity))
+    folder = Path("checkpoint-8")
+    state.check_identity(saved, {**snapshot().identity, "unset": None}, folder)
+    with pytest.raises(ConfigError) as error:
+        state.check_identity(saved, {**saved, **changed}, folder)
+    assert str(error.value).startswith(f"cannot resume from checkpoint-8: {message}")
+    with pytest.raises(ConfigError, match="dataset was 'a,b' there and is not set now"):
+        state.check_identity(saved, {"seed": 1}, folder)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def columns(n: int = 2500) -> dict[str, list[Any]]:
+    tokens = [[(7 * i + j) % 97 for j in range(1 + i % 5)] for i in range(n)]
+    labels = [[-100, *row[1:]] for row in tokens]
+    return {"input_ids": tokens, "labels": labels, "attention_mask": [[1] * len(row) for row in tokens]}
+
+
+def fingerprint(part: Any) -> str:
+    return Rows([part], ["a"]).fingerprints()["a"]
+
+
+@pytest.mark.parametrize("budget", [1 << 28, 4000])
+def test_a_fingerprint_does_not_depend_on_storage(budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writer batches, chunks, an indices mapping, number types, the order of columns; also where blocks are sampled."""
+    monkeypatch.setattr(rows_module, "_FINGERPRINT_TOKENS", budget)
+    data = columns()
+    plain = Dataset.from_dict(data)
+    expected = fingerprint(plain)
+    indices = list(range(2500))
+    stored = [
+        plain.map(lambda row: row, writer_batch_size=size, cache_file_name=str(tmp_path / f"{size}.arrow"))
+        for size in (7, 1000, 2499)
+    ]
+    assert len(stored[0].data.column("input_ids").chunks) > 300
+    double = Dataset.from_dict({k: v + v[::-1] for k, v in data.items()})
+    picked = double.select(indices)
+    reordered = double.select([*range(2500, 5000)]).select(indices[::-1])
+    pieces = concatenate_datasets([plain.select(range(a, b)) for a, b in ((0, 3), (3, 1001), (1001, 2500))])
+    flat = reordered.flatten_indices(cache_file_name=str(tmp_path / "flat.arrow"))
+    backwards = dict(reversed(data.items()))
+    small = Dataset.from_dict(backwards, features=Features(dict.fromkeys(backwards, Sequence(Value("int32")))))
+    for part in (*stored, picked, reordered, pieces, flat, small, plain.remove_columns("attention_mask")):
+        assert len(part) == 2500 and fingerprint(part) == expected
+
+
+def test_a_fingerprint_sees_every_token_and_every_row_boundary() -> None:
+    def changed(column: str, row: int, values: list[int]) -> Dataset:
+        data = columns()
+        data[column][row] = values
+        return Dataset.from_dict(data)
+
+    data = columns()
+    prints = [fingerprint(Dataset.from_dict(data))]
+    for row in (0, 999, 1000, 2499):
+        prints.append(fingerprint(changed("input_ids", row, [*data["input_ids"][row][:-1], 98])))
+        prints.append(fingerprint(changed("labels", row, [*data["labels"][row][:-1], -100 + 1])))
+    moved = columns()
+    moved["input_ids"][1:3] = [moved["input_ids"][1][:1], moved["input_ids"][1][1:] + moved["input_ids"][2]]
+    swapped = columns()
+    for column in swapped.values():
+        column[3], column[8] = column[8], column[3]
+    exchanged = columns()
+    exchanged["input_ids"], exchanged["labels"] = exchanged["labels"], exchanged["input_ids"]
+    prints += [fingerprint(Dataset.from_dict(d)) for d in (moved, swapped, exchanged, columns(2499))]
+    prints += [fingerprint(Dataset.from_dict({**columns(), "kto_tags": [i == k for i in range(2500)]})) for k in (1, 2)]
+    prints.append(fingerprint(Dataset.from_dict(columns()).select([])))
+    assert len(set(prints)) == len(prints) == 16
+
+
+def two_parts() -> Rows:
+    first, second = ([{"input_ids": [10 * d + i] * (i + 1), "n": i} for i in range(4)] for d in (1, 2))
+    return Rows([Dataset.from_list(first), Dataset.from_list(second).select([3, 0])], ["a", "b"])
+
+
+def test_rows_come_in_the_order_asked_for_with_their_ids() -> None:
+    rows = two_parts()
+    assert (len(rows), rows.domains) == (6, Domains(("a", "b"), (4, 2)))
+    picked = [(r[SAMPLE_IDS], r["input_ids"][0]) for r in rows.__getitems__([5, 0, 4, 0, 3])]
+    assert picked == [(5, 20), (0, 10), (4, 23), (0, 10), (3, 13)]
+    assert rows[4] == {"input_ids": [23] * 4, "n": 3, SAMPLE_IDS: 4} and rows.__getitems__([]) == []
+    assert rows.lengths().tolist() == [1, 2, 3, 4, 4, 1] and rows.column_names == ["input_ids", "n"]
+    pair = Dataset.from_dict({"chosen_input_ids": [[1], [1, 2]], "rejected_input_ids": [[1, 2, 3], []]})
+    assert Rows([pair, pair.select([1])], ["a", "b"]).lengths().tolist() == [4, 2, 2]
+
+
+def inner(features: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"keys": [sorted(f) for f in features], "n": torch.tensor([f["n"] for f in features])}
+
+
+def test_the_collator_takes_the_ids_off_and_puts_them_into_the_batch() -> None:
+    features = two_parts().__getitems__([5, 2])
+    batch = RowCollator(inner)(features)
+    assert batch["keys"] == [["input_ids", "n"]] * 2 and batch["n"].tolist() == [0, 2]
+    assert batch[SAMPLE_IDS].dtype == torch.int64 and batch[SAMPLE_IDS].tolist() == [5, 2]
+    assert [f[SAMPLE_IDS] for f in features] == [5, 2]  # the rows themselves are left alone
+    assert set(RowCollator(inner)([{"n": 1}])) == {"keys", "n"} and RowCollator(inner)([])["keys"] == []
