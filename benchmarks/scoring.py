@@ -190,9 +190,12 @@ def measure(keys: dict[str, Any], count: int) -> str:
     DynamicTrainer._decide = first_decision  # type: ignore[method-assign]
     log = Path(f"{keys['output_dir']}.log")
     log.parent.mkdir(parents=True)
-    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        with contextlib.suppress(_Done):
-            train(parse(keys))
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(log.open("w"))
+        stack.enter_context(contextlib.redirect_stdout(file))
+        stack.enter_context(contextlib.redirect_stderr(file))
+        stack.enter_context(contextlib.suppress(_Done))
+        train(parse(keys))
     return found[0]
 
 

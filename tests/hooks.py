@@ -209,3 +209,21 @@ def no_model(out: str, _: str) -> None:
         raise AssertionError("a model was loaded")
 
     workflow.load_model = refuse
+
+
+def extension_example(out: str, _: str) -> None:
+    """Let the package in `examples/extension` be imported, as PYTHONPATH would."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "extension" / "src"))
+
+
+def no_loss_kwargs(out: str, _: str) -> None:
+    """What LLaMA-Factory does for a model with a processor: the loss is a mean over the micro-batch."""
+    from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+    stock = CustomSeq2SeqTrainer.__init__
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    CustomSeq2SeqTrainer.__init__ = wrapped

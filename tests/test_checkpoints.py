@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Result, start, train, train_all
+from harness import Result, plain, start, train, train_all
 
 Config = dict[str, Any]
 
@@ -101,6 +101,18 @@ def test_nothing_complete_starts_over(ground: Path, saved: Path, tmp_path: Path)
     run = resume(ground, saved, tmp_path / "run", damage)
     assert min(run.ok.ids()) == 0
     assert run.trace() == Result([0], saved / "whole", "").trace()
+
+
+def test_checkpoints_of_a_plain_run_are_not_overwritten(base: Config, tmp_path: Path) -> None:
+    """LLaMA-Factory would go on from them; a dynamic run cannot, and does not start over on top of them either."""
+    stock = {**base, "save_strategy": "steps", "save_steps": 6}
+    before = plain(stock, tmp_path / "run").wait()
+    assert before.ok
+    files = {f: f.read_bytes() for f in tmp_path.rglob("checkpoint-*/*.json")}
+    assert_refused(train({**stock, "dataflex": BLOCK}, tmp_path / "run"), "output_dir", "overwrite_output_dir")
+    assert files and all(f.read_bytes() == content for f, content in files.items())
+    again = train({**stock, "dataflex": BLOCK, "overwrite_output_dir": True}, tmp_path / "run", hooks=["record_ids"])
+    assert min(again.ok.ids()) == 0
 
 
 def test_an_explicit_incomplete_checkpoint_is_refused(ground: Path, saved: Path, tmp_path: Path) -> None:

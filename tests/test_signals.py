@@ -150,6 +150,9 @@ def test_batches_by_hand() -> None:
     assert [b.tolist() for b in token_batches(lengths, 12)] == [[4], [1], [5, 0, 3], [2]]
     assert [b.tolist() for b in token_batches(np.zeros(3, dtype=np.int64), 2)] == [[0, 1], [2]]
     assert token_batches(np.empty(0, dtype=np.int64), 12) == []
+    lengths = np.random.default_rng(0).integers(1, 4, size=2000)  # rows of one length stay in the order of their ids
+    order = np.concatenate(token_batches(lengths, 30)).tolist()
+    assert order == sorted(range(2000), key=lambda i: (-lengths[i], i))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])

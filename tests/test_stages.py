@@ -69,6 +69,88 @@ def test_all_three_act_and_resume(base: Config, ground: Path, tmp_path: Path, na
     assert resumed.ids() == {s: i for s, i in whole.ids().items() if s >= 3}
 
 
+SCALINGS: dict[str, tuple[Config, list[str]]] = {
+    "mean over the micro-batch, as with a processor": ({}, ["no_loss_kwargs"]),
+    "tokens of each rank by themselves": ({"average_tokens_across_devices": False}, []),
+    "bf16": ({"bf16": True}, []),
+    "mixture of experts with its auxiliary loss": ({"moe_aux_loss_coef": 0.1}, []),
+    "packed rows of one length, last batch short": ({"per_device_train_batch_size": 7, "max_steps": 20}, []),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_uniform_weights_follow_every_scaling(
+    base: Config, ground: Path, tmp_path: Path, scaling: str, ranks: int
+) -> None:
+    """Invariant 2 where LLaMA-Factory divides the loss by something else, or adds to it."""
+    changes, hooks = SCALINGS[scaling]
+    config = {**stage_config(base, ground, "pt"), "stage": "sft", "dataset": "code,docs", **changes}
+    if "moe_aux_loss_coef" in changes:
+        config["model_name_or_path"] = str(mixture_of_experts(ground, tmp_path))
+    weighted = {**config, "dataflex": {"weight": {"name": "loss", "strategy": "uniform"}}}
+    ours, stock = train_all(
+        start(weighted, tmp_path / "uniform", ranks=ranks, hooks=hooks),
+        plain(config, tmp_path / "plain", ranks=ranks, hooks=hooks),
+    )
+    close(ours, stock)
+
+
+def mixture_of_experts(ground: Path, path: Path) -> Path:
+    """A tiny Qwen2-MoE model with the tokenizer of the other ones."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(ground / "still")
+    config = Qwen2MoeConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        shared_expert_intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_experts=4, num_experts_per_tok=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen2MoeForCausalLM(config).save_pretrained(path / "moe")
+    tokenizer.save_pretrained(path / "moe")
+    return path / "moe"
+
+
+def test_a_loss_per_batch_can_still_be_mixed(base: Config, tmp_path: Path) -> None:
+    """Label smoothing has no loss per row here: fixed proportions do not need one, and exposure says so."""
+    import pyarrow.parquet as pq
+
+    config = {**base, "label_smoothing_factor": 0.1, "dataflex": {"mix": {"name": "static"}}}
+    run = train(config, tmp_path / "run", hooks=["record_ids"])
+    exposure = pq.read_table(run.ok.out / "dataflex" / "exposure.parquet").to_pydict()
+    assert set(exposure["last_loss"]) == {None}
+    assert not any(k.startswith("dataflex/loss/") for k in scalars_of(run))
+
+
+def test_exposure_is_what_was_served(base: Config, tmp_path: Path) -> None:
+    """180 rows, 60 steps of 4 on 2 ranks: counts and last steps of every row, and a loss for each."""
+    import pyarrow.parquet as pq
+
+    config = {**base, "per_device_train_batch_size": 2, "max_steps": 60, "dataflex": {"mix": {"name": "static"}}}
+    run = train(config, tmp_path / "run", ranks=2, hooks=["record_ids"])
+    seen: dict[int, tuple[int, int]] = {}
+    for step, ids in run.ok.ids().items():
+        for i in ids:
+            seen[i] = (seen.get(i, (0, 0))[0] + 1, step + 1)
+    table = pq.read_table(run.out / "dataflex" / "exposure.parquet").to_pydict()
+    rows = zip(table["times_seen"], table["last_step"], strict=True)
+    assert dict(zip(table["sample_id"], rows, strict=True)) == seen
+    assert sum(count for count, _ in seen.values()) == 240
+    assert table["domain"] == ["code"] * 60 + ["docs"] * 60 + ["arithmetic"] * 60
+    assert all(0 < loss < 20 for loss in table["last_loss"])
+
+
+def test_keep_ratio_with_a_mixer_counts_scored_rows(base: Config, tmp_path: Path) -> None:
+    """Each domain keeps half of the rows that have a loss; only those are drawn from then on."""
+    block = {"select": {"name": "loss", "warmup": 2, "interval": 20}, "mix": {"name": "static"}}
+    run = train({**base, "dataflex": block}, tmp_path / "run", hooks=["record_ids", "nan_rows:0,1,2,3,60"])
+    assert run.ok.ledger()[1]["decided"]["rows"] == [28, 30, 30]
+
+
 def test_kto_is_selected_and_mixed_without_losses(base: Config, ground: Path, tmp_path: Path) -> None:
     block = {"select": {"name": "random", "interval": 3}, "mix": {"name": "random", "interval": 2}}
     run = train({**stage_config(base, ground, "kto"), "dataflex": block}, tmp_path / "run", hooks=["record_ids"])

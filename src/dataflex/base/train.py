@@ -86,7 +86,9 @@ def _dynamic(config: RunConfig) -> Any:
         from dataflex.base.data import check_budgets, load_domains, load_merged
 
         if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
-            raise ConfigError("parallelism_config splits rows or models over ranks and cannot be combined with dataflex")
+            raise ConfigError(
+                "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
+            )
         if dataflex.plans_data:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         else:

@@ -11,51 +11,35 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
-from dataflex.signals.cross_entropy import row_losses
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer import collectives
+from dataflex.trainer.checkpoints import Checkpoints
+from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.feed import Feed
-from dataflex.trainer.ledger import Exposure, RunFiles, write_table
-from dataflex.trainer.losses import auxiliary_loss, pair_losses, score_rows
+from dataflex.trainer.ledger import RunFiles
+from dataflex.trainer.losses import RowLosses
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan, Stage
 from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
-from dataflex.trainer.state import Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
-
-# What the mixins are mixed into.
-_Host: Any = object
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    _Host = Trainer
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
 MAX_STAGE = 1 << 20
 _OPENING, _CONTINUATION = "start", "continue"
 
 
-class DynamicTrainer(_Host):  # type: ignore[misc]
-    """Mixin; the class attributes are set by `build_trainer`.
-
-    config: the run's block. stage_name: pt, sft, rm, dpo or kto. identity: what a resumed run must share.
-    run_record: what config.yaml says. per_row: whether the stage's loss is computed per row.
-    """
+class DynamicTrainer(RowLosses, Checkpoints):
+    """Mixin; `config`, the run's block, and the class attributes of its bases are set by `build_trainer`."""
 
     config: ClassVar[DataflexConfig]
-    stage_name: ClassVar[str]
-    identity: ClassVar[dict[str, Any]]
-    run_record: ClassVar[dict[str, Any]]
-    per_row: ClassVar[bool]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,7 +58,6 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
         self._origin = (0, 0)  # (step, position) the current global batch has been in force since
         self._feed: Feed | None = None
         self._horizon = 0
-        self._notes: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
         self._signals: dict[str, np.ndarray] = {}
         self._signals_step = -1
         self._lengths: np.ndarray | None = None
@@ -136,24 +119,6 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
     def _init_component(self, slot: str) -> dict[str, Any]:
         return self.config.components[slot].init()  # type: ignore[attr-defined]
 
-    def _restore(self, folder: Path) -> None:
-        snapshot, ledger = read_snapshot(folder)
-        self.states = snapshot.components
-        self.sums.load(snapshot.extra["sums"] if collectives.rank() == 0 else None)
-        self._restore_extra(snapshot.extra)
-        self._origin = (snapshot.step, snapshot.position)
-        if snapshot.stage is not None:
-            self.plan.stages = [snapshot.stage]
-        if collectives.rank() == 0 and exposure_path(folder).is_file():
-            self.exposure.load(exposure_path(folder))
-        if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
-            print(
-                f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
-                f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}",
-                flush=True,
-            )
-        self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
-
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         """Take back what `_extra_state` gave."""
 
@@ -207,68 +172,6 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
         if self._micro_ids is not None:
             self._micro_ids = self._micro_ids.cpu()
         return super().training_step(model, inputs, num_items_in_batch)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Any:
-        if not model.training or self._micro_ids is None:
-            return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        if not self.per_row or self.stage_name == "dpo":  # dpo: the pairs are seen in compute_preference_loss
-            if not self.per_row:
-                self._note(None)
-            return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        if self.stage_name == "rm":
-            return self._pair_loss(model, inputs)
-        return self._token_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def _token_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items: Any) -> Any:
-        """sum_i w_i sum_t ce_it / num_items, scaled as the Trainer scales the model's own loss."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        sums, counts = row_losses(outputs.logits, labels)
-        weights = self._observe(sums.detach() / counts, counts, sums.detach())
-        total = sums.sum() if weights is None else (weights * sums).sum()
-        scaled = self.model_accepts_loss_kwargs and num_items is not None
-        loss = total / (num_items if scaled else counts.sum())
-        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs)
-        if auxiliary is not None:
-            loss = loss + auxiliary
-        if scaled and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
-
-    def _pair_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        losses = pair_losses(self, inputs, model)
-        weights = self._observe(losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
-        return losses.mean() if weights is None else (weights * losses).mean()
-
-    def compute_preference_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """dpo: LLaMA-Factory takes the mean of the losses returned here, so this is where pairs are seen and weighted."""
-        losses, *rewards = super().compute_preference_loss(*args, **kwargs)
-        if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
-            detached = losses.detach().float()
-            weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
-            losses = losses if weights is None else weights.to(losses.dtype) * losses
-        return (losses, *rewards)
-
-    def _observe(self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> torch.Tensor | None:
-        """Note the losses of this micro-batch's rows; returns their weights, None for one each. All inputs are [B]."""
-        assert self._micro_ids is not None
-        self.sums.add(self.rows.domains.of(self._micro_ids.numpy()), losses, counts, sums)
-        self._note(losses)
-        return self._weigh(losses, counts > 0)
-
-    def _note(self, losses: torch.Tensor | None) -> None:
-        assert self._micro_ids is not None
-        self._notes.append((self.state.global_step, self._micro_ids, losses))
-
-    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor) -> torch.Tensor | None:
-        """Row weights with mean one over the rows that count; None leaves every row at one."""
-        return None
 
     def _close_step(self) -> None:
         """Called on all ranks between two optimizer steps."""
@@ -345,10 +248,6 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
             self._pending_scalars["dataflex/scoring/seconds"] = time.perf_counter() - begin
         return self._signals[name]
 
-    def _score(self, model: Any, batch: Any) -> torch.Tensor:
-        batch.pop(SAMPLE_IDS, None)
-        return score_rows(self, self.stage_name, model, batch)
-
     # -- scalars -----------------------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -374,73 +273,6 @@ class DynamicTrainer(_Host):  # type: ignore[misc]
                 out[f"dataflex/realized/{name}"] = float(count / self._served.sum())
             self._served[:] = 0
         return out
-
-    # -- saving ------------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Ours and the Trainer's files, then the completeness mark, and only then are older checkpoints rotated away."""
-        step = self.state.global_step
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
-        self._close_step()
-        snapshot = Snapshot(
-            step=step,
-            position=self.position(step) if self.config.plans_data else step * self.global_batch,
-            global_batch=self.global_batch,
-            identity=self.identity,
-            stage=self.plan.stages[-1] if self.plan.stages else None,
-            components=self.states,
-            extra=self._extra_state(),
-        )
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            (folder / "dataflex" / "COMPLETE").unlink(missing_ok=True)
-            super()._save_checkpoint(model, trial)
-            self._write_exposure(folder)
-            if self.args.should_save:
-                write_snapshot(folder, snapshot, self.run_files.ledger_text)
-            collectives.barrier()
-            if self.args.should_save:
-                mark_complete(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
-            if not isinstance(error, RuntimeError) or "writ" in str(error):
-                raise DataflexError(
-                    f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
-                    "the checkpoints before it are untouched and training can be resumed from the newest of them"
-                ) from error
-            raise
-        finally:
-            self.args.save_total_limit = limit
-        collectives.barrier()
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-
-    def _write_exposure(self, folder: Path | None = None) -> None:
-        """Merge the notes of all ranks and write the table to the run's files and into `folder`."""
-        width = sum(len(ids) for _, ids, _ in self._notes)
-        notes = np.full((width, 3), np.nan)
-        begin = 0
-        for step, ids, losses in self._notes:
-            end = begin + len(ids)
-            notes[begin:end, 0], notes[begin:end, 2] = ids.numpy(), step + 1
-            if losses is not None:
-                notes[begin:end, 1] = losses.double().cpu().numpy()
-            begin = end
-        self._notes = []
-        for part in collectives.gather_arrays(notes):
-            if collectives.rank() == 0:
-                self.exposure.merge(
-                    part[:, 0].astype(np.int64), part[:, 1].astype(np.float32), part[:, 2].astype(np.int64)
-                )
-        if self.args.should_save:
-            table = self.exposure.table()
-            for target in [self.run_files.path / "exposure.parquet", *([exposure_path(folder)] if folder else [])]:
-                write_table(target, table)
 
 
 def freeze_routers(model: torch.nn.Module) -> None:

@@ -40,7 +40,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
                 break
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:  # not JSON, or not even text
                 break
     return records
 
@@ -120,55 +120,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"cannot write {type(value).__name__} to the ledger")
-
-
-class Exposure:
-    """Which rows were trained on, how often, with what loss and when; only rows that were touched take memory.
-
-    Each rank notes its own rows; `table` merges them. Between two merges a note is 24 bytes a row served.
-    """
-
-    def __init__(self, domains: Domains) -> None:
-        self.domains = domains
-        self.ids = np.empty(0, dtype=np.int64)
-        self.seen = np.empty(0, dtype=np.int64)
-        self.loss = np.empty(0, dtype=np.float32)
-        self.step = np.empty(0, dtype=np.int64)
-
-    def merge(self, ids: np.ndarray, loss: np.ndarray, step: np.ndarray) -> None:
-        """Add notes (one per row served, any order; loss NaN where it is not known)."""
-        if not len(ids):
-            return
-        order = np.lexsort((step, ids))
-        ids, loss, step = ids[order], loss[order], step[order]
-        last = np.flatnonzero(np.append(ids[1:] != ids[:-1], True))
-        first = np.append(0, last[:-1] + 1)
-        new_ids, new_seen = ids[last], last - first + 1
-        merged = np.union1d(self.ids, new_ids)
-        seen = np.zeros(len(merged), dtype=np.int64)
-        losses = np.full(len(merged), np.nan, dtype=np.float32)
-        steps = np.zeros(len(merged), dtype=np.int64)
-        old, new = np.searchsorted(merged, self.ids), np.searchsorted(merged, new_ids)
-        seen[old], losses[old], steps[old] = self.seen, self.loss, self.step
-        seen[new] += new_seen
-        losses[new], steps[new] = loss[last], step[last]
-        self.ids, self.seen, self.loss, self.step = merged, seen, losses, steps
-
-    def table(self) -> pa.Table:
-        names = pa.array(self.domains.names)
-        return pa.table(
-            {
-                "sample_id": self.ids,
-                "domain": pa.DictionaryArray.from_arrays(self.domains.of(self.ids).astype(np.int32), names),
-                "times_seen": self.seen,
-                "last_loss": pa.array(self.loss, from_pandas=True),
-                "last_step": self.step,
-            }
-        )
-
-    def load(self, path: Path) -> None:
-        table = pq.read_table(path)
-        self.ids = table["sample_id"].to_numpy()
-        self.seen = table["times_seen"].to_numpy()
-        self.loss = table["last_loss"].to_numpy().astype(np.float32)
-        self.step = table["last_step"].to_numpy()

@@ -2,12 +2,97 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from dataflex.signals.cross_entropy import row_losses
+from dataflex.trainer.exposure import Exposure
+from dataflex.trainer.host import Host
+from dataflex.trainer.observations import DomainSums
+from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+
+class RowLosses(Host):  # type: ignore[misc]
+    """Mixin: the stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
+
+    stage_name: pt, sft, rm, dpo or kto. per_row: whether the stage's loss can be had per row; where it cannot, the
+    stage's own loss is left as it is and only the rows served are noted.
+    """
+
+    stage_name: ClassVar[str]
+    per_row: ClassVar[bool]
+    rows: Rows
+    sums: DomainSums
+    exposure: Exposure
+    _micro_ids: torch.Tensor | None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        if not model.training or self._micro_ids is None:
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if not self.per_row or self.stage_name == "dpo":  # dpo: the pairs are seen in compute_preference_loss
+            if not self.per_row:
+                self._note(None)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if self.stage_name == "rm":
+            return self._pair_loss(model, inputs)
+        return self._token_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _token_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items: Any) -> Any:
+        """sum_i w_i sum_t ce_it / num_items, scaled as the Trainer scales the model's own loss."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        sums, counts = row_losses(outputs.logits, labels)
+        weights = self._observe(sums.detach() / counts, counts, sums.detach())
+        total = sums.sum() if weights is None else (weights * sums).sum()
+        scaled = self.model_accepts_loss_kwargs and num_items is not None
+        loss = total / (num_items if scaled else counts.sum())
+        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+        if scaled and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _pair_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        losses = pair_losses(self, inputs, model)
+        weights = self._observe(losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
+        return losses.mean() if weights is None else (weights * losses).mean()
+
+    def compute_preference_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """dpo: LLaMA-Factory takes the mean of the losses returned here, so this is where pairs are seen and weighted."""
+        losses, *rewards = super().compute_preference_loss(*args, **kwargs)
+        if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
+            detached = losses.detach().float()
+            weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
+            losses = losses if weights is None else weights.to(losses.dtype) * losses
+        return (losses, *rewards)
+
+    def _observe(self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> torch.Tensor | None:
+        """Note the losses of this micro-batch's rows; returns their weights, None for one each. All inputs are [B]."""
+        assert self._micro_ids is not None
+        self.sums.add(self.rows.domains.of(self._micro_ids.numpy()), losses, counts, sums)
+        self._note(losses)
+        return self._weigh(losses, counts > 0)
+
+    def _note(self, losses: torch.Tensor | None) -> None:
+        assert self._micro_ids is not None
+        self.exposure.note(self.state.global_step + 1, self._micro_ids, losses)
+
+    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor) -> torch.Tensor | None:
+        """Row weights with mean one over the rows that count; None leaves every row at one."""
+        return None
+
+    def _score(self, model: Any, batch: Any) -> torch.Tensor:
+        batch.pop(SAMPLE_IDS, None)
+        return score_rows(self, self.stage_name, model, batch)
 
 
 def score_rows(trainer: Any, stage: str, model: torch.nn.Module, batch: Any) -> torch.Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from dataflex.trainer.plan import Stage
 
 FORMAT = 1
 _MARK = "COMPLETE"
+_FOREIGN = "it holds no dataflex state"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -93,7 +95,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             arrays = dict(stored)
         chosen, components, extra = {}, {k: dict(v) for k, v in content["components"].items()}, dict(content["extra"])
         for name, array in arrays.items():
-            kind, *rest = name.split("/")
+            kind, *rest = name.split("/", 1 if name.startswith("extra/") else 2)
             if kind == "pools":
                 chosen[(int(rest[0]), int(rest[1]))] = array
             elif kind == "components":
@@ -101,7 +103,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             else:
                 extra[rest[0]] = array
         stage = Stage.from_json(content["stage"], chosen) if content["stage"] else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
     return (
         Snapshot(
@@ -134,11 +136,11 @@ def what_is_missing(folder: Path) -> str | None:
     mark = folder / DIRECTORY / _MARK
     if not mark.is_file():
         if not (folder / DIRECTORY).is_dir():
-            return "it holds no dataflex state"
+            return _FOREIGN
         return "saving it was never finished"
     try:
-        files = json.loads(mark.read_text())
-    except (OSError, ValueError):
+        files = dict(json.loads(mark.read_text()).items())
+    except (OSError, ValueError, AttributeError):
         return "its completeness mark cannot be read"
     for name, size in files.items():
         path = folder / name
@@ -150,7 +152,10 @@ def what_is_missing(folder: Path) -> str | None:
 
 
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint of a run, and a line about each newer one that is passed over."""
+    """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
+
+    ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
+    """
     if not output_dir.is_dir():
         return None, []
     found = sorted(
@@ -158,11 +163,18 @@ def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
         reverse=True,
     )
     passed_over: list[str] = []
+    foreign: list[bool] = []
     for _, path in found:
         reason = what_is_missing(path)
         if reason is None:
             return path, passed_over
+        foreign.append(reason == _FOREIGN)
         passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
+    if foreign and all(foreign):
+        raise ConfigError(
+            f"output_dir: the checkpoints in {output_dir} were not written by a run with a dataflex block;"
+            " change output_dir or set overwrite_output_dir"
+        )
     return None, [line.replace("an older checkpoint is used", "the run starts over") for line in passed_over]
 
 
