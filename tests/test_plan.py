@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -373,9 +374,9 @@ def flat(steps: Sequence[list[list[int]]]) -> list[int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_spans_can_be_reopened_in_the_middle_with_any_number_of_workers(workers: int) -> None:
-    """What workers had read ahead is dropped with its counts, and torch's own generator is never drawn from."""
+    """What workers had read ahead is dropped with its counts, torch's own generator is never drawn from, none stays."""
     plan, feed = served(1, 2, workers)
-    before = torch.get_rng_state()
+    before, running = torch.get_rng_state(), set(multiprocessing.active_children())
     feed.open(0, 6)
     assert flat(read(feed, plan, 0, 2)) == plan.rows(0, 16).tolist()
     feed.open(40, 3)
@@ -386,5 +387,7 @@ def test_spans_can_be_reopened_in_the_middle_with_any_number_of_workers(workers:
     feed.open(64, 2)
     assert flat(read(feed, plan, 64, 2)) == plan.rows(64, 80).tolist()
     assert (plan.rows(64, 80) >= 80).all()
+    assert len(multiprocessing.active_children()) == len(running) + workers
     feed.close()
+    assert set(multiprocessing.active_children()) == running
     assert torch.equal(torch.get_rng_state(), before)

@@ -20,3 +20,29 @@ class BlockReporter(TrainerCallback):
         trackers = [name for name in ("wandb", "trackio") if name in (args.report_to or [])]
         for name in [*trackers, *(["swanlab"] if self.swanlab else [])]:
             importlib.import_module(name).config.update({"dataflex": self.block})
+
+
+def log_callback() -> type:
+    """LLaMA-Factory's LogCallback, which writes trainer_log.jsonl with a fixed set of keys, with our scalars beside them."""
+    from llamafactory.train.callbacks import LogCallback
+
+    class ScalarLogCallback(LogCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            writer: Any = self.thread_pool  # type: ignore[has-type]
+            if writer is not None:
+                ours = {k: v for k, v in state.log_history[-1].items() if k.startswith("dataflex/")}
+                self.thread_pool = _Adding(writer, ours)
+            super().on_log(args, state, control, **kwargs)
+            self.thread_pool = writer
+
+    return ScalarLogCallback
+
+
+class _Adding:
+    """Passes work on to a thread pool, with more keys in the record to be written."""
+
+    def __init__(self, pool: Any, record: dict[str, Any]) -> None:
+        self.pool, self.record = pool, record
+
+    def submit(self, write: Any, output_dir: str, logs: dict[str, Any]) -> Any:
+        return self.pool.submit(write, output_dir, {**logs, **self.record})

@@ -17,6 +17,7 @@ from dataflex.trainer.ledger import write_atomically
 from dataflex.trainer.rows import Rows
 
 _MANIFEST = "dataflex_tokenized.json"
+_FORMAT = "dataflex-domains-2"
 # What decides how a raw row becomes token ids, beside the data and the tokenizer.
 TOKENIZATION = (
     "template", "cutoff_len", "train_on_prompt", "mask_history", "packing", "neat_packing", "tool_format",
@@ -146,12 +147,14 @@ def _write_snapshot(
     sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
     for e, part in enumerate(sets.values()):
         part.save_to_disk(str(folder / "eval" / str(e)))
-    manifest = {"format": "dataflex-domains-2", "domains": names, "eval": list(sets), "signature": signature}
+    manifest = {"format": _FORMAT, "domains": names, "eval": list(sets), "signature": signature}
     write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) -> dict[str, Any]:
     manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest.get("format") != _FORMAT:
+        raise ConfigError(f"tokenized_path: {folder} was written by another version; point it to a new directory")
     stored = manifest.get("signature", {})
     for key, value in signature.items():
         if stored.get(key) != value:

@@ -23,9 +23,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun)."""
     check_arguments(config)
-    if _is_main():
-        for line in config.notices:
-            print(f"dataflex: {line}", file=sys.stderr, flush=True)
+    _say(config.notices)
     from llamafactory.train import tuner
 
     arguments = dict(config.llamafactory)
@@ -53,7 +51,8 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
     asked = arguments.get("resume_from_checkpoint")
     if str(asked).lower() != "true":
         return
-    found, _ = newest_complete(Path(str(arguments.get("output_dir"))))
+    found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
+    _say(passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
@@ -61,6 +60,7 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
 
 def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
+    from dataflex.base.callbacks import log_callback
     from dataflex.trainer import build_trainer
     from dataflex.trainer.state import newest_complete
 
@@ -75,9 +75,7 @@ def _dynamic(config: RunConfig) -> Any:
 
     def last_checkpoint(folder: str) -> str | None:
         found, passed_over = newest_complete(Path(folder))
-        if _is_main():
-            for line in passed_over:
-                print(f"dataflex: {line}", file=sys.stderr, flush=True)
+        _say(passed_over)
         return str(found) if found else None
 
     def get_dataset(
@@ -112,6 +110,7 @@ def _dynamic(config: RunConfig) -> Any:
         (seam.trainer_module, seam.trainer, trainer),
         (seam.workflow, "get_dataset", get_dataset),
         ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
+        ("llamafactory.train.tuner", "LogCallback", log_callback()),
     )
 
 
@@ -192,5 +191,8 @@ def _check_resume(training_args: Any, identity: dict[str, Any]) -> None:
     check_identity(snapshot.identity, identity, Path(folder))
 
 
-def _is_main() -> bool:
-    return os.getenv("RANK", "0") == "0"
+def _say(lines: Sequence[str]) -> None:
+    """Show lines once, from rank 0."""
+    if os.getenv("RANK", "0") == "0":
+        for line in lines:
+            print(f"dataflex: {line}", file=sys.stderr, flush=True)

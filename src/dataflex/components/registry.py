@@ -79,7 +79,7 @@ def _import(path: str, key: str) -> object:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
     except AttributeError as error:
         raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}") from error

@@ -22,6 +22,10 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
+# Signals a component of each slot may need (see components.contracts.SIGNALS); weighters are given their losses.
+_SIGNALS = {"select": {"loss"}, "mix": {"loss", "train_loss"}, "weight": set[str]()}
+
+
 def parse_block(
     block: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], spelled: Mapping[str, str], notices: list[str]
 ) -> DataflexConfig:
@@ -43,14 +47,14 @@ def parse_block(
         if name in top and top[name] < 1:
             raise ConfigError(f"{key(f'dataflex.{name}')} must be at least 1, got {top[name]}")
     slots = {
-        slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices)
+        slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices, bool(spelled))
         for slot in _SLOT_KEYS
         if block.get(slot) is not None
     }
     return DataflexConfig(**top, **slots)
 
 
-def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: list[str]) -> Any:
+def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], spelled: bool) -> Any:
     path = f"dataflex.{slot}"
     if isinstance(given, str):
         given = {"name": given}
@@ -67,6 +71,11 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         class_name = str(preset.get("name") or name)
         params = dict(preset.get("params") or {})
     cls = resolve(slot, class_name, key(f"{path}.name"))
+    for signal in sorted(cls.needs - _SIGNALS[slot]):
+        offered = f"; choose from {', '.join(sorted(_SIGNALS[slot]))}" if _SIGNALS[slot] else ""
+        raise ConfigError(
+            f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
+        )
     params = {**params, **given}
     if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
         params.setdefault("proportions", params.pop("initial_proportions"))
@@ -91,6 +100,8 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:
             raise ConfigError(f"{key(f'{path}.keep_ratio')} must be in (0, 1], got {own['keep_ratio']}")
         return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+    if fixed and schedule != Schedule() and not spelled:
+        notices.append(f"{path}: warmup, interval and updates have no effect with fixed proportions")
     if fixed:
         schedule = Schedule()
     if "proportions" in own:
@@ -118,7 +129,9 @@ def _component(
         if param in cls.retired and param not in known:
             notices.append(f"{where} has no effect: {cls.retired[param]}")
         elif param not in known:
-            raise ConfigError(f"{where}: {name} has no such parameter{nearest(param, [*known, *_SLOT_KEYS[slot]])}")
+            raise ConfigError(
+                f"{where}: {name} has no such parameter{nearest(str(param), [*known, *_SLOT_KEYS[slot]])}"
+            )
         else:
             values[param] = _typed(value, hints[param], where)
     for param, spec in known.items():

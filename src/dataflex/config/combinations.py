@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.values import number, truth
 from dataflex.errors import ConfigError
 
 _STAGES = ("pt", "sft", "rm", "dpo", "kto")
@@ -24,15 +25,15 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
             f"stage: ppo cannot be combined with {what} (it draws its own rollouts); use {', '.join(_STAGES)}"
         )
     for key in ("use_mca", "use_hyper_parallel", "use_kt"):
-        if _on(lf.get(key)) or (key != "use_hyper_parallel" and _on(os.getenv(key.upper()))):
+        if truth(lf.get(key), key) or (key != "use_hyper_parallel" and truth(os.getenv(key.upper()), key.upper())):
             raise ConfigError(f"{key} replaces the Trainer and cannot be combined with {what}")
-    if _on(os.getenv("USE_RAY")):
+    if truth(os.getenv("USE_RAY"), "USE_RAY"):
         raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
-    if not _on(lf.get("do_train", False)):
+    if not truth(lf.get("do_train"), "do_train"):
         raise ConfigError(f"do_train must be true with {what}")
     if lf.get("parallelism_config"):
         raise ConfigError(f"parallelism_config splits rows or models over ranks and cannot be combined with {what}")
-    if _on(lf.get("streaming")):
+    if truth(lf.get("streaming"), "streaming"):
         raise ConfigError(f"streaming cannot be combined with {what} in this version")
     if config.plans_data:
         _check_data(config, lf, what)
@@ -45,12 +46,12 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
         raise ConfigError(
             f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"
         )
-    if lf.get("train_sampling_strategy") == "group_by_length" or _on(lf.get("group_by_length")):
+    if lf.get("train_sampling_strategy") == "group_by_length" or truth(lf.get("group_by_length"), "group_by_length"):
         raise ConfigError(f"group_by_length orders rows itself and cannot be combined with {what}")
     for key in ("save_only_model", "ignore_data_skip"):
-        if _on(lf.get(key)):
+        if truth(lf.get(key), key):
             raise ConfigError(f"{key} makes an exact resume impossible and cannot be combined with {what}")
-    if _on(lf.get("auto_find_batch_size")):
+    if truth(lf.get("auto_find_batch_size"), "auto_find_batch_size"):
         raise ConfigError(f"auto_find_batch_size changes the global batch mid-run and cannot be combined with {what}")
     proportions = config.mix.proportions if config.mix else None
     datasets = lf.get("dataset")
@@ -69,19 +70,15 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
         raise ConfigError(f"stage: kto has no loss per row (its KL term belongs to the batch), which {reader} needs")
     if stage == "sft":
         for key in _BATCH_LOSSES:
-            if _on(lf.get(key)):
+            if truth(lf.get(key), key):
                 raise ConfigError(f"{key} gives one loss per batch, but {reader} needs one per row")
     for key in _FUSED:
-        if _on(lf.get(key)):
+        if truth(lf.get(key), key):
             raise ConfigError(f"{key} hides the logits, but {reader} needs a loss per row")
-    if float(lf.get("label_smoothing_factor") or 0) != 0 and stage in ("pt", "sft"):
+    if number(lf.get("label_smoothing_factor") or 0, "label_smoothing_factor") != 0 and stage in ("pt", "sft"):
         raise ConfigError(f"label_smoothing_factor cannot be combined with {reader} in this version")
     if stage == "dpo":
-        if float(lf.get("pref_bco_weight") or 0) > 0:
+        if number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
             raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
-        if config.weight and float(lf.get("pref_ftx") or 0) > 0:
+        if config.weight and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
             raise ConfigError("pref_ftx cannot be combined with weight in this version")
-
-
-def _on(value: Any) -> bool:
-    return str(value).strip().lower() in ("true", "1", "yes", "y", "on") if value is not None else False

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError, nearest
 
 FLAT_KEYS = (
@@ -40,11 +41,20 @@ def read_presets(path: str | None) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"components_cfg_file: no such file: {path}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"components_cfg_file: {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"components_cfg_file: {path} must hold the buckets {', '.join(_BUCKETS)}")
-    return {slot: content.get(bucket) or {} for bucket, slot in _BUCKETS.items()}
+    presets = {slot: content.get(bucket) or {} for bucket, slot in _BUCKETS.items()}
+    for bucket, slot in _BUCKETS.items():
+        family = presets[slot]
+        if not isinstance(family, dict) or not all(_is_preset(preset) for preset in family.values()):
+            raise ConfigError(f"components_cfg_file: {bucket} in {path} must map each preset to its name and params")
+    return presets
+
+
+def _is_preset(preset: Any) -> bool:
+    return preset is None or (isinstance(preset, dict) and isinstance(preset.get("params") or {}, dict))
 
 
 def translate(
@@ -60,6 +70,9 @@ def translate(
     if train_type not in allowed:
         raise ConfigError(f"train_type: unknown value {train_type!r}{nearest(str(train_type), allowed)}")
     if train_type == "static":
+        idle = [key for key in flat if key not in ("train_type", "components_cfg_file") and flat[key]]
+        if idle:
+            notices.append(f"{', '.join(idle)} without effect: train_type is static")
         return {}, {}, {}
 
     slot = _TRAIN_TYPES[train_type]
@@ -73,7 +86,7 @@ def translate(
         "dataflex.mix.initial": "mixture_sample_rule",
     }
     spec: dict[str, Any] = {"warmup": _integer(flat, "warmup_step", 0)}
-    if slot == "mix" and flat.get("static_mix"):
+    if slot == "mix" and truth(flat.get("static_mix"), "static_mix"):
         spec["name"] = "static"
         if flat.get("component_name") not in (None, "static"):
             notices.append(
@@ -93,8 +106,8 @@ def translate(
             )
 
     extra: dict[str, Any] = {
-        "freeze_gate": bool(flat.get("freeze_gate", False)),
-        "early_stopping_min_delta": float(flat.get("early_stopping_min_delta", 0.0)),
+        "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
+        "early_stopping_min_delta": number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
         "epoch_rounding": "down" if slot == "mix" else "up",
     }
     block: dict[str, Any] = {slot: spec}
@@ -110,9 +123,11 @@ def _mixture(flat: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"mixture_sample_rule: unknown value {rule!r}{nearest(str(rule), _SAMPLE_RULES)}")
     proportions = flat.get("init_mixture_proportions")
     if isinstance(proportions, str):
-        proportions = [part for part in proportions.replace("[", "").replace("]", "").split(",")]
+        proportions = proportions.strip("[] ").split(",")
+    if proportions is not None and not isinstance(proportions, list | tuple):
+        raise ConfigError(f"init_mixture_proportions must be a list of numbers, got {proportions!r}")
     if rule == "mixture" and proportions:
-        numbers = [float(p) for p in proportions]
+        numbers = [number(p, "init_mixture_proportions") for p in proportions]
         total = sum(numbers)
         if min(numbers) < 0 or total <= 0:
             raise ConfigError(f"init_mixture_proportions must be non-negative numbers, got {proportions}")
@@ -128,24 +143,15 @@ def _total_steps(slot: str, flat: dict[str, Any], llamafactory: dict[str, Any]) 
     times = _integer(flat, "update_times", 1)
     steps = _integer(flat, "warmup_step", 0) + _integer(flat, "update_step", 0) * times
     if slot == "select" and times > 0:
-        return ceil(float(llamafactory.get("num_train_epochs", 3.0)) * steps) or None
-    if slot == "mix" and not flat.get("static_mix") and times >= 0:
+        return ceil(number(llamafactory.get("num_train_epochs", 3.0), "num_train_epochs") * steps) or None
+    if slot == "mix" and not truth(flat.get("static_mix"), "static_mix") and times >= 0:
         return steps or None
     return None
 
 
 def _integer(flat: dict[str, Any], key: str, default: int) -> int:
-    value = flat.get(key, default)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ConfigError(f"{key} must be an integer, got {value!r}")
-    try:
-        if int(float(value)) != float(value):
-            raise ValueError
-        return int(float(value))
-    except ValueError:
-        raise ConfigError(f"{key} must be an integer, got {value!r}") from None
+    value = flat.get(key)
+    return default if value is None else integer(value, key)
 
 
 def _one_line(error: Exception) -> str:

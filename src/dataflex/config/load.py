@@ -16,6 +16,7 @@ from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.schema import RunConfig
+from dataflex.config.values import integer
 from dataflex.errors import ConfigError
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -47,17 +48,23 @@ def parse(raw: dict[str, Any]) -> RunConfig:
         if not block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
     config = replace(parse_block(block, read_presets(given_file), spelled, notices), **extra)
+    if not config.components and block:
+        raise ConfigError("dataflex: the block has no component; add select, mix or weight")
     if not config.components:
         return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
 
     if config.total_steps is not None:
         asked = raw.get("max_steps")
-        if asked is not None and int(asked) > 0 and int(asked) != config.total_steps:
+        steps = 0 if asked is None else integer(asked, "max_steps")
+        if steps > 0 and steps != config.total_steps:
             winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
             notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
         raw["max_steps"] = config.total_steps
     if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
         notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
+    given = block.get("select") if isinstance(block, dict) else None
+    if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
+        notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
     check_combinations(config, raw)
     return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
 
@@ -72,7 +79,9 @@ def _read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         base = OmegaConf.create(json.loads(text)) if path.suffix == ".json" else OmegaConf.create(text)
         merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(overrides)))
-    except (YAMLError, json.JSONDecodeError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+    except TypeError:
+        raise ConfigError(f"{path} must hold keys and values") from None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(merged, dict):
         raise ConfigError(f"{path} must hold keys and values")

@@ -13,7 +13,7 @@ import torch
 @contextmanager
 def isolated(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients inside; afterwards every random generator and every module's mode is as before."""
-    training = [m for m in model.modules() if m.training]
+    modes = [(m, m.training) for m in model.modules()]
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     model.eval()
@@ -21,8 +21,8 @@ def isolated(model: torch.nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.random.set_rng_state(states[2])

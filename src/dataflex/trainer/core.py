@@ -29,10 +29,11 @@ from dataflex.trainer.ledger import RunFiles
 from dataflex.trainer.losses import RowLosses
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan, Stage
+from dataflex.trainer.quota import HORIZON
 from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
-MAX_STAGE = 1 << 20
+MAX_STAGE = HORIZON
 _OPENING, _CONTINUATION = "start", "continue"
 
 

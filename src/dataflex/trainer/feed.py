@@ -83,4 +83,6 @@ class Feed:
         return batches, self._counts.popleft()
 
     def close(self) -> None:
+        """End the workers; the feed cannot be opened again."""
         self._iterator = None
+        del self._loader

@@ -6,10 +6,15 @@ solve it as unit jobs with release times and deadlines, earliest deadline first:
 once the domain is owed something and must come before it is owed a whole sample.
 
 With a remainder c_d carried in from the stage before, the samples asked for in the first j positions are
-a_d(j) = c_d + p_d * j, and the bound is |realized_d(j) - a_d(j)| < 1. Earliest deadline first meets it whenever a
-feasible order exists, and one does as long as the positive remainders add up to at most one sample: the jobs due by j
-are at most sum_d ceil(a_d(j) - 1) over some domains, below sum(c+) + j <= 1 + j, hence at most j. `normalise_carry`
-enforces that condition; with up to three domains it holds by itself.
+a_d(j) = c_d + p_d * j, and the bound is |realized_d(j) - a_d(j)| < 1. Earliest deadline first meets it whenever any order
+does. One does if and only if the samples due by j are no more than j, for every j:
+
+    sum_d max(0, floor(a_d(j))) <= j
+
+(later windows hold by themselves: between positions i and j a domain has at most p_d (j - i) samples that are both
+released and due). The left side exceeds j only while the domains served ahead are ahead by a whole sample together, so
+only the first positions need to be looked at. Unchanged proportions always pass, since the order goes on where it was; a
+change of many proportions at once can fail, and then `normalise_carry` shrinks the remainders until it passes.
 
 All arithmetic is on integers (units of 1 / SCALE of a sample), so no position depends on rounding.
 """
@@ -22,6 +27,8 @@ from collections.abc import Sequence
 import numpy as np
 
 SCALE = 1 << 40  # proportions are exact multiples of 2**-40
+HORIZON = 1 << 20  # positions a stage may last; p * j stays within 64 bits
+_BLOCK = 256
 
 
 def quantise(proportions: Sequence[float]) -> list[int]:
@@ -40,20 +47,34 @@ def quantise(proportions: Sequence[float]) -> list[int]:
 
 
 def normalise_carry(carry: Sequence[int], parts: Sequence[int]) -> list[int]:
-    """The remainders a stage can honour: zero for domains it does not draw from, positive ones adding up to <= one sample.
+    """The remainders a stage can honour: as they are where possible, zero for domains it does not draw from; sum zero.
 
-    What a domain leaves behind when it is switched off is shared by the others in proportion, so the sum stays zero.
+    What a domain leaves behind when it is switched off is shared by the others in proportion.
     """
     kept = [c if p else 0 for c, p in zip(carry, parts, strict=True)]
     left_over = sum(kept)
     kept = [c - left_over * p // SCALE for c, p in zip(kept, parts, strict=True)]
-    owed = sum(c for c in kept if c > 0)
-    if owed > SCALE:
-        kept = [int(c * SCALE // owed) if c > 0 else -int(-c * SCALE // owed) for c in kept]
-    drift = sum(kept)  # a few units of 2**-40 from the divisions above
-    largest = max(range(len(kept)), key=lambda d: (parts[d], -d))
-    kept[largest] -= drift
+    largest = max(range(len(kept)), key=lambda d: (parts[d], -d))  # takes the few units lost in divisions
+    kept[largest] -= sum(kept)
+    while not feasible(kept, parts):
+        kept = [c * 3 // 4 if c > 0 else -(-c * 3 // 4) for c in kept]
+        kept[largest] -= sum(kept)
     return kept
+
+
+def feasible(carry: Sequence[int], parts: Sequence[int]) -> bool:
+    """Whether an order exists that stays under one sample from carry + p j at each of the next HORIZON positions j."""
+    c, p = np.asarray(carry, dtype=np.int64), np.asarray(parts, dtype=np.int64)
+    if (np.abs(c) >= SCALE).any():
+        return False
+    for start in range(0, HORIZON, _BLOCK):
+        j = np.arange(start + 1, start + 1 + _BLOCK, dtype=np.int64)
+        asked = c + p * j[:, None]
+        if (np.maximum(asked // SCALE, 0).sum(axis=1) > j).any():
+            return False
+        if -np.minimum(asked[-1], 0).sum() < SCALE:
+            return True
+    return True
 
 
 class Quota:

@@ -72,9 +72,9 @@ class Permutation:
         index = np.asarray(index, dtype=np.int64)
         if self._table is not None:
             return self._table[index]
-        value = self._feistel(index.astype(np.uint64))
+        value = self._feistel(index.ravel().astype(np.uint64))
         outside = np.flatnonzero(value >= self.n)
         while outside.size:
             value[outside] = self._feistel(value[outside])
             outside = outside[value[outside] >= self.n]
-        return value.astype(np.int64)
+        return value.astype(np.int64).reshape(index.shape)

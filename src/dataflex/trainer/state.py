@@ -103,7 +103,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             else:
                 extra[rest[0]] = array
         stage = Stage.from_json(content["stage"], chosen) if content["stage"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
     return (
         Snapshot(
