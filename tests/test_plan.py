@@ -391,3 +391,31 @@ def test_spans_can_be_reopened_in_the_middle_with_any_number_of_workers(workers:
     feed.close()
     assert set(multiprocessing.active_children()) == running
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stage_cut_into_pieces_is_the_uncut_stage() -> None:
+    """Unchanged proportions, up to 12 domains: remainders are honoured as they are, wherever a stage is cut."""
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        k = int(rng.integers(2, 13))
+        parts = quantise(rng.dirichlet(np.ones(k)))
+        carry, pieces = [0] * k, []
+        for length in rng.integers(1, 30, size=40):
+            assert normalise_carry(carry, parts) == carry
+            quota = Quota(parts, carry)
+            pieces.append(quota.domains(0, int(length)).copy())
+            carry = quota.remainder(int(length))
+        order = np.concatenate(pieces)
+        assert np.array_equal(order, Quota(parts, [0] * k).domains(0, len(order)))
+
+
+def test_remainders_no_order_can_honour_are_shrunk() -> None:
+    """Two domains owed 0.8 each and a first position that both must have: the bound comes first."""
+    parts = quantise([0.5, 0.5 - 2e-6, 1e-6, 1e-6])
+    owed = [SCALE * 8 // 10, SCALE * 8 // 10, -SCALE * 8 // 10, -SCALE * 8 // 10]
+    carry = normalise_carry(owed, parts)
+    assert sum(carry) == 0 and carry != owed
+    counts = np.zeros(4, dtype=object)
+    for j, d in enumerate(Quota(parts, carry).domains(0, 500).tolist(), start=1):
+        counts[d] += 1
+        assert all(abs(c + p * j - int(n) * SCALE) < SCALE for c, p, n in zip(carry, parts, counts, strict=True))

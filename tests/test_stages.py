@@ -272,5 +272,7 @@ def test_scalars_reach_the_log(base: Config, tmp_path: Path) -> None:
     for domain in ("code", "docs", "arithmetic"):
         assert {f"dataflex/{kind}/{domain}" for kind in ("proportion", "realized", "loss")} <= names
     assert {"dataflex/selection/rows", "dataflex/weight/min", "dataflex/weight/effective_share"} <= names
+    written = [json.loads(line) for line in (run.out / "trainer_log.jsonl").read_text().splitlines()]
+    assert names <= {key for record in written for key in record}
     for values in run.scalars().values():
         assert sum(v for k, v in values.items() if k.startswith("dataflex/realized/")) == pytest.approx(1)
