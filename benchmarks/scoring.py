@@ -232,7 +232,10 @@ def main() -> None:
         text = measure(keys, rows)
         where = common.machine(preset, options.threads)
     source = f" --data DIR --dataset {options.dataset}" if options.data else ""
-    text = f"`python benchmarks/scoring.py --preset {options.preset} --rows {rows}{source}`: {where}.\n\n{text}"
+    command = (
+        f"python benchmarks/scoring.py --preset {options.preset} --rows {rows} --threads {options.threads}{source}"
+    )
+    text = f"`{command}`: {where}.\n\n{text}"
     print(f"\n{text}")
     if options.write:
         common.write_section(f"Scoring ({options.preset}{', own data' if options.data else ''})", text)

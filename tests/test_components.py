@@ -294,7 +294,7 @@ def test_equal_losses_weigh_the_same(strategy: str, expected: float) -> None:
     "cls, parameters, message",
     [
         (LossSelector, {"focus": "lowest"}, "focus must be one of low, medium, high, got 'lowest'"),
-        (LossSelector, {"focus_weight": 0.0}, "focus_weight must be positive, got 0.0"),
+        (LossSelector, {"focus_weight": 0.0}, "focus_weight must be positive and finite, got 0.0"),
         (LossSelector, {"temperature": -1.0}, "temperature must be positive, got -1.0"),
         (LossSelector, {"quantiles": (0.7, 0.3)}, "quantiles must be two ascending numbers in [0, 1], got (0.7, 0.3)"),
         (LossSelector, {"quantiles": (-0.1, 0.3)}, "quantiles must be two ascending numbers in [0, 1]"),
@@ -371,7 +371,11 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
     [
         ("weight", "zzz", "unknown weighter 'zzz'; choose from loss"),
         ("select", "less", "'less' of dataflex 1.1.0 is not part of this version; choose from loss, random"),
-        ("mix", "no_such_module:X", "cannot import 'no_such_module:X': No module named 'no_such_module'"),
+        (
+            "mix",
+            "no_such_module:X",
+            "cannot import 'no_such_module:X': ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         ("mix", "json:X", "module 'json' has no 'X'"),
         ("mix", "json:loads", "json:loads is not a dataflex Mixer (it must extend dataflex.Mixer)"),
         ("mix", f"{ME}:Theirs", f"{ME}:Theirs is not a dataflex Mixer (it must extend dataflex.Mixer)"),

@@ -78,11 +78,12 @@ def _import(path: str, key: str) -> object:
     if os.getcwd() not in sys.path:  # a console script does not have the working directory on its path
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
-    except AttributeError as error:
-        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise ConfigError(f"{key}: cannot import {path!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 def _porting_hint(target: object, base: type[Component]) -> str:

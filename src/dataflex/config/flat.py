@@ -32,10 +32,12 @@ _BUCKETS = {"selectors": "select", "mixers": "mix", "weighters": "weight"}
 _SAMPLE_RULES = ("mixture", "stratified", "uniform")
 
 
-def read_presets(path: str | None) -> dict[str, dict[str, Any]]:
+def read_presets(path: Any) -> dict[str, dict[str, Any]]:
     """Presets of a components file by slot. A missing path is an error only when the user named it."""
     if path is None:
         return {}
+    if not isinstance(path, str):
+        raise ConfigError(f"components_cfg_file must be a path, got {path!r}")
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"components_cfg_file: no such file: {path}")

@@ -104,7 +104,8 @@ class DataflexConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""
-        out: dict[str, Any] = {"total_steps": self.total_steps, "epoch_rounding": self.epoch_rounding}
+        plain = ("total_steps", "epoch_rounding", "freeze_gate")
+        out: dict[str, Any] = {name: getattr(self, name) for name in plain}
         for slot in ("select", "mix", "weight"):
             spec = getattr(self, slot)
             if spec is None:

@@ -135,7 +135,7 @@ class Plan:
     def __init__(self, domains: Domains, seed: int, *, shuffle: bool = True, stages: Sequence[Stage] = ()) -> None:
         self.domains, self.seed, self.shuffle = domains, seed, shuffle
         self.stages: list[Stage] = list(stages)
-        self._quotas: dict[int, Quota] = {}
+        self._quotas: dict[Stage, Quota] = {}
         self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
 
     # -- the whole data of a run -------------------------------------------------------------------------------------
@@ -251,11 +251,11 @@ class Plan:
         return self._permutations[key]
 
     def _quota(self, stage: Stage) -> Quota:
-        if stage.index not in self._quotas:
+        if stage not in self._quotas:
             while len(self._quotas) >= 2:  # reading moves forwards; two stages overlap at a boundary
                 self._quotas.pop(next(iter(self._quotas)))
-            self._quotas[stage.index] = Quota(stage.parts, stage.carry)
-        return self._quotas[stage.index]
+            self._quotas[stage] = Quota(stage.parts, stage.carry)
+        return self._quotas[stage]
 
 
 def chosen_pool(key: int, ids: np.ndarray) -> Pool:

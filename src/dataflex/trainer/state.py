@@ -58,7 +58,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
             if isinstance(value, np.ndarray):
                 arrays[f"{prefix}/{name}"] = value
             else:
-                plain[name] = value
+                plain[name] = value.item() if isinstance(value, np.generic) else value
         return plain
 
     content = {

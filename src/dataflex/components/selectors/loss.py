@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, log
 from typing import ClassVar
 
 import numpy as np
@@ -37,8 +38,10 @@ class LossSelector(Selector):
 
     def check(self) -> None:
         self.require("focus", self.focus in _FOCUS, f"one of {', '.join(_FOCUS)}")
-        self.require("focus_weight", self.focus_weight > 0, "positive")
+        self.require("focus_weight", 0 < self.focus_weight < inf, "positive and finite")
         self.require("temperature", self.temperature > 0, "positive")
+        sharpest = abs(log(self.focus_weight)) / self.temperature  # of p_i, as a logarithm
+        self.require("temperature", sharpest < 300, "large enough for focus_weight ** (1 / temperature) to be finite")
         ordered = len(self.quantiles) == 2 and 0 <= self.quantiles[0] <= self.quantiles[1] <= 1
         self.require("quantiles", ordered, "two ascending numbers in [0, 1]")
 
