@@ -303,7 +303,7 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (flat("mix", components_cfg_file="no.yaml"), "components_cfg_file: no such file: no.yaml"),
     ({**nested("mix"), "warmup_step": 3}, "dataflex and warmup_step are two spellings of one block: keep one of them"),
     ({**nested("mix"), "stage": "ppo"}, "stage: ppo cannot be combined with mix (it draws its own rollouts); use pt,"),
-    ({**nested("weight"), "stage": "kto"}, "stage: kto has no loss per row (its KL term belongs to the batch), which"),
+    ({**nested("weight"), "stage": "kto"}, "stage: kto has a KL term that belongs to the batch, but"),
     ({**nested("mix"), "do_train": None}, "do_train must be true with mix"),
     ({**nested("mix", proportions=[1]), "dataset": "a, b"}, "mix proportions: 1 given for 2 data sets (a, b)"),
     ({**nested("mix", proportions=[1]), "dataset": ["a", "b"]}, "mix proportions: 1 given for 2 data sets (a, b)"),

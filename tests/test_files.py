@@ -83,6 +83,7 @@ def test_a_selection_says_who_was_chosen_and_why(tmp_path: Path) -> None:
         "domain": ["a", "a", "b", "b"],
         "score": [0.5, None, 2.0, 1.0],
         "selected": [True, False, True, False],
+        "times": [1, 0, 2, 0],  # 30 was drawn twice
     }
     unscored = files.write_selection(8, None, np.array([29]), candidates)
     assert pq.read_table(files.path / unscored)["score"].to_pylist() == [None] * 4

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness import Result, plain, start, train, train_all
+from test_checkpoints import assert_refused
 from test_invariants import close
 
 Config = dict[str, Any]
@@ -60,9 +61,11 @@ def test_all_three_act_and_resume(base: Config, ground: Path, tmp_path: Path, na
     acted = [r["component"] for r in whole.ok.ledger()]
     assert acted == ["start", "select:loss", "mix:odm", "select:loss", "mix:odm"]
     assert whole.ids() != static.ok.ids()
-    if name == "rm":  # LLaMA-Factory restarts a reward model rather than resume it (its value head is stored apart)
-        return
     assert killed.status == [-9]
+    if name == "rm":  # nothing saved is lost, and nothing starts over on top of it
+        assert_refused(train(config, tmp_path / "killed"), "output_dir", "cannot resume a reward model")
+        assert (killed.out / "checkpoint-3" / "dataflex" / "COMPLETE").is_file()
+        return
     resumed = train(config, tmp_path / "killed", hooks=["record_ids"])
     assert resumed.ok.trace() == whole.trace()
     assert resumed.ledger() == whole.ledger()

@@ -36,7 +36,7 @@ def check_arguments(config: RunConfig) -> None:
     _check_template(values)
     _check_paths(values)
     for key in ("dataset", "eval_dataset"):
-        _check_datasets(key, values)
+        _check_datasets(key, values, config.dataflex is not None)
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
@@ -83,7 +83,7 @@ def _check_paths(values: dict[str, Any]) -> None:
         raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
 
 
-def _check_datasets(key: str, values: dict[str, Any]) -> None:
+def _check_datasets(key: str, values: dict[str, Any], dynamic: bool) -> None:
     given, folder = values.get(key), values.get("dataset_dir", "data")
     if given is None or isinstance(folder, dict) or str(folder).startswith(("ONLINE", "REMOTE:")):
         return
@@ -98,7 +98,9 @@ def _check_datasets(key: str, values: dict[str, Any]) -> None:
     for place, name in enumerate(names):
         if name not in info:
             raise ConfigError(f"{key}: {name!r} is not defined in {info_path}{nearest(name, info)}")
-        if name in names[:place]:
+        if not isinstance(info[name], dict):
+            raise ConfigError(f"{key}: the entry of {name!r} in {info_path} must be a mapping")
+        if name in names[:place] and dynamic:
             raise ConfigError(f"{key}: {name!r} is listed twice")
         file_name = info[name].get("file_name")
         hosted = any(

@@ -42,7 +42,7 @@ def load_domains(
     """
     names = list(data_args.dataset)
     saved = Path(data_args.tokenized_path) if data_args.tokenized_path else None
-    signature = tokenization_signature(data_args, training_args, stage, tokenizer)
+    signature = tokenization_signature(data_args, training_args, stage, tokenizer) | _sources(data_args)
     if saved and (saved / _MANIFEST).is_file():
         return _read_snapshot(saved, names, signature)
     if saved and saved.exists() and any(saved.iterdir()):
@@ -91,6 +91,20 @@ def load_domains(
     return {"train_dataset": Rows(parts, names), **({} if evaluation is None else {"eval_dataset": evaluation})}
 
 
+def _sources(data_args: Any) -> dict[str, Any]:
+    """What a tokenized snapshot was made from: evaluation sets, and how each data set is defined and how large it is."""
+    out = {key: getattr(data_args, key) for key in ("eval_dataset", "eval_on_each_dataset")}
+    folder = Path(str(data_args.dataset_dir))
+    info_file = folder / "dataset_info.json"
+    info = json.loads(info_file.read_text(encoding="utf-8")) if info_file.is_file() else {}
+    for name in [*data_args.dataset, *(data_args.eval_dataset or [])]:
+        entry = info.get(name, {})
+        file = folder / str(entry.get("file_name", ""))
+        size = file.stat().st_size if entry.get("file_name") and file.is_file() else None
+        out[f"source of {name}"] = {"entry": entry, "bytes": size}
+    return out
+
+
 def _read(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
     """One raw data set in LLaMA-Factory's own columns."""
     try:
@@ -98,6 +112,11 @@ def _read(name: str, key: str, model_args: Any, data_args: Any, training_args: A
     except (DatasetsError, ValueError) as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{key}: {name!r} cannot be read: {' '.join(str(cause).split())}") from error
+    except (AttributeError, KeyError, IndexError, TypeError) as error:  # columns or formatting that do not fit the rows
+        raise ConfigError(
+            f"{key}: the columns or formatting of {name!r} in dataset_info.json do not fit its rows"
+            f" ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _joined(parts: dict[str, Any], data_args: Any) -> Any:
@@ -130,7 +149,13 @@ def tokenization_signature(data_args: Any, training_args: Any, stage: str, token
     import xxhash
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        for state in ("truncation", "padding"):  # set by the last call, not by who made it
+            content.pop(state, None)
+        vocabulary = json.dumps(content, sort_keys=True)
+    else:
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     record = {name: getattr(data_args, name) for name in TOKENIZATION}
     if record["val_size"]:
         record["split_seed"] = training_args.seed

@@ -11,8 +11,12 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.config import RunConfig, load
+from dataflex.config.combinations import hides_row_losses
 from dataflex.errors import ConfigError
 from dataflex.version import __version__
+
+# Keys that are not written down.
+_SECRET = ("token", "api_key", "secret")
 
 
 def train_file(path: str, overrides: Sequence[str] = ()) -> None:
@@ -49,6 +53,8 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
     from dataflex.trainer.state import newest_complete
 
     asked = arguments.get("resume_from_checkpoint")
+    if arguments.get("stage") == "rm":
+        _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
     found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
@@ -56,6 +62,21 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
+
+
+def _refuse_to_restart(arguments: dict[str, Any]) -> None:
+    """LLaMA-Factory cannot resume a reward model (its value head is stored apart): trained in full it would start over on
+    top of what is there, and with LoRA loading the checkpoint fails."""
+    from dataflex.trainer.state import newest_complete
+
+    if arguments.get("resume_from_checkpoint"):
+        raise ConfigError("resume_from_checkpoint: LLaMA-Factory cannot resume a reward model (stage: rm)")
+    folder = str(arguments.get("output_dir"))
+    if not arguments.get("overwrite_output_dir") and newest_complete(Path(folder))[0] is not None:
+        raise ConfigError(
+            f"output_dir: {folder} holds checkpoints, and LLaMA-Factory cannot resume a reward model (stage: rm);"
+            " change output_dir or set overwrite_output_dir"
+        )
 
 
 def _dynamic(config: RunConfig) -> Any:
@@ -95,14 +116,14 @@ def _dynamic(config: RunConfig) -> Any:
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         run_record.update(_record(config, identity, module["train_dataset"]))
-        _check_resume(training_args, identity)
+        _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
         return module
 
     trainer = build_trainer(
         base,
         dataflex,
         stage=stage,
-        per_row=_has_row_losses(config, stage),
+        per_row=hides_row_losses(config.llamafactory, stage) is None,
         identity=identity,
         run_record=run_record,
     )
@@ -112,20 +133,6 @@ def _dynamic(config: RunConfig) -> Any:
         ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
         ("llamafactory.train.tuner", "LogCallback", log_callback()),
     )
-
-
-def _has_row_losses(config: RunConfig, stage: str) -> bool:
-    """Whether the stage's loss can be had per row. Runs that need it have been refused already where it cannot."""
-    lf = config.llamafactory
-    opaque = (
-        "use_dft_loss",
-        "use_eaft_loss",
-        "use_asft_loss",
-        "enable_liger_kernel",
-        "use_unsloth",
-        "label_smoothing_factor",
-    )
-    return stage != "kto" and not any(lf.get(key) for key in opaque)
 
 
 def _global_batch(args: Any) -> int:
@@ -167,8 +174,8 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
     assert config.dataflex is not None
     packages = ("llamafactory", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
     return {
-        "dataflex": config.dataflex.to_json(),
-        "llamafactory": config.llamafactory,
+        "dataflex": {**config.dataflex.to_json(), "scoring_tokens": config.dataflex.scoring_tokens},
+        "llamafactory": {k: "*****" if k.endswith(_SECRET) and v else v for k, v in config.llamafactory.items()},
         "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
         "domains": {
             name: {"rows": size, "fingerprint": identity[f"content of {name}"]}
@@ -178,7 +185,8 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
     }
 
 
-def _check_resume(training_args: Any, identity: dict[str, Any]) -> None:
+def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
+    """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
     from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
 
     folder = training_args.resume_from_checkpoint
@@ -189,6 +197,12 @@ def _check_resume(training_args: Any, identity: dict[str, Any]) -> None:
         raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
+    if fixed_batch not in (None, snapshot.global_batch):
+        raise ConfigError(
+            f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
+            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"
+            " go on with another global batch"
+        )
 
 
 def _say(lines: Sequence[str]) -> None:

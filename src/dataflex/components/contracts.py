@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -160,14 +160,14 @@ class WeightContext:
     """What a weighter may know besides the losses.
 
     reference: losses of the rows that define the statistics, float[m]: those of the whole global batch, or with
-    accumulation and `scope: running` those of the global batch before. ids, domains: int64[n]. step: optimizer steps done.
+    accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
+    losses. step: optimizer steps done.
     """
 
     reference: torch.Tensor
     ids: torch.Tensor
     domains: torch.Tensor
     step: int
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,10 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
     if not truth(lf.get("do_train"), "do_train"):
         raise ConfigError(f"do_train must be true with {what}")
+    if truth(lf.get("push_to_hub"), "push_to_hub") and lf.get("hub_strategy") in ("checkpoint", "all_checkpoints"):
+        raise ConfigError(
+            f"hub_strategy: {lf['hub_strategy']} uploads checkpoints before they are complete; use end or every_save"
+        )
     if lf.get("parallelism_config"):
         raise ConfigError(f"parallelism_config splits rows or models over ranks and cannot be combined with {what}")
     if truth(lf.get("streaming"), "streaming"):
@@ -46,6 +50,8 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
         raise ConfigError(
             f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"
         )
+    if lf.get("train_sampling_strategy") == "sequential":
+        raise ConfigError(f"train_sampling_strategy: sequential has no effect with {what}; set disable_shuffling")
     if lf.get("train_sampling_strategy") == "group_by_length" or truth(lf.get("group_by_length"), "group_by_length"):
         raise ConfigError(f"group_by_length orders rows itself and cannot be combined with {what}")
     for key in ("save_only_model", "ignore_data_skip"):
@@ -66,19 +72,27 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
 def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
     readers = [slot for slot, c in config.components.items() if slot == "weight" or c.needs & {"loss", "train_loss"}]
     reader = f"{readers[0]}: {getattr(config, readers[0]).name}"
-    if stage == "kto":
-        raise ConfigError(f"stage: kto has no loss per row (its KL term belongs to the batch), which {reader} needs")
-    if stage == "sft":
-        for key in _BATCH_LOSSES:
-            if truth(lf.get(key), key):
-                raise ConfigError(f"{key} gives one loss per batch, but {reader} needs one per row")
-    for key in _FUSED:
-        if truth(lf.get(key), key):
-            raise ConfigError(f"{key} hides the logits, but {reader} needs a loss per row")
-    if number(lf.get("label_smoothing_factor") or 0, "label_smoothing_factor") != 0 and stage in ("pt", "sft"):
-        raise ConfigError(f"label_smoothing_factor cannot be combined with {reader} in this version")
+    hidden = hides_row_losses(lf, stage)
+    if hidden is not None:
+        raise ConfigError(f"{hidden}, but {reader} needs a loss per row")
     if stage == "dpo":
         if number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
             raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
-        if config.weight and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
-            raise ConfigError("pref_ftx cannot be combined with weight in this version")
+        trained = config.weight is not None or config.needs("train_loss")
+        if trained and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
+            raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
+
+
+def hides_row_losses(lf: dict[str, Any], stage: str) -> str | None:
+    """Why the stage's loss cannot be had per row (a phrase that begins with the key), or None if it can."""
+    if stage == "kto":
+        return "stage: kto has a KL term that belongs to the batch"
+    for key in _FUSED:
+        if truth(lf.get(key), key):
+            return f"{key} hides the logits"
+    for key in _BATCH_LOSSES if stage == "sft" else ():  # LLaMA-Factory ignores them elsewhere
+        if truth(lf.get(key), key):
+            return f"{key} gives one loss per batch"
+    if stage in ("pt", "sft") and number(lf.get("label_smoothing_factor") or 0, "label_smoothing_factor") != 0:
+        return "label_smoothing_factor is not supported per row in this version"
+    return None

@@ -101,7 +101,7 @@ def translate(
         if slot != "weight" and spec["name"] != "static":
             spec["interval"] = _integer(flat, "update_step", 0)
     if slot == "mix":
-        spec.update(_mixture(flat))
+        spec.update(_mixture(flat, notices))
         if flat.get("mixer_eval_dataset"):
             notices.append(
                 "mixer_eval_dataset has no effect: no mixer of this version evaluates on a data set of its own"
@@ -119,7 +119,7 @@ def translate(
     return block, extra, spelled
 
 
-def _mixture(flat: dict[str, Any]) -> dict[str, Any]:
+def _mixture(flat: dict[str, Any], notices: list[str]) -> dict[str, Any]:
     rule = flat.get("mixture_sample_rule") or "mixture"
     if rule not in _SAMPLE_RULES:
         raise ConfigError(f"mixture_sample_rule: unknown value {rule!r}{nearest(str(rule), _SAMPLE_RULES)}")
@@ -134,6 +134,8 @@ def _mixture(flat: dict[str, Any]) -> dict[str, Any]:
         if min(numbers) < 0 or total <= 0:
             raise ConfigError(f"init_mixture_proportions must be non-negative numbers, got {proportions}")
         return {"proportions": [n / total for n in numbers]}  # 1.1.0 normalises them
+    if proportions:
+        notices.append(f"init_mixture_proportions has no effect with mixture_sample_rule: {rule}")
     return {"initial": "stratified" if rule == "stratified" else "uniform"}
 
 

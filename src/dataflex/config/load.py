@@ -65,6 +65,12 @@ def parse(raw: dict[str, Any]) -> RunConfig:
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
         notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
+    for slot in config.components:
+        spec = getattr(config, slot)
+        warmup = spec.warmup if slot == "weight" else spec.schedule.warmup
+        steps = integer(raw.get("max_steps") or 0, "max_steps")
+        if 0 < steps <= warmup:
+            notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
     check_combinations(config, raw)
     return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
 

@@ -104,7 +104,7 @@ class DataflexConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""
-        plain = ("total_steps", "epoch_rounding", "freeze_gate")
+        plain = ("total_steps", "epoch_rounding", "freeze_gate", "early_stopping_min_delta")
         out: dict[str, Any] = {name: getattr(self, name) for name in plain}
         for slot in ("select", "mix", "weight"):
             spec = getattr(self, slot)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import transformers.trainer as stock
 from safetensors import SafetensorError
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -12,10 +16,10 @@ from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
-from dataflex.trainer.ledger import EXPOSURE, RunFiles, write_table
+from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles, write_table
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan
-from dataflex.trainer.state import Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
+from dataflex.trainer.state import MARK, Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
 
 
 class Checkpoints(Host):  # type: ignore[misc]
@@ -32,6 +36,7 @@ class Checkpoints(Host):  # type: ignore[misc]
     sums: DomainSums
     states: dict[str, dict[str, Any]]
     _origin: tuple[int, int]
+    _unsealed: Path | None = None
 
     def _restore(self, folder: Path) -> None:
         snapshot, ledger = read_snapshot(folder)
@@ -43,6 +48,9 @@ class Checkpoints(Host):  # type: ignore[misc]
             self.plan.stages = [snapshot.stage]
         if collectives.rank() == 0 and exposure_path(folder).is_file():
             self.exposure.load(exposure_path(folder))
+        if snapshot.global_batch != self.global_batch and self.config.plans_data and self._counts_epochs:
+            left = self.args.num_train_epochs * len(self.rows) - snapshot.position
+            self.args.max_steps = snapshot.step + max(0, ceil(left / self.global_batch))
         if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
             print(
                 f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
@@ -52,7 +60,7 @@ class Checkpoints(Host):  # type: ignore[misc]
         self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Ours and the Trainer's files, then the completeness mark, and only then are older checkpoints rotated away."""
+        """The Trainer's files and ours; older checkpoints stay until this one is sealed."""
         step = self.state.global_step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
         self._close_step()
@@ -65,39 +73,62 @@ class Checkpoints(Host):  # type: ignore[misc]
             components=self.states,
             extra=self._extra_state(),
         )
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            (folder / "dataflex" / "COMPLETE").unlink(missing_ok=True)
-            super()._save_checkpoint(model, trial)
+        with self._saving(step):
+            (folder / DIRECTORY / MARK).unlink(missing_ok=True)
+            with _rotation_deferred():
+                super()._save_checkpoint(model, trial)
             self._write_exposure(folder)
             if self.args.should_save:
                 write_snapshot(folder, snapshot, self.run_files.ledger_text)
+        self._unsealed = folder
+
+    def _seal_checkpoint(self) -> None:
+        """Once the callbacks have had their turn too (LLaMA-Factory's rewrites the value head of a reward model): the
+        completeness mark, and only then are older checkpoints rotated away."""
+        folder, self._unsealed = self._unsealed, None
+        if folder is None:
+            return
+        with self._saving(self.state.global_step):
             collectives.barrier()
             if self.args.should_save:
                 mark_complete(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
-            if not isinstance(error, RuntimeError) or "writ" in str(error):
-                raise DataflexError(
-                    f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
-                    "the checkpoints before it are untouched and training can be resumed from the newest of them"
-                ) from error
-            raise
-        finally:
-            self.args.save_total_limit = limit
         collectives.barrier()
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(folder.parent),
-                save_total_limit=limit,
+                save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
 
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """A write that fails ends the run with one line."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise
+            raise DataflexError(
+                f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
+                "the checkpoints before it are untouched and training can be resumed from the newest of them"
+            ) from error
+
     def _write_exposure(self, folder: Path | None = None) -> None:
         """Collect the notes of all ranks and write the table to the run's files and into `folder`."""
         self.exposure.collect()
-        if self.args.should_save:
+        if collectives.rank() == 0:
             table = self.exposure.table()
             for target in [self.run_files.path / EXPOSURE, *([exposure_path(folder)] if folder else [])]:
                 write_table(target, table)
+
+
+@contextmanager
+def _rotation_deferred() -> Iterator[None]:
+    """The Trainer deletes older checkpoints as the last act of saving one, before its callbacks and our mark."""
+    rotate, stock.rotate_checkpoints = stock.rotate_checkpoints, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        stock.rotate_checkpoints = rotate

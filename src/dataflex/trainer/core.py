@@ -80,13 +80,17 @@ class DynamicTrainer(RowLosses, Checkpoints):
     def _settle_steps(self) -> None:
         """Epochs become steps: the Trainer sees one pseudo-epoch that lasts the whole run."""
         exact = len(self.rows) / self.global_batch
-        per_epoch = max(1, int(exact) if self.config.epoch_rounding == "down" else int(np.ceil(exact)))
-        if self.args.max_steps <= 0:
+        down = self.config.epoch_rounding == "down" or self.args.dataloader_drop_last
+        per_epoch = max(1, int(exact) if down else int(np.ceil(exact)))
+        self._counts_epochs = self.args.max_steps <= 0
+        if self._counts_epochs:
             self.args.max_steps = int(np.ceil(self.args.num_train_epochs * per_epoch))
         for name, strategy in (("eval", IntervalStrategy), ("save", SaveStrategy), ("logging", IntervalStrategy)):
             if getattr(self.args, f"{name}_strategy") == strategy.EPOCH:
                 setattr(self.args, f"{name}_strategy", strategy.STEPS)
                 setattr(self.args, f"{name}_steps", per_epoch)
+                if name == "eval":
+                    self.args.eval_delay = int(self.args.eval_delay * per_epoch)
 
     def num_examples(self, dataloader: Any) -> int:
         return len(self.rows) if self.config.plans_data else super().num_examples(dataloader)
@@ -255,6 +259,7 @@ class DynamicTrainer(RowLosses, Checkpoints):
         if self.config.plans_data:
             self.state.epoch = self.position(self.state.global_step) / len(self.rows)
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._seal_checkpoint()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -105,6 +105,11 @@ class RunFiles:
                     "selected": np.isin(candidates, selected),
                 }
             )
+            ids, times = np.unique(selected, return_counts=True)
+            if (times > 1).any():  # drawn with replacement
+                count = np.zeros(len(candidates), dtype=np.int64)
+                count[np.searchsorted(candidates, ids)] = times
+                table = table.append_column("times", pa.array(count))
             write_table(self.path / relative, table)
         return relative
 

@@ -70,7 +70,7 @@ class RowLosses(Host):  # type: ignore[misc]
         """dpo: LLaMA-Factory takes the mean of the losses returned here, so this is where pairs are seen and weighted."""
         losses, *rewards = super().compute_preference_loss(*args, **kwargs)
         if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
-            detached = losses.detach().float()
+            detached = losses.detach().float().clone()  # LLaMA-Factory goes on adding to `losses` in place
             weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
             losses = losses if weights is None else weights.to(losses.dtype) * losses
         return (losses, *rewards)

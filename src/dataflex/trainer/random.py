@@ -1,6 +1,7 @@
 """Counter-based randomness: every number is a function of its key, none of a hidden state.
 
-Nothing here depends on a library's own random streams, so an order written today is the order read by any later version.
+Permutations do not depend on a library's own random streams, so an order written today is the order read by any later
+version. `generator`, for decisions made once and then stored, is numpy's.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class SelectTrainer(DynamicTrainer):
         chosen: list[np.ndarray] = []
         scores = np.full(len(self.rows), np.nan)
 
-        def run() -> tuple[list[np.ndarray], np.ndarray, dict[str, Any]]:
+        def run() -> tuple[list[np.ndarray], dict[str, Any]]:
             state = self.states["select"]
             for place, (name, ids) in enumerate(groups):
                 candidates = ids[measured[ids]]
@@ -72,9 +72,9 @@ class SelectTrainer(DynamicTrainer):
                 chosen.append(candidates[picked])
                 if selection.scores is not None:
                     scores[candidates] = selection.scores
-            return chosen, scores, state
+            return chosen, state
 
-        chosen, scores, self.states["select"] = decide(run)
+        chosen, self.states["select"] = decide(run)  # scores stay on rank 0, which writes them
         seconds = time.perf_counter() - begin
         pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
         proportions = self.plan.stages[-1].proportions

@@ -26,7 +26,7 @@ from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER, write_atomicall
 from dataflex.trainer.plan import Stage
 
 FORMAT = 1
-_MARK = "COMPLETE"
+MARK = "COMPLETE"
 _FOREIGN = "it holds no dataflex state"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
@@ -124,16 +124,16 @@ def mark_complete(folder: Path) -> None:
     files = {
         str(p.relative_to(folder)): p.stat().st_size
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != _MARK and not p.name.endswith(".partial")
+        if p.is_file() and p.name != MARK and not p.name.endswith(".partial")
     }
-    write_atomically(folder / DIRECTORY / _MARK, json.dumps(files, indent=1).encode())
+    write_atomically(folder / DIRECTORY / MARK, json.dumps(files, indent=1).encode())
 
 
 def what_is_missing(folder: Path) -> str | None:
     """Why a checkpoint is not fit to resume from (one phrase), or None if it is complete."""
     if not folder.is_dir():
         return "there is no such directory"
-    mark = folder / DIRECTORY / _MARK
+    mark = folder / DIRECTORY / MARK
     if not mark.is_file():
         if not (folder / DIRECTORY).is_dir():
             return _FOREIGN

@@ -29,6 +29,7 @@ class WeightTrainer(DynamicTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reference: torch.Tensor | None = None  # [m, 2] float64: loss, sample id
+        self._scope_cache: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._step_losses: list[torch.Tensor] = []
         # min, max, sum, sum of squares, rows, zeros
         self._statistics = self._no_statistics()
@@ -85,17 +86,30 @@ class WeightTrainer(DynamicTrainer):
             self._step_losses.append(mine)
         if not self._active or self._reference is None:
             return None
-        reference, ids = self._valid(self._reference)
+        reference, scale = self._scope()
         if not len(reference):
             return None
         weighter, state = self._spec.component, self.states["weight"]
         counted = trainable & torch.isfinite(losses)
         safe = torch.where(counted, losses, reference.mean())
         raw = weighter.weights(state, safe, self._context(reference, self._micro_ids))
-        scale = weighter.weights(state, reference, self._context(reference, ids)).mean()
         weights = torch.where(counted, raw / scale, 0.0)
         self._record(weights, counted)
         return weights
+
+    def _scope(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses that define the statistics, and the mean of their raw weights; kept while the reference stays."""
+        assert self._reference is not None
+        if self._scope_cache is None or self._scope_cache[0] is not self._reference:
+            reference, ids = self._valid(self._reference)
+            weighter, state = self._spec.component, self.states["weight"]
+            scale = (
+                weighter.weights(state, reference, self._context(reference, ids)).mean()
+                if len(ids)
+                else reference.sum()
+            )
+            self._scope_cache = (self._reference, reference, scale)
+        return self._scope_cache[1:]
 
     def _valid(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses float32[m] and ids int64[m] of the rows that count."""
@@ -103,8 +117,9 @@ class WeightTrainer(DynamicTrainer):
         return kept[:, 0].float(), kept[:, 1].long()
 
     def _context(self, reference: torch.Tensor, ids: torch.Tensor) -> WeightContext:
-        domains = torch.as_tensor(self.rows.domains.of(ids.cpu().numpy()))
-        return WeightContext(reference=reference, ids=ids, domains=domains, step=self.state.global_step)
+        device = reference.device
+        domains = torch.as_tensor(self.rows.domains.of(ids.cpu().numpy()), device=device)
+        return WeightContext(reference=reference, ids=ids.to(device), domains=domains, step=self.state.global_step)
 
     def _record(self, weights: torch.Tensor, counted: torch.Tensor) -> None:
         s, w = self._statistics, weights.float()
@@ -121,6 +136,7 @@ class WeightTrainer(DynamicTrainer):
             reference, ids = self._valid(self._reference)
             component = self._spec.component
             self.states["weight"] = component.update(self.states["weight"], self._context(reference, ids))
+            self._scope_cache = None
         self._step_batches = []
 
     def _extra_state(self) -> dict[str, Any]:
