@@ -47,16 +47,16 @@ def record_ids(out: str, _: str) -> None:
 
 def kill_after(out: str, step: str) -> None:
     """SIGKILL this process when optimizer step `step` is done and its checkpoint, if any, is written."""
-    from transformers import Trainer
+    from dataflex.trainer.core import DynamicTrainer
 
-    stock = Trainer._maybe_log_save_evaluate
+    stock = DynamicTrainer._maybe_log_save_evaluate
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         if self.state.global_step == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Trainer._maybe_log_save_evaluate = wrapped
+    DynamicTrainer._maybe_log_save_evaluate = wrapped
 
 
 def kill_while_saving(out: str, step: str) -> None:
