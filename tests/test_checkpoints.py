@@ -197,6 +197,30 @@ def test_another_global_batch_is_stated(ground: Path, saved: Path, tmp_path: Pat
     assert run.ledger()[-1]["position"] == 9 * 4 + 1 * 2
 
 
+def test_an_epoch_ends_where_its_rows_end_whatever_the_batch(base: Config, tmp_path: Path) -> None:
+    """One epoch of 180 rows, 4 a step up to step 30 and 8 a step from there: every row once, 38 steps."""
+    config = {k: v for k, v in base.items() if k != "max_steps"} | {"num_train_epochs": 1}
+    config |= {
+        "dataflex": {"select": {"name": "random", "warmup": 99, "interval": 1}},
+        "save_strategy": "steps",
+        "save_steps": 30,
+    }
+    train(config, tmp_path / "run", hooks=["record_ids", "kill_after:31"])
+    resumed = train({**config, "per_device_train_batch_size": 8}, tmp_path / "run", hooks=["record_ids"])
+    served = resumed.ok.ids()  # the file goes on: steps 0 to 30 of the killed run, then those of the resumed one
+    assert max(served) == 37
+    order = [i for step in range(30) for i in served[step]] + [i for step in range(30, 38) for i in served[step]]
+    assert sorted(order[:180]) == list(range(180))
+
+
+def test_weights_alone_cannot_go_on_with_another_batch(base: Config, tmp_path: Path) -> None:
+    """The order of rows is LLaMA-Factory's own there."""
+    config = {**base, "dataflex": {"weight": {"name": "loss"}}, "save_strategy": "steps", "save_steps": 3}
+    train(config, tmp_path / "run", hooks=["kill_after:4"])
+    run = train({**config, "per_device_train_batch_size": 2}, tmp_path / "run")
+    assert_refused(run, "per_device_train_batch_size", "was 4 rows there and is 2 now")
+
+
 def test_old_checkpoints_go_only_when_the_new_one_is_complete(base: Config, tmp_path: Path) -> None:
     """save_total_limit 1, killed while saving step 6: step 3 is still there and is gone on from."""
     config = {**base, "dataflex": BLOCK, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 1}

@@ -118,6 +118,20 @@ def mixture_of_experts(ground: Path, path: Path) -> Path:
     return path / "moe"
 
 
+def test_keys_of_other_stages_do_not_switch_weights_off(base: Config, ground: Path, tmp_path: Path) -> None:
+    """LLaMA-Factory ignores label smoothing for preference losses; the weights act all the same."""
+    config = {**stage_config(base, ground, "dpo"), "label_smoothing_factor": 0.1}
+    run = train({**config, "dataflex": {"weight": {"name": "loss", "strategy": "extremes"}}}, tmp_path / "run")
+    assert any(values.get("dataflex/weight/max", 1) > 1.01 for values in run.ok.scalars().values())
+
+
+def test_secrets_are_not_written_down(base: Config, tmp_path: Path) -> None:
+    config = {**base, "hf_hub_token": "hf_secret", "max_steps": 1, "dataflex": {"mix": {"name": "static"}}}
+    run = train(config, tmp_path / "run")
+    written = (run.ok.out / "dataflex" / "config.yaml").read_text()
+    assert "hf_hub_token" in written and "hf_secret" not in written
+
+
 def test_a_loss_per_batch_can_still_be_mixed(base: Config, tmp_path: Path) -> None:
     """Label smoothing has no loss per row here: fixed proportions do not need one, and exposure says so."""
     import pyarrow.parquet as pq
