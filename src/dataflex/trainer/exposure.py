@@ -16,7 +16,7 @@ from dataflex.trainer.plan import Domains
 class Exposure:
     """Touched rows only, sorted by id: rank 0 holds the table, and every rank its notes since the last `collect`.
 
-    A note is 20 bytes a row served (losses stay on their device until they are collected).
+    Notes are small tensors, one pair per micro-batch; losses stay on their device until they are collected.
     """
 
     def __init__(self, domains: Domains) -> None:
