@@ -129,6 +129,32 @@ class Run:
         return Result([p.exitcode for p in self.processes], self.out, log)
 
 
+def tiny_run(ground: Path) -> dict[str, Any]:
+    """The configuration that the fixture `base` gives, on the model and data below `ground`."""
+    return {
+        "model_name_or_path": str(ground / "model"),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "dataset_dir": str(ground / "data"),
+        "dataset": "code,docs,arithmetic",
+        "template": "qwen",
+        "cutoff_len": 64,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "max_steps": 12,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "seed": 7,
+        "disable_tqdm": True,
+        "log_level": "warning",
+    }
+
+
 def start(config: dict[str, Any], out: Path, *, ranks: int = 1, hooks: Sequence[str] = (), **env: str) -> Run:
     """`dataflex-cli train` of a configuration, with `output_dir` set to `out`."""
     out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Result, plain, start, train, train_all
+from harness import Result, plain, start, tiny_run, train, train_all
 
 Config = dict[str, Any]
 
@@ -24,7 +24,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Two directories of one run that saved steps 3, 6 and 9 of 12: `whole`, and `killed` after step 10."""
     ground = request.getfixturevalue("ground")
     path = tmp_path_factory.mktemp("saved")
-    config = {**configuration(ground), "save_strategy": "steps", "save_steps": 3}
+    config = configuration(ground)
     whole, killed = train_all(
         start(config, path / "whole", hooks=["record_ids"]), start(config, path / "killed", hooks=["kill_after:10"])
     )
@@ -33,29 +33,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def configuration(ground: Path) -> Config:
-    return {
-        "model_name_or_path": str(ground / "model"),
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "full",
-        "dataset_dir": str(ground / "data"),
-        "dataset": "code,docs,arithmetic",
-        "template": "qwen",
-        "cutoff_len": 64,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_steps": 12,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "seed": 7,
-        "disable_tqdm": True,
-        "log_level": "warning",
-        "save_strategy": "steps",
-        "save_steps": 3,
-        "dataflex": BLOCK,
-    }
+    return {**tiny_run(ground), "save_strategy": "steps", "save_steps": 3, "dataflex": BLOCK}
 
 
 def resume(ground: Path, saved: Path, out: Path, damage: Any = None, **changes: Any) -> Result:
