@@ -38,6 +38,9 @@ PRESETS = {
         model={"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "vocab_size": 512},
         vocabulary=512, rows=4, cutoff=64, pairs=20, pool=120,
     ),
+    "demo": Preset(  # the model of `dataflex-cli demo`
+        model={"vocab_size": 1024}, vocabulary=1024, rows=8, cutoff=256, pairs=60, pool=1000,
+    ),
     "cpu": Preset(
         model={"hidden_size": 256, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate_size": 704, "vocab_size": 4096},
         vocabulary=4096, rows=8, cutoff=256, pairs=60, pool=1000,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -173,10 +172,10 @@ def _batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 def measure(keys: dict[str, Any], count: int) -> str:
     """Start the run of `keys`, and give the report of its first decision."""
     from dataflex.base.train import train
-    from dataflex.config import DataflexConfig, parse
+    from dataflex.config import parse
+    from dataflex.signals.batching import token_budget
     from dataflex.trainer.core import DynamicTrainer
 
-    default = next(f.default for f in dataclasses.fields(DataflexConfig) if f.name == "scoring_tokens")
     found: list[str] = []
 
     def first_decision(trainer: Any, step: int) -> None:
@@ -184,7 +183,7 @@ def measure(keys: dict[str, Any], count: int) -> str:
 
         bench = Bench(trainer, count)
         with isolated(trainer.model):
-            found.append(report(bench, default))
+            found.append(report(bench, token_budget(trainer.args.device)))
         raise _Done
 
     DynamicTrainer._decide = first_decision  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from datasets import Dataset
 from dataflex.demo.model import build_model
 from dataflex.signals import cross_entropy
 from dataflex.signals.batching import share, token_batches
-from dataflex.signals.cross_entropy import IGNORE, row_losses
+from dataflex.signals.cross_entropy import IGNORE, forward_row_losses, row_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer.losses import score_rows
@@ -129,6 +129,33 @@ def test_the_sum_over_rows_is_the_loss_of_the_model_itself() -> None:
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+def test_logits_are_made_where_there_is_a_target_and_nowhere_else(family: str, tmp_path: Any) -> None:
+    """The sums of a whole forward pass, from as many logits as there are targets; and none of it stays on the model."""
+    model, _ = build_model(
+        tmp_path, ["a few words"], hidden_size=32, heads=2, kv_heads=1, family=family, vocab_size=300
+    )
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 250, (ROWS, LENGTH), generator=generator)
+    labels = example()[1]
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # padded on the left
+    labels[0, :4] = IGNORE
+    mask[1, -1:] = 0  # and on the right
+    labels[1, -1:] = IGNORE
+    labels = labels.clamp(max=250)
+    seen: list[tuple[int, ...]] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(tuple(logits.shape)))
+    with torch.no_grad():
+        sums, counts = forward_row_losses(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+        whole, wanted = row_losses(model(input_ids=ids, attention_mask=mask).logits, labels)
+    hook.remove()
+    assert [shape[:-1] for shape in seen] == [(1, int(counts.sum())), (ROWS, LENGTH)]
+    assert counts.tolist() == wanted.tolist()
+    assert sums.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 300, 10**9])

@@ -77,14 +77,15 @@ class DataflexConfig:
 
     total_steps: optimizer steps, None: LLaMA-Factory's max_steps or epochs. epoch_rounding: whether a partial last batch
     counts as a step of an epoch ("up", as the Trainer does) or not ("down", as dataflex 1.1.0 did for mixtures).
-    scoring_tokens: tokens of a scoring batch, padding counted. freeze_gate: keep mixture-of-experts routers fixed.
+    scoring_tokens: tokens of a scoring batch, padding counted; None: by the device. freeze_gate: keep
+    mixture-of-experts routers fixed.
     """
 
     total_steps: int | None = None
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
-    scoring_tokens: int = 8192
+    scoring_tokens: int | None = None
     epoch_rounding: Literal["up", "down"] = "up"
     freeze_gate: bool = False
     early_stopping_min_delta: float = 0.0

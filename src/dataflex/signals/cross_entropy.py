@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -28,3 +31,53 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
         for chunk in active.split(max(1, _CHUNK_VALUES // vocabulary)):
             losses[chunk] = F.cross_entropy(flat[chunk].float(), flat_targets[chunk], reduction="none")
     return losses.view(rows, length).sum(dim=1), (targets != IGNORE).sum(dim=1)
+
+
+def forward_inputs(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward pass that only measures is given: no labels, and no cache of keys and values."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if hasattr(getattr(model, "config", None), "use_cache"):
+        inputs.setdefault("use_cache", False)
+    return inputs
+
+
+def output_embedding(model: Any) -> torch.nn.Module | None:
+    """The layer that turns hidden states into logits, if the model says which."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def forward_row_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`row_losses` of a forward pass over `batch` (with its labels), with logits only where there is a target.
+
+    The hidden states of all other positions are dropped before the output embedding, so prompts and padding cost no
+    logits, and B x T x V is never held. A model without an output embedding that is called on [B, T, hidden] gives all
+    its logits.
+    """
+    labels, inputs = batch["labels"], forward_inputs(model, batch)
+    targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:]
+    active = targets != IGNORE
+
+    def keep(_: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        if len(args) == 1 and args[0].shape[:-1] == active.shape:
+            return (args[0][active].unsqueeze(0),)
+        return None
+
+    head = output_embedding(model)
+    hook = head.register_forward_pre_hook(keep) if head is not None else None
+    try:
+        logits = model(**inputs).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    counts = active.sum(dim=1)
+    if logits.shape[:-1] == active.shape:  # the last position has no target, so the hook has not acted
+        return row_losses(logits, labels)
+    flat, wanted = logits.squeeze(0), targets[active]
+    chunks = max(1, _CHUNK_VALUES // logits.shape[-1])
+    losses = [
+        F.cross_entropy(part.float(), target, reduction="none")
+        for part, target in zip(flat.split(chunks), wanted.split(chunks))
+    ]
+    owner = active.nonzero()[:, 0]
+    sums = torch.zeros(len(labels), dtype=torch.float32, device=logits.device)
+    return sums.index_add(0, owner, torch.cat(losses)) if losses else sums, counts

@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
+from dataflex.signals.batching import token_budget
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer import collectives
 from dataflex.trainer.checkpoints import Checkpoints
@@ -245,7 +246,7 @@ class DynamicTrainer(RowLosses, Checkpoints):
                 self.data_collator,
                 self._score,
                 lengths=self._lengths,
-                budget=self.config.scoring_tokens,
+                budget=self.config.scoring_tokens or token_budget(self.args.device),
                 prepare=self._prepare_inputs,
                 device=self.args.device,
                 workers=self.args.dataloader_num_workers,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from dataflex.signals.cross_entropy import row_losses
+from dataflex.signals.cross_entropy import forward_row_losses, row_losses
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
 from dataflex.trainer.observations import DomainSums
@@ -110,8 +110,7 @@ def score_rows(trainer: Any, stage: str, model: torch.nn.Module, batch: Any) -> 
         if trainer.ftx_gamma > 1e-6:
             losses = losses - trainer.ftx_gamma * policy["chosen_logps_avg"]
         return losses.detach().float()
-    labels = batch.pop("labels")
-    sums, counts = row_losses(model(**batch).logits, labels)
+    sums, counts = forward_row_losses(model, batch)
     return sums / counts  # 0 / 0 is NaN
 
 

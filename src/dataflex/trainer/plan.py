@@ -24,15 +24,13 @@ class Domains:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    offsets: np.ndarray = field(init=False, compare=False, repr=False)
+    """First id of each domain and the total, int64[k + 1]."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.sizes) or not self.names:
             raise ValueError("one size per domain is needed")
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """First id of each domain and the total, int64[k + 1]."""
-        return np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+        object.__setattr__(self, "offsets", np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)]))
 
     @property
     def total(self) -> int:

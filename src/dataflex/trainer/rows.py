@@ -29,7 +29,6 @@ class Rows(Dataset):
     def __init__(self, parts: Sequence[Any], names: Sequence[str]) -> None:
         self.parts = list(parts)
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))
-        self._offsets = self.domains.offsets
 
     def __len__(self) -> int:
         return self.domains.total
@@ -44,7 +43,7 @@ class Rows(Dataset):
         out: list[dict[str, Any]] = [{}] * len(ids)
         for d in np.unique(owner):
             where = np.flatnonzero(owner == d)
-            local = (ids[where] - self._offsets[d]).tolist()
+            local = (ids[where] - self.domains.offsets[d]).tolist()
             for place, row in zip(where, self.parts[d].__getitems__(local), strict=True):
                 out[place] = {**row, SAMPLE_IDS: int(ids[place])}
         return out

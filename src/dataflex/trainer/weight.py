@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import WeightContext
+from dataflex.components.contracts import WeightContext, Weighter
 from dataflex.config.schema import WeightConfig
 from dataflex.trainer.collectives import gather_rows, sum_over_ranks
 from dataflex.trainer.core import DynamicTrainer
@@ -132,9 +132,10 @@ class WeightTrainer(DynamicTrainer):
         if self._step_losses:
             self._reference = gather_rows(torch.cat(self._step_losses))
             self._step_losses = []
-        if self._reference is not None and self._step_batches and self._active:
+        component = self._spec.component
+        learns = type(component).update is not Weighter.update
+        if learns and self._reference is not None and self._step_batches and self._active:
             reference, ids = self._valid(self._reference)
-            component = self._spec.component
             self.states["weight"] = component.update(self.states["weight"], self._context(reference, ids))
             self._scope_cache = None
         self._step_batches = []

@@ -1,0 +1,1 @@
+"""Per-sample gradients in batches: inner products, norms and features, without a backward pass per sample."""

@@ -1,0 +1,115 @@
+"""The gradient of one parameter for every row of a batch, in the form in which it is cheapest to use.
+
+A linear layer y = W a sees, for row i, G_i = sum_t g_it a_it^T, with g the gradient of the loss with respect to y. The two
+*factors* g and a say all about G_i: it is formed only where that costs less than what is asked of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+# Values of per-row gradients formed at once: what stays in a processor's cache, and what keeps an accelerator busy.
+_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+
+
+@dataclass
+class Factors:
+    """One parameter's gradient per row. pieces: pairs (left [B, S, m], right [B, S, n]) for a parameter of shape [m, n],
+    G_i = sum over pieces of left_i^T right_i. dense: a part that is formed already, [B, *shape], or None."""
+
+    pieces: list[tuple[torch.Tensor, torch.Tensor]]
+    dense: torch.Tensor | None = None
+
+    def join(self, other: Factors) -> None:
+        """Add another use of the same parameter (tied weights, a module called twice)."""
+        self.pieces += other.pieces
+        if other.dense is not None:
+            self.dense = other.dense if self.dense is None else self.dense + other.dense
+
+    def __len__(self) -> int:
+        return len(self.dense if self.dense is not None else self.pieces[0][0])
+
+    @property
+    def numel(self) -> int:
+        """Values of the parameter."""
+        if self.dense is not None:
+            return self.dense[0].numel()
+        left, right = self.pieces[0]
+        return left.shape[-1] * right.shape[-1]
+
+    def factored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The two factors over all pieces, [B, S, m] and [B, S, n]; None if a part exists in dense form only."""
+        if self.dense is not None:
+            return None
+        if len(self.pieces) > 1:
+            left, right = (torch.cat(side, dim=1) for side in zip(*self.pieces, strict=True))
+            self.pieces = [(left, right)]
+        return self.pieces[0]
+
+    def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows and their gradients, float32 [b, numel], a few rows at a time; the tensors may be overwritten."""
+        device = (self.dense if self.dense is not None else self.pieces[0][0]).device
+        step = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // self.numel)
+        for start in range(0, len(self), step):
+            rows = slice(start, start + step)
+            total = None if self.dense is None else self.dense[rows].float().flatten(1).clone()
+            for left, right in self.pieces:
+                part = outer(left[rows], right[rows]).flatten(1)
+                total = part if total is None else total.add_(part)
+            assert total is not None
+            yield rows, total
+
+    def total(self) -> torch.Tensor:
+        """The sum over rows, float32 [numel]."""
+        out = 0.0 if self.dense is None else self.dense.float().sum(dim=0).flatten()
+        for left, right in self.pieces:
+            out = out + outer(left.flatten(0, 1)[None], right.flatten(0, 1)[None])[0].flatten()
+        assert torch.is_tensor(out)
+        return out
+
+
+def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right for every row: [B, S, m], [B, S, n] -> float32 [B, m, n], accumulated in fp32."""
+    if left.dtype == right.dtype != torch.float32 and left.is_cuda:
+        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
+    return torch.bmm(left.transpose(1, 2).float(), right.float())
+
+
+def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """<G_i, M_k> float32 [B, K] and |G_i|^2 float32 [B], for targets M float32 [K, numel] (None: K = 0).
+
+    From the factors alone (ghost norms) where they are short against the parameter, else from formed gradients.
+    """
+    pair = factors.factored()
+    count = 0 if target is None else len(target)
+    if pair is not None and _ghost_is_cheaper(pair[0].shape[1], pair[0].shape[2], pair[1].shape[2], count):
+        return _ghost(*pair, target)
+    first = factors.dense if factors.dense is not None else factors.pieces[0][0]
+    dots = torch.empty((len(factors), count), dtype=torch.float32, device=first.device)
+    norms = torch.empty(len(factors), dtype=torch.float32, device=first.device)
+    for rows, gradients in factors.chunks():
+        if target is not None:
+            torch.matmul(gradients, target.T, out=dots[rows])
+        norms[rows] = torch.linalg.vector_norm(gradients, dim=1).square()
+    return dots, norms
+
+
+def _ghost_is_cheaper(length: int, m: int, n: int, targets: int) -> bool:
+    """Multiplications per row from the factors, against those to form the gradient and, at the pace of memory (about four
+    times as slow), to read it."""
+    return targets * length * m * n + length * length * (m + n) < length * m * n + 4 * (targets + 1) * m * n
+
+
+def _ghost(left: torch.Tensor, right: torch.Tensor, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """<G, M> = sum_t left_t^T M right_t, and |G|^2 = sum_{s,t} (left_s . left_t) (right_s . right_t)."""
+    left, right = left.float(), right.float()
+    gram = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+    norms = gram.sum(dim=(1, 2)).clamp_(min=0.0)
+    if target is None:
+        return left.new_empty((len(left), 0)), norms
+    m, n = left.shape[2], right.shape[2]
+    dots = [((left @ one.view(m, n)) * right).sum(dim=(1, 2)) for one in target]
+    return torch.stack(dots, dim=1), norms

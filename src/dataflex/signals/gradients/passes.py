@@ -1,0 +1,137 @@
+"""What is measured of one batch: norms, inner products with targets, features, and the gradient of a weighted sum.
+
+`BatchGradients` is bound to a model, a loss per row and a choice of parameters; each method is one forward and one backward
+pass over one batch, in evaluation mode. Rows without a finite loss or without trainable tokens come out as NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from dataflex.signals.cross_entropy import forward_inputs, forward_row_losses, output_embedding, row_losses
+from dataflex.signals.gradients.capture import Capture
+from dataflex.signals.gradients.directions import Direction
+from dataflex.signals.gradients.factors import Factors, dots_and_norms
+from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.sites import Sites, find_sites
+
+Targets = dict[torch.nn.Parameter, torch.Tensor]
+"""One vector per target: float32 [K, numel] by parameter."""
+
+# fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
+_HALF_SCALE = 4096.0
+
+
+class BatchGradients:
+    """direction: what a gradient is turned into before it is used (None: itself). half: the pass runs in fp16.
+
+    Deterministic and row by row: what is measured of a row does not depend on the rest of its batch, up to rounding.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        parameters: Literal["linear", "all"] = "linear",
+        direction: Direction | None = None,
+        half: bool = False,
+    ) -> None:
+        self.model, self.direction = model, direction
+        self.sites: Sites = find_sites(model, parameters)
+        self.names = {p: n for n, p in self.sites.covered.items()}
+        head = output_embedding(model)
+        # Dropping positions before the head would lose track of rows where the head's own gradient is asked for.
+        self._whole = any(site.module is head for site in self.sites.sites)
+        self._scale = _HALF_SCALE if half else 1.0
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def norms(self, batch: dict[str, Any]) -> torch.Tensor:
+        """|direction_i|, float32 [B]."""
+        return self.dots(batch, None)[1]
+
+    def dots(self, batch: dict[str, Any], targets: Targets | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """<direction_i, M_k> float32 [B, K] and |direction_i| float32 [B]."""
+        rows, device = len(batch["labels"]), batch["labels"].device
+        count = len(next(iter(targets.values()))) if targets else 0
+        dots = torch.zeros((rows, count), dtype=torch.float32, device=device)
+        squares = torch.zeros(rows, dtype=torch.float32, device=device)
+
+        def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            target = targets[parameter] if targets else None
+            if self.direction is None:
+                some_dots, some_squares = dots_and_norms(factors, target)
+                dots.add_(some_dots)
+                squares.add_(some_squares)
+                return
+            for chunk, gradients in self._directions(parameter, factors):
+                if target is not None:
+                    dots[chunk] += gradients @ target.T
+                squares[chunk] += torch.linalg.vector_norm(gradients, dim=1).square()
+
+        valid = self._run(batch, consume)
+        return torch.where(valid[:, None], dots, torch.nan), torch.where(valid, squares.sqrt(), torch.nan)
+
+    def features(self, batch: dict[str, Any], projection: Projection) -> torch.Tensor:
+        """The projected directions, float32 [B, projection.dim]."""
+        labels = batch["labels"]
+        out = torch.zeros((len(labels), projection.dim), dtype=torch.float32, device=labels.device)
+
+        def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            if self.direction is None and projection.prefers_factors(factors):
+                out.add_(projection.of_factors(parameter, factors))
+                return
+            for chunk, gradients in self._directions(parameter, factors):
+                out[chunk] += projection.of_gradients(parameter, gradients)
+
+        valid = self._run(batch, consume)
+        return torch.where(valid[:, None], out, torch.nan)
+
+    def add_weighted(self, batch: dict[str, Any], weights: torch.Tensor, totals: dict[torch.nn.Parameter, Any]) -> None:
+        """totals[p] += sum_i weights_i gradient_i, float64 [numel]; rows with a weight that is not finite are left out.
+        The gradient itself, whatever `direction` says."""
+
+        def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            totals[parameter] += factors.total()
+
+        self._run(batch, consume, weights)
+
+    # -- how ---------------------------------------------------------------------------------------------------------
+
+    def _directions(self, parameter: torch.nn.Parameter, factors: Factors) -> Any:
+        for chunk, gradients in factors.chunks():
+            yield chunk, gradients if self.direction is None else self.direction(parameter, gradients)
+
+    def _run(
+        self,
+        batch: dict[str, Any],
+        consume: Callable[[torch.nn.Parameter, Factors], None],
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count, bool [B]."""
+        valid = torch.zeros(len(batch["labels"]), dtype=torch.bool, device=batch["labels"].device)
+
+        def loss() -> torch.Tensor:
+            if self._whole:
+                sums, counts = row_losses(self.model(**forward_inputs(self.model, batch)).logits, batch["labels"])
+            else:
+                sums, counts = forward_row_losses(self.model, batch)
+            means = sums / counts.clamp(min=1)
+            valid.copy_((counts > 0) & torch.isfinite(means.detach()))
+            scale = torch.full_like(means, self._scale) if weights is None else weights.to(means) * self._scale
+            usable = valid & torch.isfinite(scale)
+            return (torch.where(usable, means, 0.0) * torch.where(usable, scale, 0.0)).sum()
+
+        def unscaled(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            if self._scale != 1.0:
+                factors = Factors(
+                    [(left.float() / self._scale, right) for left, right in factors.pieces],
+                    None if factors.dense is None else factors.dense / self._scale,
+                )
+            consume(parameter, factors)
+
+        rows, length = batch["input_ids"].shape
+        Capture(self.model, self.sites, unscaled).run(loss, rows, length)
+        return valid

@@ -1,0 +1,79 @@
+"""Random projection of all parameters' gradients of a row into one vector of `dim` values.
+
+Every parameter is projected into *all* of the vector, with random signs of its own, and the projections are added. That is
+one Johnson-Lindenstrauss transform of the concatenated gradient: inner products are kept without bias, with a variance of
+about (|x|^2 |y|^2 + <x, y>^2) / dim.
+
+- Formed gradients: a sparse transform with one non-zero per coordinate (count sketch; Charikar et al. 2002, Weinberger et
+  al. arXiv 0902.2206), which costs one addition per value.
+- Factors: left R and right Q with random signs, before the outer product, so that no gradient is ever formed; the
+  Kronecker product of the two projections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from dataflex.signals.gradients.factors import Factors
+
+
+class Projection:
+    """dim: length of the vector. names: of parameters, which key their signs together with `seed`."""
+
+    def __init__(self, names: dict[torch.nn.Parameter, str], dim: int, seed: int) -> None:
+        self.names, self.dim, self.seed = names, dim, seed
+        self.left_dim = 1 << (dim.bit_length() - 1) // 2
+        self.right_dim = dim // self.left_dim
+        self._buckets: dict[torch.nn.Parameter, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._signs: dict[tuple[torch.nn.Parameter, str], torch.Tensor] = {}
+
+    def prefers_factors(self, factors: Factors) -> bool:
+        """Whether projecting the factors takes fewer operations than forming the gradient and projecting that."""
+        pair = factors.factored()
+        if pair is None:
+            return False
+        (_, length, m), n = pair[0].shape, pair[1].shape[2]
+        small = length * (m * self.left_dim + n * self.right_dim + self.dim)
+        return small < length * m * n + 8 * m * n
+
+    def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
+        """float32 [B, dim] from the factors."""
+        pair = factors.factored()
+        assert pair is not None
+        left, right = pair[0].float(), pair[1].float()
+        p = left @ self._sign_matrix(parameter, "left", left.shape[2], self.left_dim, left.device)
+        q = right @ self._sign_matrix(parameter, "right", right.shape[2], self.right_dim, right.device)
+        out = torch.bmm(p.transpose(1, 2), q).flatten(1)
+        return torch.nn.functional.pad(out, (0, self.dim - out.shape[1]))
+
+    def of_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
+        """float32 [b, dim] from formed gradients [b, numel]; these are overwritten."""
+        bucket, sign = self._sketch(parameter, gradients.shape[1], gradients.device)
+        out = torch.zeros((self.dim, len(gradients)), dtype=torch.float32, device=gradients.device)
+        return out.index_add_(0, bucket, gradients.mul_(sign).T).T
+
+    def _sketch(
+        self, parameter: torch.nn.Parameter, numel: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if parameter not in self._buckets:
+            generator = self._generator(parameter, "sketch")
+            bucket = torch.randint(self.dim, (numel,), generator=generator, dtype=torch.int32)
+            sign = torch.randint(2, (numel,), generator=generator, dtype=torch.int8) * 2 - 1
+            self._buckets[parameter] = bucket.to(device), sign.to(device)
+        return self._buckets[parameter]
+
+    def _sign_matrix(
+        self, parameter: torch.nn.Parameter, side: str, rows: int, columns: int, device: torch.device
+    ) -> torch.Tensor:
+        """Random signs / sqrt(columns), float32 [rows, columns]."""
+        if (parameter, side) not in self._signs:
+            generator = self._generator(parameter, side)
+            signs = torch.randint(2, (rows, columns), generator=generator, dtype=torch.int8) * 2 - 1
+            self._signs[parameter, side] = (signs.float() / columns**0.5).to(device)
+        return self._signs[parameter, side]
+
+    def _generator(self, parameter: torch.nn.Parameter, purpose: str) -> torch.Generator:
+        key = f"{self.seed}:{self.names[parameter]}:{purpose}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little", signed=True))

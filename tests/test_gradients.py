@@ -1,0 +1,451 @@
+"""Per-sample gradients in batches, against one backward pass per row in fp64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+
+from dataflex.demo.model import build_model
+from dataflex.signals.cross_entropy import IGNORE
+from dataflex.signals.gradients import factors as factors_module
+from dataflex.signals.gradients.directions import AdamDirection, Moments, optimizer_moments
+from dataflex.signals.gradients.factors import Factors, dots_and_norms
+from dataflex.signals.gradients.passes import BatchGradients
+from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.sites import find_sites
+
+FAMILIES = ("qwen2", "llama", "gpt2")
+ROWS = 7
+EMPTY = 4  # a row without trainable tokens
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+    """(family, "full" or "lora") -> a tiny fp32 model with dropout, in evaluation mode; LoRA's B is not zero."""
+    out = {}
+    for family in FAMILIES:
+        path = tmp_path_factory.mktemp(family)
+        sizes: dict[str, Any] = {
+            "hidden_size": 24,
+            "heads": 2,
+            "kv_heads": 1,
+            "intermediate_size": 40,
+            "vocab_size": 300,
+        }
+        model, _ = build_model(path, ["a few words"], family=family, attention_dropout=0.1, **sizes)
+        out[family, "full"] = model.eval()
+        config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM")
+        lora = get_peft_model(copy.deepcopy(model), config)
+        torch.manual_seed(0)
+        for name, parameter in lora.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        out[family, "lora"] = lora.eval()
+    return out
+
+
+def rows() -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of ROWS rows of different lengths, prompts masked."""
+    generator = torch.Generator().manual_seed(5)
+    out = []
+    for i in range(ROWS):
+        ids = torch.randint(3, 250, (5 + 3 * i,), generator=generator).tolist()
+        labels = [IGNORE] * (1 + i % 3) + ids[1 + i % 3 :]
+        out.append((ids, [IGNORE] * len(ids) if i == EMPTY else labels))
+    return out
+
+
+def collate(chosen: list[tuple[list[int], list[int]]], side: str = "right") -> dict[str, torch.Tensor]:
+    length = max(len(ids) for ids, _ in chosen)
+
+    def fill(values: list[int], pad: int) -> list[int]:
+        gap = [pad] * (length - len(values))
+        return values + gap if side == "right" else gap + values
+
+    return {
+        "input_ids": torch.tensor([fill(ids, 0) for ids, _ in chosen]),
+        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in chosen]),
+        "labels": torch.tensor([fill(labels, IGNORE) for _, labels in chosen]),
+    }
+
+
+def one_at_a_time(model: Any, names: list[str]) -> list[dict[str, torch.Tensor] | None]:
+    """Gradients of the token-mean cross entropy of each row alone, by autograd, in fp64; None for the empty row."""
+    exact = copy.deepcopy(model).double()
+    weights = {n: p for n, p in exact.named_parameters() if n in names}
+    out: list[dict[str, torch.Tensor] | None] = []
+    for ids, labels in rows():
+        target = torch.tensor(labels[1:])
+        if (target == IGNORE).all():
+            out.append(None)
+            continue
+        logits = exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
+        loss = F.cross_entropy(logits, target, ignore_index=IGNORE)
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        out.append(
+            {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(weights.items(), found, strict=True)}
+        )
+    return out
+
+
+def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in gradients.values()])
+
+
+def random_targets(engine: BatchGradients, count: int) -> dict[torch.nn.Parameter, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {p: torch.randn((count, p.numel()), generator=generator) for p in engine.names}
+
+
+def random_moments(parameters: Any) -> dict[Any, Moments]:
+    generator = torch.Generator().manual_seed(2)
+
+    def one(p: torch.Tensor) -> Moments:
+        m, v = torch.randn(p.numel(), generator=generator), torch.rand(p.numel(), generator=generator)
+        return Moments(1e-2 * m, 1e-4 * v, 13, 0.9, 0.95, 1e-6)
+
+    return {p: one(p) for p in parameters}
+
+
+def adam(gradient: torch.Tensor, at: Moments) -> torch.Tensor:
+    """Kingma & Ba, algorithm 1, written out in fp64."""
+    assert at.m is not None and at.v is not None
+    t = at.step + 1
+    m = at.beta1 * at.m.double() + (1 - at.beta1) * gradient
+    v = at.beta2 * at.v.double() + (1 - at.beta2) * gradient**2
+    return (m / (1 - at.beta1**t)) / ((v / (1 - at.beta2**t)).sqrt() + at.eps)
+
+
+def check_rows(
+    found: torch.Tensor, expected: list[torch.Tensor | None], scale: list[float], rtol: float = 2e-5
+) -> None:
+    """Each value within rtol of the scale of its row; the empty row is NaN."""
+    for i, (value, wanted) in enumerate(zip(found, expected, strict=True)):
+        if wanted is None:
+            assert value.isnan().all()
+        else:
+            assert (value.double() - wanted).abs().max() <= rtol * scale[i], (i, value, wanted)
+
+
+# -- exactness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", ["linear", "all"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_and_norms_are_those_of_autograd(models: Any, family: str, kind: str, parameters: Any) -> None:
+    model = models[family, kind]
+    engine = BatchGradients(model, parameters)
+    reference = one_at_a_time(model, list(engine.names.values()))
+    targets = random_targets(engine, 3)
+    dots, norms = engine.dots(collate(rows()), targets)
+    aim = torch.cat([targets[p] for p in engine.names], dim=1).double()
+    order = list(engine.names.values())
+    whole = [None if g is None else flat({n: g[n] for n in order}) for g in reference]
+    size = [0.0 if g is None else float(g.norm()) for g in whole]
+    check_rows(norms[:, None], [None if g is None else g.norm()[None] for g in whole], size)
+    check_rows(dots, [None if g is None else aim @ g for g in whole], [s * float(aim.norm(dim=1).max()) for s in size])
+    assert torch.allclose(engine.norms(collate(rows())), norms, rtol=1e-6, equal_nan=True)
+    if parameters == "all":
+        assert not engine.sites.left_out
+    if kind == "lora":
+        assert all("lora_" in name for name in order) and not engine.sites.left_out
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adam_directions_are_those_of_the_formula(models: Any, family: str, kind: str) -> None:
+    model = models[family, kind]
+    moments = random_moments([p for p in model.parameters() if p.requires_grad])
+    engine = BatchGradients(model, direction=AdamDirection(lambda p: moments[p]))
+    by_name = {n: moments[p] for p, n in engine.names.items()}
+    targets = random_targets(engine, 2)
+    dots, norms = engine.dots(collate(rows()), targets)
+    aim = torch.cat([targets[p] for p in engine.names], dim=1).double()
+    whole = [
+        None if g is None else flat({n: adam(g[n].flatten(), by_name[n]) for n in by_name})
+        for g in one_at_a_time(model, list(by_name))
+    ]
+    size = [0.0 if g is None else float(g.norm()) for g in whole]
+    check_rows(norms[:, None], [None if g is None else g.norm()[None] for g in whole], size, 2e-4)
+    check_rows(
+        dots, [None if g is None else aim @ g for g in whole], [s * float(aim.norm(dim=1).max()) for s in size], 2e-4
+    )
+
+
+def test_adam_direction_is_the_step_of_torchs_own_adam(models: Any) -> None:
+    """Read from a real optimizer after a few steps: the parameters move by -lr times the direction."""
+    model = copy.deepcopy(models["qwen2", "lora"])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.8, 0.97), eps=1e-7, weight_decay=0.0)
+    batch = collate(rows())
+    for step in range(4):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        if step < 3:
+            optimizer.step()
+    direction = AdamDirection(optimizer_moments(optimizer))
+    expected = {p: direction(p, p.grad.flatten()[None].clone())[0] for p in trained}
+    before = {p: p.detach().clone() for p in trained}
+    optimizer.step()
+    for p in trained:
+        moved = (before[p].double() - p.detach().double()).flatten() / 1e-3
+        assert (moved - expected[p].double()).abs().max() <= 2e-4 * max(1.0, float(expected[p].abs().max()))
+
+
+def test_before_the_first_step_adam_has_no_moments(models: Any) -> None:
+    model = models["qwen2", "lora"]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    at = optimizer_moments(torch.optim.AdamW(trained))(trained[0])
+    assert at.m is None and at.v is None and at.step == 0
+    gradient = torch.tensor([[3.0, -0.5, 0.0]])
+    found = AdamDirection(lambda _: at)(trained[0], gradient.clone())
+    assert torch.allclose(found, gradient / (gradient.abs() + 1e-8))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_gradient_of_a_weighted_sum(models: Any, kind: str) -> None:
+    model = models["llama", kind]
+    engine = BatchGradients(model, "all")
+    weights = torch.tensor([0.5, 2.0, float("nan"), 1.0, 1.0, 3.0, 0.0])
+    totals = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
+    engine.add_weighted(collate(rows()), weights, totals)
+    reference = one_at_a_time(model, list(engine.names.values()))
+    for p, name in engine.names.items():
+        wanted = sum(
+            float(w) * g[name].flatten()
+            for w, g in zip(weights, reference, strict=True)
+            if g is not None and torch.isfinite(w)
+        )
+        assert (totals[p] - wanted).norm() <= 2e-5 * max(1e-3, float(wanted.norm()))
+
+
+# -- invariance ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_adam", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_row_does_not_depend_on_batch_size_order_or_padding_side(models: Any, kind: str, with_adam: bool) -> None:
+    model = models["qwen2", kind]
+    moments = random_moments([p for p in model.parameters() if p.requires_grad])
+    engine = BatchGradients(model, direction=AdamDirection(lambda p: moments[p]) if with_adam else None)
+    targets = random_targets(engine, 2)
+    data, tolerance = rows(), 2e-4 if with_adam else 2e-5
+
+    def measure(batches: list[list[int]], side: str) -> torch.Tensor:
+        out = torch.empty(ROWS, 3)
+        for places in batches:
+            batch = collate([data[i] for i in places], side)
+            batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            dots, norms = engine.dots(batch, targets)
+            out[places] = torch.cat([dots / norms[:, None], norms[:, None]], dim=1)
+        return out
+
+    alone = measure([[i] for i in range(ROWS)], "right")
+    for batches, side in (
+        ([list(range(ROWS))], "right"),
+        ([[6, 2, 0], [1, 5, 4, 3]], "right"),
+        ([list(range(ROWS))[::-1]], "left"),
+    ):
+        found = measure(batches, side)
+        limit = tolerance * torch.nan_to_num(alone).abs().amax(dim=0)
+        assert ((found - alone).nan_to_num().abs() <= limit).all()
+        assert torch.equal(found.isnan(), alone.isnan())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_nothing(models: Any, family: str, kind: str) -> None:
+    """In evaluation mode too, where the model itself would not checkpoint; and inputs are not kept from the forward."""
+    plain = BatchGradients(models[family, kind])
+    targets = random_targets(plain, 2)
+    model = copy.deepcopy(models[family, kind])
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    engine = BatchGradients(model)
+    mapped = dict(zip(engine.names, targets.values(), strict=True))
+    before = {n: (m.training, getattr(m, "_gradient_checkpointing_func", None)) for n, m in model.named_modules()}
+    calls: list[int] = []
+    layer = next(m for n, m in model.named_modules() if n.endswith(("layers.0", "h.0")))
+    hook = layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    dots, norms = engine.dots(collate(rows()), mapped)
+    hook.remove()
+    assert len(calls) == 2  # computed again in the backward pass
+    expected = plain.dots(collate(rows()), targets)
+    assert torch.allclose(dots, expected[0], rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert torch.allclose(norms, expected[1], rtol=1e-5, equal_nan=True)
+    assert before == {
+        n: (m.training, getattr(m, "_gradient_checkpointing_func", None)) for n, m in model.named_modules()
+    }
+
+
+def test_tied_weights_get_the_gradient_of_both_uses(models: Any) -> None:
+    model = copy.deepcopy(models["qwen2", "full"])
+    model.lm_head.weight = model.model.embed_tokens.weight
+    assert "model.embed_tokens.weight" not in find_sites(model, "linear").covered
+    engine = BatchGradients(model, "all")
+    assert [n for n in engine.names.values() if n.startswith(("model.embed_tokens", "lm_head"))] == [
+        "model.embed_tokens.weight"
+    ]
+    norms = engine.norms(collate(rows()))
+    reference = one_at_a_time(model, list(engine.names.values()))
+    check_rows(
+        norms[:, None],
+        [None if g is None else flat(g).norm()[None] for g in reference],
+        [0.0 if g is None else float(flat(g).norm()) for g in reference],
+    )
+
+
+def test_a_layer_used_twice_has_both_gradients(models: Any) -> None:
+    model = copy.deepcopy(models["llama", "full"])
+    model.model.layers[1] = model.model.layers[0]
+    engine = BatchGradients(model)
+    norms = engine.norms(collate(rows()))
+    reference = one_at_a_time(model, list(engine.names.values()))
+    check_rows(
+        norms[:, None],
+        [None if g is None else flat(g).norm()[None] for g in reference],
+        [0.0 if g is None else float(flat(g).norm()) for g in reference],
+    )
+
+
+def test_nothing_of_a_pass_stays_behind(models: Any) -> None:
+    model = copy.deepcopy(models["qwen2", "lora"])
+    batch = collate(rows())
+    model.train()
+    model(**batch).loss.backward()
+    kept = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    model.eval()
+    BatchGradients(model).norms(batch)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (kept[name] is None)
+        assert kept[name] is None or torch.equal(parameter.grad, kept[name])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# -- forms of one parameter's gradient -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 8, 8)])
+@pytest.mark.parametrize("targets", [0, 1, 4])
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_factors_in_either_form(
+    shape: tuple[int, ...], targets: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short rows of a large layer go by ghost norms, others are formed; both are the einsum."""
+    monkeypatch.setitem(factors_module._CHUNK, "cpu", chunk)
+    rows_, length, m, n = shape
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn((rows_, length, m), generator=generator)
+    right = torch.randn((rows_, length, n), generator=generator)
+    aim = torch.randn((targets, m * n), generator=generator) if targets else None
+    exact = torch.einsum("btm,btn->bmn", left.double(), right.double()).flatten(1)
+    for form in (True, False):
+        monkeypatch.setattr(factors_module, "_ghost_is_cheaper", lambda *_, form=form: form)
+        dots, norms = dots_and_norms(Factors([(left, right)]), aim)
+        assert torch.allclose(norms.double(), exact.square().sum(dim=1), rtol=1e-5)
+        assert dots.shape == (rows_, targets)
+        if aim is not None:
+            size = exact.norm(dim=1)[:, None] * aim.double().norm(dim=1)
+            assert ((dots.double() - exact @ aim.double().T).abs() <= 1e-5 * size).all()
+
+
+def test_which_form_is_cheaper() -> None:
+    assert factors_module._ghost_is_cheaper(8, 4096, 4096, 1)
+    assert not factors_module._ghost_is_cheaper(256, 8, 256, 1)
+
+
+# -- projection ------------------------------------------------------------------------------------------------------
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    ranks = [x.argsort().argsort().double() for x in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+@pytest.mark.parametrize("with_adam", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_projection_is_as_good_as_a_dense_one(models: Any, kind: str, with_adam: bool) -> None:
+    """Spearman correlation of projected with exact cosines, over pairs of rows and seeds, against a dense Rademacher matrix
+    of the same dimension."""
+    model, dim, seeds = models["qwen2", kind], 256, 8
+    moments = random_moments([p for p in model.parameters() if p.requires_grad])
+    engine = BatchGradients(model, direction=AdamDirection(lambda p: moments[p]) if with_adam else None)
+    generator = torch.Generator().manual_seed(9)
+    many = []
+    for _ in range(24):
+        ids = torch.randint(
+            3, 250, (int(torch.randint(6, 30, (1,), generator=generator)),), generator=generator
+        ).tolist()
+        many.append((ids, ids))
+    batch = collate(many)
+    identity = _Identity(engine)
+    exact = engine.features(batch, identity)  # type: ignore[arg-type]
+    pairs = torch.triu_indices(24, 24, offset=1)
+
+    def cosines(x: torch.Tensor) -> torch.Tensor:
+        x = x / x.norm(dim=1, keepdim=True)
+        return (x @ x.T)[pairs[0], pairs[1]]
+
+    ours, dense = [], []
+    for seed in range(seeds):
+        ours.append(spearman(cosines(engine.features(batch, Projection(engine.names, dim, seed))), cosines(exact)))
+        matrix = torch.randint(2, (exact.shape[1], dim), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
+        dense.append(spearman(cosines(exact @ matrix), cosines(exact)))
+    mean = [sum(values) / seeds for values in (ours, dense)]
+    assert mean[0] > mean[1] - 0.03, mean
+
+
+class _Identity:
+    """A projection that keeps every value."""
+
+    def __init__(self, engine: BatchGradients) -> None:
+        self.starts, self.dim = {}, 0
+        for p in engine.names:
+            self.starts[p] = self.dim
+            self.dim += p.numel()
+
+    def prefers_factors(self, _: Factors) -> bool:
+        return False
+
+    def of_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
+        start = self.starts[parameter]
+        return F.pad(gradients, (start, self.dim - start - gradients.shape[1]))
+
+
+def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
+    """Mean over seeds of <Px, Py> is <x, y>; equal seeds give equal values; parameters have signs of their own."""
+    generator = torch.Generator().manual_seed(3)
+    parameter, other = torch.nn.Parameter(torch.empty(6, 10)), torch.nn.Parameter(torch.empty(6, 10))
+    left, right = torch.randn((2, 4, 6), generator=generator), torch.randn((2, 4, 10), generator=generator)
+    factors = Factors([(left, right)])
+    gradients = torch.einsum("btm,btn->bmn", left, right).flatten(1)
+    wanted, size = float(gradients[0] @ gradients[1]), float(gradients[0].norm() * gradients[1].norm())
+    found: dict[str, list[float]] = {"factors": [], "gradients": []}
+    for seed in range(600):
+        projection = Projection({parameter: "a", other: "b"}, 64, seed)
+        a, b = projection.of_factors(parameter, factors), projection.of_gradients(parameter, gradients.clone())
+        found["factors"].append(float(a[0] @ a[1]))
+        found["gradients"].append(float(b[0] @ b[1]))
+        if seed == 0:
+            again = Projection({parameter: "a", other: "b"}, 64, seed)
+            assert torch.equal(again.of_factors(parameter, factors), a)
+            assert torch.equal(again.of_gradients(parameter, gradients.clone()), b)
+            assert not torch.equal(again.of_gradients(other, gradients.clone()), b)
+    for values in found.values():
+        mean, spread = torch.tensor(values).mean(), torch.tensor(values).std()
+        assert abs(float(mean) - wanted) < 4 * float(spread) / 600**0.5
+        assert float(spread) < 3 * size / 64**0.5
