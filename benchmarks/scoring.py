@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,17 +64,8 @@ class Bench:
         from dataflex.signals.losses import pool_losses
 
         trainer, begin = self.trainer, now()
-        values = pool_losses(
-            trainer.model,
-            self.rows,
-            trainer.data_collator,
-            row_loss or trainer._score,
-            lengths=self.lengths,
-            budget=budget,
-            prepare=trainer._prepare_inputs,
-            device=trainer.args.device,
-            workers=trainer.args.dataloader_num_workers,
-        )
+        pool = dataclasses.replace(trainer._pool("loss", self.rows, self.lengths), budget=budget)
+        values = pool_losses(trainer.model, pool, row_loss or trainer._score)
         return values, now() - begin
 
     def single(self, place: int) -> Any:

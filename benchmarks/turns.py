@@ -110,7 +110,7 @@ class _Clock:
         from transformers import Trainer
         from transformers.trainer_callback import CallbackHandler
 
-        from dataflex.trainer import core
+        from dataflex.trainer import core, measure
 
         begin, end, track = CallbackHandler.on_train_begin, CallbackHandler.on_step_end, Trainer._track_num_input_tokens
 
@@ -133,7 +133,7 @@ class _Clock:
         CallbackHandler.on_train_begin = on_train_begin
         CallbackHandler.on_step_end = on_step_end
         Trainer._track_num_input_tokens = track_tokens
-        core.pool_losses = self.timed("scoring", core.pool_losses)
+        measure.pool_losses = self.timed("scoring", measure.pool_losses)
         core.DynamicTrainer._decide = self.timed("deciding", core.DynamicTrainer._decide)
 
     def timed(self, name: str, stock: Any) -> Any:

@@ -88,6 +88,43 @@ def kill_while_scoring(out: str, step: str) -> None:
     DynamicTrainer._score = wrapped
 
 
+def kill_in_gradients(out: str, step: str) -> None:
+    """SIGKILL in the middle of the gradient pass before optimizer step `step`."""
+    from dataflex.signals.gradients.capture import Capture
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, decide, passes, at = Capture.run, DynamicTrainer._decide, [], []
+
+    def deciding(self: Any, now: int) -> None:
+        at[:] = [now]
+        decide(self, now)
+
+    def wrapped(self: Any, *args: Any) -> None:
+        if at == [int(step)]:
+            passes.append(1)
+            if len(passes) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        stock(self, *args)
+
+    Capture.run, DynamicTrainer._decide = wrapped, deciding
+
+
+def nothing_to_learn(out: str, ids: str) -> None:
+    """Mask all labels of the rows in `ids` (comma separated) in every batch."""
+    from dataflex.trainer import rows
+
+    bad = torch.tensor([int(i) for i in ids.split(",")])
+    stock = rows.RowCollator.__call__
+
+    def wrapped(self: Any, features: Any) -> Any:
+        batch = stock(self, features)
+        if rows.SAMPLE_IDS in batch and len(features[0]) > 1:
+            batch["labels"][torch.isin(batch[rows.SAMPLE_IDS], bad)] = -100
+        return batch
+
+    rows.RowCollator.__call__ = wrapped
+
+
 def count_forwards(out: str, _: str) -> None:
     """Write the number of model forwards to forwards.json: {"train": n, "eval": m}."""
     from transformers import Qwen2ForCausalLM
@@ -104,15 +141,74 @@ def count_forwards(out: str, _: str) -> None:
 
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
-    from dataflex.components.selectors.loss import LossSelector
     from dataflex.trainer import select
 
     def everything(self: Any, step: int) -> None:
-        if self.config.select.schedule.due(step):
-            self.signal("loss")
+        spec = self.config.select
+        if spec.schedule.due(step):
+            assert spec.component.needs
+            for request in spec.component.needs:
+                self.signal(request)
 
     select.SelectTrainer._select = everything
-    assert LossSelector.needs
+
+
+def less_by_hand(out: str, step: str) -> None:
+    """Before the decision at `step`, write the alignments of LESS to by_hand.json: one backward pass per row in fp64, Adam's
+    formula applied to the whole gradient, cosines with each target row, averaged by subtask."""
+    from dataflex.trainer import select
+
+    stock = select.SelectTrainer._select
+
+    def wrapped(self: Any, at: int) -> None:
+        if at == int(step):
+            (Path(out) / "by_hand.json").write_text(json.dumps(_alignments(self)))
+        stock(self, at)
+
+    select.SelectTrainer._select = wrapped
+
+
+def _alignments(trainer: Any) -> dict[str, Any]:
+    import copy
+
+    model = copy.deepcopy(trainer.model).double().eval()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = trainer.optimizer.optimizer
+    kept = {n: optimizer.state[p] for n, p in trainer.model.named_parameters() if p.requires_grad}
+    group = optimizer.param_groups[0]
+    (b1, b2), eps = group["betas"], group["eps"]
+
+    def gradient(row: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])[1:]
+        if (labels == -100).all():
+            return None
+        logits = model(input_ids=ids).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
+        return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+
+    def direction(g: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        t = int(state["step"]) + 1
+        m = b1 * state["exp_avg"].double() + (1 - b1) * g
+        v = b2 * state["exp_avg_sq"].double() + (1 - b2) * g**2
+        return (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + eps)
+
+    def unit(parts: list[torch.Tensor]) -> torch.Tensor:
+        whole = torch.cat([p.flatten() for p in parts])
+        return whole / whole.norm()
+
+    aims = []
+    for part in trainer.target.parts:
+        found = [g for g in map(gradient, part) if g is not None]
+        aims.append(torch.stack([unit(list(g.values())) for g in found]))
+    out: dict[str, Any] = {}
+    for row in (trainer.rows[i] for i in range(len(trainer.rows))):
+        g = gradient(row)
+        if g is None:
+            out[str(row["dataflex_sample_ids"])] = None
+            continue
+        step = unit([direction(g[n], kept[n]) for n in g])
+        out[str(row["dataflex_sample_ids"])] = [float((aim @ step).mean()) for aim in aims]
+    return out
 
 
 def disk_full(out: str, step: str) -> None:

@@ -370,7 +370,7 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
     "slot, name, message",
     [
         ("weight", "zzz", "unknown weighter 'zzz'; choose from loss"),
-        ("select", "less", "'less' of dataflex 1.1.0 is not part of this version; choose from loss, random"),
+        ("select", "tsds", "'tsds' of dataflex 1.1.0 is not part of this version; choose from"),
         (
             "mix",
             "no_such_module:X",

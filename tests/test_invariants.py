@@ -84,7 +84,7 @@ def test_selecting_everything_in_order_is_the_plain_run_unshuffled(base: Config,
 def test_scoring_leaves_no_trace(base: Config, tmp_path: Path, ranks: int) -> None:
     """Invariant 3, dropout on: scores computed and ignored against no scoring at all."""
     block = {"mix": {"name": "static", "proportions": [0.5, 0.3, 0.2]}}
-    scored = {**block, "select": {"name": "loss", "warmup": 1, "interval": 2}}
+    scored = {**block, "scoring_tokens": 8192, "select": {"name": "loss", "warmup": 1, "interval": 2}}
     without, with_scores = train_all(
         start({**base, "dataflex": block}, tmp_path / "without", ranks=ranks, hooks=["count_forwards"]),
         start({**base, "dataflex": scored}, tmp_path / "with", ranks=ranks, hooks=["ignore_scores", "count_forwards"]),
@@ -285,6 +285,7 @@ def test_a_long_stage_is_continued_where_it_was(base: Config, tmp_path: Path) ->
 def test_a_signal_is_measured_once_per_step(base: Config, tmp_path: Path) -> None:
     """A selector and a mixer that both read the pool's losses at one boundary share one scoring pass."""
     block = {
+        "scoring_tokens": 8192,
         "select": {"name": "loss", "warmup": 4, "interval": 20},
         "mix": {"name": "own_components:PoolLossMixer", "warmup": 4, "interval": 20},
     }

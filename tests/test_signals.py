@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from dataflex.demo.model import build_model
 from dataflex.signals import cross_entropy
-from dataflex.signals.batching import share, token_batches
+from dataflex.signals.batching import Pool, share, token_batches
 from dataflex.signals.cross_entropy import IGNORE, forward_row_losses, row_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
@@ -284,17 +284,12 @@ def measure(model: Any, rows: Rows, budget: int, workers: int = 0, seen: list[li
             seen.append(ids.tolist())
         return score_rows(None, "sft", model, batch)
 
-    return pool_losses(
-        model,
-        rows,
-        RowCollator(pad),
-        row_loss,
-        lengths=rows.lengths(),
-        budget=budget,
-        prepare=lambda batch: batch,
-        device=torch.device("cpu"),
-        workers=workers,
-    )
+    return pool_losses(model, as_pool(rows, budget, workers), row_loss)
+
+
+def as_pool(rows: Rows, budget: int, workers: int = 0) -> Pool:
+    ids, device = np.arange(len(rows)), torch.device("cpu")
+    return Pool(rows, ids, rows.lengths(), budget, RowCollator(pad), lambda batch: batch, device, workers)
 
 
 @pytest.fixture(scope="module")
@@ -334,10 +329,7 @@ def test_a_loss_that_is_not_finite_is_no_loss(model: Any) -> None:
         values = torch.tensor([float("inf"), float("-inf"), float("nan"), 1.0])
         return values[batch[SAMPLE_IDS] % 4]
 
-    rows, device = pool(), torch.device("cpu")
-    losses = pool_losses(
-        model, rows, RowCollator(pad), broken, lengths=rows.lengths(), budget=50, prepare=dict, device=device
-    )
+    losses = pool_losses(model, as_pool(pool(), 50), broken)
     assert losses[3::4].tolist() == [1.0] * 10
     assert np.isnan(losses).sum() == 30
 

@@ -36,7 +36,10 @@ def check_arguments(config: RunConfig) -> None:
     _check_template(values)
     _check_paths(values)
     for key in ("dataset", "eval_dataset"):
-        _check_datasets(key, values, config.dataflex is not None)
+        _check_datasets(key, values.get(key), values, config.dataflex is not None)
+    if config.dataflex is not None and config.dataflex.select is not None:
+        target = list(config.dataflex.select.target_dataset) or None
+        _check_datasets("dataflex.select.target_dataset", target, values, True)
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
@@ -83,8 +86,8 @@ def _check_paths(values: dict[str, Any]) -> None:
         raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
 
 
-def _check_datasets(key: str, values: dict[str, Any], dynamic: bool) -> None:
-    given, folder = values.get(key), values.get("dataset_dir", "data")
+def _check_datasets(key: str, given: Any, values: dict[str, Any], dynamic: bool) -> None:
+    folder = values.get("dataset_dir", "data")
     if given is None or isinstance(folder, dict) or str(folder).startswith(("ONLINE", "REMOTE:")):
         return
     names = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)

@@ -51,20 +51,17 @@ def load_domains(
         )
 
     def process(dataset: Any, is_eval: bool) -> Any:
-        try:
-            return loader._get_preprocessed_dataset(
-                dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
-            )
-        except (StopIteration, RuntimeError) as error:
-            if isinstance(error, StopIteration) or "Cannot find" in str(error):
-                raise ConfigError("dataset: no row is left after tokenization" if is_eval else _EMPTY) from None
-            raise
+        part = process_rows(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval)
+        if part is None and is_eval:
+            raise ConfigError("eval_dataset: no row is left after tokenization")
+        return part
 
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(desc="load dataset", local=local):
-        raw = {name: _read(name, "dataset", model_args, data_args, training_args, stage) for name in names}
+        raw = {name: read_raw(name, "dataset", model_args, data_args, training_args, stage) for name in names}
         held = [
-            _read(n, "eval_dataset", model_args, data_args, training_args, stage) for n in data_args.eval_dataset or []
+            read_raw(n, "eval_dataset", model_args, data_args, training_args, stage)
+            for n in data_args.eval_dataset or []
         ]
         raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
     for name in names:
@@ -75,14 +72,10 @@ def load_domains(
     with training_args.main_process_first(desc="pre-process dataset", local=local):
         for name in names:
             train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
-            try:
-                parts.append(process(train["train"], is_eval=False))
-            except ConfigError as error:
-                if str(error) is not _EMPTY:
-                    raise
-                raise ConfigError(f"dataset: no row of {name!r} is left after tokenization") from None
-            if len(parts[-1]) == 0:
+            part = process(train["train"], is_eval=False)
+            if part is None or len(part) == 0:
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
+            parts.append(part)
             if validation:
                 held_out[name] = process(validation["validation"], is_eval=True)
         evaluation = _evaluation(raw_eval, held_out, data_args, process)
@@ -105,7 +98,29 @@ def _sources(data_args: Any) -> dict[str, Any]:
     return out
 
 
-def _read(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
+def process_rows(
+    raw: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    template: Any,
+    tokenizer: Any,
+    processor: Any,
+    *,
+    is_eval: bool,
+) -> Any:
+    """Rows as LLaMA-Factory tokenizes them; None where none is left."""
+    try:
+        return loader._get_preprocessed_dataset(
+            raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
+        )
+    except (StopIteration, RuntimeError) as error:
+        if isinstance(error, StopIteration) or "Cannot find" in str(error):
+            return None
+        raise
+
+
+def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
     """One raw data set in LLaMA-Factory's own columns."""
     try:
         return loader._get_merged_dataset([name], model_args, data_args, training_args, stage, return_dict=True)[name]
@@ -123,9 +138,6 @@ def _joined(parts: dict[str, Any], data_args: Any) -> Any:
     if not parts or data_args.eval_on_each_dataset:
         return parts or None
     return concatenate_datasets(list(parts.values()))
-
-
-_EMPTY = "dataset: no row is left after tokenization of a training set"
 
 
 def _evaluation(raw_eval: Any, held_out: dict[str, Any], data_args: Any, process: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from dataflex.components.requests import Request
 from dataflex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,18 +23,13 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 
-SIGNALS: Mapping[str, str] = {
-    "loss": "token-mean cross entropy (or the stage's own loss) of each pool row under the current model; one forward pass",
-    "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
     """Base of every component. Subclasses are frozen dataclasses; check parameters in `check`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Names of the signals to be measured before each update (see SIGNALS)."""
+    needs: ClassVar[frozenset[Request]] = frozenset()
+    """Signals to be measured before each update (see `components.requests`). May be a property."""
 
     retired: ClassVar[Mapping[str, str]] = {}
     """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""
@@ -58,7 +54,9 @@ class SelectionContext:
 
     budget: rows to return; rows: number of candidates; step: optimizer steps done; update: updates made before this one;
     updates: updates planned in all (None: to the end, with no fixed number); domain: name of the domain the candidates
-    come from, None when all domains are one pool; rng: generator of this decision alone.
+    come from, None when all domains are one pool; rng: generator of this decision alone. ids: sample ids of the
+    candidates, int64[rows]. learning_rate: that of the next step. shortlist: positions of the candidates that the signals
+    in `refines` were measured on.
     """
 
     budget: int
@@ -68,6 +66,9 @@ class SelectionContext:
     updates: int | None
     domain: str | None
     rng: np.random.Generator
+    ids: np.ndarray | None = None
+    learning_rate: float = 0.0
+    shortlist: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,28 @@ class Selector(Component, ABC):
     with_replacement: ClassVar[bool] = False
     """Whether `select` may return a row twice (and a budget above the pool's size). May be a property."""
 
+    refines: ClassVar[frozenset[Request]] = frozenset()
+    """Costly signals, measured on the rows of `shortlist` only. May be a property."""
+
     def init(self) -> State:
         return {}
+
+    def needs_now(self, state: State) -> frozenset[Request]:
+        """What of `needs` this update takes; a part that the state already holds may be left out."""
+        return self.needs
+
+    def shortlist(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[np.ndarray, State]:
+        """Positions of the candidates, ascending, that `refines` is to be measured on; asked only where there are such."""
+        return np.arange(context.rows), state
 
     @abstractmethod
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates."""
+        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates, and one
+        per name in `refines`, aligned with context.shortlist."""
 
 
 # -- mixture -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ _HERE = "dataflex.components"
 SELECTORS = {
     "random": f"{_HERE}.selectors.random:RandomSelector",
     "loss": f"{_HERE}.selectors.loss:LossSelector",
+    "less": f"{_HERE}.selectors.less:LessSelector",
+    "icons": f"{_HERE}.selectors.icons:IconsSelector",
 }
 MIXERS = {
     "static": f"{_HERE}.mixers.static:StaticMixer",
@@ -34,7 +36,7 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 
 # Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
 ABSENT = {
-    "select": {"custom", "delta_loss", "less", "cluster_less", "icons", "coincide", "nice", "tsds", "near"},
+    "select": {"custom", "delta_loss", "cluster_less", "coincide", "nice", "tsds", "near"},
     "mix": {"doremi", "dynamic_moe"},
     "weight": {"adapt", "joint_update_aware", "custom"},
 }

@@ -10,20 +10,25 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dataflex.components.contracts import Component
 from dataflex.components.registry import FAMILIES, names, resolve
+from dataflex.components.requests import names_of
 from dataflex.config.schema import DataflexConfig, MixConfig, Schedule, SelectConfig, WeightConfig
 from dataflex.errors import ConfigError, nearest
 
 _TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool}
 _SCHEDULE = {"warmup": int, "interval": int, "updates": int}
 _SLOT_KEYS: dict[str, dict[str, Any]] = {
-    "select": {**_SCHEDULE, "keep_ratio": float},
+    "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
     "mix": {**_SCHEDULE, "proportions": list[float], "initial": Literal["uniform", "stratified"]},
     "weight": {"warmup": int, "scope": Literal["running", "global"]},
 }
 
 
-# Signals a component of each slot may need (see components.contracts.SIGNALS); weighters are given their losses.
-_SIGNALS = {"select": {"loss"}, "mix": {"loss", "train_loss"}, "weight": set[str]()}
+# Signals a component of each slot may need (see components.requests); weighters are given their losses.
+_SIGNALS = {
+    "select": {"loss", "target_alignment", "features", "embedding"},
+    "mix": {"loss", "train_loss"},
+    "weight": set[str](),
+}
 
 
 def parse_block(
@@ -71,11 +76,6 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         class_name = str(preset.get("name") or name)
         params = dict(preset.get("params") or {})
     cls = resolve(slot, class_name, key(f"{path}.name"))
-    for signal in sorted(cls.needs - _SIGNALS[slot]):
-        offered = f"; choose from {', '.join(sorted(_SIGNALS[slot]))}" if _SIGNALS[slot] else ""
-        raise ConfigError(
-            f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
-        )
     params = {**params, **given}
     if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
         params.setdefault("proportions", params.pop("initial_proportions"))
@@ -84,6 +84,14 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
     rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
     component = _component(cls, rest, name, path, slot, key, notices)
+    for signal in names_of(component.needs):
+        if signal not in _SIGNALS[slot]:
+            offered = f"; choose from {', '.join(sorted(_SIGNALS[slot]))}" if _SIGNALS[slot] else ""
+            raise ConfigError(
+                f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
+            )
+    if isinstance(own.get("target_dataset"), str):
+        own["target_dataset"] = [n.strip() for n in own["target_dataset"].split(",")]
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
 
     for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from dataflex.components.requests import Gradient, aims_at_target, takes_gradients
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import number, truth
 from dataflex.errors import ConfigError
@@ -14,6 +15,9 @@ _STAGES = ("pt", "sft", "rm", "dpo", "kto")
 _BATCH_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 # Kernels that never show the logits.
 _FUSED = ("enable_liger_kernel", "use_unsloth")
+# Optimizers of LLaMA-Factory's own, and one of transformers', whose state is not that of Adam in full precision.
+_OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
+_OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 
 def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
@@ -41,8 +45,10 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         raise ConfigError(f"streaming cannot be combined with {what} in this version")
     if config.plans_data:
         _check_data(config, lf, what)
-    if config.needs("loss") or config.needs("train_loss") or config.weight:
+    if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
+    if config.select is not None:
+        _check_gradients(config, lf, stage)
 
 
 def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
@@ -70,7 +76,7 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
 
 
 def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
-    readers = [slot for slot, c in config.components.items() if slot == "weight" or c.needs & {"loss", "train_loss"}]
+    readers = [slot for slot in config.components if slot == "weight" or reads_losses(config, slot)]
     reader = f"{readers[0]}: {getattr(config, readers[0]).name}"
     hidden = hides_row_losses(lf, stage)
     if hidden is not None:
@@ -81,6 +87,44 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
         trained = config.weight is not None or config.needs("train_loss")
         if trained and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
             raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
+
+
+def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
+    """What a selector that takes gradients, or aims at a target, cannot do without."""
+    assert config.select is not None
+    name, requests, given = config.select.name, config.requests("select"), config.select.target_dataset
+    reader = f"select: {name}"
+    by_row = takes_gradients(requests) or "embedding" in config.signals("select")
+    if by_row and stage not in ("pt", "sft"):
+        raise ConfigError(f"stage: {stage} has pairs of answers, and {reader} takes rows of one; use pt or sft")
+    if any(isinstance(r, Gradient) and r.gradient_type == "adam" for r in requests):
+        optim = str(lf.get("optim") or "adamw_torch")
+        if not optim.startswith(("adamw_torch", "OptimizerNames.ADAMW_TORCH")) or optim in _OTHER_MOMENTS:
+            raise ConfigError(f"optim: {optim} keeps no moments that {reader} can read; set gradient_type: sgd")
+        for key in _OTHER_OPTIMIZERS:
+            if truth(lf.get(key), key):
+                raise ConfigError(f"{key} keeps no moments that {reader} can read; set gradient_type: sgd")
+    if not aims_at_target(requests):
+        return
+    evaluation = lf.get("eval_dataset")
+    names = list(given) or (
+        [n.strip() for n in evaluation.split(",")] if isinstance(evaluation, str) else evaluation or []
+    )
+    if not names and number(lf.get("val_size") or 0, "val_size") <= 0:
+        raise ConfigError(
+            f"dataflex.select.target_dataset: {name} needs a target; name data sets here, or set eval_dataset or val_size"
+        )
+    datasets = lf.get("dataset") or []
+    trained = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else datasets
+    for target in names:
+        if target in trained:
+            key = "dataflex.select.target_dataset" if given else "eval_dataset"
+            raise ConfigError(f"{key}: {target!r} is also in dataset, and {name} must not train on its target")
+
+
+def reads_losses(config: DataflexConfig, slot: str) -> bool:
+    """Whether a signal of the component is made from the losses of rows."""
+    return bool(set(config.signals(slot)) - {"embedding"})
 
 
 def hides_row_losses(lf: dict[str, Any], stage: str) -> str | None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dataflex.components.requests import aims_at_target
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
@@ -65,6 +66,8 @@ def parse(raw: dict[str, Any]) -> RunConfig:
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
         notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
+    if config.select and config.select.target_dataset and not aims_at_target(config.requests("select")):
+        notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
     for slot in config.components:
         spec = getattr(config, slot)
         warmup = spec.warmup if slot == "weight" else spec.schedule.warmup

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
+from dataflex.components.requests import Request, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """keep_ratio: share of each domain's rows that stays when a mixer is present too."""
+    """keep_ratio: share of each domain's rows that stays when a mixer is present too. target: data sets a selector aims
+    at; none: the evaluation data."""
 
     name: str
     component: Selector
     schedule: Schedule
     keep_ratio: float = 0.5
+    target_dataset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,17 @@ class DataflexConfig:
         return {slot: spec.component for slot, spec in slots.items() if spec is not None}
 
     def needs(self, signal: str) -> bool:
-        return any(signal in component.needs for component in self.components.values())
+        return any(signal in self.signals(slot) for slot in self.components)
+
+    def signals(self, slot: str) -> list[str]:
+        """Names of the signals that the component of a slot takes."""
+        return names_of(self.requests(slot))
+
+    def requests(self, slot: str) -> frozenset[Request]:
+        component = self.components.get(slot)
+        if component is None:
+            return frozenset()
+        return component.needs | (component.refines if isinstance(component, Selector) else frozenset())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""

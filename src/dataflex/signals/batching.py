@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 
-def token_budget(device: torch.device) -> int:
+def token_budget(device: torch.device, gradients: bool = False) -> int:
     """Padded tokens of a scoring batch where none are configured. A CPU is as busy with 4096 as it gets, and larger
-    temporaries cost it page faults; an accelerator idles on small batches."""
-    return 4096 if device.type == "cpu" else 16384
+    temporaries cost it page faults; an accelerator idles on small batches. A backward pass keeps activations."""
+    if device.type == "cpu":
+        return 2048 if gradients else 4096
+    return 8192 if gradients else 16384
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
@@ -32,3 +42,75 @@ def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.nda
     """This rank's batches, and how many extra dummy forwards it must do so that all ranks do the same number."""
     mine = batches[rank::ranks]
     return mine, -(-len(batches) // ranks) - len(mine)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows to be measured.
+
+    rows: indexed by `ids` (int64[N]). lengths: tokens of each, int64[N]. budget: padded tokens per batch. collate: rows ->
+    batch; prepare: batch -> batch on the device. workers: of the loader.
+    """
+
+    rows: Any
+    ids: np.ndarray
+    lengths: np.ndarray
+    budget: int
+    collate: Callable[[list[dict[str, Any]]], Any]
+    prepare: Callable[[Any], Any]
+    device: torch.device
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, places: np.ndarray) -> Pool:
+        return replace(self, ids=self.ids[places], lengths=self.lengths[places])
+
+
+def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]:
+    """(places in the pool, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
+
+    Every rank makes the same number of forwards. Rank 0 shows a progress bar on a terminal.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    rank = dist.get_rank() if ranks > 1 else 0
+    batches = token_batches(pool.lengths, pool.budget)
+    mine, dummies = share(batches, rank, ranks)
+    served = mine + [b[:1] for b in batches[:1]] * dummies
+    loader = DataLoader(
+        pool.rows,
+        batch_sampler=[pool.ids[b].tolist() for b in served],  # type: ignore[arg-type]
+        collate_fn=pool.collate,
+        num_workers=pool.workers,
+        generator=torch.Generator().manual_seed(0),
+    )
+    bar = tqdm(total=sum(map(len, mine)), desc=what, unit="sample", disable=rank != 0 or not sys.stderr.isatty())
+    with bar:
+        for place, batch in enumerate(loader):
+            here = mine[place] if place < len(mine) else None
+            yield here, pool.prepare(batch)
+            if here is not None:
+                bar.update(len(here))
+
+
+def over_pool(pool: Pool, measure: Callable[[Any], torch.Tensor], what: str) -> np.ndarray:
+    """measure(batch) -> [B] or [B, K] for all rows of a pool: float64[N] or [N, K], equal on every rank.
+
+    Values that are not finite become NaN. The value of a row must not depend on its batch; then it does not depend on the
+    number of ranks either. Must be called inside `isolated`.
+    """
+    out: torch.Tensor | None = None
+    for places, batch in batches_of(pool, what):
+        values = measure(batch)
+        if out is None:
+            out = torch.zeros((len(pool), *values.shape[1:]), dtype=torch.float64, device=pool.device)
+        if places is not None:
+            out[torch.as_tensor(places, device=pool.device)] = values.double()
+    if out is None:
+        return np.empty(0)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(out)
+    found = out.cpu().numpy()
+    found[~np.isfinite(found)] = np.nan
+    return found

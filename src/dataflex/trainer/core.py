@@ -8,7 +8,6 @@ and compose by inheritance (see `trainer/__init__.py`). The Trainer's loop is no
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,15 +18,13 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataflex.config.schema import DataflexConfig
-from dataflex.errors import DataflexError
-from dataflex.signals.batching import token_budget
-from dataflex.signals.losses import pool_losses
 from dataflex.trainer import collectives
 from dataflex.trainer.checkpoints import Checkpoints
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.feed import Feed
 from dataflex.trainer.ledger import RunFiles
 from dataflex.trainer.losses import RowLosses
+from dataflex.trainer.measure import Measurements
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan, Stage
 from dataflex.trainer.quota import HORIZON
@@ -38,12 +35,13 @@ MAX_STAGE = HORIZON
 _OPENING, _CONTINUATION = "start", "continue"
 
 
-class DynamicTrainer(RowLosses, Checkpoints):
+class DynamicTrainer(RowLosses, Measurements, Checkpoints):
     """Mixin; `config`, the run's block, and the class attributes of its bases are set by `build_trainer`."""
 
     config: ClassVar[DataflexConfig]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.target: Rows | None = kwargs.pop("target_dataset", None)
         super().__init__(*args, **kwargs)
         self.rows: Rows = self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
@@ -60,9 +58,6 @@ class DynamicTrainer(RowLosses, Checkpoints):
         self._origin = (0, 0)  # (step, position) the current global batch has been in force since
         self._feed: Feed | None = None
         self._horizon = 0
-        self._signals: dict[str, np.ndarray] = {}
-        self._signals_step = -1
-        self._lengths: np.ndarray | None = None
         self._pending_scalars: dict[str, float] = {}
         self._served = np.zeros(len(domains), dtype=np.int64)
         self._micro_ids: torch.Tensor | None = None
@@ -228,31 +223,6 @@ class DynamicTrainer(RowLosses, Checkpoints):
                 "stage": stage.to_json(),
             }
         )
-
-    def signal(self, name: str) -> np.ndarray:
-        """The value of a signal for every row under the current model, float64[N]; measured once per step."""
-        step = self.state.global_step
-        if step != self._signals_step:
-            self._signals, self._signals_step = {}, step
-        if name not in self._signals:
-            if name != "loss":
-                raise DataflexError(f"no signal is called {name!r}")
-            if self._lengths is None:
-                self._lengths = self.rows.lengths()
-            begin = time.perf_counter()
-            self._signals[name] = pool_losses(
-                self.model,
-                self.rows,
-                self.data_collator,
-                self._score,
-                lengths=self._lengths,
-                budget=self.config.scoring_tokens or token_budget(self.args.device),
-                prepare=self._prepare_inputs,
-                device=self.args.device,
-                workers=self.args.dataloader_num_workers,
-            )
-            self._pending_scalars["dataflex/scoring/seconds"] = time.perf_counter() - begin
-        return self._signals[name]
 
     # -- scalars -----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
+from dataflex.components.requests import name_of
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
@@ -49,7 +50,7 @@ class MixTrainer(DynamicTrainer):
         begin = time.perf_counter()
         mixer, names = spec.component, self.rows.domains.names
         offsets = self.rows.domains.offsets
-        measured = {n: self.signal(n) for n in sorted(mixer.needs - {"train_loss"})}
+        measured = {name_of(r): self.signal(r) for r in sorted(mixer.needs - {"train_loss"}, key=name_of)}
         totals = self.sums.take()
         observations = Observations(
             step=step,
@@ -74,7 +75,7 @@ class MixTrainer(DynamicTrainer):
             step,
             f"mix:{spec.name}",
             {"proportions": dict(zip(names, np.asarray(decision.proportions).tolist(), strict=True))},
-            {"rows": observations.rows, "loss": observations.loss, "signals": sorted(mixer.needs)},
+            {"rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix")},
             time.perf_counter() - begin,
         )
         return super()._mix(step)

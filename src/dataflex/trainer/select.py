@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dataflex.components.contracts import SelectionContext
+from dataflex.components.requests import name_of
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
@@ -15,6 +17,18 @@ from dataflex.trainer.plan import Pool, chosen_pool
 from dataflex.trainer.random import generator
 
 _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of the plan and of mixers
+
+
+@dataclass
+class _Group:
+    """Rows one call of the selector chooses from: a domain, or all data (name None). ids: of the rows; candidates: those
+    with a finite value for every signal; shortlist: positions among the candidates that the costly signals are known of."""
+
+    name: str | None
+    ids: np.ndarray
+    candidates: np.ndarray
+    context: SelectionContext
+    signals: dict[str, np.ndarray]
 
 
 class SelectTrainer(DynamicTrainer):
@@ -29,65 +43,111 @@ class SelectTrainer(DynamicTrainer):
         if spec is None or not spec.schedule.due(step):
             return super()._select(step)
         begin = time.perf_counter()
-        domains, selector = self.rows.domains, spec.component
-        signals = {name: self.signal(name) for name in sorted(selector.needs)}
+        selector = spec.component
+        wanted = selector.needs_now(self.states["select"])
+        signals = {name_of(r): self.signal(r) for r in sorted(wanted, key=name_of)}
         measured = np.ones(len(self.rows), dtype=bool)
         for values in signals.values():
-            measured &= np.isfinite(values)
-        offsets = domains.offsets
-        if self.config.mix is None:
-            groups: list[tuple[str | None, np.ndarray]] = [(None, np.arange(len(self.rows), dtype=np.int64))]
-        else:
-            groups = [(name, np.arange(offsets[d], offsets[d + 1])) for d, name in enumerate(domains.names)]
+            measured &= _finite(values)
+        groups = self._groups(step, signals, measured)
+        if selector.refines:
+            self._refine(groups)
 
-        key = self.plan.stages[-1].index + 1  # the number this stage will have: no other pool shares it
-        turn = spec.schedule.turn(step)
-        chosen: list[np.ndarray] = []
         scores = np.full(len(self.rows), np.nan)
 
         def run() -> tuple[list[np.ndarray], dict[str, Any]]:
-            state = self.states["select"]
-            for place, (name, ids) in enumerate(groups):
-                candidates = ids[measured[ids]]
-                budget = self._budget(len(candidates), name is not None)
-                if not len(candidates) or (budget > len(candidates) and not selector.with_replacement):
-                    where = f" of {name}" if name else ""
-                    raise DataflexError(
-                        f"select: {spec.name} was asked for {budget} rows at step {step}, but only {len(candidates)} of the"
-                        f" {len(ids)} rows{where} have a finite {' and '.join(sorted(selector.needs)) or 'score'}"
-                    )
-                context = SelectionContext(
-                    budget=budget,
-                    rows=len(candidates),
-                    step=step,
-                    update=turn,
-                    updates=spec.schedule.updates,
-                    domain=name,
-                    rng=generator(self.plan.seed, _PURPOSE, getattr(selector, "seed", 0), key, place),
-                )
-                given = {n: v[candidates] for n, v in signals.items()}
-                selection, state = selector.select(state, given, context)
+            chosen, state = [], self.states["select"]
+            for group in groups:
+                selection, state = selector.select(state, group.signals, group.context)
                 picked = np.asarray(selection.chosen)
-                check_choice(spec.name, picked, budget, len(candidates), bool(selector.with_replacement))
-                chosen.append(candidates[picked])
+                count = len(group.candidates)
+                check_choice(spec.name, picked, group.context.budget, count, bool(selector.with_replacement))
+                chosen.append(group.candidates[picked])
                 if selection.scores is not None:
-                    scores[candidates] = selection.scores
+                    scores[group.candidates] = selection.scores
             return chosen, state
 
         chosen, self.states["select"] = decide(run)  # scores stay on rank 0, which writes them
-        seconds = time.perf_counter() - begin
-        pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
-        proportions = self.plan.stages[-1].proportions
-        self.plan.append(self.position(step), pools, proportions)
+        self._open_pools(step, chosen, scores, int((~measured).sum()), time.perf_counter() - begin)
+        return super()._select(step)
 
+    def _groups(self, step: int, signals: dict[str, np.ndarray], measured: np.ndarray) -> list[_Group]:
+        """DataflexError if a group has fewer candidates than its budget."""
+        spec, domains = self.config.select, self.rows.domains
+        assert spec is not None
+        selector, offsets = spec.component, domains.offsets
+        if self.config.mix is None:
+            parts: list[tuple[str | None, np.ndarray]] = [(None, np.arange(len(self.rows), dtype=np.int64))]
+        else:
+            parts = [(name, np.arange(offsets[d], offsets[d + 1])) for d, name in enumerate(domains.names)]
+        out = []
+        for place, (name, ids) in enumerate(parts):
+            candidates = ids[measured[ids]]
+            budget = self._budget(len(candidates), name is not None)
+            if not len(candidates) or (budget > len(candidates) and not selector.with_replacement):
+                where = f" of {name}" if name else ""
+                raise DataflexError(
+                    f"select: {spec.name} was asked for {budget} rows at step {step}, but only {len(candidates)} of the"
+                    f" {len(ids)} rows{where} have a finite {' and '.join(sorted(signals)) or 'score'}"
+                )
+            context = SelectionContext(
+                budget=budget,
+                rows=len(candidates),
+                step=step,
+                update=spec.schedule.turn(step),
+                updates=spec.schedule.updates,
+                domain=name,
+                rng=generator(self.plan.seed, _PURPOSE, getattr(selector, "seed", 0), self._key, place),
+                ids=candidates,
+                learning_rate=float(self._get_learning_rate()),
+            )
+            out.append(_Group(name, ids, candidates, context, {n: v[candidates] for n, v in signals.items()}))
+        return out
+
+    @property
+    def _key(self) -> int:
+        """The number that the stage to be opened will have: no other pool shares it."""
+        return self.plan.stages[-1].index + 1
+
+    def _refine(self, groups: list[_Group]) -> None:
+        """Measure the costly signals on each group's shortlist; rows of it without a finite value drop out of it."""
+        assert self.config.select is not None
+        selector = self.config.select.component
+
+        def run() -> tuple[list[np.ndarray], dict[str, Any]]:
+            found, state = [], self.states["select"]
+            for group in groups:
+                places, state = selector.shortlist(state, group.signals, group.context)
+                found.append(np.unique(np.asarray(places, dtype=np.int64)))
+            return found, state
+
+        shortlists, self.states["select"] = decide(run)
+        ids = np.concatenate([g.candidates[s] for g, s in zip(groups, shortlists)])
+        values = {name_of(r): self.signal(r, ids) for r in sorted(selector.refines, key=name_of)}
+        ends = np.cumsum([len(s) for s in shortlists])
+        for group, places, end in zip(groups, shortlists, ends):
+            mine = {name: v[end - len(places) : end] for name, v in values.items()}
+            kept = np.ones(len(places), dtype=bool)
+            for v in mine.values():
+                kept &= _finite(v)
+            group.context = replace(group.context, shortlist=places[kept])
+            group.signals |= {name: v[kept] for name, v in mine.items()}
+
+    def _open_pools(
+        self, step: int, chosen: list[np.ndarray], scores: np.ndarray, invalid: int, seconds: float
+    ) -> None:
+        spec = self.config.select
+        assert spec is not None
+        key = self._key
+        pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
+        self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
         selected = np.concatenate(chosen)
         file = self.run_files.write_selection(step, scores, selected, np.arange(len(self.rows), dtype=np.int64))
-        invalid = int((~measured).sum())
         self._log_decision(
             step,
             f"select:{spec.name}",
             {"rows": [len(c) for c in chosen], "file": file},
-            {"signals": sorted(selector.needs), "rows": len(self.rows), "without_score": invalid},
+            {"signals": self.config.signals("select"), "rows": len(self.rows), "without_score": invalid},
             seconds,
         )
         self._pending_scalars |= {
@@ -100,7 +160,6 @@ class SelectTrainer(DynamicTrainer):
                 "dataflex/selection/mean_score": float(np.nanmean(scores[selected])),
                 "dataflex/selection/mean_score_of_pool": float(np.nanmean(scores)),
             }
-        return super()._select(step)
 
     def _budget(self, rows: int, per_domain: bool) -> int:
         spec = self.config.select
@@ -118,3 +177,8 @@ def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats:
         raise DataflexError(f"select: {name} returned positions outside its {rows} candidates")
     if not repeats and len(np.unique(chosen)) != budget:
         raise DataflexError(f"select: {name} returned a row more than once")
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """bool [N]: every value of the row is finite."""
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)

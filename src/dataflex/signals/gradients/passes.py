@@ -16,7 +16,7 @@ from dataflex.signals.gradients.capture import Capture
 from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.projection import Projection
-from dataflex.signals.gradients.sites import Sites, find_sites
+from dataflex.signals.gradients.sites import Sites, find_sites, size
 
 Targets = dict[torch.nn.Parameter, torch.Tensor]
 """One vector per target: float32 [K, numel] by parameter."""
@@ -41,6 +41,7 @@ class BatchGradients:
         self.model, self.direction = model, direction
         self.sites: Sites = find_sites(model, parameters)
         self.names = {p: n for n, p in self.sites.covered.items()}
+        self.sizes = {p: size(p) for p in self.names}
         head = output_embedding(model)
         # Dropping positions before the head would lose track of rows where the head's own gradient is asked for.
         self._whole = any(site.module is head for site in self.sites.sites)

@@ -1,0 +1,49 @@
+"""The rows a selector aims at, tokenized as the run tokenizes its own, one part per data set."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from dataflex.base.data import process_rows, read_raw
+from dataflex.config.schema import DataflexConfig
+from dataflex.errors import ConfigError
+from dataflex.trainer.rows import Rows
+
+
+def load_target(
+    config: DataflexConfig,
+    module: dict[str, Any],
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+) -> Rows:
+    """`target_dataset`, else each data set of `eval_dataset`, else what `val_size` held out.
+
+    Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
+    """
+    assert config.select is not None
+    key = "dataflex.select.target_dataset" if config.select.target_dataset else "eval_dataset"
+    names = list(config.select.target_dataset or data_args.eval_dataset or [])
+    if not names:
+        held_out = module["eval_dataset"]
+        parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
+        return Rows(list(parts.values()), list(parts))
+    plain = copy.copy(data_args)
+    plain.packing = plain.neat_packing = False
+    generates = copy.copy(training_args)
+    generates.predict_with_generate = False  # a target row needs its answer among its labels
+    parts = {}
+    local = not data_args.data_shared_file_system
+    with training_args.main_process_first(desc="load target", local=local):
+        for name in names:
+            raw = read_raw(name, key, model_args, plain, training_args, stage)
+            part = process_rows(raw, plain, generates, stage, template, tokenizer, processor, is_eval=True)
+            if part is None or len(part) == 0:
+                raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
+            parts[name] = part
+    return Rows(list(parts.values()), list(parts))

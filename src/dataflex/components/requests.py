@@ -1,0 +1,81 @@
+"""What a component may ask to have measured. Plain signals have a name, those with parameters are requests of this module.
+
+Equal requests of several components at one step are measured once. In the `signals` that a component is given, a value
+stands under the request's `name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+PLAIN: Mapping[str, str] = {
+    "loss": "token-mean cross entropy (or the stage's own loss) of each pool row under the current model; one forward pass",
+    "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """How the gradient of a row (of its token-mean cross entropy) is taken.
+
+    gradient_type: `sgd`, the gradient itself, or `adam`, the step that the run's optimizer would take on it. parameters:
+    `linear`, all trainable linear layers but the output embedding, or `all`. proj_dim: project to so many values; None:
+    exact where that fits. seed: of the projection.
+    """
+
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    parameters: Literal["linear", "all"] = "linear"
+    proj_dim: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetAlignment(Gradient):
+    """float [rows, K]: for each of the K subtasks of the target, the mean over its rows of the cosine between the row's
+    direction (of `gradient_type`) and the target row's gradient (always sgd).
+
+    boundaries: numbers of rows that cut the target, in order, into subtasks of its own; None: one per data set.
+    """
+
+    name: ClassVar[str] = "target_alignment"
+    boundaries: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Gradient):
+    """float [rows, proj_dim]: the directions themselves; without proj_dim every value of them is kept."""
+
+    name: ClassVar[str] = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """float [rows, hidden]: hidden states of the current model after `layer` (-1: the last), averaged over the tokens of a
+    row (`mean`) or at its last one (`last`)."""
+
+    name: ClassVar[str] = "embedding"
+    layer: int = -1
+    pooling: Literal["mean", "last"] = "mean"
+
+
+Request = str | TargetAlignment | Features | Embedding
+
+
+def name_of(request: Request) -> str:
+    return request if isinstance(request, str) else request.name
+
+
+def names_of(requests: Iterable[Request]) -> list[str]:
+    """Sorted names."""
+    return sorted(map(name_of, requests))
+
+
+def aims_at_target(requests: Iterable[Request]) -> bool:
+    """Whether any of them needs the rows of a target."""
+    return any(isinstance(r, TargetAlignment) for r in requests)
+
+
+def takes_gradients(requests: Iterable[Request]) -> bool:
+    return any(isinstance(r, Gradient) for r in requests)

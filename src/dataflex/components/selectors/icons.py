@@ -1,0 +1,68 @@
+"""ICONS: rows that many tasks find useful (Wu et al., arXiv 2501.00654)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Request, TargetAlignment
+from dataflex.components.selectors.less import highest
+
+
+@dataclass(frozen=True, kw_only=True)
+class IconsSelector(Selector):
+    """Each task votes for its `budget` most influential rows; the rows with the most votes are selected.
+
+        vote_k(z) = 1 if Inf(z, D_k) is at least the (1 - budget / rows) quantile of task k, else 0
+        score(z)  = sum over tasks k of vote_k(z)
+
+    Inf is the influence of LESS. Rows with equally many votes are ordered by the mean over tasks of their rank within the
+    task, so that one task, or a tie, is no reason to fall back on chance. task_boundaries: numbers of rows that cut the
+    target, in order, into tasks; None: each data set of the target is a task.
+    """
+
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    proj_dim: int | None = None
+    seed: int = 0
+    parameters: Literal["linear", "all"] = "linear"
+    task_boundaries: tuple[int, ...] | None = None
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "nothing is cached: a score depends on the model it was made with",
+        "save_interval": "rows are reduced to their scores as they are measured",
+    }
+
+    def check(self) -> None:
+        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require(
+            "task_boundaries", all(n >= 1 for n in self.task_boundaries or ()), "numbers of rows, each at least 1"
+        )
+        self.require("task_boundaries", self.task_boundaries != (), "None or a list of numbers")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset(
+            {
+                TargetAlignment(
+                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
+                    boundaries=self.task_boundaries,
+                )
+            }
+        )  # fmt: skip
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        influence = signals["target_alignment"]
+        rows = len(influence)
+        ranks = np.empty(influence.shape)  # 0: the least influential row of the task
+        for k in range(influence.shape[1]):
+            ranks[np.argsort(influence[:, k], kind="stable"), k] = np.arange(rows)
+        threshold = np.sort(influence, axis=0)[max(rows - context.budget, 0)]
+        votes = (influence >= threshold).sum(axis=1)
+        score = votes + ranks.mean(axis=1) / rows  # the rank part is below one vote
+        return Selection(highest(score, context.budget), score), state

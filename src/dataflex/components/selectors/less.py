@@ -1,0 +1,80 @@
+"""LESS: rows whose gradients point where the target's do (Xia et al., arXiv 2402.04333)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Request, TargetAlignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class LessSelector(Selector):
+    """The `budget` rows with the highest influence on the subtask they help most.
+
+        Inf(z, D_k) = mean over z' in D_k of cos(Gamma(z), grad l(z'))        (equation 7, at the current model)
+        score(z)    = max over subtasks k of Inf(z, D_k)                      (section 4.2)
+
+    Gamma is the direction of Adam's step on z (`adam`) or its gradient (`sgd`). With `accumulate`, influences of all
+    updates so far are added up, each times its learning rate, as the paper adds them over the checkpoints of a warm-up run.
+    The paper projects gradients to 8192 dimensions, to store them; here they are not stored, and nothing is projected
+    unless `proj_dim` says so or the target's vectors would not fit.
+    """
+
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    proj_dim: int | None = None
+    seed: int = 0
+    parameters: Literal["linear", "all"] = "linear"
+    accumulate: bool = False
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "nothing is cached: a score depends on the model it was made with",
+        "save_interval": "rows are reduced to their scores as they are measured",
+    }
+
+    def check(self) -> None:
+        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset(
+            {
+                TargetAlignment(
+                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed
+                )
+            }
+        )
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        influence = signals["target_alignment"]
+        if self.accumulate:
+            influence, state = accumulated(state, influence, context)
+        score = influence.max(axis=1)
+        return Selection(highest(score, context.budget), score), state
+
+
+def highest(score: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` highest scores; ties go to the earlier row."""
+    return np.argsort(-score, kind="stable")[:count]
+
+
+def accumulated(state: State, influence: np.ndarray, context: SelectionContext) -> tuple[np.ndarray, State]:
+    """Sum over updates of learning rate x influence, by sample id; a row adds nothing at an update it has no value at."""
+    assert context.ids is not None
+    prefix = "" if context.domain is None else f"{context.domain}."
+    ids, sums = context.ids, context.learning_rate * influence
+    old_ids, old_sums = state.get(f"{prefix}ids"), state.get(f"{prefix}sums")
+    if old_ids is not None and old_sums is not None:
+        both = np.union1d(old_ids, ids)
+        total = np.zeros((len(both), influence.shape[1]))
+        total[np.searchsorted(both, old_ids)] += old_sums
+        total[np.searchsorted(both, ids)] += sums
+        ids, sums = both, total
+    state = {**state, f"{prefix}ids": ids, f"{prefix}sums": sums}
+    return sums[np.searchsorted(ids, context.ids)], state

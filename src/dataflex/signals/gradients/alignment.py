@@ -1,0 +1,103 @@
+"""How well each row's gradient is aligned with the gradients of a target, over a whole pool.
+
+LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z' of
+
+    cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >,
+
+so one vector per subtask says everything about the target, and the pool needs inner products with these and its own norms:
+no N x P is kept, no projection is needed. The vectors take a backward pass for the norms and another one for the sum, over
+the target's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import Pool, batches_of, over_pool
+from dataflex.signals.gradients.passes import BatchGradients, Targets
+from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.isolation import isolated
+
+# Values of exact target vectors (subtasks x trainable values) beyond which a projection is used: 2 GiB in fp32.
+EXACT_VALUES = 1 << 29
+DEFAULT_DIM = 8192
+
+
+def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> bool:
+    return proj_dim is None and subtasks * engine.sites.values <= EXACT_VALUES
+
+
+def alignment(
+    pool: Pool,
+    target: Pool,
+    subtasks: Sequence[np.ndarray],
+    rows: BatchGradients,
+    aims: BatchGradients,
+    *,
+    proj_dim: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """float64 [N, K], NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
+
+    rows, aims: engines for pool and target, over the same parameters (their directions differ). Memory beyond the model's
+    own: K x P values for exact vectors, or K x proj_dim.
+    """
+    with isolated(rows.model):
+        if is_exact(aims, len(subtasks), proj_dim):
+            vectors = exact_targets(target, subtasks, aims)
+            return over_pool(pool, lambda batch: _cosines(*rows.dots(batch, vectors)), "gradients")
+        dim = proj_dim or DEFAULT_DIM
+        projection = Projection(aims.names, dim, seed)
+        features = over_pool(target, lambda batch: _unit(aims.features(batch, projection)), "target gradients")
+        means = np.stack([_mean(features[places], k) for k, places in enumerate(subtasks)])
+        aim = torch.as_tensor(means, dtype=torch.float32, device=pool.device)
+        return over_pool(pool, lambda batch: _unit(rows.features(batch, projection)) @ aim.T, "gradients")
+
+
+def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
+    """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
+    norms = over_pool(target, engine.norms, "target norms")
+    device = target.device
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    found: Targets = {
+        p: torch.empty((len(subtasks), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
+    }
+    for k, places in enumerate(subtasks):
+        here = norms[places]
+        usable = np.isfinite(here) & (here > 0)
+        if not usable.any():
+            raise DataflexError(f"no row of subtask {k} of the target has a gradient")
+        weights = np.full(len(norms), np.nan)
+        weights[places[usable]] = 1.0 / here[usable] / usable.sum()
+        totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
+        part = target.subset(places)
+        for rows, batch in batches_of(part, "target gradients"):
+            some = np.full(len(batch["labels"]), np.nan) if rows is None else weights[places[rows]]
+            engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
+        for p, total in totals.items():
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(total)
+            found[p][k] = total
+    return found
+
+
+def _cosines(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """A row whose gradient is zero has no direction, and no value."""
+    return dots / torch.where(norms > 0, norms, torch.nan)[:, None]
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    norms = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(norms > 0, norms, torch.nan)
+
+
+def _mean(features: np.ndarray, k: int) -> np.ndarray:
+    usable = np.isfinite(features).all(axis=1)
+    if not usable.any():
+        raise DataflexError(f"no row of subtask {k} of the target has a gradient")
+    return features[usable].mean(axis=0)

@@ -1,0 +1,124 @@
+"""What components ask to have measured, measured once per optimizer step and put back without a trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dataflex.components.requests import Embedding, Features, Gradient, Request, TargetAlignment, name_of
+from dataflex.config.schema import DataflexConfig
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import Pool, over_pool, token_budget
+from dataflex.signals.embeddings import pool_embeddings
+from dataflex.signals.gradients.alignment import DEFAULT_DIM, alignment, is_exact
+from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
+from dataflex.signals.gradients.passes import BatchGradients
+from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.isolation import isolated
+from dataflex.signals.losses import pool_losses
+from dataflex.trainer.collectives import rank
+from dataflex.trainer.host import Host
+from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+
+class Measurements(Host):  # type: ignore[misc]
+    """Mixin: `signal(request)`. rows: the data of the run. target: the rows selectors aim at, None if there is no target."""
+
+    config: ClassVar[DataflexConfig]
+    rows: Rows
+    target: Rows | None
+    _pending_scalars: dict[str, float]
+    _measured: tuple[int, dict[Any, np.ndarray]] = (-1, {})
+    _described: frozenset[str] = frozenset()
+
+    def signal(self, request: Request, ids: np.ndarray | None = None) -> np.ndarray:
+        """The value of a signal under the current model for every row, or for the rows `ids`: float64 [N] or [N, K], equal
+        on every rank. NaN where a row has none."""
+        step = self.state.global_step
+        if self._measured[0] != step:
+            self._measured = (step, {})
+        key = (request, None if ids is None else ids.tobytes())
+        kept = self._measured[1]
+        if key not in kept:
+            begin = time.perf_counter()
+            kept[key] = self._measure(request, self._pool(request, self.rows, self._lengths, ids))
+            spent = self._pending_scalars.get("dataflex/scoring/seconds", 0.0)
+            self._pending_scalars["dataflex/scoring/seconds"] = spent + time.perf_counter() - begin
+        return kept[key]
+
+    def _measure(self, request: Request, pool: Pool) -> np.ndarray:
+        if request == "loss":
+            return pool_losses(self.model, pool, self._score)
+        if isinstance(request, Embedding):
+            return pool_embeddings(self.model, pool, layer=request.layer, pooling=request.pooling)
+        if isinstance(request, TargetAlignment):
+            return self._alignment(request, pool)
+        if isinstance(request, Features):
+            engine = self._gradients(request)
+            projection = Projection(engine.names, request.proj_dim or DEFAULT_DIM, request.seed)
+            with isolated(self.model):
+                return over_pool(pool, lambda batch: engine.features(batch, projection), "gradients")
+        raise DataflexError(f"no signal is called {name_of(request)!r}")
+
+    def _alignment(self, request: TargetAlignment, pool: Pool) -> np.ndarray:
+        if self.target is None:
+            raise DataflexError("there is no target to align with")
+        target = self._pool(request, self.target, self.target.lengths())
+        subtasks = subtasks_of(self.target, request.boundaries)
+        rows = self._gradients(request)
+        aims = BatchGradients(self.model, request.parameters, half=self.args.fp16)
+        exact = is_exact(aims, len(subtasks), request.proj_dim)
+        how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
+        self._describe(f"{rows.sites.describe()}; {how}, {len(subtasks)} subtask{'s' if len(subtasks) > 1 else ''}")
+        return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
+
+    def _gradients(self, request: Gradient) -> BatchGradients:
+        direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None
+        engine = BatchGradients(self.model, request.parameters, direction, half=self.args.fp16)
+        if not engine.names:
+            raise DataflexError(f"there is no gradient to measure: {engine.sites.describe()}")
+        return engine
+
+    def _pool(self, request: Request, rows: Rows, lengths: np.ndarray, ids: np.ndarray | None = None) -> Pool:
+        def prepare(batch: Any) -> Any:
+            inputs = self._prepare_inputs(batch)
+            if request != "loss":  # whose measure, `_score`, takes them off itself
+                inputs.pop(SAMPLE_IDS, None)
+            return inputs
+
+        return Pool(
+            rows=rows,
+            ids=np.arange(len(rows), dtype=np.int64) if ids is None else ids,
+            lengths=lengths if ids is None else lengths[ids],
+            budget=self.config.scoring_tokens or token_budget(self.args.device, isinstance(request, Gradient)),
+            collate=self.data_collator,
+            prepare=prepare,
+            device=self.args.device,
+            workers=self.args.dataloader_num_workers,
+        )
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self.rows.lengths()
+
+    def _describe(self, line: str) -> None:
+        """Say once, from rank 0, what a measurement covers."""
+        if line not in self._described and rank() == 0:
+            print(f"dataflex: {line}", flush=True)
+        self._described |= {line}
+
+
+def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarray]:
+    """Places of each subtask's rows in the target: one per data set, or as many as `boundaries` cuts."""
+    if boundaries is None:
+        offsets = target.domains.offsets
+    else:
+        offsets = np.concatenate([[0], np.cumsum(boundaries)])
+        if offsets[-1] != len(target):
+            raise DataflexError(f"task_boundaries add up to {offsets[-1]} rows, but the target has {len(target)}")
+    return [np.arange(a, b, dtype=np.int64) for a, b in pairwise(offsets)]
