@@ -26,3 +26,8 @@ class OldSelector:
 
     def select(self, model, step_id, num_samples, **kwargs):  # type: ignore[no-untyped-def]
         return list(range(num_samples))
+
+
+def digits(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
+    """A reward: the share of characters that are digits."""
+    return [sum(c.isdigit() for c in r) / max(1, len(r)) for r in responses]

@@ -16,8 +16,8 @@ from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import factors as factors_module
 from dataflex.signals.gradients.directions import AdamDirection, Moments, optimizer_moments
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
-from dataflex.signals.gradients.passes import BatchGradients
-from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.passes import UNIT_WEIGHTS, BatchGradients
+from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.gradients.sites import find_sites
 
 FAMILIES = ("qwen2", "llama", "gpt2")
@@ -234,6 +234,34 @@ def test_the_gradient_of_a_weighted_sum(models: Any, kind: str) -> None:
         assert (totals[p] - wanted).norm() <= 2e-5 * max(1e-3, float(wanted.norm()))
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_several_rows_as_one(models: Any, kind: str) -> None:
+    """Each two rows as one unit, weighted: norms and products are those of the weighted sum of their gradients."""
+    model = models["qwen2", kind]
+    engine = BatchGradients(model, "all")
+    targets = random_targets(engine, 2)
+    batch = collate(rows()[:6])
+    batch[UNIT_WEIGHTS] = torch.tensor([[1.0, -0.5], [0.0, 2.0], [0.7, 0.3]])  # the empty row stands in the last unit
+    dots, norms = engine.dots(batch, targets)
+    reference = one_at_a_time(model, list(engine.names.values()))
+    aim = torch.cat([targets[p] for p in engine.names], dim=1).double()
+    zero = torch.zeros(aim.shape[1], dtype=torch.float64)
+    whole = [zero if g is None else flat({n: g[n] for n in engine.names.values()}) for g in reference[:6]]
+    units = [
+        sum(float(w) * g for w, g in zip(ws, whole[2 * i : 2 * i + 2], strict=True))
+        for i, ws in enumerate(batch[UNIT_WEIGHTS])
+    ]
+    size = [float(u.norm()) for u in units]
+    check_rows(norms[:, None], [u.norm()[None] for u in units], size)
+    check_rows(dots, [aim @ u for u in units], [s * float(aim.norm(dim=1).max()) for s in size])
+    features = engine.features(batch, Concatenation(engine.sizes))
+    check_rows(features, units, size)
+    totals = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
+    engine.add_weighted(batch, torch.tensor([2.0, 1.0, float("nan")]), totals)
+    found = torch.cat([totals[p] for p in engine.names])
+    assert (found - (2 * units[0] + units[1])).norm() <= 2e-5 * float(found.norm())
+
+
 # -- invariance ------------------------------------------------------------------------------------------------------
 
 
@@ -392,8 +420,7 @@ def test_a_projection_is_as_good_as_a_dense_one(models: Any, kind: str, with_ada
         ).tolist()
         many.append((ids, ids))
     batch = collate(many)
-    identity = _Identity(engine)
-    exact = engine.features(batch, identity)  # type: ignore[arg-type]
+    exact = engine.features(batch, Concatenation(engine.sizes))
     pairs = torch.triu_indices(24, 24, offset=1)
 
     def cosines(x: torch.Tensor) -> torch.Tensor:
@@ -409,21 +436,10 @@ def test_a_projection_is_as_good_as_a_dense_one(models: Any, kind: str, with_ada
     assert mean[0] > mean[1] - 0.03, mean
 
 
-class _Identity:
-    """A projection that keeps every value."""
-
-    def __init__(self, engine: BatchGradients) -> None:
-        self.starts, self.dim = {}, 0
-        for p in engine.names:
-            self.starts[p] = self.dim
-            self.dim += p.numel()
-
-    def prefers_factors(self, _: Factors) -> bool:
-        return False
-
-    def of_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
-        start = self.starts[parameter]
-        return F.pad(gradients, (start, self.dim - start - gradients.shape[1]))
+def sketch(projection: Projection, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
+    out = torch.zeros(len(gradients), projection.dim)
+    projection.add_gradients(parameter, gradients.clone(), out)
+    return out
 
 
 def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
@@ -437,14 +453,14 @@ def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
     found: dict[str, list[float]] = {"factors": [], "gradients": []}
     for seed in range(600):
         projection = Projection({parameter: "a", other: "b"}, 64, seed)
-        a, b = projection.of_factors(parameter, factors), projection.of_gradients(parameter, gradients.clone())
+        a, b = projection.of_factors(parameter, factors), sketch(projection, parameter, gradients)
         found["factors"].append(float(a[0] @ a[1]))
         found["gradients"].append(float(b[0] @ b[1]))
         if seed == 0:
             again = Projection({parameter: "a", other: "b"}, 64, seed)
             assert torch.equal(again.of_factors(parameter, factors), a)
-            assert torch.equal(again.of_gradients(parameter, gradients.clone()), b)
-            assert not torch.equal(again.of_gradients(other, gradients.clone()), b)
+            assert torch.equal(sketch(again, parameter, gradients), b)
+            assert not torch.equal(sketch(again, other, gradients), b)
     for values in found.values():
         mean, spread = torch.tensor(values).mean(), torch.tensor(values).std()
         assert abs(float(mean) - wanted) < 4 * float(spread) / 600**0.5

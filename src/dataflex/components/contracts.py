@@ -86,6 +86,9 @@ class Selector(Component, ABC):
     with_replacement: ClassVar[bool] = False
     """Whether `select` may return a row twice (and a budget above the pool's size). May be a property."""
 
+    per_domain: ClassVar[bool] = True
+    """Whether it can rank the rows of one domain by themselves, as it must beside a mixer."""
+
     refines: ClassVar[frozenset[Request]] = frozenset()
     """Costly signals, measured on the rows of `shortlist` only. May be a property."""
 
@@ -107,7 +110,7 @@ class Selector(Component, ABC):
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
         """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates, and one
-        per name in `refines`, aligned with context.shortlist."""
+        per name in `refines`, aligned with context.shortlist, NaN where a row has no value."""
 
 
 # -- mixture -------------------------------------------------------------------------------------------------------

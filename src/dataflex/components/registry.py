@@ -17,7 +17,10 @@ SELECTORS = {
     "random": f"{_HERE}.selectors.random:RandomSelector",
     "loss": f"{_HERE}.selectors.loss:LossSelector",
     "less": f"{_HERE}.selectors.less:LessSelector",
+    "cluster_less": f"{_HERE}.selectors.cluster_less:ClusterLessSelector",
     "icons": f"{_HERE}.selectors.icons:IconsSelector",
+    "nice": f"{_HERE}.selectors.nice:NiceSelector",
+    "greats": f"{_HERE}.selectors.greats:GreatsSelector",
 }
 MIXERS = {
     "static": f"{_HERE}.mixers.static:StaticMixer",
@@ -36,7 +39,7 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 
 # Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
 ABSENT = {
-    "select": {"custom", "delta_loss", "cluster_less", "coincide", "nice", "tsds", "near"},
+    "select": {"custom", "delta_loss", "coincide", "tsds", "near"},
     "mix": {"doremi", "dynamic_moe"},
     "weight": {"adapt", "joint_update_aware", "custom"},
 }
@@ -52,9 +55,9 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     """The component class called `name` in family `slot` (select, mix, weight); `key` names the setting in errors."""
     table, base, family = FAMILIES[slot]
     if ":" in name:
-        target = _import(name, key)
+        target = load_path(name, key)
     elif name in table:
-        target = _import(table[name], key)
+        target = load_path(table[name], key)
     else:
         found = [e for e in entry_points(group=f"dataflex.{family}") if e.name == name]
         if not found and name in ABSENT[slot]:
@@ -75,7 +78,8 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     return target
 
 
-def _import(path: str, key: str) -> object:
+def load_path(path: str, key: str) -> object:
+    """What `module:attribute` names; ConfigError that begins with `key` if there is no such thing."""
     module_name, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:  # a console script does not have the working directory on its path
         sys.path.append(os.getcwd())

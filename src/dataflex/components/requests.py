@@ -44,6 +44,35 @@ class TargetAlignment(Gradient):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyAlignment(Gradient):
+    """As TargetAlignment, but a target row stands for its prompt, and its gradient is that of a reward.
+
+    samples: responses drawn per prompt from the current model, at `temperature`, of at most max_new_tokens tokens. reward:
+    `exact_match` with the target's own response, or `module:function` of (prompts, responses, references), lists of str ->
+    one number each. reward_model: a sequence classifier with one output instead. baseline: what is taken off the rewards of
+    a prompt, nothing (`none`) or their mean (`mean`).
+    """
+
+    name: ClassVar[str] = "target_alignment"
+    samples: int = 4
+    max_new_tokens: int = 512
+    temperature: float = 0.7
+    reward: str = "exact_match"
+    reward_model: str | None = None
+    baseline: Literal["none", "mean"] = "none"
+    max_prompt_length: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction(Gradient):
+    """float [rows, 1 + rows]: <g_i, mean gradient of the target>, then <g_i, g_j> for every row j measured (0 for a j without
+    a gradient). target_rows: rows of the target used, drawn afresh at every step; None: all."""
+
+    name: ClassVar[str] = "interaction"
+    target_rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Features(Gradient):
     """float [rows, proj_dim]: the directions themselves; without proj_dim every value of them is kept."""
 
@@ -60,7 +89,7 @@ class Embedding:
     pooling: Literal["mean", "last"] = "mean"
 
 
-Request = str | TargetAlignment | Features | Embedding
+Request = str | TargetAlignment | PolicyAlignment | Interaction | Features | Embedding
 
 
 def name_of(request: Request) -> str:
@@ -74,7 +103,7 @@ def names_of(requests: Iterable[Request]) -> list[str]:
 
 def aims_at_target(requests: Iterable[Request]) -> bool:
     """Whether any of them needs the rows of a target."""
-    return any(isinstance(r, TargetAlignment) for r in requests)
+    return any(isinstance(r, TargetAlignment | PolicyAlignment | Interaction) for r in requests)
 
 
 def takes_gradients(requests: Iterable[Request]) -> bool:

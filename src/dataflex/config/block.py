@@ -25,7 +25,7 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
 
 # Signals a component of each slot may need (see components.requests); weighters are given their losses.
 _SIGNALS = {
-    "select": {"loss", "target_alignment", "features", "embedding"},
+    "select": {"loss", "target_alignment", "interaction", "features", "embedding"},
     "mix": {"loss", "train_loss"},
     "weight": set[str](),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import Gradient, aims_at_target, takes_gradients
+from dataflex.components.requests import Gradient, PolicyAlignment, aims_at_target, takes_gradients
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import number, truth
 from dataflex.errors import ConfigError
@@ -92,11 +92,15 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
 def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
     """What a selector that takes gradients, or aims at a target, cannot do without."""
     assert config.select is not None
+    if config.mix is not None and not config.select.component.per_domain:
+        raise ConfigError(f"select: {config.select.name} chooses whole batches and cannot be combined with mix")
     name, requests, given = config.select.name, config.requests("select"), config.select.target_dataset
     reader = f"select: {name}"
     by_row = takes_gradients(requests) or "embedding" in config.signals("select")
     if by_row and stage not in ("pt", "sft"):
         raise ConfigError(f"stage: {stage} has pairs of answers, and {reader} takes rows of one; use pt or sft")
+    if stage == "pt" and any(isinstance(r, PolicyAlignment) for r in requests):
+        raise ConfigError(f"stage: pt has no prompts to respond to, and {reader} needs them; use sft")
     if any(isinstance(r, Gradient) and r.gradient_type == "adam" for r in requests):
         optim = str(lf.get("optim") or "adamw_torch")
         if not optim.startswith(("adamw_torch", "OptimizerNames.ADAMW_TORCH")) or optim in _OTHER_MOMENTS:

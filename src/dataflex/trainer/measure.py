@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dataflex.components.requests import Embedding, Features, Gradient, Request, TargetAlignment, name_of
+from dataflex.components.requests import (
+    Embedding,
+    Features,
+    Gradient,
+    Interaction,
+    PolicyAlignment,
+    Request,
+    TargetAlignment,
+    name_of,
+)
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool, token_budget
 from dataflex.signals.embeddings import pool_embeddings
-from dataflex.signals.gradients.alignment import DEFAULT_DIM, alignment, is_exact
+from dataflex.signals.gradients.alignment import DEFAULT_DIM, EXACT_FEATURES, alignment, interaction, is_exact
 from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
 from dataflex.signals.gradients.passes import BatchGradients
-from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer.collectives import rank
 from dataflex.trainer.host import Host
+from dataflex.trainer.plan import Plan
+from dataflex.trainer.policy import policy_rows
+from dataflex.trainer.random import generator
 from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+_PURPOSE = 0x7A46E7  # keeps the choice of target rows apart from other random numbers
 
 
 class Measurements(Host):  # type: ignore[misc]
@@ -31,6 +46,7 @@ class Measurements(Host):  # type: ignore[misc]
 
     config: ClassVar[DataflexConfig]
     rows: Rows
+    plan: Plan
     target: Rows | None
     _pending_scalars: dict[str, float]
     _measured: tuple[int, dict[Any, np.ndarray]] = (-1, {})
@@ -56,26 +72,63 @@ class Measurements(Host):  # type: ignore[misc]
             return pool_losses(self.model, pool, self._score)
         if isinstance(request, Embedding):
             return pool_embeddings(self.model, pool, layer=request.layer, pooling=request.pooling)
-        if isinstance(request, TargetAlignment):
+        if isinstance(request, TargetAlignment | PolicyAlignment):
             return self._alignment(request, pool)
+        if isinstance(request, Interaction):
+            return self._interaction(request, pool)
         if isinstance(request, Features):
             engine = self._gradients(request)
-            projection = Projection(engine.names, request.proj_dim or DEFAULT_DIM, request.seed)
+            projection = (
+                Projection(engine.names, request.proj_dim, request.seed)
+                if request.proj_dim
+                else Concatenation(engine.sizes)
+            )
             with isolated(self.model):
                 return over_pool(pool, lambda batch: engine.features(batch, projection), "gradients")
         raise DataflexError(f"no signal is called {name_of(request)!r}")
 
-    def _alignment(self, request: TargetAlignment, pool: Pool) -> np.ndarray:
-        if self.target is None:
-            raise DataflexError("there is no target to align with")
-        target = self._pool(request, self.target, self.target.lengths())
-        subtasks = subtasks_of(self.target, request.boundaries)
-        rows = self._gradients(request)
-        aims = BatchGradients(self.model, request.parameters, half=self.args.fp16)
+    def _alignment(self, request: TargetAlignment | PolicyAlignment, pool: Pool) -> np.ndarray:
+        rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)
+        target = self._target_pool(request)
+        if isinstance(request, PolicyAlignment):
+            subtasks = subtasks_of(self._aimed_at, None)
+            target = self._policy_pool(request, target)
+        else:
+            subtasks = subtasks_of(self._aimed_at, request.boundaries)
         exact = is_exact(aims, len(subtasks), request.proj_dim)
         how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
         self._describe(f"{rows.sites.describe()}; {how}, {len(subtasks)} subtask{'s' if len(subtasks) > 1 else ''}")
         return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
+
+    def _interaction(self, request: Interaction, pool: Pool) -> np.ndarray:
+        rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)
+        target, step = self._target_pool(request), self.state.global_step
+        if request.target_rows is not None and request.target_rows < len(target):
+            draw = generator(self.plan.seed, _PURPOSE, request.seed, step)
+            target = target.subset(np.sort(draw.choice(len(target), size=request.target_rows, replace=False)))
+        values = (len(pool) + len(target)) * rows.sites.values
+        exact = request.proj_dim is None and values <= EXACT_FEATURES
+        dim = request.proj_dim or DEFAULT_DIM
+        projection = Concatenation(rows.sizes) if exact else Projection(rows.names, dim, request.seed)
+        self._describe(f"{rows.sites.describe()}; {'exact' if exact else f'projected to {dim}'}")
+        return interaction(pool, target, rows, aims, projection)
+
+    @property
+    def _aimed_at(self) -> Rows:
+        if self.target is None:
+            raise DataflexError("there is no target to align with")
+        return self.target
+
+    def _target_pool(self, request: Request) -> Pool:
+        return self._pool(request, self._aimed_at, self._aimed_at.lengths())
+
+    def _policy_pool(self, request: PolicyAlignment, target: Pool) -> Pool:
+        rows, report = policy_rows(
+            request, self._aimed_at, model=self.model, tokenizer=self.processing_class, collate=self.data_collator,
+            step=self.state.global_step, budget=target.budget, device=self.args.device,
+        )  # fmt: skip
+        self._pending_scalars |= report
+        return replace(target, rows=rows, lengths=rows.lengths(), collate=rows.collate, workers=0)
 
     def _gradients(self, request: Gradient) -> BatchGradients:
         direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None

@@ -110,7 +110,7 @@ class SelectTrainer(DynamicTrainer):
         return self.plan.stages[-1].index + 1
 
     def _refine(self, groups: list[_Group]) -> None:
-        """Measure the costly signals on each group's shortlist; rows of it without a finite value drop out of it."""
+        """Measure the costly signals on each group's shortlist."""
         assert self.config.select is not None
         selector = self.config.select.component
 
@@ -126,12 +126,8 @@ class SelectTrainer(DynamicTrainer):
         values = {name_of(r): self.signal(r, ids) for r in sorted(selector.refines, key=name_of)}
         ends = np.cumsum([len(s) for s in shortlists])
         for group, places, end in zip(groups, shortlists, ends):
-            mine = {name: v[end - len(places) : end] for name, v in values.items()}
-            kept = np.ones(len(places), dtype=bool)
-            for v in mine.values():
-                kept &= _finite(v)
-            group.context = replace(group.context, shortlist=places[kept])
-            group.signals |= {name: v[kept] for name, v in mine.items()}
+            group.context = replace(group.context, shortlist=places)
+            group.signals |= {name: v[end - len(places) : end] for name, v in values.items()}
 
     def _open_pools(
         self, step: int, chosen: list[np.ndarray], scores: np.ndarray, invalid: int, seconds: float

@@ -19,13 +19,15 @@ import torch.distributed as dist
 
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, batches_of, over_pool
-from dataflex.signals.gradients.passes import BatchGradients, Targets
-from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
+from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 
 # Values of exact target vectors (subtasks x trainable values) beyond which a projection is used: 2 GiB in fp32.
 EXACT_VALUES = 1 << 29
 DEFAULT_DIM = 8192
+# Values of exact features (rows x trainable values) beyond which they are projected: 1 GiB in fp64.
+EXACT_FEATURES = 1 << 27
 
 
 def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> bool:
@@ -59,6 +61,21 @@ def alignment(
         return over_pool(pool, lambda batch: _unit(rows.features(batch, projection)) @ aim.T, "gradients")
 
 
+def interaction(
+    pool: Pool, target: Pool, rows: BatchGradients, aims: BatchGradients, projection: Projection | Concatenation
+) -> np.ndarray:
+    """float64 [N, 1 + N]: <g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
+    for an i without one. Keeps the features of all rows at once."""
+    with isolated(rows.model):
+        aim = over_pool(target, lambda batch: aims.features(batch, projection), "target gradients")
+        features = over_pool(pool, lambda batch: rows.features(batch, projection), "gradients")
+    known = np.isfinite(features).all(axis=1)
+    mean, filled = _mean(aim, 0), np.where(known[:, None], features, 0.0)
+    out = np.concatenate([(filled @ mean)[:, None], filled @ filled.T], axis=1)
+    out[~known] = np.nan
+    return out
+
+
 def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
     """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
     norms = over_pool(target, engine.norms, "target norms")
@@ -77,7 +94,7 @@ def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGra
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
         part = target.subset(places)
         for rows, batch in batches_of(part, "target gradients"):
-            some = np.full(len(batch["labels"]), np.nan) if rows is None else weights[places[rows]]
+            some = np.full(units_of(batch), np.nan) if rows is None else weights[places[rows]]
             engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
         for p, total in totals.items():
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

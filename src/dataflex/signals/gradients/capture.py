@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dataflex.errors import DataflexError
 from dataflex.signals.gradients.factors import Factors
+from dataflex.signals.gradients.lora import fusable_layers, fused, takes
 from dataflex.signals.gradients.sites import Site, Sites
 
 Consume = Callable[[torch.nn.Parameter, Factors], None]
@@ -47,6 +48,10 @@ class Capture:
         of a router."""
         self._shape = (rows, length)
         handles = [h for site in self.sites.sites for h in self._attach(site)]
+        layers = fusable_layers(self.model, self.sites)
+        own = [layer.__dict__.get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = partial(self._fused, layer, layer.forward)
         embedding = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
         if embedding is not None:
             handles.append(embedding.register_forward_hook(self._root))
@@ -64,6 +69,11 @@ class Capture:
             self._phase = "off"
             for handle in handles:
                 handle.remove()
+            for layer, forward in zip(layers, own):
+                if forward is None:
+                    del layer.forward  # its class's again
+                else:
+                    layer.forward = forward
             for kept in (self._calls, self._inputs, self._waiting, self._expected, self._partial, self._ends):
                 kept.clear()
 
@@ -72,6 +82,16 @@ class Capture:
             site.module.register_forward_pre_hook(partial(self._before, site)),
             site.module.register_forward_hook(partial(self._after, site)),
         ]
+
+    def _fused(self, layer: Any, stock: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A LoRA layer as one operation where that is possible; else its parts are called, and hooked, as ever."""
+        if self._phase == "off" or args or kwargs or x.shape[:2] != self._shape or not takes(layer, x):
+            return stock(x, *args, **kwargs)
+        name = layer.active_adapters[0]
+        if self._phase == "forward":
+            for part in (layer.lora_A[name], layer.lora_B[name]):
+                self._expected[part.weight] = self._expected.get(part.weight, 0) + 1
+        return fused(layer, x, self._accept)
 
     def _root(self, _: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
         """Everything the model computes from its tokens hangs on this tensor, so the backward pass reaches all of it."""
@@ -127,15 +147,19 @@ class Capture:
         with torch.no_grad():
             value, gradient = (self._by_row(site, t, t is value) for t in (value, gradient))
             for parameter, factors in site_factors(site, value, gradient):
-                seen, kept = self._partial.pop(parameter, (0, None))
-                if kept is not None:
-                    kept.join(factors)
-                    factors = kept
-                if seen + 1 == self._expected[parameter]:
-                    self.consume(parameter, factors)
-                else:
-                    self._partial[parameter] = (seen + 1, factors)
+                self._accept(parameter, factors)
         self._phase = phase
+
+    def _accept(self, parameter: torch.nn.Parameter, factors: Factors) -> None:
+        """One use of a parameter; handed on once all its uses are there."""
+        seen, kept = self._partial.pop(parameter, (0, None))
+        if kept is not None:
+            kept.join(factors)
+            factors = kept
+        if seen + 1 == self._expected[parameter]:
+            self.consume(parameter, factors)
+        else:
+            self._partial[parameter] = (seen + 1, factors)
 
     def _by_row(self, site: Site, tensor: torch.Tensor, is_input: bool) -> torch.Tensor:
         """[rows, length, ...], also where a layer was given all tokens in one line."""

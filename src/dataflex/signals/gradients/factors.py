@@ -32,6 +32,16 @@ class Factors:
     def __len__(self) -> int:
         return len(self.dense if self.dense is not None else self.pieces[0][0])
 
+    def folded(self, count: int) -> Factors:
+        """Each `count` consecutive rows as one, whose gradient is the sum of theirs."""
+        if count == 1:
+            return self
+        pieces = [
+            tuple(side.reshape(-1, count * side.shape[1], side.shape[2]) for side in pair) for pair in self.pieces
+        ]
+        dense = None if self.dense is None else self.dense.unflatten(0, (-1, count)).sum(dim=1)
+        return Factors(pieces, dense)  # type: ignore[arg-type]
+
     @property
     def numel(self) -> int:
         """Values of the parameter."""

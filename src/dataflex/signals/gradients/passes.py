@@ -15,11 +15,13 @@ from dataflex.signals.cross_entropy import forward_inputs, forward_row_losses, o
 from dataflex.signals.gradients.capture import Capture
 from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
-from dataflex.signals.gradients.projection import Projection
+from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.gradients.sites import Sites, find_sites, size
 
 Targets = dict[torch.nn.Parameter, torch.Tensor]
 """One vector per target: float32 [K, numel] by parameter."""
+
+UNIT_WEIGHTS = "dataflex_unit_weights"
 
 # fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
 _HALF_SCALE = 4096.0
@@ -55,10 +57,10 @@ class BatchGradients:
 
     def dots(self, batch: dict[str, Any], targets: Targets | None) -> tuple[torch.Tensor, torch.Tensor]:
         """<direction_i, M_k> float32 [B, K] and |direction_i| float32 [B]."""
-        rows, device = len(batch["labels"]), batch["labels"].device
+        units, device = units_of(batch), batch["labels"].device
         count = len(next(iter(targets.values()))) if targets else 0
-        dots = torch.zeros((rows, count), dtype=torch.float32, device=device)
-        squares = torch.zeros(rows, dtype=torch.float32, device=device)
+        dots = torch.zeros((units, count), dtype=torch.float32, device=device)
+        squares = torch.zeros(units, dtype=torch.float32, device=device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             target = targets[parameter] if targets else None
@@ -75,24 +77,23 @@ class BatchGradients:
         valid = self._run(batch, consume)
         return torch.where(valid[:, None], dots, torch.nan), torch.where(valid, squares.sqrt(), torch.nan)
 
-    def features(self, batch: dict[str, Any], projection: Projection) -> torch.Tensor:
+    def features(self, batch: dict[str, Any], projection: Projection | Concatenation) -> torch.Tensor:
         """The projected directions, float32 [B, projection.dim]."""
-        labels = batch["labels"]
-        out = torch.zeros((len(labels), projection.dim), dtype=torch.float32, device=labels.device)
+        out = torch.zeros((units_of(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             if self.direction is None and projection.prefers_factors(factors):
                 out.add_(projection.of_factors(parameter, factors))
                 return
             for chunk, gradients in self._directions(parameter, factors):
-                out[chunk] += projection.of_gradients(parameter, gradients)
+                projection.add_gradients(parameter, gradients, out[chunk])
 
         valid = self._run(batch, consume)
         return torch.where(valid[:, None], out, torch.nan)
 
     def add_weighted(self, batch: dict[str, Any], weights: torch.Tensor, totals: dict[torch.nn.Parameter, Any]) -> None:
-        """totals[p] += sum_i weights_i gradient_i, float64 [numel]; rows with a weight that is not finite are left out.
-        The gradient itself, whatever `direction` says."""
+        """totals[p] += sum_i weights_i gradient_i, [numel]; rows with a weight that is not finite are left out. The gradient
+        itself, whatever `direction` says."""
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             totals[parameter] += factors.total()
@@ -111,8 +112,19 @@ class BatchGradients:
         consume: Callable[[torch.nn.Parameter, Factors], None],
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count, bool [B]."""
-        valid = torch.zeros(len(batch["labels"]), dtype=torch.bool, device=batch["labels"].device)
+        """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count, bool [B].
+
+        With `UNIT_WEIGHTS` [units, count] in the batch, each `count` consecutive rows make one: sum_j unit_weights_j l_j.
+        """
+        batch = dict(batch)
+        within = batch.pop(UNIT_WEIGHTS, None)
+        scale = torch.full((len(batch["labels"]),), self._scale, device=batch["labels"].device)
+        fold = 1 if within is None else within.shape[1]
+        if weights is not None:
+            scale = scale * weights.to(scale).repeat_interleave(fold)
+        if within is not None:
+            scale = scale * within.to(scale).flatten()
+        valid = torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
 
         def loss() -> torch.Tensor:
             if self._whole:
@@ -121,18 +133,22 @@ class BatchGradients:
                 sums, counts = forward_row_losses(self.model, batch)
             means = sums / counts.clamp(min=1)
             valid.copy_((counts > 0) & torch.isfinite(means.detach()))
-            scale = torch.full_like(means, self._scale) if weights is None else weights.to(means) * self._scale
             usable = valid & torch.isfinite(scale)
             return (torch.where(usable, means, 0.0) * torch.where(usable, scale, 0.0)).sum()
 
-        def unscaled(parameter: torch.nn.Parameter, factors: Factors) -> None:
+        def handed_on(parameter: torch.nn.Parameter, factors: Factors) -> None:
             if self._scale != 1.0:
                 factors = Factors(
                     [(left.float() / self._scale, right) for left, right in factors.pieces],
                     None if factors.dense is None else factors.dense / self._scale,
                 )
-            consume(parameter, factors)
+            consume(parameter, factors.folded(fold))
 
         rows, length = batch["input_ids"].shape
-        Capture(self.model, self.sites, unscaled).run(loss, rows, length)
-        return valid
+        Capture(self.model, self.sites, handed_on).run(loss, rows, length)
+        return valid.unflatten(0, (-1, fold)).any(dim=1)
+
+
+def units_of(batch: dict[str, Any]) -> int:
+    """Rows of a batch, several rows that stand for one counted once."""
+    return len(batch[UNIT_WEIGHTS]) if UNIT_WEIGHTS in batch else len(batch["labels"])

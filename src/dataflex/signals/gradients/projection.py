@@ -48,11 +48,11 @@ class Projection:
         out = torch.bmm(p.transpose(1, 2), q).flatten(1)
         return torch.nn.functional.pad(out, (0, self.dim - out.shape[1]))
 
-    def of_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
-        """float32 [b, dim] from formed gradients [b, numel]; these are overwritten."""
+    def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
+        """out [b, dim] += the projection of formed gradients [b, numel]; these are overwritten."""
         bucket, sign = self._sketch(parameter, gradients.shape[1], gradients.device)
-        out = torch.zeros((self.dim, len(gradients)), dtype=torch.float32, device=gradients.device)
-        return out.index_add_(0, bucket, gradients.mul_(sign).T).T
+        part = torch.zeros((self.dim, len(gradients)), dtype=torch.float32, device=gradients.device)
+        out += part.index_add_(0, bucket, gradients.mul_(sign).T).T
 
     def _sketch(
         self, parameter: torch.nn.Parameter, numel: int, device: torch.device
@@ -77,3 +77,24 @@ class Projection:
     def _generator(self, parameter: torch.nn.Parameter, purpose: str) -> torch.Generator:
         key = f"{self.seed}:{self.names[parameter]}:{purpose}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little", signed=True))
+
+
+class Concatenation:
+    """No projection: the gradients of all parameters, one after the other. sizes: values of each parameter."""
+
+    def __init__(self, sizes: dict[torch.nn.Parameter, int]) -> None:
+        self.starts: dict[torch.nn.Parameter, int] = {}
+        self.dim = 0
+        for parameter, size in sizes.items():
+            self.starts[parameter] = self.dim
+            self.dim += size
+
+    def prefers_factors(self, _: Factors) -> bool:
+        return False
+
+    def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
+        raise NotImplementedError("factors are not concatenated")
+
+    def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
+        start = self.starts[parameter]
+        out[:, start : start + gradients.shape[1]] += gradients

@@ -1,0 +1,159 @@
+"""LESS on a few representatives of each cluster of similar rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dataflex.components.clustering import METHODS, cluster
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Embedding, Request, TargetAlignment
+from dataflex.components.selectors.less import highest
+from dataflex.errors import DataflexError
+
+_REPRESENTATIVES = {
+    "random": "random", "rand": "random",
+    "nearest": "nearest", "nearest_to_centroid": "nearest", "center": "nearest", "centroid": "nearest",
+    "farthest": "farthest", "farthest_from_centroid": "farthest", "boundary": "farthest",
+    "mixed": "mixed", "mixed_center_boundary": "mixed", "center_boundary": "mixed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterLessSelector(Selector):
+    """Rows are clustered once, by the mean hidden state of the model at the first update. At each update the influence of
+    LESS is measured on `samples_per_cluster` rows of each cluster, and all its rows get their mean,
+
+        score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k),
+
+    an estimate of the cluster's mean influence at samples_per_cluster / cluster_size of the cost of LESS. Clusters are taken
+    whole, from the best on; of the last one as many rows as are still wanted, drawn at random. No paper: the selector of that
+    name of dataflex 1.1.0.
+    """
+
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    proj_dim: int | None = None
+    seed: int = 42
+    parameters: Literal["linear", "all"] = "linear"
+    cluster_size: int = 64
+    num_clusters: int | None = None
+    samples_per_cluster: int = 4
+    clustering_method: str = "kmeans"
+    clustering_max_iter: int = 20
+    representative_strategy: str = "random"
+    lsh_num_bits: int | None = None
+    embedding_layer: int = -1
+    embedding_model_name_or_path: str | None = None
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "nothing is cached outside the checkpoints",
+        "save_interval": "rows are reduced to their scores as they are measured",
+        "clustering_batch_size": "embedding batches are built by token budget (scoring_tokens)",
+        "assignment_chunk_size": "distances are computed in chunks of a fixed size",
+        "embedding_model_dtype": "embeddings are those of the model being trained, in its own precision",
+    }
+
+    def check(self) -> None:
+        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require("cluster_size", self.cluster_size >= 1, "at least 1")
+        self.require("num_clusters", self.num_clusters is None or self.num_clusters >= 1, "at least 1")
+        self.require("samples_per_cluster", self.samples_per_cluster >= 1, "at least 1")
+        self.require("clustering_max_iter", self.clustering_max_iter >= 1, "at least 1")
+        self.require("clustering_method", self.clustering_method in METHODS, f"one of {', '.join(METHODS)}")
+        strategies = ", ".join(_REPRESENTATIVES)
+        self.require(
+            "representative_strategy", self.representative_strategy in _REPRESENTATIVES, f"one of {strategies}"
+        )
+        self.require("lsh_num_bits", self.lsh_num_bits is None or 1 <= self.lsh_num_bits <= 62, "between 1 and 62")
+        own = self.embedding_model_name_or_path is None
+        self.require("embedding_model_name_or_path", own, "null: embeddings are those of the model being trained")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset({Embedding(layer=self.embedding_layer)})
+
+    def needs_now(self, state: State) -> frozenset[Request]:
+        return frozenset() if state else self.needs
+
+    @property
+    def refines(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset(
+            {
+                TargetAlignment(
+                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed
+                )
+            }
+        )
+
+    def shortlist(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[np.ndarray, State]:
+        prefix = _prefix(context)
+        if f"{prefix}ids" not in state:
+            assert context.ids is not None
+            count = min(self.num_clusters or ceil(context.rows / self.cluster_size), context.rows)
+            owner, distance = cluster(
+                signals["embedding"], count, self.clustering_method,
+                seed=self.seed, iterations=self.clustering_max_iter, bits=self.lsh_num_bits,
+            )  # fmt: skip
+            found = {"ids": context.ids, "owner": owner.astype(np.int32), "distance": distance.astype(np.float32)}
+            state = {**state, **{f"{prefix}{name}": value for name, value in found.items()}}
+        places, owner = self._members(state, context)
+        distance = state[f"{prefix}distance"][np.searchsorted(state[f"{prefix}ids"], context.ids[places])]  # type: ignore[index]
+        order = np.lexsort((self._preference(distance, context), owner))
+        rank = np.arange(len(order)) - np.searchsorted(owner[order], owner[order], side="left")
+        near = places[order[rank < self.samples_per_cluster]]
+        if _REPRESENTATIVES[self.representative_strategy] != "mixed":
+            return np.sort(near), state
+        size = np.bincount(owner, minlength=owner.max() + 1)[owner[order]]
+        half = self.samples_per_cluster // 2
+        ends = (rank < self.samples_per_cluster - half) | (rank >= size - half)
+        return np.sort(places[order[ends]]), state
+
+    def _preference(self, distance: np.ndarray, context: SelectionContext) -> np.ndarray:
+        """Representatives of a cluster are its rows with the smallest values (mixed: with the largest too)."""
+        strategy = _REPRESENTATIVES[self.representative_strategy]
+        if strategy == "random":
+            return context.rng.random(len(distance))
+        return -distance if strategy == "farthest" else distance
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        assert context.shortlist is not None
+        places, owner = self._members(state, context)
+        by_place = np.full(context.rows, -1, dtype=np.int64)
+        by_place[places] = owner
+        influence = signals["target_alignment"]
+        known = np.isfinite(influence).all(axis=1)
+        clusters = int(owner.max()) + 1
+        sums = np.zeros((clusters, influence.shape[1]))
+        members = by_place[context.shortlist[known]]
+        np.add.at(sums, members, influence[known])
+        counts = np.bincount(members, minlength=clusters)
+        with np.errstate(invalid="ignore"):
+            means = (sums / counts[:, None]).max(axis=1)  # NaN: no representative has a gradient
+        score = np.where(by_place >= 0, means[by_place], np.nan)
+        usable = np.flatnonzero(np.isfinite(score))
+        if len(usable) < context.budget:
+            raise DataflexError(
+                f"select: cluster_less was asked for {context.budget} rows, but only {len(usable)} are in a cluster with a score"
+            )
+        # equal scores (rows of one cluster) in random order, but cluster after cluster
+        order = usable[np.lexsort((context.rng.random(len(usable)), by_place[usable]))]
+        return Selection(order[highest(score[order], context.budget)], score), state
+
+    def _members(self, state: State, context: SelectionContext) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the candidates that were clustered, and their clusters."""
+        assert context.ids is not None
+        ids = state[f"{_prefix(context)}ids"]
+        places = np.flatnonzero(np.isin(context.ids, ids))
+        return places, state[f"{_prefix(context)}owner"][np.searchsorted(ids, context.ids[places])]
+
+
+def _prefix(context: SelectionContext) -> str:
+    return "" if context.domain is None else f"{context.domain}."

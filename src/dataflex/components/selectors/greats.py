@@ -1,0 +1,90 @@
+"""GREATS: the batch that lowers the loss on the target most, chosen greedily (Wang et al., NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Interaction, Request
+from dataflex.errors import DataflexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreatsSelector(Selector):
+    """Meant for `interval: 1`. Of `candidates` x budget rows drawn at random, the budget is filled one row at a time with
+
+        argmax over z of  eta <g(z), g_val>  -  eta^2 sum over z' chosen so far of <g(z), g(z')>,
+
+    the second-order Taylor expansion of what a gradient step on the batch takes off the target's loss, with the identity for
+    the Hessian: alignment minus redundancy. eta is the step that one row makes in the batch's mean, learning rate / budget,
+    unless `step_size` says otherwise; the larger it is, the more redundancy counts. With gradient_type `adam`, g(z) is the
+    step that Adam would take.
+    """
+
+    candidates: float = 2.0
+    step_size: float | None = None
+    target_rows: int | None = 32
+    gradient_type: Literal["adam", "sgd"] = "sgd"
+    parameters: Literal["linear", "all"] = "linear"
+    proj_dim: int | None = None
+    seed: int = 0
+
+    per_domain: ClassVar[bool] = False
+
+    def check(self) -> None:
+        self.require("candidates", self.candidates >= 1, "at least 1")
+        self.require("step_size", self.step_size is None or self.step_size > 0, "positive")
+        self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
+        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+
+    @property
+    def refines(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset(
+            {
+                Interaction(
+                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
+                    target_rows=self.target_rows,
+                )
+            }
+        )  # fmt: skip
+
+    def shortlist(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[np.ndarray, State]:
+        count = min(context.rows, int(np.ceil(self.candidates * context.budget)))
+        return context.rng.choice(context.rows, size=count, replace=False), state
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        assert context.shortlist is not None
+        alignment, gram = signals["interaction"][:, 0], signals["interaction"][:, 1:]
+        usable = int(np.isfinite(alignment).sum())
+        if usable < context.budget:
+            raise DataflexError(
+                f"select: greats was asked for {context.budget} rows, but only {usable} of its {len(alignment)} candidates"
+                " have a gradient; set candidates higher"
+            )
+        eta = self.step_size or context.learning_rate / context.budget
+        picked, gains = greedy(alignment, gram, eta, context.budget)
+        scores = np.full(context.rows, np.nan)
+        scores[context.shortlist] = eta * alignment
+        scores[context.shortlist[picked]] = gains
+        return Selection(context.shortlist[picked], scores), state
+
+
+def greedy(alignment: np.ndarray, gram: np.ndarray, eta: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` rows chosen one after the other, and the gain of each when it was chosen; NaN is never chosen."""
+    scale = eta or 1.0  # a learning rate of zero (warm-up): order by alignment alone
+    gain = np.where(np.isfinite(alignment), scale * alignment, -np.inf)
+    picked, gains = np.empty(count, dtype=np.int64), np.empty(count)
+    for turn in range(count):
+        best = int(gain.argmax())
+        picked[turn], gains[turn] = best, gain[best]
+        gain = gain - eta**2 * np.nan_to_num(gram[:, best])
+        gain[best] = -np.inf
+    return picked, gains

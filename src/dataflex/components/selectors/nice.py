@@ -1,0 +1,80 @@
+"""NICE: rows whose gradients raise a reward on the target (Wang et al., ICML 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import PolicyAlignment, Request
+from dataflex.components.rewards import resolve_reward
+from dataflex.components.selectors.less import highest
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiceSelector(Selector):
+    """LESS with another target gradient: where what counts is not the loss but a metric without a gradient, the policy
+    gradient takes its place. For a prompt x of the target, with responses y_1 .. y_M of the current model,
+
+        g(x) = - 1/M sum over m of  (r(x, y_m) - b) grad log p(y_m | x),        score(z) = max over subtasks of
+                                                                                mean over x of cos(Gamma(z), g(x))
+
+    b = 0 or the mean reward of the prompt (`baseline`). Where the rewards of a prompt all agree they say nothing about what
+    is better, and the gradient of the loss on the target's own response is used.
+    """
+
+    reward: str = "exact_match"
+    reward_model_path: str | None = None
+    mc_samples: int = 4
+    max_new_tokens: int = 512
+    generation_temperature: float = 0.7
+    max_prompt_length: int = 4096
+    baseline: Literal["none", "mean"] = "none"
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    proj_dim: int | None = None
+    seed: int = 42
+    parameters: Literal["linear", "all"] = "linear"
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "nothing is cached: a score depends on the model it was made with",
+        "save_interval": "rows are reduced to their scores as they are measured",
+        "policy_model_path": "responses are those of the model being trained",
+        "prompt_template": "prompts are rendered by the run's own template",
+        "reward_prompt_with_ref": "a reward function is given prompt, response and reference",
+        "reward_prompt_without_ref": "a reward function is given prompt, response and reference",
+        "reward_model_backend": "a reward is reward_model_path or a function, `reward: module:function`",
+        "reward_backend_params": "a reward is reward_model_path or a function, `reward: module:function`",
+    }
+
+    def check(self) -> None:
+        resolve_reward(self.reward)
+        self.require(
+            "reward", self.reward_model_path is None or self.reward == "exact_match", "left out with reward_model_path"
+        )
+        self.require("mc_samples", self.mc_samples >= 1, "at least 1")
+        self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        self.require("max_prompt_length", self.max_prompt_length >= 1, "at least 1")
+        self.require("generation_temperature", self.generation_temperature > 0, "positive")
+        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset(
+            {
+                PolicyAlignment(
+                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
+                    samples=self.mc_samples, max_new_tokens=self.max_new_tokens, temperature=self.generation_temperature,
+                    reward=self.reward, reward_model=self.reward_model_path, baseline=self.baseline,
+                    max_prompt_length=self.max_prompt_length,
+                )
+            }
+        )  # fmt: skip
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        score = signals["target_alignment"].max(axis=1)
+        return Selection(highest(score, context.budget), score), state

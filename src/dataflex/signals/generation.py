@@ -1,0 +1,123 @@
+"""Responses of the current model to prompts, in batches, and what a reward makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import GenerationConfig
+
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import share, token_batches
+from dataflex.signals.isolation import isolated
+
+
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    budget: int,
+    device: torch.device,
+) -> list[list[list[int]]]:
+    """`count` responses (token ids, the end token included where there is one) to each prompt, equal on every rank.
+
+    Drawn from the whole distribution at `temperature`. Each batch has random numbers of its own, so the responses depend on
+    seed and `budget` (tokens per batch), and not on the number of ranks.
+    """
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=count,
+        use_cache=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    lengths = np.array([len(p) for p in prompts], dtype=np.int64)
+    batches = token_batches(lengths + max_new_tokens, max(1, budget // count))
+    numbers = list(range(len(batches)))
+    mine, dummies = share([np.array([n]) for n in numbers], rank, ranks)
+    found: dict[int, list[list[int]]] = {}
+    with isolated(model):
+        for place, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
+            rows = batches[number]
+            width = int(lengths[rows].max())
+            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+            torch.manual_seed((seed + number) % 2**63)
+            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            if place < len(mine):
+                answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
+                found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
+    if ranks > 1:
+        gathered: list[Any] = [None] * ranks
+        dist.all_gather_object(gathered, found)
+        found = {row: answers for part in gathered for row, answers in part.items()}
+    return [found[i] for i in range(len(prompts))]
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def model_rewards(path: str, device: torch.device, budget: int) -> Callable[..., list[float]]:
+    """The output of a sequence classifier with one output on prompt and response, as a reward. It is loaded when it is asked
+    for and given up afterwards; a chat template of its tokenizer renders the two."""
+
+    def reward(prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> list[float]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            with _unpartitioned():
+                model = AutoModelForSequenceClassification.from_pretrained(path).to(device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise DataflexError(
+                f"reward_model_path: {path} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+        if model.config.num_labels != 1:
+            raise DataflexError(f"reward_model_path: {path} has {model.config.num_labels} outputs; a reward has one")
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        texts = [_render(tokenizer, p, r) for p, r in zip(prompts, responses)]
+        ids = [tokenizer(t, truncation=True)["input_ids"] for t in texts]
+        out = np.empty(len(ids))
+        with torch.no_grad():
+            for rows in token_batches(np.array([len(i) for i in ids]), budget):
+                batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
+                out[rows] = model(**batch).logits[:, 0].float().cpu().numpy()
+        return out.tolist()  # type: ignore[no-any-return]
+
+    return reward
+
+
+def _render(tokenizer: Any, prompt: str, response: str) -> str:
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return f"{prompt}\n{response}"
+
+
+@contextmanager
+def _unpartitioned() -> Iterator[None]:
+    """Under ZeRO-3 transformers partitions whatever is loaded; this model is to be whole."""
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept

@@ -1,0 +1,128 @@
+"""The target of a policy gradient: responses of the current model to the target's prompts, weighted by their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.components.requests import PolicyAlignment
+from dataflex.components.rewards import resolve_reward
+from dataflex.errors import DataflexError
+from dataflex.signals.cross_entropy import IGNORE
+from dataflex.signals.generation import model_rewards, sample_responses
+from dataflex.signals.gradients.passes import UNIT_WEIGHTS
+from dataflex.signals.isolation import isolated
+from dataflex.trainer.collectives import decide
+from dataflex.trainer.rows import SAMPLE_IDS, Rows
+
+
+@dataclass(frozen=True)
+class PolicyRows:
+    """Item i: the responses to prompt i as rows of a batch, and their weights. Built to be served by `Pool`.
+
+    loss of item i: sum over its responses of weight x token-mean loss. lengths: tokens of all rows of an item, padded.
+    """
+
+    items: list[tuple[list[dict[str, Any]], list[float]]]
+    collate_rows: Callable[[list[dict[str, Any]]], Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, places: Sequence[int]) -> list[Any]:
+        return [self.items[i] for i in places]
+
+    def collate(self, items: list[Any]) -> Any:
+        batch = self.collate_rows([row for rows, _ in items for row in rows])
+        return {**batch, UNIT_WEIGHTS: torch.tensor([weights for _, weights in items])}
+
+    def lengths(self) -> np.ndarray:
+        return np.array([len(rows) * max(len(r["input_ids"]) for r in rows) for rows, _ in self.items], dtype=np.int64)
+
+
+def policy_rows(
+    request: PolicyAlignment,
+    target: Rows,
+    *,
+    model: Any,
+    tokenizer: Any,
+    collate: Callable[[list[dict[str, Any]]], Any],
+    step: int,
+    budget: int,
+    device: torch.device,
+) -> tuple[PolicyRows, dict[str, float]]:
+    """One item per row of the target, and what to report of the rewards. Equal on every rank.
+
+    The policy gradient of a prompt is that of sum_m (r_m - b) / M x (tokens of y_m) x (token-mean loss of y_m). A row without
+    a prompt or without a response in its labels stands for itself.
+    """
+    rows = [{k: v for k, v in target[i].items() if k != SAMPLE_IDS} for i in range(len(target))]
+    split = [_split(row) for row in rows]
+    usable = [i for i, (prompt, reference) in enumerate(split) if prompt and reference]
+    if not usable:
+        raise DataflexError("the target has no row with a prompt and a response")
+    prompts = [split[i][0][-request.max_prompt_length :] for i in usable]
+    answers = sample_responses(
+        model, tokenizer, prompts, count=request.samples, max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature, seed=request.seed * 1_000_003 + step * 7919, budget=budget, device=device,
+    )  # fmt: skip
+
+    def score() -> list[float]:
+        def text(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+        model_path = request.reward_model
+        reward = resolve_reward(request.reward) if model_path is None else model_rewards(model_path, device, budget)
+        asked = [text(p) for p, own in zip(prompts, answers) for _ in own]
+        wanted = [text(split[i][1]) for i, own in zip(usable, answers) for _ in own]
+        values = [float(v) for v in reward(asked, [text(a) for own in answers for a in own], wanted)]
+        if len(values) != len(asked) or not np.isfinite(values).all():
+            raise DataflexError(f"reward: {request.reward} must return one finite number per response")
+        return values
+
+    with isolated(model):  # whatever a reward draws or loads
+        rewards = np.array(decide(score)).reshape(len(usable), request.samples)
+    items: list[tuple[list[dict[str, Any]], list[float]]] = [
+        ([row] * request.samples, _alone(request.samples)) for row in rows
+    ]
+    agreed = 0
+    for place, i in enumerate(usable):
+        r, own = rewards[place], answers[place]
+        if (request.samples > 1 and np.ptp(r) == 0) or not r.any():
+            agreed += 1
+            continue  # the row itself
+        advantage = r - r.mean() if request.baseline == "mean" else r
+        weights = [float(a) * len(y) / request.samples for a, y in zip(advantage, own)]
+        items[i] = [_row(prompts[place], y) for y in own], weights
+    report = {"dataflex/reward/mean": float(rewards.mean()), "dataflex/reward/agreed": agreed / len(usable)}
+    return PolicyRows(items, collate), report
+
+
+def _split(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """The tokens before the last response of a row, and that response."""
+    trained = np.asarray(row["labels"]) != IGNORE
+    if not trained.any():
+        return [], []
+    end = len(trained) - int(trained[::-1].argmax())
+    start = end - int(np.append(~trained[:end][::-1], True).argmax())
+    return list(row["input_ids"][:start]), list(row["input_ids"][start:end])
+
+
+def _row(prompt: list[int], response: list[int]) -> dict[str, Any]:
+    ids = prompt + response
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "labels": [IGNORE] * len(prompt) + response,
+        "images": None,
+        "videos": None,
+        "audios": None,
+    }
+
+
+def _alone(count: int) -> list[float]:
+    return [1.0] + [0.0] * (count - 1)
