@@ -83,7 +83,7 @@ class Bench:
         flat = []
         for p in self.parameters:
             g = p.grad.flatten().float()
-            flat.append(self.engines["adam"].direction(p, g[None])[0] if kind == "adam" else g)
+            flat.append(self.engines["adam"].direction.of(p)(g[None])[0] if kind == "adam" else g)
         out = torch.cat(flat)
         self.trainer.model.zero_grad(set_to_none=True)
         return out

@@ -88,6 +88,22 @@ def kill_while_scoring(out: str, step: str) -> None:
     DynamicTrainer._score = wrapped
 
 
+def distributed_type(out: str, _: str) -> None:
+    """Write which engine the run really has."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer.get_batch_samples
+
+    def wrapped(self: Any, *args: Any) -> Any:
+        kind, stage = self.accelerator.distributed_type.name, ""
+        if kind == "DEEPSPEED":
+            stage = f" {self.accelerator.state.deepspeed_plugin.zero_stage}"
+        (Path(out) / "distributed_type").write_text(kind + stage)
+        return stock(self, *args)
+
+    DynamicTrainer.get_batch_samples = wrapped
+
+
 def kill_in_gradients(out: str, step: str) -> None:
     """SIGKILL in the middle of the gradient pass before optimizer step `step`."""
     from dataflex.signals.gradients.capture import Capture

@@ -199,7 +199,7 @@ def test_adam_direction_is_the_step_of_torchs_own_adam(models: Any) -> None:
         if step < 3:
             optimizer.step()
     direction = AdamDirection(optimizer_moments(optimizer))
-    expected = {p: direction(p, p.grad.flatten()[None].clone())[0] for p in trained}
+    expected = {p: direction.of(p)(p.grad.flatten()[None].clone())[0] for p in trained}
     before = {p: p.detach().clone() for p in trained}
     optimizer.step()
     for p in trained:
@@ -213,7 +213,7 @@ def test_before_the_first_step_adam_has_no_moments(models: Any) -> None:
     at = optimizer_moments(torch.optim.AdamW(trained))(trained[0])
     assert at.m is None and at.v is None and at.step == 0
     gradient = torch.tensor([[3.0, -0.5, 0.0]])
-    found = AdamDirection(lambda _: at)(trained[0], gradient.clone())
+    found = AdamDirection(lambda _: at).of(trained[0])(gradient.clone())
     assert torch.allclose(found, gradient / (gradient.abs() + 1e-8))
 
 

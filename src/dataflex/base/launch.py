@@ -35,14 +35,13 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def report(error: DataflexError) -> int:
-    """One line on stderr, from rank 0 alone; under torchrun the launcher prints it, from the file it asked for."""
-    line = f"dataflex: error: {error}"
-    target = os.getenv(_ERROR_FILE)
-    if os.getenv("RANK", "0") == "0":
-        if target:
-            Path(target).write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")
-        else:
-            print(line, file=sys.stderr, flush=True)
+    """One line on stderr, from rank 0 alone; under torchrun the launcher prints it, from the files it asked for: rank 0's, or
+    that of the lowest rank that had something to say."""
+    line, rank = f"dataflex: error: {error}", os.getenv("RANK", "0")
+    if target := os.getenv(_ERROR_FILE):
+        Path(f"{target}.{int(rank):06d}").write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")
+    elif rank == "0":
+        print(line, file=sys.stderr, flush=True)
     return error.exit_status
 
 
@@ -93,8 +92,8 @@ def _torchrun(arguments: Sequence[str]) -> int:
             run(parse_args([*options, "-m", "dataflex", "train", *arguments]))
             return 0
         except ChildFailedError as error:
-            if error_file.is_file():
-                status, line = error_file.read_text(encoding="utf-8").split("\n", 1)
+            if said := sorted(Path(scratch).iterdir()):
+                status, line = said[0].read_text(encoding="utf-8").split("\n", 1)
                 print(line.strip(), file=sys.stderr, flush=True)
                 return int(status)
             rank, failure = error.get_first_failure()

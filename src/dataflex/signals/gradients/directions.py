@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from dataflex.errors import DataflexError
 
-Direction = Callable[[torch.nn.Parameter, torch.Tensor], torch.Tensor]
-"""(parameter, gradients float32 [b, numel]) -> directions of the same shape; may overwrite its input."""
+# Values of moments that are kept once gathered; beyond it they are gathered anew for every batch.
+_KEPT = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -38,38 +39,93 @@ class AdamDirection:
     def __init__(self, moments: Callable[[torch.nn.Parameter], Moments]) -> None:
         self.moments = moments
 
-    def __call__(self, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+        """gradients float32 [b, numel] -> directions of the same shape; overwrites its input. Every rank asks for every
+        parameter once per batch and in one order, since moments may have to be gathered."""
         at = self.moments(parameter)
-        first = (1 - at.beta1) / (1 - at.beta1 ** (at.step + 1))
-        second = (1 - at.beta2) / (1 - at.beta2 ** (at.step + 1))
-        scale = gradients.square().mul_(second)
-        gradients.mul_(first)
-        if at.m is not None and at.v is not None:
-            gradients.add_(at.m, alpha=at.beta1 / (1 - at.beta1 ** (at.step + 1)))
-            scale.add_(at.v, alpha=at.beta2 / (1 - at.beta2 ** (at.step + 1)))
-        return gradients.div_(scale.sqrt_().add_(at.eps))
+        first, second = 1 - at.beta1 ** (at.step + 1), 1 - at.beta2 ** (at.step + 1)
+
+        def direction(gradients: torch.Tensor) -> torch.Tensor:
+            scale = gradients.square().mul_((1 - at.beta2) / second)
+            gradients.mul_((1 - at.beta1) / first)
+            if at.m is not None and at.v is not None:
+                gradients.add_(at.m, alpha=at.beta1 / first)
+                scale.add_(at.v, alpha=at.beta2 / second)
+            return gradients.div_(scale.sqrt_().add_(at.eps))
+
+        return direction
 
 
 def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]:
-    """Reads an Adam or AdamW of torch, through accelerate's wrapper; a sharded moment is gathered when it is asked for.
+    """Reads an Adam or AdamW of torch or DeepSpeed, through accelerate's wrapper, also under ZeRO and FSDP 2; a sharded moment
+    is gathered when it is asked for.
 
     DataflexError for an optimizer without full-precision moments.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
+    if type(inner).__module__.startswith("deepspeed.runtime"):
+        return _deepspeed_moments(inner)
     groups = {id(p): group for group in inner.param_groups for p in group["params"]}
 
     def moments(parameter: torch.nn.Parameter) -> Moments:
         group, state = groups.get(id(parameter)), inner.state.get(parameter, {})
-        if group is None or "betas" not in group or "eps" not in group:
-            raise DataflexError(f"gradient_type: adam needs an Adam optimizer, and {type(inner).__name__} is none")
+        beta1, beta2, eps = _constants(group, inner)
         m, v = state.get("exp_avg"), state.get("exp_avg_sq")
         if state and (m is None or v is None):
             raise DataflexError(f"gradient_type: adam cannot read the moments of {type(inner).__name__}")
-        beta1, beta2 = (float(b) for b in group["betas"])
         step = int(state["step"]) if state else 0
-        return Moments(_whole(m), _whole(v), step, beta1, beta2, float(group["eps"]))
+        return Moments(_whole(m), _whole(v), step, beta1, beta2, eps)
 
     return moments
+
+
+def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
+    """zero: DeepSpeed's optimizer of any ZeRO stage, around the one that knows about Adam."""
+    base = zero.optimizer
+    beta1, beta2, eps = _constants(base.param_groups[0], base)
+    states = [s for s in base.state.values() if "exp_avg" in s]
+    step = int(states[0].get("step", base.param_groups[0].get("step", 0))) if states else 0
+    kept: dict[torch.nn.Parameter, Moments] = {}
+    room = _KEPT
+
+    def moments(parameter: torch.nn.Parameter) -> Moments:
+        nonlocal room
+        if parameter in kept:
+            return kept[parameter]
+        m = v = None
+        if step:
+            m, v = (_gathered(zero, parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+        found = Moments(m, v, step, beta1, beta2, eps)
+        size = 0 if m is None else 2 * m.numel()
+        if size <= room:
+            room -= size
+            kept[parameter] = found
+        return found
+
+    return moments
+
+
+def _gathered(zero: Any, parameter: Any, key: str) -> torch.Tensor:
+    """One moment of a parameter from the parts that the ranks hold, float32, flat; a collective."""
+    if hasattr(parameter, "ds_id"):  # stage 3
+        return zero.get_full_hp_param(parameter, key).float().flatten()  # type: ignore[no-any-return]
+    if not hasattr(parameter, "_hp_mapping"):
+        raise DataflexError(f"gradient_type: adam cannot read the moments of {type(zero).__name__}; set gradient_type: sgd")
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    part = parameter._hp_mapping
+    if part is not None:  # a part of it is in this rank's partition
+        state = zero.optimizer.state[zero.single_partition_of_fp32_groups[part.param_group_index]]
+        here, there = part.lp_fragment_address, part.hp_fragment_address
+        whole[here.start : here.start + here.numel] = state[key].narrow(0, there.start, there.numel)
+    dist.all_reduce(whole, group=parameter._dp_group)
+    return whole
+
+
+def _constants(group: Any, optimizer: Any) -> tuple[float, float, float]:
+    if group is None or "betas" not in group or "eps" not in group:
+        raise DataflexError(f"gradient_type: adam needs an Adam optimizer, and {type(optimizer).__name__} is none")
+    beta1, beta2 = (float(b) for b in group["betas"])
+    return beta1, beta2, float(group["eps"])
 
 
 def _whole(moment: torch.Tensor | None) -> torch.Tensor | None:
