@@ -158,11 +158,11 @@ def machine(preset: Preset, threads: int) -> str:
     return f"{datetime.date.today()}, {where}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def write_section(name: str, text: str) -> None:
-    """Put `text` into RESULTS.md under the heading `name`, in place of what stood there."""
+def write_section(name: str, text: str, results: Path = RESULTS) -> None:
+    """Put `text` into a results page under the heading `name`, in place of what stood there."""
     title = "# Results\n\nWritten by the scripts beside this file (`--write`); README.md says how to read them.\n"
-    content = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else title
+    content = results.read_text(encoding="utf-8") if results.is_file() else title
     head, *sections = re.split(r"^## ", content, flags=re.M)
     kept = {s.split("\n", 1)[0]: s for s in sections} | {name: f"{name}\n\n{text.strip()}\n"}
     parts = [head.strip(), *(f"## {kept[key].strip()}" for key in sorted(kept))]
-    RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
