@@ -24,7 +24,6 @@ import numpy as np
 
 CUTOFF = 256  # tokens of a row at most
 DIM = 4096  # of the dense projection
-BUFFER = 16  # rows projected at once by the loop, as dataflex 1.1.0 does
 WARMUP = 3  # optimizer steps before the decision, so that Adam has moments
 
 
@@ -35,7 +34,7 @@ class _Done(Exception):
 class Bench:
     """The ways to score a batch of rows. Each gives cosines with the target, float [B]."""
 
-    def __init__(self, trainer: Any, count: int) -> None:
+    def __init__(self, trainer: Any, count: int, buffer: int) -> None:
         import torch
 
         from dataflex.components.requests import TargetAlignment
@@ -43,7 +42,7 @@ class Bench:
         from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
         from dataflex.signals.gradients.passes import BatchGradients
 
-        self.trainer, self.torch = trainer, torch
+        self.trainer, self.torch, self.buffer = trainer, torch, buffer
         request, model = TargetAlignment(), trainer.model
         chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
         self.pool = trainer._pool(request, trainer.rows, trainer._lengths, chosen)
@@ -94,7 +93,7 @@ class Bench:
             aim = self.flat_target @ self.matrix if project else self.flat_target
             for place, row in enumerate(rows):
                 buffer.append(self.gradient(row, kind))
-                if len(buffer) == BUFFER or place == len(rows) - 1:
+                if len(buffer) == self.buffer or place == len(rows) - 1:
                     features = torch.stack(buffer)
                     buffer = []
                     if project:
@@ -181,7 +180,7 @@ def report(found: dict[str, Any], lengths: np.ndarray) -> str:
     )
 
 
-def run(keys: dict[str, Any], count: int) -> str:
+def run(keys: dict[str, Any], count: int, buffer: int) -> str:
     """Start the run of `keys`, and give the report of its first decision."""
     from dataflex.base.train import train
     from dataflex.config import parse
@@ -193,7 +192,7 @@ def run(keys: dict[str, Any], count: int) -> str:
     def decision(trainer: Any, step: int) -> None:
         if step < WARMUP:
             return stock(trainer, step)
-        bench = Bench(trainer, count)
+        bench = Bench(trainer, count, buffer)
         found.append(report(measure(bench), bench.pool.lengths))
         raise _Done
 
@@ -215,6 +214,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="rows scored (of the preset)")
     parser.add_argument("--threads", type=int, default=2, help="threads (2)")
     parser.add_argument("--tokens", type=int, help="scoring_tokens (the default of the device)")
+    parser.add_argument("--buffer", type=int, default=16, help="rows that the loop projects at once (16)")
     parser.add_argument("--data", type=Path, help="a dataset_dir of sft data sets instead of the demonstration's")
     parser.add_argument("--dataset", help="data sets of --data, separated by commas")
     parser.add_argument("--target", help="data set of --data that the rows are compared with")
@@ -250,16 +250,17 @@ def main() -> None:
         }
         if options.tokens:
             keys["dataflex"]["scoring_tokens"] = options.tokens
-        text = run(keys, rows)
+        text = run(keys, rows, options.buffer)
         where = common.machine(preset, options.threads)
     source = f" --data DIR --dataset {options.dataset} --target {options.target}" if options.data else ""
     command = (
-        f"python benchmarks/gradients.py --preset {options.preset} --rows {rows} --threads {options.threads}{source}"
+        f"python benchmarks/gradients.py --preset {options.preset} --rows {rows} --buffer {options.buffer}{source}"
     )
     text = f"`{command}`: {where}. LoRA of rank 8 on all linear layers.\n\n{text}"
     print(f"\n{text}")
     if options.write:
-        common.write_section(f"Gradients ({options.preset}{', own data' if options.data else ''})", text)
+        own = ", own data" if options.data else ""
+        common.write_section(f"Gradients ({options.preset}{own}, {options.buffer} rows projected at once)", text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,21 @@ _HEADER = (
 )  # fmt: skip
 
 
-def compare(name: str, variant: Variant, plain: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """One line of the table from what the clocks of the two runs saw; scoring passes are left out of the steps."""
-    if plain["shapes"] != other["shapes"] or len(plain["shapes"]) != 1:
-        raise RuntimeError(f"{name}: micro-batches of {plain['shapes']} and {other['shapes']} cannot be compared")
-    a = np.array(plain["steps"])[SKIPPED:]
-    scoring, deciding = (np.array(other[key])[SKIPPED:] for key in ("scoring", "deciding"))
-    b = np.array(other["steps"])[SKIPPED:] - scoring
+def compare(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """One line of the table from what the clocks of the two runs, plain and other, saw in each of several pairs; scoring
+    passes are left out of the steps. The ratio is the geometric mean over the pairs of their median ratios."""
+    for plain, other in seen:
+        if plain["shapes"] != other["shapes"] or len(plain["shapes"]) != 1:
+            raise RuntimeError(f"{name}: micro-batches of {plain['shapes']} and {other['shapes']} cannot be compared")
+    a = np.array([plain["steps"][SKIPPED:] for plain, _ in seen])
+    scoring, deciding = (np.array([other[key][SKIPPED:] for _, other in seen]) for key in ("scoring", "deciding"))
+    b = np.array([other["steps"][SKIPPED:] for _, other in seen]) - scoring
     ratios = b / a
-    low, high = common.interval(lambda i: float(np.median(ratios[i])), len(ratios))
+
+    def middle(i: Any) -> float:
+        return float(np.exp(np.log(np.median(ratios[:, i], axis=1)).mean()))
+
+    low, high = common.interval(middle, ratios.shape[1])
     decisions = (deciding - scoring)[deciding > 0]
     verdict = "-"
     if variant.target is not None:
@@ -75,7 +82,7 @@ def compare(name: str, variant: Variant, plain: dict[str, Any], other: dict[str,
         name,
         f"{1000 * np.median(a):.1f}",
         f"{1000 * np.median(b - a):+.2f}",
-        f"{np.median(ratios):.3f}",
+        f"{middle(slice(None)):.3f}",
         f"{low:.3f} .. {high:.3f}",
         f"{b.sum() / a.sum():.3f}",
         "-" if variant.target is None else f"<= {variant.target:.2f}",
@@ -148,14 +155,16 @@ def main() -> None:
             other = {**common.run_keys(work, preset, f"{place}-other"), **keys}
             if variant.block is not None:
                 other["dataflex"] = variant.block
-            seen = turns.run_pair(plain, other, options.threads, options.processor_time)
-            lines.append(compare(name, variant, *seen))
+            # Once each way round: which of two equal processes was started first can be worth several per cent.
+            first = turns.run_pair(plain, other, options.threads, options.processor_time)
+            second = turns.run_pair(other, plain, options.threads, options.processor_time)
+            lines.append(compare(name, variant, [first, (second[1], second[0])]))
             print(f"{name}: {lines[-1][3]} ({lines[-1][4]})", flush=True)
     command = f"python benchmarks/overhead.py --preset {options.preset} --pairs {pairs} --threads {options.threads}"
     command += " --processor-time" if options.processor_time else ""
     text = (
         f"`{command}`: {common.machine(preset, options.threads)}. A step is {preset.rows} rows of {preset.cutoff} tokens;"
-        f" each line is {pairs} pairs of steps.\n\n{common.table(_HEADER, lines)}\n\n"
+        f" each line is 2 x {pairs} pairs of steps, once each way round.\n\n{common.table(_HEADER, lines)}\n\n"
         f"The plan alone, per optimizer step:\n\n{plan_cost()}"
     )
     print(f"\n{text}")

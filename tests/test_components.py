@@ -357,7 +357,7 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
     """And a parameter without a default is asked for by name."""
     found = EntryPoint(name="theirs", value=f"{ME}:Theirs", group="dataflex.selectors")
     monkeypatch.setattr(registry, "entry_points", lambda group: [found] if group == found.group else [])
-    assert registry.names("select") == ["loss", "random", "theirs"] and registry.names("weight") == ["loss"]
+    assert registry.names("select") == sorted([*registry.SELECTORS, "theirs"]) and registry.names("weight") == ["loss"]
     for name in ("theirs", f"{ME}:Theirs"):
         select = {"name": name, "interval": 1}
         parsed = parse({"do_train": True, "dataflex": {"select": {**select, "target": "x"}}}).dataflex

@@ -273,7 +273,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (whole({"total_steps": True}), "dataflex.total_steps must be a number, got True"),
     (whole({"total_steps": "x"}), "dataflex.total_steps: input should be a valid integer"),
     (whole({"select": 5}), "dataflex.select must be a block with a name, got 5"),
-    (whole({"select": {}}), "dataflex.select.name is required; choose from icons, less, loss, random, or module:Class"),
+    (
+        whole({"select": {}}),
+        "dataflex.select.name is required; choose from cluster_less, greats, icons, less, loss, nice, random, or module:Class",
+    ),
     (nested("select", name="lss"), "dataflex.select.name: unknown selector 'lss'; did you mean 'loss'?"),
     (nested("select", warmup=-1), "dataflex.select.warmup must be at least 0, got -1"),
     (nested("select", interval=0), "dataflex.select.interval must be at least 1, got 0"),

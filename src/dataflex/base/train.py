@@ -115,6 +115,7 @@ def _dynamic(config: RunConfig) -> Any:
             module = stock_loader(template, model_args, data_args, training_args, stage, **tokenizer_module)
             module = load_merged(module, list(data_args.dataset))
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
+        identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         if aims_at_target(dataflex.requests("select")):
             from dataflex.base.targets import load_target
             from dataflex.trainer.collectives import decide
@@ -124,7 +125,6 @@ def _dynamic(config: RunConfig) -> Any:
             )
             digests = decide(module["target_dataset"].fingerprints)
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
-        identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
         return module

@@ -68,6 +68,20 @@ class Pool:
         return replace(self, ids=self.ids[places], lengths=self.lengths[places])
 
 
+class _Served:
+    """Batches as lists of ids, each made when it is its turn: a list of all would weigh more than the scores."""
+
+    def __init__(self, ids: np.ndarray, batches: list[np.ndarray]) -> None:
+        self.ids, self.batches = ids, batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield self.ids[batch].tolist()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]:
     """(places in the pool, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
 
@@ -77,10 +91,10 @@ def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]
     rank = dist.get_rank() if ranks > 1 else 0
     batches = token_batches(pool.lengths, pool.budget)
     mine, dummies = share(batches, rank, ranks)
-    served = mine + [b[:1] for b in batches[:1]] * dummies
+    served = _Served(pool.ids, mine + [b[:1] for b in batches[:1]] * dummies)
     loader = DataLoader(
         pool.rows,
-        batch_sampler=[pool.ids[b].tolist() for b in served],  # type: ignore[arg-type]
+        batch_sampler=served,  # type: ignore[arg-type]
         collate_fn=pool.collate,
         num_workers=pool.workers,
         generator=torch.Generator().manual_seed(0),

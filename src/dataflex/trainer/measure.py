@@ -172,6 +172,4 @@ def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarr
         offsets = target.domains.offsets
     else:
         offsets = np.concatenate([[0], np.cumsum(boundaries)])
-        if offsets[-1] != len(target):
-            raise DataflexError(f"task_boundaries add up to {offsets[-1]} rows, but the target has {len(target)}")
     return [np.arange(a, b, dtype=np.int64) for a, b in pairwise(offsets)]

@@ -110,7 +110,9 @@ def _gathered(zero: Any, parameter: Any, key: str) -> torch.Tensor:
     if hasattr(parameter, "ds_id"):  # stage 3
         return zero.get_full_hp_param(parameter, key).float().flatten()  # type: ignore[no-any-return]
     if not hasattr(parameter, "_hp_mapping"):
-        raise DataflexError(f"gradient_type: adam cannot read the moments of {type(zero).__name__}; set gradient_type: sgd")
+        raise DataflexError(
+            f"gradient_type: adam cannot read the moments of {type(zero).__name__}; set gradient_type: sgd"
+        )
     whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
     part = parameter._hp_mapping
     if part is not None:  # a part of it is in this rank's partition
