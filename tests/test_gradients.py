@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from dataflex.demo.model import build_model
 from dataflex.signals.cross_entropy import IGNORE
+from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
 from dataflex.signals.gradients.directions import AdamDirection, Moments, optimizer_moments
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
@@ -348,6 +349,31 @@ def test_a_layer_used_twice_has_both_gradients(models: Any) -> None:
         [None if g is None else flat(g).norm()[None] for g in reference],
         [0.0 if g is None else float(flat(g).norm()) for g in reference],
     )
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_fused_lora_layer_is_the_layer(models: Any, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same products as from peft's own parts, hooked: in fp32, and under autocast on bf16 weights with fp32 adapters."""
+    model = copy.deepcopy(models["qwen2", "lora"])
+    if autocast:
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.bfloat16()
+    engine = BatchGradients(model)
+    targets = random_targets(engine, 2)
+    calls: list[int] = []
+    original = capture.fused
+    monkeypatch.setattr(capture, "fused", lambda *a: (calls.append(1), original(*a))[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        whole = engine.dots(collate(rows()), targets)
+        assert len(calls) == 14
+        monkeypatch.setattr(capture, "fusable_layers", lambda *_: [])
+        parts = engine.dots(collate(rows()), targets)
+    assert len(calls) == 14
+    scale = (parts[1][:, None] * torch.cat(list(targets.values()), dim=1).norm(dim=1)).nan_to_num()
+    assert torch.allclose(whole[1], parts[1], rtol=2e-2 if autocast else 1e-5, equal_nan=True)
+    limit = 2e-3 if autocast else 1e-6  # of the product of norms; a bf16 has 8 bits
+    assert ((whole[0] - parts[0]).nan_to_num().abs() <= limit * scale).all()
 
 
 def test_nothing_of_a_pass_stays_behind(models: Any) -> None:

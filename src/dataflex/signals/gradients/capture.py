@@ -188,13 +188,9 @@ def site_factors(
             yield site.parameters["bias"], Factors([], g.float().sum(dim=1))
     elif site.kind == "embedding":
         lookup: Any = site.module
-        rows, hidden = len(value), gradient.shape[-1]
-        dense = torch.zeros((rows, lookup.num_embeddings, hidden), dtype=torch.float32, device=gradient.device)
-        place = value.reshape(rows, -1) + lookup.num_embeddings * torch.arange(rows, device=value.device)[:, None]
-        dense.view(-1, hidden).index_add_(0, place.flatten(), gradient.reshape(-1, hidden).float())
-        if lookup.padding_idx is not None:
-            dense[:, lookup.padding_idx] = 0
-        yield site.parameters["weight"], Factors([], dense)
+        if lookup.padding_idx is not None:  # whose vector is never trained
+            gradient = gradient * (value != lookup.padding_idx).unsqueeze(-1)
+        yield site.parameters["weight"], Factors([], None, [(value, gradient, lookup.num_embeddings)])
     else:
         module, weights = site.module, {n: p.detach() for n, p in site.parameters.items()}
 

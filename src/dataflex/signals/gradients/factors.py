@@ -7,7 +7,8 @@ A linear layer y = W a sees, for row i, G_i = sum_t g_it a_it^T, with g the grad
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,19 +19,27 @@ _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 @dataclass
 class Factors:
     """One parameter's gradient per row. pieces: pairs (left [B, S, m], right [B, S, n]) for a parameter of shape [m, n],
-    G_i = sum over pieces of left_i^T right_i. dense: a part that is formed already, [B, *shape], or None."""
+    G_i = sum over pieces of left_i^T right_i. lookups: of an embedding, (ids [B, S], gradients [B, S, n], m), the same with a
+    left of ones and zeros. dense: a part that is formed already, [B, *shape], or None."""
 
     pieces: list[tuple[torch.Tensor, torch.Tensor]]
     dense: torch.Tensor | None = None
+    lookups: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
 
     def join(self, other: Factors) -> None:
         """Add another use of the same parameter (tied weights, a module called twice)."""
         self.pieces += other.pieces
+        self.lookups += other.lookups
         if other.dense is not None:
             self.dense = other.dense if self.dense is None else self.dense + other.dense
 
     def __len__(self) -> int:
-        return len(self.dense if self.dense is not None else self.pieces[0][0])
+        return len(self._any)
+
+    @property
+    def _any(self) -> torch.Tensor:
+        """A tensor that has one entry per row."""
+        return self.dense if self.dense is not None else (self.pieces or self.lookups)[0][0]
 
     def folded(self, count: int) -> Factors:
         """Each `count` consecutive rows as one, whose gradient is the sum of theirs."""
@@ -40,19 +49,34 @@ class Factors:
             tuple(side.reshape(-1, count * side.shape[1], side.shape[2]) for side in pair) for pair in self.pieces
         ]
         dense = None if self.dense is None else self.dense.unflatten(0, (-1, count)).sum(dim=1)
-        return Factors(pieces, dense)  # type: ignore[arg-type]
+        lookups = [
+            (i.reshape(-1, count * i.shape[1]), g.reshape(-1, count * g.shape[1], g.shape[2]), m)
+            for i, g, m in self.lookups
+        ]
+        return Factors(pieces, dense, lookups)  # type: ignore[arg-type]
+
+    def scaled(self, scale: float) -> Factors:
+        """Every row's gradient times `scale`."""
+        return Factors(
+            [(left.float() * scale, right) for left, right in self.pieces],
+            None if self.dense is None else self.dense * scale,
+            [(ids, gradients.float() * scale, m) for ids, gradients, m in self.lookups],
+        )
 
     @property
     def numel(self) -> int:
         """Values of the parameter."""
         if self.dense is not None:
             return self.dense[0].numel()
+        if self.lookups:
+            _, gradients, entries = self.lookups[0]
+            return entries * gradients.shape[-1]
         left, right = self.pieces[0]
         return left.shape[-1] * right.shape[-1]
 
     def factored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The two factors over all pieces, [B, S, m] and [B, S, n]; None if a part exists in dense form only."""
-        if self.dense is not None:
+        if self.dense is not None or self.lookups:
             return None
         if len(self.pieces) > 1:
             left, right = (torch.cat(side, dim=1) for side in zip(*self.pieces, strict=True))
@@ -61,13 +85,15 @@ class Factors:
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows and their gradients, float32 [b, numel], a few rows at a time; the tensors may be overwritten."""
-        device = (self.dense if self.dense is not None else self.pieces[0][0]).device
-        step = max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // self.numel)
+        step = max(1, _CHUNK.get(self._any.device.type, _CHUNK["cuda"]) // self.numel)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
             total = None if self.dense is None else self.dense[rows].float().flatten(1).clone()
             for left, right in self.pieces:
                 part = outer(left[rows], right[rows]).flatten(1)
+                total = part if total is None else total.add_(part)
+            for ids, gradients, entries in self.lookups:
+                part = looked_up(ids[rows], gradients[rows], entries)
                 total = part if total is None else total.add_(part)
             assert total is not None
             yield rows, total
@@ -77,6 +103,8 @@ class Factors:
         out = 0.0 if self.dense is None else self.dense.float().sum(dim=0).flatten()
         for left, right in self.pieces:
             out = out + outer(left.flatten(0, 1)[None], right.flatten(0, 1)[None])[0].flatten()
+        for ids, gradients, entries in self.lookups:
+            out = out + looked_up(ids.flatten()[None], gradients.flatten(0, 1)[None], entries)[0]
         assert torch.is_tensor(out)
         return out
 
@@ -84,8 +112,18 @@ class Factors:
 def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left^T right for every row: [B, S, m], [B, S, n] -> float32 [B, m, n], accumulated in fp32."""
     if left.dtype == right.dtype != torch.float32 and left.is_cuda:
-        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
+        with suppress(TypeError):  # torch before 2.8 has no such argument
+            return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
     return torch.bmm(left.transpose(1, 2).float(), right.float())
+
+
+def looked_up(ids: torch.Tensor, gradients: torch.Tensor, entries: int) -> torch.Tensor:
+    """The gradient of an embedding of `entries` vectors for every row: ids [b, S], gradients [b, S, n] -> float32
+    [b, entries n]."""
+    rows, width = len(ids), gradients.shape[-1]
+    out = torch.zeros((rows * entries, width), dtype=torch.float32, device=gradients.device)
+    place = ids + entries * torch.arange(rows, device=ids.device)[:, None]
+    return out.index_add_(0, place.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
 
 
 def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,9 +135,9 @@ def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch
     count = 0 if target is None else len(target)
     if pair is not None and _ghost_is_cheaper(pair[0].shape[1], pair[0].shape[2], pair[1].shape[2], count):
         return _ghost(*pair, target)
-    first = factors.dense if factors.dense is not None else factors.pieces[0][0]
-    dots = torch.empty((len(factors), count), dtype=torch.float32, device=first.device)
-    norms = torch.empty(len(factors), dtype=torch.float32, device=first.device)
+    device = factors._any.device
+    dots = torch.empty((len(factors), count), dtype=torch.float32, device=device)
+    norms = torch.empty(len(factors), dtype=torch.float32, device=device)
     for rows, gradients in factors.chunks():
         if target is not None:
             torch.matmul(gradients, target.T, out=dots[rows])

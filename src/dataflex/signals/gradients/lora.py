@@ -48,20 +48,23 @@ def _is_plain(layer: Any, covered: set[int]) -> bool:
 
 
 def takes(layer: Any, x: torch.Tensor) -> bool:
-    """Whether this call can be fused: no dropout, one precision, and a gradient that goes on to x."""
+    """Whether this call can be fused: no dropout, the precision of the base layer, and a gradient that goes on to x."""
     dropout = layer.lora_dropout[layer.active_adapters[0]]
-    return x.requires_grad and x.dtype == layer.base_layer.weight.dtype and not (dropout.training and _drops(dropout))
+    drops = dropout.training and not isinstance(dropout, torch.nn.Identity)
+    return x.requires_grad and _precision(x) == layer.base_layer.weight.dtype and not drops
 
 
-def _drops(dropout: torch.nn.Module) -> bool:
-    return not isinstance(dropout, torch.nn.Identity)
+def _precision(x: torch.Tensor) -> torch.dtype:
+    """What a linear layer would compute in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def fused(layer: Any, x: torch.Tensor, accept: Accept) -> torch.Tensor:
     """W x + s B A x; in the backward pass accept(parameter, factors) is called for B and for A."""
     name = layer.active_adapters[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    base = layer.base_layer
+    base, x = layer.base_layer, x.to(_precision(x))
     return _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name], accept)  # type: ignore[no-any-return]
 
 
@@ -72,9 +75,10 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float, accept: Accept
     ) -> torch.Tensor:
-        h = F.linear(x, a.to(x.dtype)).mul_(scaling)
-        y = F.linear(x, weight, bias)
-        y.flatten(0, -2).addmm_(h.flatten(0, -2), b.to(x.dtype).T)
+        with torch.autocast(x.device.type, enabled=False):  # x has the precision already
+            h = F.linear(x, a.to(x.dtype)).mul_(scaling)
+            y = F.linear(x, weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(h.flatten(0, -2), b.to(x.dtype).T)
         ctx.save_for_backward(x, h, weight)
         ctx.a, ctx.b, ctx.scaling, ctx.accept = a, b, scaling, accept
         return y
@@ -86,5 +90,5 @@ class _LoraLinear(torch.autograd.Function):
         ctx.accept(ctx.b, Factors([(g, h)]))
         ctx.accept(ctx.a, Factors([(gb, x)]))
         gx = g @ weight
-        gx.flatten(0, -2).addmm_(gb.flatten(0, -2), ctx.a.to(g.dtype))
+        gx.view(-1, gx.shape[-1]).addmm_(gb.flatten(0, -2), ctx.a.to(g.dtype))
         return gx, None, None, None, None, None, None

@@ -138,12 +138,9 @@ class BatchGradients:
             return (torch.where(usable, means, 0.0) * torch.where(usable, scale, 0.0)).sum()
 
         def handed_on(parameter: torch.nn.Parameter, factors: Factors) -> None:
-            if self._scale != 1.0:
-                factors = Factors(
-                    [(left.float() / self._scale, right) for left, right in factors.pieces],
-                    None if factors.dense is None else factors.dense / self._scale,
-                )
-            consume(parameter, factors.folded(fold))
+            factors = factors if self._scale == 1.0 else factors.scaled(1 / self._scale)
+            with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
+                consume(parameter, factors.folded(fold))
 
         rows, length = batch["input_ids"].shape
         Capture(self.model, self.sites, handed_on).run(loss, rows, length)
