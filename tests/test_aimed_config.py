@@ -65,6 +65,17 @@ REFUSED: list[tuple[Config, str]] = [
         less(name="cluster_less", embedding_model_name_or_path="x"),
         "dataflex.select.embedding_model_name_or_path must be",
     ),
+    (
+        less(name="nice", mc_samples=1, baseline="mean"),
+        "dataflex.select.mc_samples must be at least 2 with baseline: mean",
+    ),
+    (
+        less(name="nice", generation_temperature=float("inf")),
+        "dataflex.select.generation_temperature must be positive and",
+    ),
+    (less(name="greats", candidates=0.5), "dataflex.select.candidates must be at least 1 and finite, got 0.5"),
+    (less(name="greats", step_size=0.0), "dataflex.select.step_size must be positive and finite, got 0.0"),
+    (less(name="greats", target_rows=0), "dataflex.select.target_rows must be at least 1, got 0"),
     (less(name="nice", reward="exact"), "dataflex.select.reward must be exact_match or module:function, got 'exact'"),
     (less(name="nice", reward="nowhere:f"), "dataflex.select.reward: cannot import 'nowhere:f'"),
     (less(name="nice", reward="json:dumps", reward_model_path="x"), "dataflex.select.reward must be left out with"),

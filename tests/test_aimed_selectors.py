@@ -309,6 +309,28 @@ def test_nice_through_the_command_line(aimed: Config, tmp_path: Path) -> None:
     assert two.ok.ids() == one.ok.ids() and two.ledger() == one.ledger()
     scalars = one.history()[4]
     assert 0 < scalars["dataflex/reward/agreed"] < 1 and scalars["dataflex/reward/mean"] > 0
-    less = {"name": "less", "warmup": 4, "interval": 8}
-    other = train({**resume, "per_device_train_batch_size": 4, "dataflex": {"select": less}}, tmp_path / "less")
-    assert other.status == [2] and "dataflex.select.name was 'nice' there" in other.log
+
+
+@pytest.mark.parametrize("name", ["nice", "cluster_less"])
+def test_it_chooses_by_more_than_its_base(aimed: Config, tmp_path: Path, name: str) -> None:
+    """Invariant 10: other rows than LESS would take from the same model, and than chance would."""
+    own = {"nice": {"reward": "own_components:digits", "max_new_tokens": 8, "generation_temperature": 1.0}}
+    blocks: list[Config] = [{"name": name, **own.get(name, {})}, {"name": "less"}, {"name": "random"}]
+    runs = [
+        start(
+            {**aimed, "max_steps": 5, "dataflex": {"select": {**block, "warmup": 4, "interval": 8}}},
+            tmp_path / str(place),
+            hooks=["own_component"],
+        )
+        for place, block in enumerate(blocks)
+    ]
+    chosen = [set(t["sample_id"][t["selected"]].tolist()) for t in (table(run.wait().ok, 4) for run in runs)]
+    assert all(len(c) == 32 for c in chosen)
+    assert chosen[0] != chosen[1] and chosen[0] != chosen[2]
+
+
+def test_a_layer_that_is_not_there(aimed: Config, tmp_path: Path) -> None:
+    select = {"name": "cluster_less", "interval": 4, "embedding_layer": 99}
+    run = train({**aimed, "dataflex": {"select": select}}, tmp_path / "run")
+    assert run.status == [1] and "Traceback" not in run.log
+    assert "embedding_layer: there is no layer 99; the model has 2" in run.log

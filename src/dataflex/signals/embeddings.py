@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool
 from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated
@@ -25,10 +26,15 @@ def row_embeddings(model: torch.nn.Module, batch: dict[str, Any], layer: int, po
     head = output_embedding(model)
     skip = head.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)) if head is not None else None
     try:
-        states = model(**forward_inputs(model, batch), output_hidden_states=True).hidden_states[layer].float()
+        states = model(**forward_inputs(model, batch), output_hidden_states=True).hidden_states
     finally:
         if skip is not None:
             skip.remove()
+    if not -len(states) <= layer < len(states):
+        raise DataflexError(
+            f"embedding_layer: there is no layer {layer}; the model has {len(states) - 1}, and 0 is its input"
+        )
+    states = states[layer].float()
     mask = batch["attention_mask"]
     if mask.ndim == 4:  # one block per packed sequence: a token is there if it sees itself
         mask = torch.diagonal(mask[:, 0], dim1=-2, dim2=-1) >= 0

@@ -138,7 +138,10 @@ class SelectTrainer(DynamicTrainer):
         pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
         self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
         selected = np.concatenate(chosen)
-        file = self.run_files.write_selection(step, scores, selected, np.arange(len(self.rows), dtype=np.int64))
+        looked_at = np.arange(len(self.rows), dtype=np.int64)
+        if spec.component.refines:  # of a shortlist, what was on it
+            looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
+        file = self.run_files.write_selection(step, scores, selected, looked_at)
         self._log_decision(
             step,
             f"select:{spec.name}",

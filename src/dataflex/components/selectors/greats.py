@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -36,8 +37,8 @@ class GreatsSelector(Selector):
     per_domain: ClassVar[bool] = False
 
     def check(self) -> None:
-        self.require("candidates", self.candidates >= 1, "at least 1")
-        self.require("step_size", self.step_size is None or self.step_size > 0, "positive")
+        self.require("candidates", 1 <= self.candidates < inf, "at least 1 and finite")
+        self.require("step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
         self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -55,9 +56,10 @@ class NiceSelector(Selector):
             "reward", self.reward_model_path is None or self.reward == "exact_match", "left out with reward_model_path"
         )
         self.require("mc_samples", self.mc_samples >= 1, "at least 1")
+        self.require("mc_samples", self.baseline == "none" or self.mc_samples > 1, "at least 2 with baseline: mean")
         self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         self.require("max_prompt_length", self.max_prompt_length >= 1, "at least 1")
-        self.require("generation_temperature", self.generation_temperature > 0, "positive")
+        self.require("generation_temperature", 0 < self.generation_temperature < inf, "positive and finite")
         self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
 
     @property
