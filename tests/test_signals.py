@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dataflex.demo.model import build_model
 from dataflex.signals import cross_entropy
 from dataflex.signals.batching import Pool, share, token_batches
-from dataflex.signals.cross_entropy import IGNORE, forward_row_losses, row_losses
+from dataflex.signals.cross_entropy import IGNORE, forward_inputs, forward_row_losses, row_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer.losses import score_rows
@@ -156,6 +157,35 @@ def test_logits_are_made_where_there_is_a_target_and_nowhere_else(family: str, t
     assert [shape[:-1] for shape in seen] == [(1, int(counts.sum())), (ROWS, LENGTH)]
     assert counts.tolist() == wanted.tolist()
     assert sums.tolist() == pytest.approx(whole.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted(cross_entropy._CAUSAL))
+def test_padding_on_the_right_needs_no_mask(family: str) -> None:
+    """Every family that is measured without one: logits of real tokens are the same; with padding on the left it stays."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "intermediate_size": 48, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 4,
+        "initializer_range": 0.3, "max_position_embeddings": 64,
+    }  # fmt: skip
+    if family == "gpt2":
+        sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    assert model.config._attn_implementation in ("sdpa", "eager")
+    ids = torch.randint(3, 64, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = mask[1, 8:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    given = forward_inputs(model, batch)
+    assert set(given) == {"input_ids", "use_cache"} and set(batch) == {"input_ids", "attention_mask", "labels"}
+    with torch.no_grad():
+        with_mask, without = (
+            model(**b, use_cache=False).logits for b in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": ids})
+        )
+    assert torch.allclose(with_mask[mask == 1], without[mask == 1], rtol=1e-4, atol=1e-5)
+    assert "attention_mask" in forward_inputs(model, {**batch, "attention_mask": mask.flip(1)})
+    model.config._attn_implementation = "flash_attention_2"  # which packs rows by their mask
+    assert "attention_mask" in forward_inputs(model, batch)
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 300, 10**9])

@@ -11,6 +11,27 @@ import torch.nn.functional as F
 IGNORE = -100
 # Logits upcast at once when no gradient is kept: 2**24 fp32 values are 64 MiB.
 _CHUNK_VALUES = 1 << 24
+# Models of transformers whose attention is causal throughout, and which make nothing else of the mask.
+_CAUSAL = frozenset(
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma",
+        "gemma2",
+        "phi",
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+        "olmo",
+        "olmo2",
+        "granite",
+        "cohere",
+        "smollm3",
+        "starcoder2",
+    ]
+)
 
 
 def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,11 +55,28 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def forward_inputs(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a forward pass that only measures is given: no labels, and no cache of keys and values."""
+    """What a forward pass that only measures is given: no labels, no cache of keys and values, and no mask where it hides
+    nothing: padding on the right comes after every token that counts, so a causal model never looks at it, and without a
+    mask torch's attention takes its fastest path."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
+    mask = inputs.get("attention_mask")
+    if (
+        torch.is_tensor(mask)
+        and mask.ndim == 2
+        and _is_plainly_causal(model)
+        and not (mask[:, 1:] > mask[:, :-1]).any()
+    ):
+        del inputs["attention_mask"]
     if hasattr(getattr(model, "config", None), "use_cache"):
         inputs.setdefault("use_cache", False)
     return inputs
+
+
+def _is_plainly_causal(model: Any) -> bool:
+    """Whether tokens are seen by later tokens only, and the mask says no more than which of them are padding."""
+    config = getattr(model, "config", None)
+    implementation = getattr(config, "_attn_implementation", None)
+    return getattr(config, "model_type", None) in _CAUSAL and implementation in ("sdpa", "eager")
 
 
 def output_embedding(model: Any) -> torch.nn.Module | None:

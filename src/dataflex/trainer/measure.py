@@ -97,7 +97,9 @@ class Measurements(Host):  # type: ignore[misc]
             subtasks = subtasks_of(self._aimed_at, request.boundaries)
         exact = is_exact(aims, len(subtasks), request.proj_dim)
         how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
-        self._describe(f"{rows.sites.describe()}; {how}, {len(subtasks)} subtask{'s' if len(subtasks) > 1 else ''}")
+        count, size = len(subtasks), rows.sites.values if exact else request.proj_dim or DEFAULT_DIM
+        held = f"{count} subtask{'s' if count > 1 else ''}, {4 * count * size / 2**20:.1f} MiB of target vectors"
+        self._describe(f"{rows.sites.describe()}; {how}, {held}")
         return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
 
     def _interaction(self, request: Interaction, pool: Pool) -> np.ndarray:
