@@ -49,7 +49,7 @@ class Pool:
     """Rows to be measured.
 
     rows: indexed by `ids` (int64[N]). lengths: tokens of each, int64[N]. budget: padded tokens per batch. collate: rows ->
-    batch; prepare: batch -> batch on the device. workers: of the loader.
+    batch; prepare: batch -> batch on the device. workers: of the loader, where there is enough to do.
     """
 
     rows: Any
@@ -96,7 +96,7 @@ def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]
         pool.rows,
         batch_sampler=served,  # type: ignore[arg-type]
         collate_fn=pool.collate,
-        num_workers=pool.workers,
+        num_workers=pool.workers if len(mine) > 4 * pool.workers else 0,  # starting them takes longer than a few batches
         generator=torch.Generator().manual_seed(0),
     )
     bar = tqdm(total=sum(map(len, mine)), desc=what, unit="sample", disable=rank != 0 or not sys.stderr.isatty())
