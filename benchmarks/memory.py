@@ -52,7 +52,7 @@ def one(rows: int) -> tuple[int, float, float]:
     def data(count: int, seed: int) -> Rows:
         rng = np.random.default_rng(seed)
         lengths = rng.integers(6, 14, size=count)
-        ids = [row.tolist() for row in np.split(rng.integers(3, 290, size=lengths.sum()), np.cumsum(lengths)[:-1])]
+        ids = [row.tolist() for row in np.split(rng.integers(3, 250, size=lengths.sum()), np.cumsum(lengths)[:-1])]
         return Rows([Dataset.from_dict({"input_ids": ids})], ["rows"])
 
     def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
