@@ -263,6 +263,32 @@ def test_several_rows_as_one(models: Any, kind: str) -> None:
     assert (found - (2 * units[0] + units[1])).norm() <= 2e-5 * float(found.norm())
 
 
+def test_a_row_that_is_not_finite_spoils_no_other(models: Any) -> None:
+    """Its activations are NaN, so its factors are; sums, and units without a part in it, are those of the other rows."""
+    model = copy.deepcopy(models["qwen2", "lora"])
+    engine = BatchGradients(model)
+    batch = collate(rows()[:4])
+    clean = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
+    engine.add_weighted(batch, torch.tensor([1.0, 0.0, 2.0, 1.0]), clean)
+    units = {**batch, UNIT_WEIGHTS: torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    before = engine.norms(units)
+
+    def spoil(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(4)[:, None, None] == 1, torch.nan, output)
+
+    hook = model.get_input_embeddings().register_forward_hook(spoil)
+    found = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
+    engine.add_weighted(batch, torch.ones(4) * torch.tensor([1.0, 5.0, 2.0, 1.0]), found)
+    norms, after = engine.norms(batch), engine.norms(units)
+    both = engine.norms({**batch, UNIT_WEIGHTS: torch.tensor([[1.0, 1.0], [1.0, 1.0]])})
+    hook.remove()
+    for p in engine.names:
+        assert (found[p] - clean[p]).norm() <= 1e-5 * max(1e-3, float(clean[p].norm()))
+    assert norms.isnan().tolist() == [False, True, False, False]
+    assert torch.allclose(after, before, rtol=1e-5)
+    assert both.isnan().tolist() == [True, False]
+
+
 # -- invariance ------------------------------------------------------------------------------------------------------
 
 
@@ -296,15 +322,16 @@ def test_a_row_does_not_depend_on_batch_size_order_or_padding_side(models: Any, 
         assert torch.equal(found.isnan(), alone.isnan())
 
 
+@pytest.mark.parametrize("parameters", ["linear", "all"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_checkpointing_changes_nothing(models: Any, family: str, kind: str) -> None:
+def test_gradient_checkpointing_changes_nothing(models: Any, family: str, kind: str, parameters: Any) -> None:
     """In evaluation mode too, where the model itself would not checkpoint; and inputs are not kept from the forward."""
-    plain = BatchGradients(models[family, kind])
+    plain = BatchGradients(models[family, kind], parameters)
     targets = random_targets(plain, 2)
     model = copy.deepcopy(models[family, kind])
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    engine = BatchGradients(model)
+    engine = BatchGradients(model, parameters)
     mapped = dict(zip(engine.names, targets.values(), strict=True))
     before = {n: (m.training, getattr(m, "_gradient_checkpointing_func", None)) for n, m in model.named_modules()}
     calls: list[int] = []

@@ -165,6 +165,14 @@ def test_less_adds_up_influences_times_learning_rates() -> None:
     assert state["ids"].tolist() == [0, 1, 2]
 
 
+def test_a_learning_rate_of_zero_orders_nothing() -> None:
+    """Before the first warm-up step there is nothing to add up: the influence itself decides, and nothing is kept of it."""
+    less = LessSelector(accumulate=True)
+    influence = np.array([[0.0], [3.0], [1.0]])
+    selection, state = less.select({}, {"target_alignment": influence}, context(3, 1, learning_rate=0.0))
+    assert selection.chosen.tolist() == [1] and not state["sums"].any()
+
+
 def test_icons_counts_votes_and_breaks_ties_by_rank() -> None:
     influence = np.array([[0.9, 0.0, 0.1], [0.8, 0.9, 0.0], [0.1, 0.8, 0.9], [0.7, 0.7, 0.7], [0.0, 0.1, 0.8]])
     selection, _ = IconsSelector().select({}, {"target_alignment": influence}, context(5, 2))

@@ -96,7 +96,9 @@ def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]
         pool.rows,
         batch_sampler=served,  # type: ignore[arg-type]
         collate_fn=pool.collate,
-        num_workers=pool.workers if len(mine) > 4 * pool.workers else 0,  # starting them takes longer than a few batches
+        num_workers=pool.workers
+        if len(mine) > 4 * pool.workers
+        else 0,  # starting them takes longer than a few batches
         generator=torch.Generator().manual_seed(0),
     )
     bar = tqdm(total=sum(map(len, mine)), desc=what, unit="sample", disable=rank != 0 or not sys.stderr.isatty())

@@ -40,6 +40,14 @@ def sample_responses(
         top_p=1.0,
         max_new_tokens=max_new_tokens,
         num_return_sequences=count,
+        # What is left unset is filled in from the checkpoint's own settings, and would bend the distribution.
+        repetition_penalty=1.0,
+        min_p=0.0,
+        typical_p=1.0,
+        epsilon_cutoff=0.0,
+        eta_cutoff=0.0,
+        no_repeat_ngram_size=0,
+        num_beams=1,
         use_cache=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -57,7 +65,13 @@ def sample_responses(
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
             torch.manual_seed((seed + number) % 2**63)
-            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            # Every rank goes on until all are done: sharded weights are gathered at every token.
+            out = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                synced_gpus=ranks > 1,
+            )
             if place < len(mine):
                 answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
@@ -89,10 +103,13 @@ def model_rewards(path: str, device: torch.device, budget: int) -> Callable[...,
             ) from error
         if model.config.num_labels != 1:
             raise DataflexError(f"reward_model_path: {path} has {model.config.num_labels} outputs; a reward has one")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
         texts = [_render(tokenizer, p, r) for p, r in zip(prompts, responses)]
-        ids = [tokenizer(t, truncation=True)["input_ids"] for t in texts]
+        special = not getattr(tokenizer, "chat_template", None)  # which brings its own
+        ids = [tokenizer(t, truncation=True, add_special_tokens=special)["input_ids"] for t in texts]
         out = np.empty(len(ids))
         with torch.no_grad():
             for rows in token_batches(np.array([len(i) for i in ids]), budget):

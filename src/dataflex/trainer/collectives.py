@@ -23,7 +23,8 @@ def rank() -> int:
 
 
 def decide(make: Callable[[], T]) -> T:
-    """Run `make` on rank 0 and give its result to all; a DataflexError is raised on every rank."""
+    """Run `make` on rank 0 and give its result to all; a DataflexError is raised on every rank, and for any other error the
+    other ranks get one, so that none waits for what does not come."""
     if ranks() == 1:
         return make()
     box: list[Any] = [None, None]
@@ -32,6 +33,9 @@ def decide(make: Callable[[], T]) -> T:
             box[0] = make()
         except DataflexError as error:
             box[1] = error
+        except Exception as error:
+            dist.broadcast_object_list([None, DataflexError(f"rank 0 failed: {type(error).__name__}: {error}")], src=0)
+            raise
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise box[1]

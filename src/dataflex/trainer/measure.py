@@ -135,6 +135,8 @@ class Measurements(Host):  # type: ignore[misc]
     def _gradients(self, request: Gradient) -> BatchGradients:
         direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None
         engine = BatchGradients(self.model, request.parameters, direction, half=self.args.fp16)
+        if request.parameters == "all" and any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in engine.names):
+            raise DataflexError("parameters: all needs parameters that are whole; under ZeRO-3 and FSDP use linear")
         if not engine.names:
             raise DataflexError(f"there is no gradient to measure: {engine.sites.describe()}")
         return engine

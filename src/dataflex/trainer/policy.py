@@ -37,7 +37,9 @@ class PolicyRows:
         return [self.items[i] for i in places]
 
     def collate(self, items: list[Any]) -> Any:
-        batch = self.collate_rows([row for rows, _ in items for row in rows])
+        batch = self.collate_rows(
+            [dict(row) for rows, _ in items for row in rows]
+        )  # collators take keys off their rows
         return {**batch, UNIT_WEIGHTS: torch.tensor([weights for _, weights in items])}
 
     def lengths(self) -> np.ndarray:
@@ -61,6 +63,8 @@ def policy_rows(
     a prompt or without a response in its labels stands for itself.
     """
     rows = [{k: v for k, v in target[i].items() if k != SAMPLE_IDS} for i in range(len(target))]
+    if any(row.get(kind) for row in rows for kind in ("images", "videos", "audios")):
+        raise DataflexError("nice answers in text alone, and the target has rows with images, videos or audio")
     split = [_split(row) for row in rows]
     usable = [i for i, (prompt, reference) in enumerate(split) if prompt and reference]
     if not usable:
@@ -79,7 +83,12 @@ def policy_rows(
         reward = resolve_reward(request.reward) if model_path is None else model_rewards(model_path, device, budget)
         asked = [text(p) for p, own in zip(prompts, answers) for _ in own]
         wanted = [text(split[i][1]) for i, own in zip(usable, answers) for _ in own]
-        values = [float(v) for v in reward(asked, [text(a) for own in answers for a in own], wanted)]
+        try:
+            values = [float(v) for v in reward(asked, [text(a) for own in answers for a in own], wanted)]
+        except DataflexError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise DataflexError(f"reward: {request.reward} failed: {type(error).__name__}: {error}") from error
         if len(values) != len(asked) or not np.isfinite(values).all():
             raise DataflexError(f"reward: {request.reward} must return one finite number per response")
         return values

@@ -54,7 +54,8 @@ class LessSelector(Selector):
     ) -> tuple[Selection, State]:
         influence = signals["target_alignment"]
         if self.accumulate:
-            influence, state = accumulated(state, influence, context)
+            total, state = accumulated(state, influence, context)
+            influence = total if total.any() else influence  # a learning rate of zero (warm-up) orders nothing
         score = influence.max(axis=1)
         return Selection(highest(score, context.budget), score), state
 

@@ -62,6 +62,9 @@ class Capture:
                 self._phase = "backward"
                 if total.requires_grad and self._ends:
                     torch.autograd.grad(total, self._ends, allow_unused=True)
+                for site in self.sites.sites:  # torch.func does not work while a layer is computed again
+                    if site.module in self._waiting and (site.module, 0) in self._inputs:
+                        self._use(site, self._inputs.pop((site.module, 0)), self._waiting.pop(site.module))
             self._phase = "off"
             for parameter, (_, factors) in self._partial.items():  # a use that the loss does not depend on
                 self.consume(parameter, factors)
@@ -104,7 +107,7 @@ class Capture:
         if self._phase == "forward" and module not in self._again:
             self._inputs[module, self._calls.get(module, 0)] = args[0].detach()
         elif self._phase == "backward" and module in self._again:
-            if module in self._waiting:
+            if module in self._waiting and site.kind != "other":
                 self._use(site, args[0].detach(), self._waiting.pop(module))
             else:
                 self._inputs[module, 0] = args[0].detach()

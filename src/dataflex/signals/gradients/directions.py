@@ -109,7 +109,7 @@ def _gathered(zero: Any, parameter: Any, key: str) -> torch.Tensor:
     """One moment of a parameter from the parts that the ranks hold, float32, flat; a collective."""
     if hasattr(parameter, "ds_id"):  # stage 3
         return zero.get_full_hp_param(parameter, key).float().flatten()  # type: ignore[no-any-return]
-    if not hasattr(parameter, "_hp_mapping"):
+    if not (hasattr(parameter, "_hp_mapping") and hasattr(zero, "single_partition_of_fp32_groups")):
         raise DataflexError(
             f"gradient_type: adam cannot read the moments of {type(zero).__name__}; set gradient_type: sgd"
         )

@@ -55,6 +55,18 @@ class Factors:
         ]
         return Factors(pieces, dense, lookups)  # type: ignore[arg-type]
 
+    def only(self, rows: torch.Tensor) -> Factors:
+        """The gradient of every row where `rows` (bool [B]) holds, zero elsewhere, whatever stood there."""
+
+        def kept(values: torch.Tensor) -> torch.Tensor:
+            return torch.where(rows.view(-1, *[1] * (values.ndim - 1)), values, 0)
+
+        return Factors(
+            [(kept(left), kept(right)) for left, right in self.pieces],
+            None if self.dense is None else kept(self.dense),
+            [(ids, kept(gradients), m) for ids, gradients, m in self.lookups],
+        )
+
     def scaled(self, scale: float) -> Factors:
         """Every row's gradient times `scale`."""
         return Factors(

@@ -46,7 +46,8 @@ class BatchGradients:
         self.sizes = {p: size(p) for p in self.names}
         head = output_embedding(model)
         # Dropping positions before the head would lose track of rows where the head's own gradient is asked for.
-        self._whole = any(site.module is head for site in self.sites.sites)
+        inside = set(head.modules()) if head is not None else set()  # peft may have wrapped it
+        self._whole = any(site.module in inside for site in self.sites.sites)
         self._scale = _HALF_SCALE if half else 1.0
 
     # -- one batch ---------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class BatchGradients:
             scale = scale * weights.to(scale).repeat_interleave(fold)
         if within is not None:
             scale = scale * within.to(scale).flatten()
-        valid = torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
+        valid, broken = (torch.zeros(len(scale), dtype=torch.bool, device=scale.device) for _ in range(2))
 
         def loss() -> torch.Tensor:
             if self._whole:
@@ -133,18 +134,22 @@ class BatchGradients:
             else:
                 sums, counts = forward_row_losses(self.model, batch)
             means = sums / counts.clamp(min=1)
-            valid.copy_((counts > 0) & torch.isfinite(means.detach()))
+            broken.copy_(~torch.isfinite(means.detach()))
+            valid.copy_((counts > 0) & ~broken)
             usable = valid & torch.isfinite(scale)
             return (torch.where(usable, means, 0.0) * torch.where(usable, scale, 0.0)).sum()
 
         def handed_on(parameter: torch.nn.Parameter, factors: Factors) -> None:
             factors = factors if self._scale == 1.0 else factors.scaled(1 / self._scale)
+            if broken.any():  # zero times what is not finite is not finite
+                factors = factors.only(~broken)
             with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
                 consume(parameter, factors.folded(fold))
 
         rows, length = batch["input_ids"].shape
         Capture(self.model, self.sites, handed_on).run(loss, rows, length)
-        return valid.unflatten(0, (-1, fold)).any(dim=1)
+        spoilt = (broken & (scale != 0)).unflatten(0, (-1, fold)).any(dim=1)
+        return valid.unflatten(0, (-1, fold)).any(dim=1) & ~spoilt
 
 
 def units_of(batch: dict[str, Any]) -> int:
