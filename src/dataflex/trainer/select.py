@@ -141,7 +141,7 @@ class SelectTrainer(DynamicTrainer):
         looked_at = np.arange(len(self.rows), dtype=np.int64)
         if spec.component.refines:  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
-        file = self.run_files.write_selection(step, scores, selected, looked_at)
+        file = self.run_files.write_selection(step, scores[looked_at], selected, looked_at)
         self._log_decision(
             step,
             f"select:{spec.name}",
