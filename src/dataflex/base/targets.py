@@ -24,30 +24,8 @@ def load_target(
 ) -> Rows:
     """`target_dataset`, else each data set of `eval_dataset`, else what `val_size` held out.
 
-    Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them. ConfigError if
-    the target cannot be cut as a request asks for.
+    Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
     """
-    target = _load(config, module, template, model_args, data_args, training_args, stage, tokenizer, processor)
-    for request in config.requests("select"):
-        cut = getattr(request, "boundaries", None)
-        if cut is not None and sum(cut) != len(target):
-            raise ConfigError(
-                f"dataflex.select.task_boundaries add up to {sum(cut)} rows, but the target has {len(target)}"
-            )
-    return target
-
-
-def _load(
-    config: DataflexConfig,
-    module: dict[str, Any],
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any,
-) -> Rows:
     assert config.select is not None
     key = "dataflex.select.target_dataset" if config.select.target_dataset else "eval_dataset"
     names = list(config.select.target_dataset or data_args.eval_dataset or [])
@@ -69,3 +47,13 @@ def _load(
                 raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
             parts[name] = part
     return Rows(list(parts.values()), list(parts))
+
+
+def check_cut(config: DataflexConfig, target: Rows) -> None:
+    """Raise ConfigError if the target cannot be cut into subtasks as a request asks for."""
+    for request in config.requests("select"):
+        cut = getattr(request, "boundaries", None)
+        if cut is not None and sum(cut) != len(target):
+            raise ConfigError(
+                f"dataflex.select.task_boundaries add up to {sum(cut)} rows, but the target has {len(target)}"
+            )

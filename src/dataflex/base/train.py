@@ -117,12 +117,13 @@ def _dynamic(config: RunConfig) -> Any:
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         if aims_at_target(dataflex.requests("select")):
-            from dataflex.base.targets import load_target
+            from dataflex.base.targets import check_cut, load_target
             from dataflex.trainer.collectives import decide
 
             module["target_dataset"] = load_target(
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
+            check_cut(dataflex, module["target_dataset"])
             digests = decide(module["target_dataset"].fingerprints)
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         run_record.update(_record(config, identity, module["train_dataset"]))

@@ -89,12 +89,6 @@ class Concatenation:
             self.starts[parameter] = self.dim
             self.dim += size
 
-    def prefers_factors(self, _: Factors) -> bool:
-        return False
-
-    def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
-        raise NotImplementedError("factors are not concatenated")
-
     def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
         start = self.starts[parameter]
         out[:, start : start + gradients.shape[1]] += gradients
