@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -122,6 +123,22 @@ def run_keys(work: Path, preset: Preset, out: str) -> dict[str, Any]:
         "log_level": "warning",
         **({"bf16": True} if preset.gpu else {"use_cpu": True, "bf16": False, "dataloader_pin_memory": False}),
     }
+
+
+def train_until(keys: dict[str, Any], done: type[Exception]) -> None:
+    """Train from `keys` until a hook raises `done`; what the run prints goes to a log beside its directory."""
+    from dataflex.base.train import train
+    from dataflex.config import parse
+
+    log = Path(f"{keys['output_dir']}.log")
+    log.parent.mkdir(parents=True)
+    with (
+        log.open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        contextlib.suppress(done),
+    ):
+        train(parse(keys))
 
 
 def interval(statistic: Callable[[np.ndarray], float], items: int) -> tuple[float, float]:

@@ -12,7 +12,6 @@ all alike.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -182,8 +181,6 @@ def report(found: dict[str, Any], lengths: np.ndarray) -> str:
 
 def run(keys: dict[str, Any], count: int, buffer: int) -> str:
     """Start the run of `keys`, and give the report of its first decision."""
-    from dataflex.base.train import train
-    from dataflex.config import parse
     from dataflex.trainer.select import SelectTrainer
 
     found: list[str] = []
@@ -197,14 +194,7 @@ def run(keys: dict[str, Any], count: int, buffer: int) -> str:
         raise _Done
 
     SelectTrainer._select = decision  # type: ignore[method-assign]
-    log = Path(f"{keys['output_dir']}.log")
-    log.parent.mkdir(parents=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log.open("w"))
-        stack.enter_context(contextlib.redirect_stdout(file))
-        stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(contextlib.suppress(_Done))
-        train(parse(keys))
+    common.train_until(keys, _Done)
     return found[0]
 
 

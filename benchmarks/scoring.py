@@ -12,7 +12,6 @@ rows at the same time, so that what else the machine does hits them alike.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import tempfile
 import time
@@ -163,8 +162,6 @@ def _batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 
 def measure(keys: dict[str, Any], count: int) -> str:
     """Start the run of `keys`, and give the report of its first decision."""
-    from dataflex.base.train import train
-    from dataflex.config import parse
     from dataflex.signals.batching import token_budget
     from dataflex.trainer.core import DynamicTrainer
 
@@ -179,14 +176,7 @@ def measure(keys: dict[str, Any], count: int) -> str:
         raise _Done
 
     DynamicTrainer._decide = first_decision  # type: ignore[method-assign]
-    log = Path(f"{keys['output_dir']}.log")
-    log.parent.mkdir(parents=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log.open("w"))
-        stack.enter_context(contextlib.redirect_stdout(file))
-        stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(contextlib.suppress(_Done))
-        train(parse(keys))
+    common.train_until(keys, _Done)
     return found[0]
 
 

@@ -15,7 +15,6 @@ selectors choose in turn from the same model, optimizer and pool. Seeds differ i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import random
@@ -97,7 +96,6 @@ def one(job: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 def _choose(keys: dict[str, Any], target: str, seed: int) -> list[dict[str, Any]]:
-    from dataflex.base.train import train
     from dataflex.config import parse
     from dataflex.trainer.select import SelectTrainer
 
@@ -125,14 +123,7 @@ def _choose(keys: dict[str, Any], target: str, seed: int) -> list[dict[str, Any]
         raise _Done
 
     SelectTrainer._select = decide  # type: ignore[method-assign]
-    log = Path(f"{keys['output_dir']}.log")
-    log.parent.mkdir(parents=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log.open("w"))
-        stack.enter_context(contextlib.redirect_stdout(file))
-        stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(contextlib.suppress(_Done))
-        train(parse(keys))
+    common.train_until(keys, _Done)
     return found
 
 
