@@ -6,15 +6,18 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from dataflex.demo.model import build_model
+from dataflex.signals.batching import Pool
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
+from dataflex.signals.gradients.alignment import alignment
 from dataflex.signals.gradients.directions import AdamDirection, Moments, optimizer_moments
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.passes import UNIT_WEIGHTS, BatchGradients
@@ -482,11 +485,72 @@ def test_a_projection_is_as_good_as_a_dense_one(models: Any, kind: str, with_ada
 
     ours, dense = [], []
     for seed in range(seeds):
-        ours.append(spearman(cosines(engine.features(batch, Projection(engine.names, dim, seed))), cosines(exact)))
+        ours.append(
+            spearman(
+                cosines(engine.features(batch, Projection(engine.names, dim, seed, formed=with_adam))), cosines(exact)
+            )
+        )
         matrix = torch.randint(2, (exact.shape[1], dim), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
         dense.append(spearman(cosines(exact @ matrix), cosines(exact)))
     mean = [sum(values) / seeds for values in (ours, dense)]
     assert mean[0] > mean[1] - 0.03, mean
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Wide enough for its layers to be projected by their factors."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "heads": 2, "kv_heads": 2, "intermediate_size": 160, "vocab_size": 300}
+    return build_model(tmp_path_factory.mktemp("wide"), ["a few words to learn from"], **sizes)[0].eval()
+
+
+def random_rows(count: int, longest: int, seed: int) -> list[list[int]]:
+    """Of the first half of the vocabulary, or of the second."""
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(3, 120, rng.integers(4, longest)) + 110 * (i % 2)).tolist() for i in range(count)]
+
+
+def pool_of(rows: list[list[int]], budget: int) -> Pool:
+    lengths = np.array([len(row) for row in rows])
+    return Pool(
+        rows=rows, ids=np.arange(len(rows)), lengths=lengths, budget=budget, device=torch.device("cpu"),
+        collate=lambda some: collate([(row, row) for row in some]), prepare=lambda batch: batch,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("with_adam", [False, True])
+@pytest.mark.parametrize("dim", [64, 1024, 8192])
+def test_projected_alignment_is_that_without_a_projection(wide: Any, dim: int, with_adam: bool) -> None:
+    """Adam's directions of the rows meet plain gradients of the target: both must have been through one and the same map."""
+    moments = random_moments([p for p in wide.parameters() if p.requires_grad])
+    rows = BatchGradients(wide, direction=AdamDirection(lambda p: moments[p]) if with_adam else None)
+    aims = BatchGradients(wide)
+    assert Projection(aims.names, dim, 0, formed=False).takes_factors(torch.Size((128, 128))) == (dim < 8192)
+    pool, subtasks = pool_of(random_rows(16, 40, 1), 256), [np.array([i]) for i in range(16)]  # each row a target
+    exact = alignment(pool, pool, subtasks, rows, aims)
+    found = alignment(pool, pool, subtasks, rows, aims, proj_dim=dim)
+    assert np.diag(exact).mean() > 0.05  # a row with itself
+    assert np.abs(found - exact).max() < 4.5 / dim**0.5  # of unit vectors, with a deviation of about 1 / sqrt(dim)
+    assert abs((np.diag(found) - np.diag(exact)).mean()) < 4 / (16 * dim) ** 0.5
+
+
+@pytest.mark.parametrize("dim", [64, 1024, 8192])
+def test_projected_features_do_not_depend_on_the_batch(wide: Any, dim: int) -> None:
+    """Short rows by themselves and beside one of 200 tokens."""
+    engine, short = BatchGradients(wide), random_rows(3, 12, 3)
+    projection = Projection(engine.names, dim, 1, formed=False)
+    alone = engine.features(collate([(row, row) for row in short]), projection)
+    mixed = engine.features(collate([(row, row) for row in [*short, list(range(3, 203))]]), projection)
+    torch.testing.assert_close(mixed[:3], alone, rtol=1e-3, atol=1e-5 * float(alone.norm(dim=1).max()))
+
+
+def test_a_gradient_that_is_formed_already_is_projected_as_its_factors_are() -> None:
+    parameter, generator = torch.nn.Parameter(torch.empty(6, 10)), torch.Generator().manual_seed(3)
+    left, right = torch.randn((2, 4, 6), generator=generator), torch.randn((2, 4, 10), generator=generator)
+    dense = Factors([], torch.einsum("btm,btn->bmn", left, right))
+    projection = Projection({parameter: "a"}, 16, 5, formed=False)
+    torch.testing.assert_close(
+        projection.of_factors(parameter, dense), projection.of_factors(parameter, Factors([(left, right)]))
+    )
 
 
 def sketch(projection: Projection, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
@@ -505,12 +569,12 @@ def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
     wanted, size = float(gradients[0] @ gradients[1]), float(gradients[0].norm() * gradients[1].norm())
     found: dict[str, list[float]] = {"factors": [], "gradients": []}
     for seed in range(600):
-        projection = Projection({parameter: "a", other: "b"}, 64, seed)
+        projection = Projection({parameter: "a", other: "b"}, 64, seed, formed=False)
         a, b = projection.of_factors(parameter, factors), sketch(projection, parameter, gradients)
         found["factors"].append(float(a[0] @ a[1]))
         found["gradients"].append(float(b[0] @ b[1]))
         if seed == 0:
-            again = Projection({parameter: "a", other: "b"}, 64, seed)
+            again = Projection({parameter: "a", other: "b"}, 64, seed, formed=False)
             assert torch.equal(again.of_factors(parameter, factors), a)
             assert torch.equal(sketch(again, parameter, gradients), b)
             assert not torch.equal(sketch(again, other, gradients), b)

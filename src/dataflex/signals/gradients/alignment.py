@@ -28,6 +28,7 @@ EXACT_VALUES = 1 << 29
 DEFAULT_DIM = 8192
 # Values of exact features (rows x trainable values) beyond which they are projected: 1 GiB in fp64.
 EXACT_FEATURES = 1 << 27
+_NO_GRADIENT = "no row of subtask {} of the target has a finite gradient; has training diverged?"
 
 
 def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> bool:
@@ -54,7 +55,7 @@ def alignment(
             vectors = exact_targets(target, subtasks, aims)
             return over_pool(pool, lambda batch: _cosines(*rows.dots(batch, vectors)), "gradients")
         dim = proj_dim or DEFAULT_DIM
-        projection = Projection(aims.names, dim, seed)
+        projection = Projection(aims.names, dim, seed, formed=rows.direction is not None)
         features = over_pool(target, lambda batch: _unit(aims.features(batch, projection)), "target gradients")
         means = np.stack([_mean(features[places], k) for k, places in enumerate(subtasks)])
         aim = torch.as_tensor(means, dtype=torch.float32, device=pool.device)
@@ -88,7 +89,7 @@ def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGra
         here = norms[places]
         usable = np.isfinite(here) & (here > 0)
         if not usable.any():
-            raise DataflexError(f"no row of subtask {k} of the target has a gradient")
+            raise DataflexError(_NO_GRADIENT.format(k))
         weights = np.full(len(norms), np.nan)
         weights[places[usable]] = 1.0 / here[usable] / usable.sum()
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
@@ -116,5 +117,5 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 def _mean(features: np.ndarray, k: int) -> np.ndarray:
     usable = np.isfinite(features).all(axis=1)
     if not usable.any():
-        raise DataflexError(f"no row of subtask {k} of the target has a gradient")
+        raise DataflexError(_NO_GRADIENT.format(k))
     return features[usable].mean(axis=0)

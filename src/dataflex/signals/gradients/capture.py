@@ -41,12 +41,14 @@ class Capture:
         self._partial: dict[torch.nn.Parameter, tuple[int, Factors]] = {}
         self._ends: list[torch.Tensor] = []
         self._shape = (0, 0)
+        self._dora: dict[torch.nn.Module, torch.nn.Module] = {}
+        self._aside: set[torch.nn.Module] = set()
 
     def run(self, loss: Callable[[], torch.Tensor], rows: int, length: int) -> None:
         """loss(): a forward pass through the model, on `rows` rows of `length` tokens, that ends in a scalar: the sum of
         one term per row. DataflexError for a layer that is given anything but all tokens of all rows, such as the experts
         of a router."""
-        self._shape = (rows, length)
+        self._shape, self._dora, self._aside = (rows, length), _dora_pairs(self.model), set()
         handles = [h for site in self.sites.sites for h in self._attach(site)]
         layers = fusable_layers(self.model, self.sites)
         own = [layer.__dict__.get("forward") for layer in layers]
@@ -103,7 +105,15 @@ class Capture:
                 output.requires_grad_()
             self._ends.append(output)
 
+    def _is_aside(self, module: torch.nn.Module, x: torch.Tensor) -> bool:
+        """Whether this call is one of DoRA's own, of lora_A and then lora_B on an identity matrix, to see its weight; nothing
+        is learned from those."""
+        square = x.ndim == 2 and x.shape[0] == x.shape[1] and not x.requires_grad
+        return module in self._aside or (square and module in self._dora)
+
     def _before(self, site: Site, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if self._is_aside(module, args[0]):
+            return
         if self._phase == "forward" and module not in self._again:
             self._inputs[module, self._calls.get(module, 0)] = args[0].detach()
         elif self._phase == "backward" and module in self._again:
@@ -113,6 +123,9 @@ class Capture:
                 self._inputs[module, 0] = args[0].detach()
 
     def _after(self, site: Site, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+        if self._is_aside(module, args[0]):
+            self._aside.symmetric_difference_update({self._dora.get(module, module)})
+            return None
         if self._phase != "forward":
             return None
         call = self._calls.get(module, 0)
@@ -234,3 +247,9 @@ def _checkpointed_class() -> type:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return GradientCheckpointingLayer
+
+
+def _dora_pairs(model: Any) -> dict[torch.nn.Module, torch.nn.Module]:
+    """lora_A -> lora_B of peft's DoRA layers."""
+    layers = [m for m in model.modules() if getattr(m, "lora_variant", None)]
+    return {layer.lora_A[name]: layer.lora_B[name] for layer in layers for name in layer.lora_A}

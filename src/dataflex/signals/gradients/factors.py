@@ -76,15 +76,24 @@ class Factors:
         )
 
     @property
-    def numel(self) -> int:
-        """Values of the parameter."""
+    def shape(self) -> torch.Size:
+        """Of the parameter."""
         if self.dense is not None:
-            return self.dense[0].numel()
+            return self.dense[0].shape
         if self.lookups:
             _, gradients, entries = self.lookups[0]
-            return entries * gradients.shape[-1]
+            return torch.Size((entries, gradients.shape[-1]))
         left, right = self.pieces[0]
-        return left.shape[-1] * right.shape[-1]
+        return torch.Size((left.shape[-1], right.shape[-1]))
+
+    @property
+    def numel(self) -> int:
+        """Values of the parameter."""
+        return self.shape.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self._any.device
 
     def factored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The two factors over all pieces, [B, S, m] and [B, S, n]; None if a part exists in dense form only."""
@@ -97,7 +106,7 @@ class Factors:
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows and their gradients, float32 [b, numel], a few rows at a time; the tensors may be overwritten."""
-        step = max(1, _CHUNK.get(self._any.device.type, _CHUNK["cuda"]) // self.numel)
+        step = max(1, _CHUNK.get(self.device.type, _CHUNK["cuda"]) // self.numel)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
             total = None if self.dense is None else self.dense[rows].float().flatten(1).clone()
@@ -147,7 +156,7 @@ def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch
     count = 0 if target is None else len(target)
     if pair is not None and _ghost_is_cheaper(pair[0].shape[1], pair[0].shape[2], pair[1].shape[2], count):
         return _ghost(*pair, target)
-    device = factors._any.device
+    device = factors.device
     dots = torch.empty((len(factors), count), dtype=torch.float32, device=device)
     norms = torch.empty(len(factors), dtype=torch.float32, device=device)
     for rows, gradients in factors.chunks():

@@ -83,7 +83,7 @@ class BatchGradients:
         out = torch.zeros((units_of(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
-            if self.direction is None and isinstance(projection, Projection) and projection.prefers_factors(factors):
+            if isinstance(projection, Projection) and projection.takes_factors(factors.shape):
                 out.add_(projection.of_factors(parameter, factors))
                 return
             for chunk, gradients in self._directions(parameter, factors):

@@ -8,6 +8,9 @@ about (|x|^2 |y|^2 + <x, y>^2) / dim.
   al. arXiv 0902.2206), which costs one addition per value.
 - Factors: left R and right Q with random signs, before the outer product, so that no gradient is ever formed; the
   Kronecker product of the two projections.
+
+The two are different random maps, so what is compared must have been through the same one: it is chosen by the shape of a
+parameter and by whether any of what is compared has to be formed, and by nothing that a batch brings along.
 """
 
 from __future__ import annotations
@@ -18,35 +21,38 @@ import torch
 
 from dataflex.signals.gradients.factors import Factors
 
+# Tokens of a row for which it is decided what is cheaper.
+_TOKENS = 256
+
 
 class Projection:
-    """dim: length of the vector. names: of parameters, which key their signs together with `seed`."""
+    """dim: length of the vector. names: of parameters, which key their signs together with `seed`. formed: whether any of the
+    gradients that are compared must be formed (Adam's directions must)."""
 
-    def __init__(self, names: dict[torch.nn.Parameter, str], dim: int, seed: int) -> None:
-        self.names, self.dim, self.seed = names, dim, seed
+    def __init__(self, names: dict[torch.nn.Parameter, str], dim: int, seed: int, *, formed: bool) -> None:
+        self.names, self.dim, self.seed, self.formed = names, dim, seed, formed
         self.left_dim = 1 << (dim.bit_length() - 1) // 2
         self.right_dim = dim // self.left_dim
         self._buckets: dict[torch.nn.Parameter, tuple[torch.Tensor, torch.Tensor]] = {}
         self._signs: dict[tuple[torch.nn.Parameter, str], torch.Tensor] = {}
 
-    def prefers_factors(self, factors: Factors) -> bool:
-        """Whether projecting the factors takes fewer operations than forming the gradient and projecting that."""
-        pair = factors.factored()
-        if pair is None:
+    def takes_factors(self, shape: torch.Size) -> bool:
+        """Whether a parameter of this shape goes by its factors: fewer operations than to form the gradient and sketch it."""
+        if self.formed or len(shape) != 2:
             return False
-        (_, length, m), n = pair[0].shape, pair[1].shape[2]
-        small = length * (m * self.left_dim + n * self.right_dim + self.dim)
-        return small < length * m * n + 8 * m * n
+        m, n = shape
+        return m * self.left_dim + n * self.right_dim + self.dim < m * n + 8 * m * n / _TOKENS
 
     def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
-        """float32 [B, dim] from the factors."""
-        pair = factors.factored()
-        assert pair is not None
-        left, right = pair[0].float(), pair[1].float()
-        p = left @ self._sign_matrix(parameter, "left", left.shape[2], self.left_dim, left.device)
-        q = right @ self._sign_matrix(parameter, "right", right.shape[2], self.right_dim, right.device)
-        out = torch.bmm(p.transpose(1, 2), q).flatten(1)
-        return torch.nn.functional.pad(out, (0, self.dim - out.shape[1]))
+        """float32 [B, dim], R^T G Q for every row, from the factors where there are such."""
+        (m, n), pair, device = factors.shape, factors.factored(), factors.device
+        r = self._sign_matrix(parameter, "left", m, self.left_dim, device)
+        q = self._sign_matrix(parameter, "right", n, self.right_dim, device)
+        if pair is not None:
+            out = torch.bmm((pair[0].float() @ r).transpose(1, 2), pair[1].float() @ q)
+        else:
+            out = torch.cat([r.T @ (gradients.view(-1, m, n) @ q) for _, gradients in factors.chunks()])
+        return torch.nn.functional.pad(out.flatten(1), (0, self.dim - out[0].numel()))
 
     def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
         """out [b, dim] += the projection of formed gradients [b, numel]; these are overwritten."""
