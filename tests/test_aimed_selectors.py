@@ -332,5 +332,5 @@ def test_it_chooses_by_more_than_its_base(aimed: Config, tmp_path: Path, name: s
 def test_a_layer_that_is_not_there(aimed: Config, tmp_path: Path) -> None:
     select = {"name": "cluster_less", "interval": 4, "embedding_layer": 99}
     run = train({**aimed, "dataflex": {"select": select}}, tmp_path / "run")
-    assert run.status == [1] and "Traceback" not in run.log
-    assert "embedding_layer: there is no layer 99; the model has 2" in run.log
+    assert run.status == [2] and "Traceback" not in run.log
+    assert "dataflex.select.embedding_layer must be between -3 and 2 (the last; 0 is the input), got 99" in run.log

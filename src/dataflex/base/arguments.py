@@ -6,16 +6,18 @@ import json
 import os
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dataflex.components.requests import Embedding, PolicyAlignment
 from dataflex.config.flat import FLAT_KEYS
-from dataflex.config.schema import RunConfig
+from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError, nearest
 
 
-def check_arguments(config: RunConfig) -> None:
+def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
     """Raise ConfigError for an unknown key, a value outside its choices, or a data set that is not defined."""
     from llamafactory.extras.misc import is_env_enabled
     from llamafactory.hparams import RayArguments
@@ -34,10 +36,11 @@ def check_arguments(config: RunConfig) -> None:
         if key in hints:
             _check_value(key, value, hints[key])
     _check_template(values)
-    _check_paths(values)
+    _check_paths(values, needs_model)
     for key in ("dataset", "eval_dataset"):
         _check_datasets(key, values.get(key), values, config.dataflex is not None)
     if config.dataflex is not None and config.dataflex.select is not None:
+        _check_models(config.dataflex, values)
         target = list(config.dataflex.select.target_dataset) or None
         _check_datasets("dataflex.select.target_dataset", target, values, True)
 
@@ -75,8 +78,10 @@ def _check_template(values: dict[str, Any]) -> None:
         raise ConfigError(f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}")
 
 
-def _check_paths(values: dict[str, Any]) -> None:
+def _check_paths(values: dict[str, Any], needs_model: bool) -> None:
     model = values.get("model_name_or_path")
+    if not model and not needs_model:
+        return
     if not model:
         raise ConfigError("model_name_or_path is required")
     if str(model).startswith(("/", ".", "~")) and not Path(str(model)).expanduser().exists():
@@ -84,6 +89,37 @@ def _check_paths(values: dict[str, Any]) -> None:
     resume = values.get("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
         raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
+
+
+def _check_models(config: DataflexConfig, values: dict[str, Any]) -> None:
+    """What requests say about models, as far as these are on this machine."""
+    for request in config.requests("select"):
+        if isinstance(request, Embedding) and request.model is None:
+            layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
+            if layers is not None and not -layers - 1 <= request.layer <= layers:
+                raise ConfigError(
+                    f"dataflex.select.embedding_layer must be between {-layers - 1} and {layers} (the last; 0 is the input),"
+                    f" got {request.layer}"
+                )
+        if isinstance(request, PolicyAlignment) and request.reward_model is not None:
+            path = request.reward_model
+            if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
+                raise ConfigError(f"dataflex.select.reward_model_path: no such directory: {path}")
+            outputs = _of_model(path, lambda c: c.num_labels)
+            if outputs not in (None, 1):
+                raise ConfigError(f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one")
+
+
+def _of_model(path: Any, ask: Callable[[Any], int]) -> int | None:
+    """What the configuration of a model in a local directory says; None where it says nothing."""
+    from transformers import AutoConfig
+
+    if not path or not Path(str(path)).is_dir():
+        return None
+    try:
+        return ask(AutoConfig.from_pretrained(str(path)))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _check_datasets(key: str, given: Any, values: dict[str, Any], dynamic: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args
         return loader._get_merged_dataset([name], model_args, data_args, training_args, stage, return_dict=True)[name]
     except (DatasetsError, ValueError) as error:
         cause = error.__cause__ or error
+        if "at least one example" in str(cause):  # a file without a row
+            raise ConfigError(f"{key}: {name!r} is empty") from error
         raise ConfigError(f"{key}: {name!r} cannot be read: {' '.join(str(cause).split())}") from error
     except (AttributeError, KeyError, IndexError, TypeError) as error:  # columns or formatting that do not fit the rows
         raise ConfigError(
@@ -215,13 +218,22 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
     """Raise ConfigError for a budget or proportion the data cannot meet."""
     domains = rows.domains
     select, mix = config.select, config.mix
-    if select is not None and mix is None and not select.component.with_replacement:
-        budget = (select.schedule.interval or 0) * global_batch
-        if budget > len(rows):
-            most = len(rows) // global_batch
+    if select is not None and rows.raw is not None:
+        try:
+            select.component.check_rows(rows.raw_total)
+        except ConfigError as error:
+            raise ConfigError(f"dataflex.select.{error}") from None
+    if select is not None:
+        learned = rows.trainable_tokens() > 0
+        usable = [int(learned[a:b].sum()) for a, b in pairwise(domains.offsets)]
+        for name, count in zip(domains.names, usable, strict=True):
+            if count == 0 and (mix is not None or not any(usable)):
+                raise ConfigError(f"dataset: no row of {name!r} has a token to learn within cutoff_len")
+        budget, most = (select.schedule.interval or 0) * global_batch, sum(usable) // global_batch
+        if mix is None and not select.component.with_replacement and budget > sum(usable):
             raise ConfigError(
                 f"dataflex.select.interval: {select.schedule.interval} steps of {global_batch} rows ask for {budget} rows,"
-                f" but the data has {len(rows)}; use at most {most} step{'' if most == 1 else 's'}"
+                f" but the data has {sum(usable)}; use at most {most} step{'' if most == 1 else 's'}"
             )
     if mix is not None and mix.proportions is not None and len(mix.proportions) != len(domains):
         raise ConfigError(

@@ -32,7 +32,7 @@ def load_target(
     if not names:
         held_out = module["eval_dataset"]
         parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
-        return Rows(list(parts.values()), list(parts))
+        return _trainable(Rows(list(parts.values()), list(parts)), "val_size")
     plain = copy.copy(data_args)
     plain.packing = plain.neat_packing = False
     generates = copy.copy(training_args)
@@ -46,7 +46,27 @@ def load_target(
             if part is None or len(part) == 0:
                 raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
             parts[name] = part
-    return Rows(list(parts.values()), list(parts))
+    return _trainable(Rows(list(parts.values()), list(parts)), key)
+
+
+def _trainable(target: Rows, key: str) -> Rows:
+    """Raise ConfigError for a data set of which no row has anything to learn."""
+    learned = target.trainable_tokens() > 0
+    for name, start, size in zip(target.domains.names, target.domains.offsets[:-1], target.domains.sizes, strict=True):
+        if not learned[start : start + size].any():
+            raise ConfigError(f"{key}: no row of {name!r} has a token to learn within cutoff_len")
+    return target
+
+
+def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
+    """Raise ConfigError if a data set of the target is one that is trained on, under another name."""
+    trained = {digest: name for name, digest in rows.fingerprints().items()}
+    key = "dataflex.select.target_dataset" if config.select and config.select.target_dataset else "eval_dataset"
+    for name, digest in target.fingerprints().items():
+        if digest in trained:
+            raise ConfigError(
+                f"{key}: {name!r} has the rows of {trained[digest]!r}, and a selector must not train on its target"
+            )
 
 
 def check_cut(config: DataflexConfig, target: Rows) -> None:

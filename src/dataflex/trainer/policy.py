@@ -69,7 +69,13 @@ def policy_rows(
     usable = [i for i, (prompt, reference) in enumerate(split) if prompt and reference]
     if not usable:
         raise DataflexError("the target has no row with a prompt and a response")
-    prompts = [split[i][0][-request.max_prompt_length :] for i in usable]
+    longest = request.max_prompt_length
+    positions = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    if positions is not None:
+        if request.max_new_tokens >= positions:
+            raise DataflexError(f"max_new_tokens: the model has {positions} positions; leave some for the prompt")
+        longest = min(longest, positions - request.max_new_tokens)
+    prompts = [split[i][0][-longest:] for i in usable]
     answers = sample_responses(
         model, tokenizer, prompts, count=request.samples, max_new_tokens=request.max_new_tokens,
         temperature=request.temperature, seed=request.seed * 1_000_003 + step * 7919, budget=budget, device=device,
@@ -87,8 +93,9 @@ def policy_rows(
             values = [float(v) for v in reward(asked, [text(a) for own in answers for a in own], wanted)]
         except DataflexError:
             raise
-        except Exception as error:  # whatever a user's function raises
-            raise DataflexError(f"reward: {request.reward} failed: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataflexError(f"reward: {request.reward} failed: {said}") from error
         if len(values) != len(asked) or not np.isfinite(values).all():
             raise DataflexError(f"reward: {request.reward} must return one finite number per response")
         return values
