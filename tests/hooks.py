@@ -264,6 +264,66 @@ def own_component(out: str, _: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
 
 
+def import_from(out: str, folder: str) -> None:
+    """Components of the test's own."""
+    sys.path.append(folder)
+
+
+def small_shards(out: str, rows: str) -> None:
+    """Store signals in shards of so many rows."""
+    from dataflex.trainer import store
+
+    store._SHARD = int(rows)
+
+
+def kill_after_shards(out: str, count: str) -> None:
+    """SIGKILL when so many shards of a signal are sealed."""
+    from dataflex.trainer import store
+
+    left, stock = [int(count)], store.SignalStore.measured
+
+    def measured(self: Any, key: Any, rows: int, measure: Any) -> Any:
+        def counted(places: Any) -> Any:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return measure(places)
+
+        return stock(self, key, rows, counted)
+
+    store.SignalStore.measured = measured
+
+
+def count_measured(out: str, _: str) -> None:
+    """Write to measured.json how many rows of each signal were measured."""
+    from dataflex.trainer import store
+
+    stock, counts = store.SignalStore.measured, []
+
+    def measured(self: Any, key: Any, rows: int, measure: Any) -> Any:
+        counts.append(0)
+
+        def counted(places: Any) -> Any:
+            counts[-1] += len(places)
+            return measure(places)
+
+        found = stock(self, key, rows, counted)
+        (Path(out) / "measured.json").write_text(json.dumps(counts))
+        return found
+
+    store.SignalStore.measured = measured
+
+
+def no_encoder(out: str, _: str) -> None:
+    """Fail if a text encoder is loaded."""
+    import sentence_transformers
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a text encoder was loaded")
+
+    sentence_transformers.SentenceTransformer = refuse
+
+
 def short_stages(out: str, positions: str) -> None:
     """Continue stages after this many positions."""
     from dataflex.trainer import core

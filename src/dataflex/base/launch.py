@@ -1,4 +1,4 @@
-"""Starts `train` in this process or, on several devices, under torchrun, with the environment LLaMA-Factory honours."""
+"""Starts `train` or `select` in this process or, on several devices, under torchrun, as LLaMA-Factory's environment asks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataflex.config import load
+from dataflex.config import load, load_offline
 from dataflex.errors import ConfigError, DataflexError
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 
 
-def launch(arguments: Sequence[str]) -> int:
-    """Exit status of `train <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
+def launch(command: str, arguments: Sequence[str]) -> int:
+    """Exit status of `<command> <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
     try:
+        if command == "select":
+            config = load_offline(arguments)
+            from dataflex.base.offline import needs_model, select
+
+            assert config.dataflex is not None
+            if needs_model(config.dataflex) and _wants_torchrun():
+                return _torchrun(command, arguments)
+            select(config)
+            return 0
         config = load(arguments)
         if _wants_torchrun():
-            return _torchrun(arguments)
+            return _torchrun(command, arguments)
         from dataflex.base.train import train
 
         train(config)
@@ -64,7 +73,7 @@ def _wants_torchrun() -> bool:
     return _devices() > 1
 
 
-def _torchrun(arguments: Sequence[str]) -> int:
+def _torchrun(command: str, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -89,7 +98,7 @@ def _torchrun(arguments: Sequence[str]) -> int:
         error_file = Path(scratch) / "error"
         env[_ERROR_FILE] = str(error_file)
         try:
-            run(parse_args([*options, "-m", "dataflex", "train", *arguments]))
+            run(parse_args([*options, "-m", "dataflex", command, *arguments]))
             return 0
         except ChildFailedError as error:
             if said := sorted(Path(scratch).iterdir()):

@@ -104,12 +104,17 @@ def _dynamic(config: RunConfig) -> Any:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import check_budgets, load_domains, load_merged
+        from dataflex.base.raw import numbered_rows, take_numbers
 
         if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
             raise ConfigError(
                 "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
             )
-        if dataflex.plans_data:
+        if dataflex.select is not None and dataflex.select.component.reads_raw_rows:
+            with numbered_rows() as stored:
+                module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
+            module = take_numbers(module, stored)
+        elif dataflex.plans_data:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         else:
             module = stock_loader(template, model_args, data_args, training_args, stage, **tokenizer_module)
@@ -117,13 +122,14 @@ def _dynamic(config: RunConfig) -> Any:
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         if aims_at_target(dataflex.requests("select")):
-            from dataflex.base.targets import check_cut, load_target
+            from dataflex.base.targets import check_apart, check_cut, load_target
             from dataflex.trainer.collectives import decide
 
             module["target_dataset"] = load_target(
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             check_cut(dataflex, module["target_dataset"])
+            check_apart(dataflex, module["target_dataset"], module["train_dataset"])
             digests = decide(module["target_dataset"].fingerprints)
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         run_record.update(_record(config, identity, module["train_dataset"]))
@@ -164,6 +170,7 @@ def _identity(
             out |= {f"dataflex.{key}.{k}": v for k, v in value.items()}
         else:
             out[f"dataflex.{key}"] = value
+    out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
     out["seed"] = training_args.seed
     out["data_seed"] = training_args.data_seed
     out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))

@@ -9,19 +9,22 @@ States are flat dictionaries of str -> int, float, str, bool, None or numpy arra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dataflex.components.requests import Request
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import torch
 
 State = dict[str, Any]
+
+# Values of a projected gradient: 64 MiB a row in fp32.
+MAX_PROJ_DIM = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,16 @@ class Component:
         if not holds:
             raise ConfigError(f"{parameter} must be {expectation}, got {getattr(self, parameter)!r}")
 
+    def require_choice(self, parameter: str, choices: Iterable[str]) -> None:
+        value = getattr(self, parameter)
+        if value not in choices:
+            raise ConfigError(f"{parameter} must be one of its choices, got {value!r}{nearest(str(value), choices)}")
+
+    def require_proj_dim(self) -> None:
+        """That `proj_dim` is a length a projection can have (None: no projection)."""
+        length = getattr(self, "proj_dim")  # noqa: B009
+        self.require("proj_dim", length is None or 1 <= length <= MAX_PROJ_DIM, f"between 1 and {MAX_PROJ_DIM}")
+
 
 # -- selection -----------------------------------------------------------------------------------------------------
 
@@ -53,22 +66,25 @@ class SelectionContext:
     """What a selector may know besides its signals.
 
     budget: rows to return; rows: number of candidates; step: optimizer steps done; update: updates made before this one;
-    updates: updates planned in all (None: to the end, with no fixed number); domain: name of the domain the candidates
+    updates: those of the whole run; domain: name of the domain the candidates
     come from, None when all domains are one pool; rng: generator of this decision alone. ids: sample ids of the
     candidates, int64[rows]. learning_rate: that of the next step. shortlist: positions of the candidates that the signals
-    in `refines` were measured on.
+    in `refines` were measured on. target_sizes: rows of each data set of the target. raw_rows: for a selector that
+    `reads_raw_rows`, the number that each candidate has among the rows of the data sets as they are stored, laid end to end.
     """
 
     budget: int
     rows: int
     step: int
     update: int
-    updates: int | None
+    updates: int
     domain: str | None
     rng: np.random.Generator
     ids: np.ndarray | None = None
     learning_rate: float = 0.0
     shortlist: np.ndarray | None = None
+    target_sizes: tuple[int, ...] = ()
+    raw_rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +105,17 @@ class Selector(Component, ABC):
     per_domain: ClassVar[bool] = True
     """Whether it can rank the rows of one domain by themselves, as it must beside a mixer."""
 
+    before_training: ClassVar[bool] = True
+    """Whether it makes sense to select once, with no training before."""
+
     refines: ClassVar[frozenset[Request]] = frozenset()
     """Costly signals, measured on the rows of `shortlist` only. May be a property."""
+
+    reads_raw_rows: ClassVar[bool] = False
+    """Whether it goes by the numbers of rows before tokenization, as files made elsewhere do. May be a property."""
+
+    def check_rows(self, raw_rows: int) -> None:
+        """Raise ConfigError (see `require`) if what it reads does not fit data sets of so many rows in all."""
 
     def init(self) -> State:
         return {}
@@ -109,8 +134,9 @@ class Selector(Component, ABC):
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates, and one
-        per name in `refines`, aligned with context.shortlist, NaN where a row has no value."""
+        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates (those of
+        the target: one value per target row), and one per name in `refines`, aligned with context.shortlist, NaN where a row
+        has no value."""
 
 
 # -- mixture -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,11 @@ SELECTORS = {
     "icons": f"{_HERE}.selectors.icons:IconsSelector",
     "nice": f"{_HERE}.selectors.nice:NiceSelector",
     "greats": f"{_HERE}.selectors.greats:GreatsSelector",
+    "rds": f"{_HERE}.selectors.rds:RdsSelector",
+    "near": f"{_HERE}.selectors.near:NearSelector",
+    "tsds": f"{_HERE}.selectors.tsds:TsdsSelector",
+    "delta_loss": f"{_HERE}.selectors.delta_loss:DeltaLossSelector",
+    "token_length": f"{_HERE}.selectors.token_length:TokenLengthSelector",
 }
 MIXERS = {
     "static": f"{_HERE}.mixers.static:StaticMixer",
@@ -39,16 +44,16 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 
 # Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
 ABSENT = {
-    "select": {"custom", "delta_loss", "coincide", "tsds", "near"},
+    "select": {"coincide"},
     "mix": {"doremi", "dynamic_moe"},
-    "weight": {"adapt", "joint_update_aware", "custom"},
+    "weight": {"adapt", "joint_update_aware"},
 }
 
 
 def names(slot: str) -> list[str]:
-    """Every name that `resolve` accepts for a slot, `module:Class` aside."""
+    """Every name that a slot accepts, `module:Class` aside; `custom` stands for the class that the key `class` names."""
     table, _, family = FAMILIES[slot]
-    return sorted({*table, *(e.name for e in entry_points(group=f"dataflex.{family}"))})
+    return sorted({"custom", *table, *(e.name for e in entry_points(group=f"dataflex.{family}"))})
 
 
 def resolve(slot: str, name: str, key: str) -> type[Component]:

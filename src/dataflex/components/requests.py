@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 
 PLAIN: Mapping[str, str] = {
     "loss": "token-mean cross entropy (or the stage's own loss) of each pool row under the current model; one forward pass",
+    "tokens": "tokens of each pool row, those of its prompt included; read from the data",
+    "trainable_tokens": "tokens of each pool row that carry a loss; read from the data",
     "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
 }
 
@@ -81,12 +83,25 @@ class Features(Gradient):
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """float [rows, hidden]: hidden states of the current model after `layer` (-1: the last), averaged over the tokens of a
-    row (`mean`) or at its last one (`last`)."""
+    """float32 [rows, hidden]: hidden states of the current model after `layer` (-1: the last; 0: its input), pooled over the
+    tokens of a row.
+
+    pooling: `mean`; `weighted_mean`, token i of n weighing i (SGPT, arXiv 2202.08904); `last`, the last token alone. Padding
+    counts on neither side; a packed row is the mean of its sequences, each pooled by itself. model: a sentence-transformers
+    model that reads the text of the row instead; layer and pooling are then its own.
+    """
 
     name: ClassVar[str] = "embedding"
     layer: int = -1
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "weighted_mean", "last"] = "mean"
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetEmbedding(Embedding):
+    """The same of the target: float32 [target rows, hidden], in the order of the target and not of the candidates."""
+
+    name: ClassVar[str] = "target_embedding"
 
 
 Request = str | TargetAlignment | PolicyAlignment | Interaction | Features | Embedding
@@ -103,7 +118,7 @@ def names_of(requests: Iterable[Request]) -> list[str]:
 
 def aims_at_target(requests: Iterable[Request]) -> bool:
     """Whether any of them needs the rows of a target."""
-    return any(isinstance(r, TargetAlignment | PolicyAlignment | Interaction) for r in requests)
+    return any(isinstance(r, TargetAlignment | PolicyAlignment | Interaction | TargetEmbedding) for r in requests)
 
 
 def takes_gradients(requests: Iterable[Request]) -> bool:

@@ -1,6 +1,6 @@
 """The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
 
-from dataflex.config.load import CONFIG_SUFFIXES, load, parse
+from dataflex.config.load import CONFIG_SUFFIXES, load, load_offline, parse
 from dataflex.config.schema import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "SelectConfig",
     "WeightConfig",
     "load",
+    "load_offline",
     "parse",
 ]

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dataflex.components.contracts import Component
+from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import names_of
-from dataflex.config.schema import DataflexConfig, MixConfig, Schedule, SelectConfig, WeightConfig
+from dataflex.config.schema import DataflexConfig, MixConfig, OfflineConfig, Schedule, SelectConfig, WeightConfig
 from dataflex.errors import ConfigError, nearest
 
 _TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool}
 _SCHEDULE = {"warmup": int, "interval": int, "updates": int}
+_OFFLINE: dict[str, Any] = {
+    "budget": int, "keep_ratio": float, "store": str, "embeddings": str, "target_embeddings": str, "examples": int,
+}  # fmt: skip
 _SLOT_KEYS: dict[str, dict[str, Any]] = {
     "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
     "mix": {**_SCHEDULE, "proportions": list[float], "initial": Literal["uniform", "stratified"]},
@@ -25,7 +30,10 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
 
 # Signals a component of each slot may need (see components.requests); weighters are given their losses.
 _SIGNALS = {
-    "select": {"loss", "target_alignment", "interaction", "features", "embedding"},
+    "select": {
+        *("loss", "tokens", "trainable_tokens", "embedding", "target_embedding"),
+        *("target_alignment", "interaction", "features"),
+    },
     "mix": {"loss", "train_loss"},
     "weight": set[str](),
 }
@@ -44,9 +52,10 @@ def parse_block(
     def key(path: str) -> str:
         return spelled.get(path, path)
 
-    unknown = [k for k in block if k not in (*_TOP, *_SLOT_KEYS)]
+    allowed = (*_TOP, *_SLOT_KEYS, "offline")
+    unknown = [k for k in block if k not in allowed]
     if unknown:
-        raise ConfigError(f"dataflex.{unknown[0]}: unknown key{nearest(str(unknown[0]), (*_TOP, *_SLOT_KEYS))}")
+        raise ConfigError(f"dataflex.{unknown[0]}: unknown key{nearest(str(unknown[0]), allowed)}")
     top = {k: _typed(block[k], kind, key(f"dataflex.{k}")) for k, kind in _TOP.items() if block.get(k) is not None}
     for name in ("total_steps", "scoring_tokens"):
         if name in top and top[name] < 1:
@@ -56,7 +65,38 @@ def parse_block(
         for slot in _SLOT_KEYS
         if block.get(slot) is not None
     }
-    return DataflexConfig(**top, **slots)
+    offline = None if block.get("offline") is None else _offline(block["offline"])
+    return DataflexConfig(**top, **slots, offline=offline)
+
+
+def _offline(given: Any) -> OfflineConfig:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"dataflex.offline must be a block of keys, got {given!r}")
+    unknown = [k for k in given if k not in _OFFLINE]
+    if unknown:
+        raise ConfigError(f"dataflex.offline.{unknown[0]}: unknown key{nearest(str(unknown[0]), _OFFLINE)}")
+    values = {k: _typed(v, _OFFLINE[k], f"dataflex.offline.{k}") for k, v in given.items() if v is not None}
+    if ("budget" in values) == ("keep_ratio" in values):
+        raise ConfigError("dataflex.offline needs either budget, the rows to select, or keep_ratio, their share")
+    if values.get("budget", 1) < 1:
+        raise ConfigError(f"dataflex.offline.budget must be at least 1, got {values['budget']}")
+    if not 0 < values.get("keep_ratio", 1) <= 1:
+        raise ConfigError(f"dataflex.offline.keep_ratio must be in (0, 1], got {values['keep_ratio']}")
+    if values.get("examples", 0) < 0:
+        raise ConfigError(f"dataflex.offline.examples must be at least 0, got {values['examples']}")
+    for name in ("embeddings", "target_embeddings"):
+        if name in values:
+            _check_file(name, values[name])
+    return OfflineConfig(**values)
+
+
+def _check_file(name: str, path: str) -> None:
+    try:
+        found = read_array(name, path, dimensions=2)
+        if not np.issubdtype(found.dtype, np.floating) or not found.size:
+            raise ConfigError(f"{name} must hold numbers, and {path} holds {found.dtype}{list(found.shape)}")
+    except ConfigError as error:
+        raise ConfigError(f"dataflex.offline.{error}") from None
 
 
 def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], spelled: bool) -> Any:
@@ -75,12 +115,15 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         preset = presets[name] or {}
         class_name = str(preset.get("name") or name)
         params = dict(preset.get("params") or {})
-    cls = resolve(slot, class_name, key(f"{path}.name"))
     params = {**params, **given}
     if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
         params.setdefault("proportions", params.pop("initial_proportions"))
         params.pop("initial_proportions", None)
 
+    if class_name == "custom":
+        cls = _own_class(slot, name, params.pop("class", None), key)
+    else:
+        cls = resolve(slot, class_name, key(f"{path}.name"))
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
     rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
     component = _component(cls, rest, name, path, slot, key, notices)
@@ -91,7 +134,9 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
                 f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
             )
     if isinstance(own.get("target_dataset"), str):
-        own["target_dataset"] = [n.strip() for n in own["target_dataset"].split(",")]
+        own["target_dataset"] = [n.strip() for n in own["target_dataset"].split(",") if n.strip()]
+        if not own["target_dataset"]:
+            raise ConfigError(f"{key(f'{path}.target_dataset')} names no data set")
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
 
     for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):
@@ -115,6 +160,13 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
     if "proportions" in own:
         own["proportions"] = check_proportions(own["proportions"], key(f"{path}.proportions"))
     return MixConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+
+
+def _own_class(slot: str, name: str, given: Any, key: Any) -> type[Component]:
+    where = key(f"dataflex.{slot}.class")
+    if not isinstance(given, str) or ":" not in given:
+        raise ConfigError(f"{where} must name the class of {name}, as module:Class, got {given!r}")
+    return resolve(slot, given, where)
 
 
 def check_proportions(values: list[float], key: str) -> tuple[float, ...]:
@@ -159,7 +211,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        detail = first["msg"][0].lower() + first["msg"][1:]
+        detail = (first["msg"][0].lower() + first["msg"][1:]).replace("a valid tuple", "a list")
         options = first.get("ctx", {}).get("expected", "")
         if first["type"] == "literal_error":
             choices = [c.strip(" '") for c in str(options).replace(" or ", ",").split(",")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import Gradient, PolicyAlignment, aims_at_target, takes_gradients
+from dataflex.components.requests import Gradient, PolicyAlignment, TargetEmbedding, aims_at_target, takes_gradients
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import number, truth
 from dataflex.errors import ConfigError
@@ -48,6 +48,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
     if config.select is not None:
+        _check_raw_rows(config, lf, stage)
         _check_gradients(config, lf, stage)
 
 
@@ -73,6 +74,20 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
             raise ConfigError(
                 f"mix proportions: {len(proportions)} given for {len(names)} data sets ({', '.join(names)})"
             )
+
+
+def _check_raw_rows(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
+    select = config.select
+    if select is None or not select.component.reads_raw_rows:
+        return
+    reader = f"select: {select.name} reads a file about the rows as they are stored"
+    for key in ("packing", "neat_packing"):
+        if truth(lf.get(key), key):
+            raise ConfigError(f"{key} joins rows, but {reader}; leave it out")
+    if stage in ("pt", "kto"):
+        raise ConfigError(f"stage: {stage} makes rows of several stored ones, but {reader}; use sft, dpo or rm")
+    if lf.get("tokenized_path"):
+        raise ConfigError(f"tokenized_path does not say which stored row a row came from, but {reader}; leave it out")
 
 
 def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
@@ -108,6 +123,8 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
         for key in _OTHER_OPTIMIZERS:
             if truth(lf.get(key), key):
                 raise ConfigError(f"{key} keeps no moments that {reader} can read; set gradient_type: sgd")
+    if config.offline is not None and config.offline.target_embeddings:
+        requests = frozenset(r for r in requests if not isinstance(r, TargetEmbedding))
     if not aims_at_target(requests):
         return
     evaluation = lf.get("eval_dataset")
@@ -128,7 +145,7 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
 
 def reads_losses(config: DataflexConfig, slot: str) -> bool:
     """Whether a signal of the component is made from the losses of rows."""
-    return bool(set(config.signals(slot)) - {"embedding"})
+    return bool(set(config.signals(slot)) - {"embedding", "target_embedding", "tokens", "trainable_tokens"})
 
 
 def hides_row_losses(lf: dict[str, Any], stage: str) -> str | None:

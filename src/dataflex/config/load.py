@@ -32,8 +32,8 @@ def load(arguments: Sequence[str]) -> RunConfig:
     return parse(raw)
 
 
-def parse(raw: dict[str, Any]) -> RunConfig:
-    """Split a flat mapping of keys into RunConfig."""
+def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
+    """Split a flat mapping of keys into RunConfig. offline: for a selection before training."""
     raw = dict(raw)
     notices: list[str] = []
     block = raw.pop("dataflex", None)
@@ -61,6 +61,9 @@ def parse(raw: dict[str, Any]) -> RunConfig:
             winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
             notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
         raw["max_steps"] = config.total_steps
+    if config.offline is not None and not offline:
+        notices.append("dataflex.offline has no effect on train; dataflex-cli select reads it")
+        config = replace(config, offline=None)
     if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
         notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
     given = block.get("select") if isinstance(block, dict) else None
@@ -76,6 +79,47 @@ def parse(raw: dict[str, Any]) -> RunConfig:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
     check_combinations(config, raw)
     return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
+
+
+def load_offline(arguments: Sequence[str]) -> RunConfig:
+    """As `load`, for a selection before training: a selector, what it needs, and how much it selects. LLaMA-Factory's keys are
+    set so that nothing is trained, saved or packed."""
+    if not arguments or not arguments[0].endswith(CONFIG_SUFFIXES):
+        raise ConfigError(
+            f"select reads a {', '.join(CONFIG_SUFFIXES)} file, got {arguments[0] if arguments else 'none'!r}"
+        )
+    raw = _read_file(Path(arguments[0]), list(arguments[1:]))
+    block = raw.get("dataflex")
+    if not isinstance(block, dict) or block.get("select") is None:
+        raise ConfigError("dataflex.select is required: which rows to select; see dataflex-cli help")
+    extra = [slot for slot in ("mix", "weight") if block.get(slot) is not None]
+    if extra:
+        raise ConfigError(f"dataflex.{extra[0]} belongs to training; select takes a selector alone")
+    select = {"name": block["select"]} if isinstance(block["select"], str) else dict(block["select"])
+    select = {key: value for key, value in select.items() if key not in ("warmup", "updates", "keep_ratio")}
+    raw["dataflex"] = {**block, "select": {**select, "interval": 1}, "offline": block.get("offline") or {}}
+    for key in ("deepspeed", "fsdp"):
+        if raw.get(key):
+            raise ConfigError(f"{key} splits the model over ranks, which select does not need; leave it out")
+    if not raw.get("output_dir"):
+        raise ConfigError("output_dir is required: where to write the selection")
+    fixed = {
+        "do_train": True, "do_eval": False, "do_predict": False, "packing": False, "neat_packing": False,
+        "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
+        "plot_loss": False, "tokenized_path": None, "val_size": raw.get("val_size") or 0.0,
+    }  # fmt: skip
+    config = parse({**raw, **fixed}, offline=True)
+    assert config.dataflex is not None and config.dataflex.select is not None
+    if not config.dataflex.select.component.before_training:
+        name = config.dataflex.select.name
+        raise ConfigError(f"dataflex.select.name: {name} compares moments of a training and cannot select before it")
+    requests = config.dataflex.requests("select")
+    if not raw.get("resume_from_checkpoint") and any(getattr(r, "gradient_type", "") == "adam" for r in requests):
+        raise ConfigError(
+            "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"
+            " resume_from_checkpoint, or set gradient_type: sgd"
+        )
+    return config
 
 
 def _read_file(path: Path, overrides: list[str]) -> dict[str, Any]:

@@ -35,6 +35,12 @@ class Schedule:
             return None
         return self.warmup + turn * self.interval
 
+    def turns(self, steps: int) -> int:
+        """Updates in a run of `steps` optimizer steps."""
+        assert self.interval is not None
+        due = max(0, -(-(steps - self.warmup) // self.interval))
+        return due if self.updates is None else min(due, self.updates)
+
     def turn(self, step: int) -> int:
         """Updates made before the one due at `step`."""
         assert self.interval is not None
@@ -75,6 +81,23 @@ class WeightConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfflineConfig:
+    """Selection before training. budget: rows to select; or keep_ratio, their share of the rows that can be chosen.
+
+    store: directory where what is measured is kept (default: signals/ in the output directory). embeddings,
+    target_embeddings: .npy files of float [N, d] over the rows as stored and of [M, d], which are not measured then.
+    examples: rows shown from each end of the order.
+    """
+
+    budget: int | None = None
+    keep_ratio: float | None = None
+    store: str | None = None
+    embeddings: str | None = None
+    target_embeddings: str | None = None
+    examples: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataflexConfig:
     """The `dataflex` block.
 
@@ -88,6 +111,7 @@ class DataflexConfig:
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
+    offline: OfflineConfig | None = None
     scoring_tokens: int | None = None
     epoch_rounding: Literal["up", "down"] = "up"
     freeze_gate: bool = False

@@ -110,8 +110,10 @@ def batches_of(pool: Pool, what: str) -> Iterator[tuple[np.ndarray | None, Any]]
                 bar.update(len(here))
 
 
-def over_pool(pool: Pool, measure: Callable[[Any], torch.Tensor], what: str) -> np.ndarray:
-    """measure(batch) -> [B] or [B, K] for all rows of a pool: float64[N] or [N, K], equal on every rank.
+def over_pool(
+    pool: Pool, measure: Callable[[Any], torch.Tensor], what: str, dtype: torch.dtype = torch.float64
+) -> np.ndarray:
+    """measure(batch) -> [B] or [B, K] for all rows of a pool: float64 (or `dtype`) [N] or [N, K], equal on every rank.
 
     Values that are not finite become NaN. The value of a row must not depend on its batch; then it does not depend on the
     number of ranks either. Must be called inside `isolated`.
@@ -120,9 +122,9 @@ def over_pool(pool: Pool, measure: Callable[[Any], torch.Tensor], what: str) -> 
     for places, batch in batches_of(pool, what):
         values = measure(batch)
         if out is None:
-            out = torch.zeros((len(pool), *values.shape[1:]), dtype=torch.float64, device=pool.device)
+            out = torch.zeros((len(pool), *values.shape[1:]), dtype=dtype, device=pool.device)
         if places is not None:
-            out[torch.as_tensor(places, device=pool.device)] = values.double()
+            out[torch.as_tensor(places, device=pool.device)] = values.to(dtype)
     if out is None:
         return np.empty(0)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -1,27 +1,31 @@
-"""The `embedding` signal: hidden states of the current model, pooled over the tokens of a row."""
+"""The `embedding` signal: hidden states of the current model, pooled over the tokens of a row, or a text encoder's vectors."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool
 from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated
 
+# Texts given to the encoder at once; it forms batches of its own.
+_TEXTS = 1024
 
-def pool_embeddings(
-    model: torch.nn.Module, pool: Pool, *, layer: int = -1, pooling: Literal["mean", "last"] = "mean"
-) -> np.ndarray:
-    """float64 [N, hidden], padding left out on either side, equal on every rank."""
+
+def pool_embeddings(model: torch.nn.Module, pool: Pool, *, layer: int = -1, pooling: str = "mean") -> np.ndarray:
+    """float32 [N, hidden], padding left out on either side, equal on every rank. NaN where a row is not finite."""
     with isolated(model):
-        return over_pool(pool, lambda batch: row_embeddings(model, batch, layer, pooling), "embedding")
+        return over_pool(pool, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
 
 
-def row_embeddings(model: torch.nn.Module, batch: dict[str, Any], layer: int, pooling: str) -> torch.Tensor:
+def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int, pooling: str) -> torch.Tensor:
     """float32 [B, hidden]: hidden states after `layer` at the tokens that the attention mask admits; no logits are made."""
     head = output_embedding(model)
     skip = head.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)) if head is not None else None
@@ -34,14 +38,73 @@ def row_embeddings(model: torch.nn.Module, batch: dict[str, Any], layer: int, po
         raise DataflexError(
             f"embedding_layer: there is no layer {layer}; the model has {len(states) - 1}, and 0 is its input"
         )
-    states = states[layer].float()
-    mask = batch["attention_mask"]
-    if mask.ndim == 4:  # one block per packed sequence: a token is there if it sees itself
-        mask = torch.diagonal(mask[:, 0], dim1=-2, dim2=-1) >= 0
-    mask = mask.bool()
+    hidden = states[layer].float()
+    weights = pooling_weights(sequences_of(batch).to(hidden.device), pooling)
+    return torch.einsum("bt,bth->bh", weights, hidden)
+
+
+def sequences_of(batch: Mapping[str, Any]) -> torch.Tensor:
+    """int64 [B, T]: which sequence of its row a token belongs to, from 1 on; 0 for padding.
+
+    A packed row (neat packing) holds several. They show in the mask that LLaMA-Factory's collator made, a number per
+    sequence or one block each, or, where there is no mask, in positions that start again at 0.
+    """
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    if mask is None:
+        if positions is None:
+            return torch.ones_like(batch["input_ids"])
+        return (positions.reshape(-1, *batch["input_ids"].shape)[0] == 0).long().cumsum(dim=1)
+    if mask.ndim == 2:
+        return mask.long()
+    sees = mask[:, 0] >= 0  # 0 where token i may look at token j, a large negative number elsewhere
+    present = torch.diagonal(sees, dim1=-2, dim2=-1)
+    follows = torch.nn.functional.pad(torch.diagonal(sees, offset=-1, dim1=-2, dim2=-1), (1, 0), value=False)
+    return (present & ~follows).long().cumsum(dim=1) * present
+
+
+def pooling_weights(sequences: torch.Tensor, pooling: str) -> torch.Tensor:
+    """float32 [B, T]: what each token counts; the weights of a sequence add up to 1 / (sequences of the row)."""
+    present = sequences > 0
+    starts = present & (sequences != torch.nn.functional.pad(sequences, (1, 0))[:, :-1])
+    places = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
     if pooling == "last":
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, places, -1).max(dim=1).values
-        return states[torch.arange(len(states), device=mask.device), last]
-    weights = mask.float()[:, :, None]
-    return (states * weights).sum(dim=1) / weights.sum(dim=1)
+        raw = (present & (sequences != torch.nn.functional.pad(sequences, (0, 1))[:, 1:])).float()
+    elif pooling == "weighted_mean":
+        first = torch.where(starts, places, 0).cummax(dim=1).values
+        raw = (places - first + 1).float() * present
+    else:
+        raw = present.float()
+    totals = torch.zeros(len(raw), int(sequences.max()) + 1, device=raw.device).scatter_add_(1, sequences, raw)
+    count = starts.sum(dim=1, keepdim=True)
+    return raw / torch.where(present, totals.gather(1, sequences), 1.0) / count
+
+
+@lru_cache(maxsize=1)
+def load_encoder(name: str, device: torch.device) -> Any:
+    """A sentence-transformers model; DataflexError if it cannot be loaded. The last one is kept, until `cache_clear`."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name, device=str(device))
+    except (OSError, ValueError) as error:
+        raise DataflexError(f"embedding_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def encoded_texts(encoder: Any, count: int, text: Callable[[int], str], device: torch.device) -> np.ndarray:
+    """float32 [count, d]: vectors of a sentence-transformers model for text(0..count-1), equal on every rank.
+
+    Each rank encodes every so many blocks of texts.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    rank = dist.get_rank() if ranks > 1 else 0
+    with isolated(encoder):
+        width = len(encoder.encode(" ", convert_to_numpy=True))
+        out = torch.zeros((count, width), dtype=torch.float32, device=device)
+        for start in range(rank * _TEXTS, count, ranks * _TEXTS):
+            stop = min(start + _TEXTS, count)
+            texts = [text(i) or " " for i in range(start, stop)]  # not every tokenizer makes a token of nothing
+            found = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+            out[start:stop] = found.float().to(device)
+    if ranks > 1:
+        dist.all_reduce(out)
+    return out.cpu().numpy()

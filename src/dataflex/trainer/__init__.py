@@ -21,11 +21,14 @@ def build_trainer(
     per_row: bool,
     identity: dict[str, Any],
     run_record: dict[str, Any],
+    select: type = SelectTrainer,
+    **more: Any,
 ) -> type:
-    """The trainer class of a run: `base` (LLaMA-Factory's) under the mixins its configuration asks for."""
+    """The trainer class of a run: `base` (LLaMA-Factory's) under the mixins its configuration asks for. select: the mixin
+    of a selector; more: class attributes of its."""
     mixins = [
         mixin
-        for slot, mixin in (("select", SelectTrainer), ("mix", MixTrainer), ("weight", WeightTrainer))
+        for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer))
         if slot in config.components
     ]
     name = "".join(m.__name__.removesuffix("Trainer") for m in mixins) + base.__name__
@@ -35,5 +38,6 @@ def build_trainer(
         "per_row": per_row,
         "identity": identity,
         "run_record": run_record,
+        **more,
     }
     return type(name, (*mixins, base), attributes)

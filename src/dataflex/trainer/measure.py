@@ -19,12 +19,13 @@ from dataflex.components.requests import (
     PolicyAlignment,
     Request,
     TargetAlignment,
+    TargetEmbedding,
     name_of,
 )
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool, token_budget
-from dataflex.signals.embeddings import pool_embeddings
+from dataflex.signals.embeddings import encoded_texts, load_encoder, pool_embeddings
 from dataflex.signals.gradients.alignment import DEFAULT_DIM, EXACT_FEATURES, alignment, interaction, is_exact
 from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
 from dataflex.signals.gradients.passes import BatchGradients
@@ -51,10 +52,11 @@ class Measurements(Host):  # type: ignore[misc]
     _pending_scalars: dict[str, float]
     _measured: tuple[int, dict[Any, np.ndarray]] = (-1, {})
     _described: frozenset[str] = frozenset()
+    _keeps_encoder: ClassVar[bool] = False
 
     def signal(self, request: Request, ids: np.ndarray | None = None) -> np.ndarray:
-        """The value of a signal under the current model for every row, or for the rows `ids`: float64 [N] or [N, K], equal
-        on every rank. NaN where a row has none."""
+        """The value of a signal under the current model for every row, or for the rows `ids`: float [N] or [N, K], equal on
+        every rank. NaN where a row has none. That of a TargetEmbedding has a value for each row of the target instead."""
         step = self.state.global_step
         if self._measured[0] != step:
             self._measured = (step, {})
@@ -62,7 +64,11 @@ class Measurements(Host):  # type: ignore[misc]
         kept = self._measured[1]
         if key not in kept:
             begin = time.perf_counter()
-            kept[key] = self._measure(request, self._pool(request, self.rows, self._lengths, ids))
+            if isinstance(request, TargetEmbedding):
+                rows = self._aimed_at
+                kept[key] = self._measure(request, self._pool(request, rows, rows.lengths()))
+            else:
+                kept[key] = self._measure(request, self._pool(request, self.rows, self._lengths, ids))
             spent = self._pending_scalars.get("dataflex/scoring/seconds", 0.0)
             self._pending_scalars["dataflex/scoring/seconds"] = spent + time.perf_counter() - begin
         return kept[key]
@@ -70,6 +76,11 @@ class Measurements(Host):  # type: ignore[misc]
     def _measure(self, request: Request, pool: Pool) -> np.ndarray:
         if request == "loss":
             return pool_losses(self.model, pool, self._score)
+        if request in ("tokens", "trainable_tokens"):
+            counts = self._lengths if request == "tokens" else pool.rows.trainable_tokens()
+            return np.where(counts > 0, counts.astype(np.float64), np.nan)[pool.ids]
+        if isinstance(request, Embedding) and request.model is not None:
+            return self._encoded(request.model, pool)
         if isinstance(request, Embedding):
             return pool_embeddings(self.model, pool, layer=request.layer, pooling=request.pooling)
         if isinstance(request, TargetAlignment | PolicyAlignment):
@@ -79,7 +90,7 @@ class Measurements(Host):  # type: ignore[misc]
         if isinstance(request, Features):
             engine = self._gradients(request)
             projection = (
-                Projection(engine.names, request.proj_dim, request.seed)
+                Projection(engine.names, request.proj_dim, request.seed, formed=engine.direction is not None)
                 if request.proj_dim
                 else Concatenation(engine.sizes)
             )
@@ -102,16 +113,33 @@ class Measurements(Host):  # type: ignore[misc]
         self._describe(f"{rows.sites.describe()}; {how}, {held}")
         return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
 
+    def _encoded(self, model: str, pool: Pool) -> np.ndarray:
+        """Vectors of a text encoder. It does not change while training, so neither do they: they are made once."""
+        kept, key = self._frozen, (model, id(pool.rows), pool.ids.tobytes())
+        if key not in kept:
+
+            def text(place: int) -> str:
+                row = pool.rows[int(pool.ids[place])]
+                tokens = row.get("input_ids", row.get("chosen_input_ids"))
+                return str(self.processing_class.decode(tokens, skip_special_tokens=True)).strip()
+
+            kept[key] = encoded_texts(load_encoder(model, self.args.device), len(pool), text, self.args.device)
+            if not self._keeps_encoder:  # it would take memory from training
+                load_encoder.cache_clear()
+        return kept[key]
+
     def _interaction(self, request: Interaction, pool: Pool) -> np.ndarray:
         rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)
         target, step = self._target_pool(request), self.state.global_step
-        if request.target_rows is not None and request.target_rows < len(target):
+        usable = np.flatnonzero(self._aimed_at.trainable_tokens() > 0)
+        if request.target_rows is not None and request.target_rows < len(usable):
             draw = generator(self.plan.seed, _PURPOSE, request.seed, step)
-            target = target.subset(np.sort(draw.choice(len(target), size=request.target_rows, replace=False)))
+            target = target.subset(np.sort(draw.choice(usable, size=request.target_rows, replace=False)))
         values = (len(pool) + len(target)) * rows.sites.values
         exact = request.proj_dim is None and values <= EXACT_FEATURES
         dim = request.proj_dim or DEFAULT_DIM
-        projection = Concatenation(rows.sizes) if exact else Projection(rows.names, dim, request.seed)
+        formed = rows.direction is not None
+        projection = Concatenation(rows.sizes) if exact else Projection(rows.names, dim, request.seed, formed=formed)
         self._describe(f"{rows.sites.describe()}; {'exact' if exact else f'projected to {dim}'}")
         return interaction(pool, target, rows, aims, projection)
 
@@ -158,6 +186,10 @@ class Measurements(Host):  # type: ignore[misc]
             device=self.args.device,
             workers=self.args.dataloader_num_workers,
         )
+
+    @cached_property
+    def _frozen(self) -> dict[Any, np.ndarray]:
+        return {}
 
     @cached_property
     def _lengths(self) -> np.ndarray:

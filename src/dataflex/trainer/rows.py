@@ -23,11 +23,15 @@ _BLOCK = 1000
 class Rows(Dataset):
     """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
 
-    An id is the row's place in the concatenation of the parts, in the order of `domains.names`.
+    An id is the row's place in the concatenation of the parts, in the order of `domains.names`. raw: where it is known,
+    the number of each row among the raw_total rows of the data sets as they are stored, laid end to end, int64[N].
     """
 
-    def __init__(self, parts: Sequence[Any], names: Sequence[str]) -> None:
-        self.parts = list(parts)
+    def __init__(
+        self, parts: Sequence[Any], names: Sequence[str], raw: np.ndarray | None = None, raw_total: int = 0
+    ) -> None:
+        self.parts, self.raw, self.raw_total = list(parts), raw, raw_total
+        self._learned: np.ndarray | None = None
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))
 
     def __len__(self) -> int:
@@ -61,6 +65,17 @@ class Rows(Dataset):
             out.append(sum(pc.list_value_length(table[c]).to_numpy().astype(np.int64) for c in columns))
         return np.concatenate(out)
 
+    def trainable_tokens(self) -> np.ndarray:
+        """Tokens of each row that carry a loss, int64[N]; for pairs, of both sides together. The first token of a row is
+        predicted from nothing and never counts."""
+        if self._learned is None:
+            columns = [c for c in self.column_names if c.endswith("labels")]
+            if columns:
+                self._learned = np.concatenate([sum(_trainable(part, c) for c in columns) for part in self.parts])
+            else:  # pre-training: every token but the first is learned
+                self._learned = np.maximum(self.lengths() - 1, 0)
+        return self._learned
+
     def fingerprints(self) -> dict[str, str]:
         """A hash of each part's token ids and labels, row boundaries included; independent of how it is stored."""
         return {name: _fingerprint(part) for name, part in zip(self.domains.names, self.parts, strict=True)}
@@ -87,6 +102,19 @@ def _fingerprint(part: Any) -> str:
                 digest.update(pc.list_value_length(values).to_numpy().astype(np.int32).tobytes())
             digest.update(np.asarray(_flat(values)).astype(np.int32).tobytes())
     return digest.hexdigest()
+
+
+def _trainable(part: Any, column: str) -> np.ndarray:
+    """Labels of each row that are not -100, the first label aside: int64 [rows]."""
+    table, out = part.with_format("arrow"), np.zeros(len(part), dtype=np.int64)
+    for start in range(0, len(part), _BLOCK):
+        values = table[start : start + _BLOCK][column]
+        lengths = pc.list_value_length(values).to_numpy().astype(np.int64)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        active = _flat(values) != -100
+        active[(np.cumsum(lengths) - lengths)[lengths > 0]] = False
+        out[start : start + len(lengths)] = np.bincount(owner[active], minlength=len(lengths))
+    return out
 
 
 def _flat(values: pa.ChunkedArray) -> np.ndarray:

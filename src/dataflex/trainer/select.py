@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dataflex.components.contracts import SelectionContext
-from dataflex.components.requests import name_of
+from dataflex.components.requests import TargetEmbedding, name_of
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
@@ -43,13 +44,24 @@ class SelectTrainer(DynamicTrainer):
         if spec is None or not spec.schedule.due(step):
             return super()._select(step)
         begin = time.perf_counter()
+        chosen, scores, measured = self._choose(step)
+        self._open_pools(step, chosen, scores, int((~measured).sum()), time.perf_counter() - begin)
+        return super()._select(step)
+
+    def _choose(self, step: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """What the selector takes of each group (ids), equal on every rank; the score of every row, on rank 0; and bool [N],
+        whether a row has all signals."""
+        spec = self.config.select
+        assert spec is not None
         selector = spec.component
         wanted = selector.needs_now(self.states["select"])
-        signals = {name_of(r): self.signal(r) for r in sorted(wanted, key=name_of)}
-        measured = np.ones(len(self.rows), dtype=bool)
-        for values in signals.values():
-            measured &= _finite(values)
-        groups = self._groups(step, signals, measured)
+        values = {r: self.signal(r) for r in sorted(wanted, key=name_of)}
+        aims = {name_of(r): v for r, v in values.items() if isinstance(r, TargetEmbedding)}
+        signals = {name_of(r): v for r, v in values.items() if not isinstance(r, TargetEmbedding)}
+        measured = self._trainable.copy()
+        for found in signals.values():
+            measured &= finite(found)
+        groups = self._groups(step, signals, aims, measured)
         if selector.refines:
             self._refine(groups)
 
@@ -68,10 +80,11 @@ class SelectTrainer(DynamicTrainer):
             return chosen, state
 
         chosen, self.states["select"] = decide(run)  # scores stay on rank 0, which writes them
-        self._open_pools(step, chosen, scores, int((~measured).sum()), time.perf_counter() - begin)
-        return super()._select(step)
+        return chosen, scores, measured
 
-    def _groups(self, step: int, signals: dict[str, np.ndarray], measured: np.ndarray) -> list[_Group]:
+    def _groups(
+        self, step: int, signals: dict[str, np.ndarray], aims: dict[str, np.ndarray], measured: np.ndarray
+    ) -> list[_Group]:
         """DataflexError if a group has fewer candidates than its budget."""
         spec, domains = self.config.select, self.rows.domains
         assert spec is not None
@@ -95,14 +108,22 @@ class SelectTrainer(DynamicTrainer):
                 rows=len(candidates),
                 step=step,
                 update=spec.schedule.turn(step),
-                updates=spec.schedule.updates,
+                updates=spec.schedule.turns(self.state.max_steps),
                 domain=name,
                 rng=generator(self.plan.seed, _PURPOSE, getattr(selector, "seed", 0), self._key, place),
                 ids=candidates,
                 learning_rate=float(self._get_learning_rate()),
+                target_sizes=self.target.domains.sizes if self.target is not None else (),
+                raw_rows=self.rows.raw[candidates] if self.rows.raw is not None else None,
             )
-            out.append(_Group(name, ids, candidates, context, {n: v[candidates] for n, v in signals.items()}))
+            own = {n: v[candidates] for n, v in signals.items()}
+            out.append(_Group(name, ids, candidates, context, own | aims))
         return out
+
+    @cached_property
+    def _trainable(self) -> np.ndarray:
+        """bool [N]: the row has a token to learn."""
+        return self.rows.trainable_tokens() > 0
 
     @property
     def _key(self) -> int:
@@ -178,6 +199,6 @@ def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats:
         raise DataflexError(f"select: {name} returned a row more than once")
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def finite(values: np.ndarray) -> np.ndarray:
     """bool [N]: every value of the row is finite."""
     return np.isfinite(values).reshape(len(values), -1).all(axis=1)

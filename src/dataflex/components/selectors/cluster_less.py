@@ -11,6 +11,7 @@ import numpy as np
 
 from dataflex.components.clustering import METHODS, cluster
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.neighbours import check_encoder
 from dataflex.components.requests import Embedding, Request, TargetAlignment
 from dataflex.components.selectors.less import highest
 from dataflex.errors import DataflexError
@@ -25,7 +26,8 @@ _REPRESENTATIVES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterLessSelector(Selector):
-    """Rows are clustered once, by the mean hidden state of the model at the first update. At each update the influence of
+    """Rows are clustered once, by the mean hidden state of the model at the first update (or by the vectors of the
+    sentence-transformers model `embedding_model_name_or_path`). At each update the influence of
     LESS is measured on `samples_per_cluster` rows of each cluster, and all its rows get their mean,
 
         score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k),
@@ -54,27 +56,25 @@ class ClusterLessSelector(Selector):
         "save_interval": "rows are reduced to their scores as they are measured",
         "clustering_batch_size": "embedding batches are built by token budget (scoring_tokens)",
         "assignment_chunk_size": "distances are computed in chunks of a fixed size",
-        "embedding_model_dtype": "embeddings are those of the model being trained, in its own precision",
+        "embedding_model_dtype": "a model computes in its own precision",
     }
 
     def check(self) -> None:
-        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require_proj_dim()
         self.require("cluster_size", self.cluster_size >= 1, "at least 1")
         self.require("num_clusters", self.num_clusters is None or self.num_clusters >= 1, "at least 1")
         self.require("samples_per_cluster", self.samples_per_cluster >= 1, "at least 1")
         self.require("clustering_max_iter", self.clustering_max_iter >= 1, "at least 1")
-        self.require("clustering_method", self.clustering_method in METHODS, f"one of {', '.join(METHODS)}")
-        strategies = ", ".join(_REPRESENTATIVES)
-        self.require(
-            "representative_strategy", self.representative_strategy in _REPRESENTATIVES, f"one of {strategies}"
-        )
+        self.require("seed", 0 <= self.seed < 1 << 32, "between 0 and 4294967295")
+        self.require_choice("clustering_method", METHODS)
+        self.require_choice("representative_strategy", _REPRESENTATIVES)
         self.require("lsh_num_bits", self.lsh_num_bits is None or 1 <= self.lsh_num_bits <= 62, "between 1 and 62")
-        own = self.embedding_model_name_or_path is None
-        self.require("embedding_model_name_or_path", own, "null: embeddings are those of the model being trained")
+        check_encoder(self, "embedding_model_name_or_path")
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({Embedding(layer=self.embedding_layer)})
+        model = self.embedding_model_name_or_path
+        return frozenset({Embedding(layer=self.embedding_layer) if model is None else Embedding(model=model)})
 
     def needs_now(self, state: State) -> frozenset[Request]:
         return frozenset() if state else self.needs

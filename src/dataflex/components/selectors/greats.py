@@ -40,7 +40,7 @@ class GreatsSelector(Selector):
         self.require("candidates", 1 <= self.candidates < inf, "at least 1 and finite")
         self.require("step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
-        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require_proj_dim()
 
     @property
     def refines(self) -> frozenset[Request]:  # type: ignore[override]

@@ -37,7 +37,7 @@ class IconsSelector(Selector):
     }
 
     def check(self) -> None:
-        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require_proj_dim()
         self.require(
             "task_boundaries", all(n >= 1 for n in self.task_boundaries or ()), "numbers of rows, each at least 1"
         )

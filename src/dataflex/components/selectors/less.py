@@ -37,7 +37,7 @@ class LessSelector(Selector):
     }
 
     def check(self) -> None:
-        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require_proj_dim()
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.sampling import draw
 
 _FOCUS = ("low", "medium", "high")
 
@@ -19,8 +20,6 @@ class LossSelector(Selector):
     """Sample rows with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere.
 
     The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium < q2 <= high.
-    Without replacement the draw is sequential (each next row in proportion to what is left), by exponential keys
-    (Efraimidis & Spirakis, 2006).
     """
 
     focus: str = "medium"
@@ -37,8 +36,9 @@ class LossSelector(Selector):
     }
 
     def check(self) -> None:
-        self.require("focus", self.focus in _FOCUS, f"one of {', '.join(_FOCUS)}")
+        self.require_choice("focus", _FOCUS)
         self.require("focus_weight", 0 < self.focus_weight < inf, "positive and finite")
+        self.require("focus_weight", abs(log(self.focus_weight)) < 300, "between 1e-130 and 1e130")
         self.require("temperature", self.temperature > 0, "positive")
         sharpest = abs(log(self.focus_weight)) / self.temperature  # of p_i, as a logarithm
         self.require("temperature", sharpest < 300, "large enough for focus_weight ** (1 / temperature) to be finite")
@@ -60,9 +60,4 @@ class LossSelector(Selector):
             "high": losses >= high,
         }[self.focus]
         weights = np.where(bucket, self.focus_weight, 1.0) ** (1.0 / self.temperature)
-        if self.replacement:
-            chosen = context.rng.choice(context.rows, size=context.budget, p=weights / weights.sum())
-        else:
-            arrival = context.rng.exponential(size=context.rows) / weights
-            chosen = np.argsort(arrival, kind="stable")[: context.budget]
-        return Selection(chosen, losses), state
+        return Selection(draw(weights, context.budget, context.rng, replacement=self.replacement), losses), state

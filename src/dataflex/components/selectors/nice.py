@@ -60,7 +60,7 @@ class NiceSelector(Selector):
         self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         self.require("max_prompt_length", self.max_prompt_length >= 1, "at least 1")
         self.require("generation_temperature", 0 < self.generation_temperature < inf, "positive and finite")
-        self.require("proj_dim", self.proj_dim is None or self.proj_dim >= 1, "at least 1")
+        self.require_proj_dim()
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]

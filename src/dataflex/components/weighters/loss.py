@@ -31,7 +31,7 @@ class LossWeighter(Weighter):
     r: float = 1.0
 
     def check(self) -> None:
-        self.require("strategy", self.strategy in _STRATEGIES, f"one of {', '.join(_STRATEGIES)}")
+        self.require_choice("strategy", _STRATEGIES)
         self.require("delta", self.delta > 0, "positive")
         self.require("r", self.r > 0, "positive")
 

@@ -1,0 +1,39 @@
+"""RDS+: rows whose hidden states are closest to the target's (Ivison et al., arXiv 2503.01807)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.neighbours import EmbeddingSelector, closeness, comparable, take_turns, turns_among
+
+
+@dataclass(frozen=True, kw_only=True)
+class RdsSelector(EmbeddingSelector):
+    """A row is represented by its last hidden states, averaged with the position as weight, and
+
+        s(z, z') = cos(h(z), h(z')),   h = sum_i i h_i / sum_i i .
+
+    One target data set: its rows take turns, each with its next closest row, until the budget is met. Several: a row's score
+    for a task is its largest s with a row of the task, and the tasks take turns. score: the largest s with any target row.
+    """
+
+    pooling: Literal["mean", "weighted_mean", "last"] = "weighted_mean"
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        rows, targets, places = comparable(signals)
+        sizes = context.target_sizes or (len(signals["target_embedding"]),)
+        owner = np.repeat(np.arange(len(sizes)), sizes)[places]
+        tasks = np.unique(owner, return_inverse=True)[1]
+        score = closeness(targets, rows, tasks)
+        if score.shape[1] == 1:
+            chosen = turns_among(targets, rows, context.budget)
+        else:
+            chosen = take_turns(np.argsort(-score, axis=0, kind="stable").T, context.budget)
+        return Selection(chosen, score.max(axis=1)), state

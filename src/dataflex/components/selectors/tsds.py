@@ -1,0 +1,102 @@
+"""TSDS: rows distributed as the target is, near-duplicates counted once (Liu et al., arXiv 2410.11303)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.density import Density
+from dataflex.components.files import read_array
+from dataflex.components.neighbours import EmbeddingSelector, comparable, nearest
+from dataflex.components.sampling import draw
+from dataflex.components.transport import transport
+from dataflex.errors import ConfigError, DataflexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsdsSelector(EmbeddingSelector):
+    """Draw rows from the distribution that solves the transport problem of `components.transport`.
+
+    max_K: nearest candidates of a target row that its mass may reach; kde_K and sigma: neighbours and width of the kernel
+    density (sigma 0: every row counts alone). Both K are at most a tenth of the candidates, as in the authors' program.
+    alpha, C: what distance costs against evenness. Embeddings have length one. Rows are drawn with replacement, as in the
+    paper (`replacement`). probs_path: a distribution found before instead, an .npy file of float[N] over the data sets as
+    they are stored, laid end to end; all updates then draw from it. score: the probability.
+    """
+
+    max_K: int = 5000
+    kde_K: int = 1000
+    sigma: float = 0.75
+    alpha: float = 0.6
+    C: float = 5.0
+    replacement: bool = True
+    exact: bool = False
+    probs_path: str | None = None
+
+    retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
+
+    def check(self) -> None:
+        super().check()
+        self.require("max_K", self.max_K >= 2, "at least 2")
+        self.require("kde_K", self.kde_K >= 1, "at least 1")
+        self.require("sigma", 0 <= self.sigma < 2, "in [0, 2), a distance between vectors of length one")
+        self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        self.require("C", self.C > 0, "positive")
+        if self.probs_path is not None:
+            found = read_array("probs_path", self.probs_path, dimensions=1)
+            if not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all() or found.min(initial=0) < 0:
+                raise ConfigError(f"probs_path must hold finite, non-negative numbers, and {self.probs_path} does not")
+            if abs(float(found.sum(dtype=np.float64)) - 1) > 1e-3:
+                raise ConfigError(f"probs_path must add up to 1, {self.probs_path} adds up to {found.sum():g}")
+
+    @property
+    def file(self) -> str | None:
+        return self.probs_path
+
+    @property
+    def with_replacement(self) -> bool:  # type: ignore[override]
+        return self.replacement
+
+    def check_rows(self, raw_rows: int) -> None:
+        if self.probs_path is not None:
+            found = len(read_array("probs_path", self.probs_path, dimensions=1))
+            if found != raw_rows:
+                raise ConfigError(
+                    f"probs_path must hold {raw_rows} numbers, one per row of the data, {self.probs_path} has {found}"
+                )
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        if self.probs_path is None:
+            rows, targets, _ = comparable(signals)
+            probabilities = self.distribution(rows, targets)
+        else:
+            assert context.raw_rows is not None
+            probabilities = np.asarray(read_array("probs_path", self.probs_path, dimensions=1), dtype=np.float64)
+            probabilities = probabilities[context.raw_rows]
+        reached = int(np.count_nonzero(probabilities))
+        if not reached or (reached < context.budget and not self.replacement):
+            raise DataflexError(
+                f"select: tsds was asked for {context.budget} different rows, but only {reached} of {context.rows} have a"
+                " probability above 0; set replacement, a larger max_K, a smaller alpha or a larger C"
+            )
+        chosen = draw(probabilities, context.budget, context.rng, replacement=self.replacement)
+        return Selection(chosen, probabilities), state
+
+    def distribution(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Probability of each row, float64 [N]. rows, targets: float32 [N, d] and [M, d] of length one."""
+        limit = max(len(rows) // 10, min(len(rows), 2))
+        cosine, places = nearest(targets, rows, min(self.max_K, limit))
+        distances = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
+        if self.sigma == 0:
+            return transport(distances, places, len(rows), lambda at: np.ones(len(at)), alpha=self.alpha, C=self.C)
+        found = np.unique(places)  # the density is that of the candidates that are near some target
+        around = Density(np.ascontiguousarray(rows[found]), self.sigma, min(self.kde_K, limit), exact=self.exact)
+        return transport(
+            distances, places, len(rows), lambda at: around(np.searchsorted(found, at)), alpha=self.alpha, C=self.C
+        )

@@ -1,0 +1,1 @@
+"""Selection before training: what is written."""

@@ -1,0 +1,129 @@
+"""OfflineTrainer: measures and selects once, with the model as it is loaded, and trains nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dataflex.components.files import read_array
+from dataflex.components.requests import (
+    Embedding,
+    Gradient,
+    PolicyAlignment,
+    Request,
+    TargetAlignment,
+    TargetEmbedding,
+    aims_at_target,
+    name_of,
+    takes_gradients,
+)
+from dataflex.config.schema import OfflineConfig
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.signals.batching import Pool
+from dataflex.trainer.collectives import decide
+from dataflex.trainer.select import SelectTrainer
+from dataflex.trainer.store import SignalStore, model_fingerprint
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """ids: of the rows taken, in the order of the selector, int64[budget]. scores: float64[N] (rank 0; NaN: none).
+    measured: bool [N], whether a row could be chosen."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    measured: np.ndarray
+
+
+class Selected(BaseException):
+    """Ends LLaMA-Factory's workflow where training would begin."""
+
+    def __init__(self, chosen: Chosen, trainer: Any) -> None:
+        super().__init__()
+        self.chosen, self.trainer = chosen, trainer
+
+
+class OfflineTrainer(SelectTrainer):
+    """Signals of rows go through a store on disk, so that they are measured once. Needs `rows.raw`."""
+
+    offline: ClassVar[OfflineConfig]
+    _keeps_encoder = True
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Raises Selected. resume_from_checkpoint: weights, and moments of the optimizer, that signals are measured with."""
+        self.state.max_steps = 1
+        requests = self.config.requests("select")
+        if resume_from_checkpoint:
+            self._load_from_checkpoint(str(resume_from_checkpoint))
+        if takes_gradients(requests):
+            self.create_optimizer()
+        if resume_from_checkpoint and takes_gradients(requests):
+            self._load_optimizer(Path(str(resume_from_checkpoint)))
+        self.model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[has-type]
+        folder = Path(self.offline.store or Path(str(self.args.output_dir)) / "signals")
+        self._store = SignalStore(folder, writes=self.args.should_save)
+        self._depends: dict[str, Any] = {
+            "model": model_fingerprint(self.model),
+            "data": decide(self.rows.fingerprints),
+            "target": decide(self._aimed_at.fingerprints) if aims_at_target(requests) and self.target else None,
+            "moments": str(resume_from_checkpoint),
+            "seed": self.plan.seed,
+        }
+        self.states = {"select": self._init_component("select")}
+        chosen, scores, measured = self._choose(0)
+        raise Selected(Chosen(chosen[0], scores, measured), self)
+
+    def _load_optimizer(self, checkpoint: Path) -> None:
+        if not (checkpoint / "optimizer.pt").is_file():
+            raise ConfigError(f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for")
+        import torch
+
+        assert self.optimizer is not None
+        state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state)
+
+    def _measure(self, request: Request, pool: Pool) -> np.ndarray:
+        if isinstance(request, TargetEmbedding) and self.offline.target_embeddings:
+            return read_array("target_embeddings", self.offline.target_embeddings, dimensions=2)
+        if type(request) is Embedding and self.offline.embeddings:
+            assert self.rows.raw is not None
+            return given_embeddings(self.offline, self.rows.raw, self.rows.raw_total)
+        of_rows = request == "loss" or isinstance(request, Embedding | TargetAlignment)
+        if not of_rows or len(pool) != len(pool.rows):
+            return super()._measure(request, pool)
+        key = {**self._depends, "signal": name_of(request), **(asdict(request) if is_dataclass(request) else {})}  # type: ignore[arg-type]
+        if not isinstance(request, Gradient):
+            key |= {"moments": None}
+        if not isinstance(request, Gradient | TargetEmbedding | PolicyAlignment):
+            key |= {"target": None}
+        measure = super()._measure
+        return self._store.measured(key, len(pool), lambda places: measure(request, pool.subset(places)))
+
+    def _get_learning_rate(self) -> float:
+        return float(self.args.learning_rate)
+
+    @property
+    def _key(self) -> int:
+        return 1
+
+    def _budget(self, rows: int, per_domain: bool) -> int:
+        return wanted(self.offline, rows)
+
+
+def wanted(offline: OfflineConfig, rows: int) -> int:
+    """Rows to select of `rows` that can be."""
+    return offline.budget or int(np.ceil((offline.keep_ratio or 0.0) * rows))
+
+
+def given_embeddings(offline: OfflineConfig, raw: np.ndarray, total: int) -> np.ndarray:
+    """Rows `raw` of the file `embeddings`; DataflexError if it is not about `total` rows."""
+    assert offline.embeddings is not None
+    values = read_array("embeddings", offline.embeddings, dimensions=2)
+    if len(values) != total:
+        raise DataflexError(
+            f"dataflex.offline.embeddings must hold {total} rows, one per row of the data, {offline.embeddings} has {len(values)}"
+        )
+    return values if np.array_equal(raw, np.arange(total)) else values[raw]
