@@ -17,7 +17,7 @@ from harness import start, train_all
 
 from dataflex import Mixer, SelectionContext, Selector, Weighter
 from dataflex.components import registry
-from dataflex.config import load, parse
+from dataflex.config import load, load_offline, parse
 
 ROOT = Path(__file__).parents[1]
 DEMO = sorted((ROOT / "examples" / "demo").glob("*.yaml"))
@@ -28,6 +28,7 @@ STEPS = 13
 LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
+    "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4,
 }  # fmt: skip
 
@@ -77,7 +78,8 @@ def test_real_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from dataflex.base.arguments import check_arguments
 
     monkeypatch.chdir(ROOT)
-    run = load([str(path.relative_to(ROOT))])
+    offline = "offline" in yaml.safe_load(path.read_text(encoding="utf-8")).get("dataflex", {})
+    run = (load_offline if offline else load)([str(path.relative_to(ROOT))])
     assert run.dataflex is not None and run.notices == ()
     check_arguments(run)
     assert run.llamafactory["output_dir"] == f"runs/real/{path.stem}"

@@ -13,14 +13,15 @@ import torch
 import yaml
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
+from dataflex import writing
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer import ledger as ledger_module
 from dataflex.trainer import rows as rows_module
 from dataflex.trainer import state
 from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger, write_atomically, write_table
+from dataflex.trainer.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
 from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
 from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.writing import write_atomically, write_table
 
 DOMAINS = Domains(("a", "b"), (30, 20))
 
@@ -47,7 +48,7 @@ def test_an_atomic_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.M
         seen.append(Path(source).read_bytes() + b" over " + Path(target).read_bytes())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ledger_module.os, "replace", killed)
+    monkeypatch.setattr(writing.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"third")
     assert seen == [b"third over new"] and path.read_bytes() == b"new"

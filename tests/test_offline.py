@@ -217,6 +217,28 @@ def test_a_text_encoder_is_asked_once(offline: Config, tmp_path: Path) -> None:
     assert np.allclose(scores(second.out)["score"], found["score"], atol=1e-6)
 
 
+def test_drawn_rows_are_the_same_each_time(offline: Config, base: Config, tmp_path: Path) -> None:
+    """`num_samples` draws from the global generator, which LLaMA-Factory seeds where it loads a model; and rows drawn twice."""
+    folder = Path(base["dataset_dir"])
+    entry = json.loads((folder / "dataset_info.json").read_text())["code"]
+    (tmp_path / "data").mkdir()
+    entry = {**entry, "file_name": str(folder / entry["file_name"]), "num_samples": 90}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"code": entry}))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "rows.npy", rng.standard_normal((60, 8)))
+    np.save(tmp_path / "targets.npy", rng.standard_normal((5, 8)))
+    files = {"embeddings": str(tmp_path / "rows.npy"), "target_embeddings": str(tmp_path / "targets.npy")}
+    config = {
+        **with_block(offline, {"name": "near"}, **files),
+        "dataset": "code",
+        "dataset_dir": str(tmp_path / "data"),
+    }
+    one, other = train_all(*(start_select(config, tmp_path / name) for name in ("one", "other")))
+    first, second = scores(one.ok.out), scores(other.ok.out)
+    assert np.array_equal(first["row"], second["row"]) and len(np.unique(first["row"])) == 60 < len(first["row"])
+    assert lines(one.out / "code_near.jsonl") == lines(other.out / "code_near.jsonl")
+
+
 # -- resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -279,11 +301,23 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
         ({"mix": {"name": "static"}}, "dataflex.mix belongs to training"),
         ({"top": {"deepspeed": "ds.json"}}, "deepspeed splits the model over ranks"),
         ({"top": {"dataset": "cod"}}, "dataset: 'cod' is not defined in"),
+        ({"top": {"stage": "kto"}}, "stage: kto makes rows of several stored ones"),
+        (
+            {"select": {"name": "less", "target_dataset": "twin", "gradient_type": "sgd"}},
+            "'twin' has the rows of 'code'",
+        ),
+        (
+            {"select": {"name": "less", "target_dataset": "code_heldout"}, "top": {"resume_from_checkpoint": "."}},
+            "resume_from_checkpoint: . has no optimizer.pt",
+        ),
     ],
 )
 def test_bad_input(offline: Config, tmp_path: Path, changes: Config, message: str) -> None:
-    block = offline["dataflex"]
-    config = {**offline, **changes.get("top", {})}
+    block, config = offline["dataflex"], {**offline, **changes.get("top", {})}
+    folder = Path(offline["dataset_dir"])
+    info = json.loads((folder / "dataset_info.json").read_text())
+    if "twin" not in info:
+        (folder / "dataset_info.json").write_text(json.dumps({**info, "twin": info["code"]}))
     config["dataflex"] = (
         {**block, **{k: v for k, v in changes.items() if k != "top"}} if "dataflex" not in changes else None
     )

@@ -2,8 +2,8 @@
 
 The pool holds as many rows of each data set; the target is held-out rows of one of them; each selector is asked for as many
 rows as that data set has in the pool. (icons with one task, and nice where a model is too small to earn any reward, choose as
-less does, and are left out.) Precision is the share of what it takes that comes from there: chance gives
-1 / (number of data sets).
+less does, and are left out; delta_loss draws at random at its first update. Rows that tsds draws twice count twice.)
+Precision is the share of what it takes that comes from there: chance gives 1 / (number of data sets).
 
 A tiny model with random weights is trained for a while on rows of the whole pool, in a real run; at its decision all
 selectors choose in turn from the same model, optimizer and pool. Seeds differ in weights, rows and order.
@@ -40,6 +40,10 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "less, adam, projected to 4096": {"name": "less", "proj_dim": 4096},
     "cluster_less": {"name": "cluster_less", "cluster_size": 16},
     "greats": {"name": "greats", "proj_dim": 4096, "candidates": len(POOL)},
+    "rds": {"name": "rds"},
+    "near": {"name": "near"},
+    "tsds": {"name": "tsds"},
+    "token_length": {"name": "token_length"},
 }
 BATCH = 8
 

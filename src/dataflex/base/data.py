@@ -14,8 +14,8 @@ from llamafactory.data.data_utils import split_dataset
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError
-from dataflex.trainer.ledger import write_atomically
 from dataflex.trainer.rows import Rows
+from dataflex.writing import write_atomically
 
 _MANIFEST = "dataflex_tokenized.json"
 _FORMAT = "dataflex-domains-2"

@@ -54,6 +54,13 @@ def report(error: DataflexError) -> int:
     return error.exit_status
 
 
+def say(lines: Sequence[str]) -> None:
+    """Show lines once, from rank 0."""
+    if os.getenv("RANK", "0") == "0":
+        for line in lines:
+            print(f"dataflex: {line}", file=sys.stderr, flush=True)
+
+
 def _before_model(error: BaseException) -> bool:
     """Whether LLaMA-Factory refused the arguments (or a data set, or the template) before a model was loaded."""
     frame, names = error.__traceback__, set()

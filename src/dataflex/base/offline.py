@@ -11,6 +11,7 @@ import numpy as np
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
+from dataflex.base.launch import say
 from dataflex.base.raw import numbered_rows, places_read, stored_numbers, take_numbers
 from dataflex.components.requests import Embedding, TargetEmbedding, aims_at_target
 from dataflex.config import RunConfig
@@ -27,6 +28,7 @@ def select(config: RunConfig) -> None:
     assert offline is not None
     reads_model = needs_model(config.dataflex)
     check_arguments(config, needs_model=reads_model)
+    say(config.notices)
     seams.check()
     begin = time.perf_counter()
     outcome = _with_model(config) if reads_model else _without_model(config)
@@ -62,8 +64,6 @@ def _with_model(config: RunConfig) -> Outcome | None:
     assert config.dataflex is not None and config.dataflex.select is not None
     dataflex, arguments = config.dataflex, dict(config.llamafactory)
     stage = str(arguments.get("stage", "sft"))
-    if stage == "kto":
-        raise ConfigError("stage: kto makes rows of several stored ones; use sft, pt, dpo or rm with select")
     seam = seams.STAGES[stage]
     loaded: dict[str, Any] = {}
 
@@ -71,7 +71,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import load_domains
-        from dataflex.base.targets import check_cut, load_target
+        from dataflex.base.targets import check_apart, check_cut, load_target
 
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
@@ -84,6 +84,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             check_cut(dataflex, module["target_dataset"])
+            check_apart(dataflex, module["target_dataset"], rows)
         loaded["names"], loaded["dir"] = list(data_args.dataset), data_args.dataset_dir
         return module
 

@@ -42,6 +42,10 @@ _SIGNATURES = {
     ("llamafactory.data.loader", "_get_preprocessed_dataset"): (
         "dataset", "data_args", "training_args", "stage", "template", "tokenizer", "processor", "is_eval",
     ),
+    ("llamafactory.data.loader", "align_dataset"): ("dataset", "dataset_attr", "data_args", "training_args"),
+    ("llamafactory.data.loader", "_get_dataset_processor"): (
+        "data_args", "stage", "template", "tokenizer", "processor", "do_generate",
+    ),
     ("llamafactory.data.loader", "get_dataset"): (
         "template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor",
     ),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import xxhash
+from transformers import set_seed
 
 from dataflex.base.data import read_raw
 from dataflex.base.raw import numbered_rows, stored_numbers, stored_size
@@ -78,6 +79,7 @@ def read_texts(config: RunConfig, key: str) -> Texts:
         kind(**{f.name: values[f.name] for f in fields(kind) if f.init and f.name in values})
         for kind in (ModelArguments, DataArguments, TrainingArguments)
     )
+    set_seed(training_args.seed)  # LLaMA-Factory draws the rows of `num_samples` from the global generator
     ours = key == "target_dataset"
     given = config.dataflex.select.target_dataset if ours else values.get(key)
     names = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given or [])
@@ -88,18 +90,18 @@ def read_texts(config: RunConfig, key: str) -> Texts:
             read_raw(name, spelled, model_args, data_args, training_args, "rm" if stage == "dpo" else stage)
             for name in names
         ]
-    texts = Texts(names, parts, stored, [_valid_rows(part) for part in parts], training_args)
+    texts = Texts(names, parts, stored, [_valid_rows(part, 0 if stage == "pt" else 1) for part in parts], training_args)
     for name, size in zip(names, texts.sizes, strict=True):
         if size == 0:
-            raise ConfigError(f"{spelled}: no row of {name!r} has a prompt and an answer")
+            raise ConfigError(f"{spelled}: no row of {name!r} can be used")
     return texts
 
 
-def _valid_rows(part: Any) -> np.ndarray:
-    """As LLaMA-Factory's processors have it: turns end with the user's, and there is an answer."""
+def _valid_rows(part: Any, least: int) -> np.ndarray:
+    """As LLaMA-Factory's processors have it: turns end with the user's, and there are at least so many answers."""
     table = part.select_columns(["_prompt", "_response"]).with_format("arrow")[:]
     turns, answers = (pc.list_value_length(table[name]).to_numpy() for name in ("_prompt", "_response"))
-    return np.flatnonzero((turns % 2 == 1) & (answers >= 1))
+    return np.flatnonzero((turns % 2 == 1) & (answers >= least))
 
 
 def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir: str) -> Chosen:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
+from dataflex.base.launch import say
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.errors import ConfigError
@@ -27,7 +26,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun)."""
     check_arguments(config)
-    _say(config.notices)
+    say(config.notices)
     from llamafactory.train import tuner
 
     arguments = dict(config.llamafactory)
@@ -58,7 +57,7 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
     if str(asked).lower() != "true":
         return
     found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
-    _say(passed_over)
+    say(passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
@@ -97,7 +96,7 @@ def _dynamic(config: RunConfig) -> Any:
 
     def last_checkpoint(folder: str) -> str | None:
         found, passed_over = newest_complete(Path(folder))
-        _say(passed_over)
+        say(passed_over)
         return str(found) if found else None
 
     def get_dataset(
@@ -171,6 +170,9 @@ def _identity(
         else:
             out[f"dataflex.{key}"] = value
     out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
+    file = getattr(config.dataflex.components.get("select"), "file", None)
+    if file is not None:
+        out["content of the selector's file"] = decide(lambda: hash_file(Path(file)))
     out["seed"] = training_args.seed
     out["data_seed"] = training_args.data_seed
     out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))
@@ -183,6 +185,16 @@ def _identity(
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
     out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
     return out
+
+
+def hash_file(path: Path) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
@@ -221,10 +233,3 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
             f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"
             " go on with another global batch"
         )
-
-
-def _say(lines: Sequence[str]) -> None:
-    """Show lines once, from rank 0."""
-    if os.getenv("RANK", "0") == "0":
-        for line in lines:
-            print(f"dataflex: {line}", file=sys.stderr, flush=True)

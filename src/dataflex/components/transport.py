@@ -61,8 +61,12 @@ def _stop(
 ) -> tuple[np.ndarray, float]:
     """How many candidates each target row has filled when s stops growing, int[M], and s; inf if it never stops.
 
-    At s = count[j, k] candidates 0..k of j are full and mass starts to go to k + 1: the cost of j, the distance its mass
-    travels times s, then grows at the rate  d[j, k + 1] count[j, k] - sum_{l <= k} d[j, l] share[j, l].
+    s minimises  alpha / C x (distance travelled) + (1 - alpha) / s.  At s = count[j, k] candidates 0..k of j are full and its
+    mass starts to go to k + 1; M s^2 times the derivative of the distance that it travels is then
+
+        rate[j, k] = d[j, k + 1] count[j, k] - sum_{l <= k} d[j, l] share[j, l] ,
+
+    and s stops where  alpha / C x sum_j rate_j  reaches  (1 - alpha) M.
     """
     M, K = d.shape
     width = min(share.shape[1], K - 1)  # the last of all has no next

@@ -98,6 +98,8 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
     select = {"name": block["select"]} if isinstance(block["select"], str) else dict(block["select"])
     select = {key: value for key, value in select.items() if key not in ("warmup", "updates", "keep_ratio")}
     raw["dataflex"] = {**block, "select": {**select, "interval": 1}, "offline": block.get("offline") or {}}
+    if raw.get("stage") == "kto":
+        raise ConfigError("stage: kto makes rows of several stored ones; use sft, pt, dpo or rm with select")
     for key in ("deepspeed", "fsdp"):
         if raw.get(key):
             raise ConfigError(f"{key} splits the model over ranks, which select does not need; leave it out")
@@ -108,17 +110,21 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
         "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
         "plot_loss": False, "tokenized_path": None, "val_size": raw.get("val_size") or 0.0,
     }  # fmt: skip
+    raw["dataflex"].pop("total_steps", None)
     config = parse({**raw, **fixed}, offline=True)
     assert config.dataflex is not None and config.dataflex.select is not None
     if not config.dataflex.select.component.before_training:
         name = config.dataflex.select.name
         raise ConfigError(f"dataflex.select.name: {name} compares moments of a training and cannot select before it")
-    requests = config.dataflex.requests("select")
-    if not raw.get("resume_from_checkpoint") and any(getattr(r, "gradient_type", "") == "adam" for r in requests):
-        raise ConfigError(
-            "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"
-            " resume_from_checkpoint, or set gradient_type: sgd"
-        )
+    checkpoint = raw.get("resume_from_checkpoint")
+    if any(getattr(r, "gradient_type", "") == "adam" for r in config.dataflex.requests("select")):
+        if not checkpoint:
+            raise ConfigError(
+                "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"
+                " resume_from_checkpoint, or set gradient_type: sgd"
+            )
+        if not (Path(str(checkpoint)) / "optimizer.pt").is_file():
+            raise ConfigError(f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for")
     return config
 
 

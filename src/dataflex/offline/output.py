@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex.trainer.ledger import write_atomically, write_table
+from dataflex.writing import write_atomically, write_table
 
 _COLUMNS = (
     "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios", "chosen", "rejected",
@@ -67,7 +67,10 @@ def write_selection(folder: Path, outcome: Outcome, examples: int) -> list[str]:
         start = stop - len(source.places)
         own = outcome.chosen[(outcome.chosen >= start) & (outcome.chosen < stop)] - start
         name = f"{source.name.replace('/', '_')}_{outcome.selector.replace(':', '_').replace('/', '_')}"
-        lines.append(f"{source.name}: {len(own)} of {len(source.stored)} rows" + ("" if len(own) else ", no file"))
+        drawn = "" if len(np.unique(own)) == len(own) else f" ({len(np.unique(own))} different ones)"
+        lines.append(
+            f"{source.name}: {len(own)}{drawn} of {len(source.stored)} rows" + ("" if len(own) else ", no file")
+        )
         if len(own):
             file = _write_rows(folder, name, source.stored.select(source.places[own]))
             entries[name] = _entry(file, source.attributes)

@@ -16,10 +16,11 @@ from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
-from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles, write_table
+from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.state import MARK, Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
+from dataflex.writing import write_table
 
 
 class Checkpoints(Host):  # type: ignore[misc]

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from dataflex.trainer.plan import Domains
+from dataflex.writing import write_atomically, write_table
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
 EXPOSURE = "exposure.parquet"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write and fsync beside `path`, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -112,13 +100,6 @@ class RunFiles:
                 table = table.append_column("times", pa.array(count))
             write_table(self.path / relative, table)
         return relative
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

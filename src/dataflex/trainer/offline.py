@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from dataflex.components.files import read_array
 from dataflex.components.requests import (
@@ -21,7 +22,7 @@ from dataflex.components.requests import (
     takes_gradients,
 )
 from dataflex.config.schema import OfflineConfig
-from dataflex.errors import ConfigError, DataflexError
+from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.select import SelectTrainer
@@ -77,10 +78,8 @@ class OfflineTrainer(SelectTrainer):
         raise Selected(Chosen(chosen[0], scores, measured), self)
 
     def _load_optimizer(self, checkpoint: Path) -> None:
-        if not (checkpoint / "optimizer.pt").is_file():
-            raise ConfigError(f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for")
-        import torch
-
+        if not (checkpoint / "optimizer.pt").is_file():  # nobody asks for its moments
+            return
         assert self.optimizer is not None
         state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)

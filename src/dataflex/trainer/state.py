@@ -22,8 +22,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER, write_atomically
+from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER
 from dataflex.trainer.plan import Stage
+from dataflex.writing import write_atomically
 
 FORMAT = 1
 MARK = "COMPLETE"

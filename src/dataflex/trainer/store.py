@@ -13,7 +13,7 @@ import torch
 import xxhash
 
 from dataflex.trainer.collectives import decide
-from dataflex.trainer.ledger import write_atomically
+from dataflex.writing import write_atomically
 
 # Rows of a shard.
 _SHARD = 4096
@@ -96,7 +96,7 @@ def _hash(values: np.ndarray) -> str:
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the names, shapes and types of all parameters and of up to 4096 evenly spaced values of each."""
+    """A hash of the names, shapes and types of all parameters and of some thousands of evenly spaced values of each."""
     digest = xxhash.xxh3_128()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
