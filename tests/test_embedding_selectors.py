@@ -271,10 +271,10 @@ def aimed(base: Config) -> Config:
     "select",
     [
         {"name": "rds"},
-        {"name": "near", "embedding_layer": 1},
+        pytest.param({"name": "near", "embedding_layer": 1}, marks=pytest.mark.slow),
         {"name": "tsds", "max_K": 10},
         {"name": "delta_loss", "updates": 2},
-        {"name": "token_length"},
+        pytest.param({"name": "token_length"}, marks=pytest.mark.slow),
     ],
     ids=lambda select: select["name"],
 )

@@ -141,18 +141,18 @@ def test_sampled_rows_keep_their_numbers(offline: Config, base: Config, tmp_path
 
 # -- every selector --------------------------------------------------------------------------------------------------
 
-SELECTORS: list[Config] = [
-    {"name": "random"},
+SELECTORS: list[Any] = [
+    pytest.param({"name": "random"}, marks=pytest.mark.slow),
     {"name": "loss"},
     {"name": "token_length"},
     {"name": "rds"},
-    {"name": "near", "pooling": "last"},
+    pytest.param({"name": "near", "pooling": "last"}, marks=pytest.mark.slow),
     {"name": "tsds"},
     {"name": "less", "gradient_type": "sgd"},
-    {"name": "icons", "gradient_type": "sgd"},
+    pytest.param({"name": "icons", "gradient_type": "sgd"}, marks=pytest.mark.slow),
     {"name": "cluster_less", "gradient_type": "sgd", "cluster_size": 10},
     {"name": "nice", "gradient_type": "sgd", "mc_samples": 1, "max_new_tokens": 4},
-    {"name": "greats"},
+    pytest.param({"name": "greats"}, marks=pytest.mark.slow),
 ]
 
 

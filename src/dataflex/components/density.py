@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import sqrt
 
 import numpy as np
 import torch
 
-# Up to so many rows all pairs are looked at; and rows of one matrix product.
+# Up to so many rows all pairs are looked at; rows of one matrix product, with rows and with centres.
 _ALL_PAIRS = 8192
-_ROWS = 1024
+_ROWS, _PART = 1024, 8192
 # Rows sampled from each list to see whether two lists have neighbours in one another, and how near (as an inner product)
 # the nearest of the sampled pairs must come to the edge of the kernel.
 _SAMPLE, _MARGIN = 32, 0.1
+# Rounds of k-means; the share of a list's rows that are farther from its centre than what counts as near it.
+_ROUNDS, _EDGE = 8, 0.05
 
 
 class Density:
@@ -28,8 +31,8 @@ class Density:
         if exact or len(rows) <= _ALL_PAIRS:
             owner, self.near = np.zeros(len(rows), dtype=np.int64), [np.zeros(1, dtype=np.int64)]
         else:
-            owner = _lists(rows)
-            self.near = _near_lists(rows, owner, 1 - sigma**2 / 2 - _MARGIN)
+            owner, centres = _lists(rows)
+            self.near = _near_lists(rows, owner, centres, 1 - sigma**2 / 2 - _MARGIN)
         order = np.argsort(owner, kind="stable")
         self.rows = torch.from_numpy(np.ascontiguousarray(rows[order]))
         self.place = np.empty_like(order)
@@ -50,8 +53,8 @@ class Density:
 
     def _rows_of(self, lists: np.ndarray) -> torch.Tensor:
         starts = np.concatenate([[0], self.ends])
-        if len(lists) == len(self.ends):
-            return self.rows
+        if lists[-1] - lists[0] + 1 == len(lists):  # they lie side by side
+            return self.rows[starts[lists[0]] : starts[lists[-1] + 1]]
         return torch.cat([self.rows[starts[b] : starts[b + 1]] for b in lists])
 
     def _sums(self, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
@@ -64,31 +67,49 @@ class Density:
         return sums.double().numpy()
 
 
-def _lists(rows: np.ndarray) -> np.ndarray:
-    """List of each row, int64 [R]: k-means on some of them, sqrt(R) / 2 lists."""
-    from sklearn.cluster import KMeans
-
+def _lists(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    """List of each row, int64 [R], and centre of each list, float32 [L, d]: spherical k-means on some of the rows, sqrt(R) / 2
+    lists; an empty one may occur."""
     count = int(sqrt(len(rows)) / 2)
-    some = np.random.default_rng(0).choice(len(rows), size=min(len(rows), 64 * count), replace=False)
-    means = KMeans(n_clusters=count, init="random", n_init=1, max_iter=8, random_state=0).fit(rows[some])
-    centres = torch.from_numpy(means.cluster_centers_.astype(np.float32))
-    half = (centres * centres).sum(dim=1) / 2
-    parts = [torch.from_numpy(rows[s : s + _ALL_PAIRS]) for s in range(0, len(rows), _ALL_PAIRS)]
-    return torch.cat([(part @ centres.T - half).argmax(dim=1) for part in parts]).numpy()
+    some = torch.from_numpy(
+        rows[np.random.default_rng(0).choice(len(rows), size=min(len(rows), 64 * count), replace=False)]
+    )
+    centres = some[:count]
+    for _ in range(_ROUNDS):
+        owner = (some @ centres.T).argmax(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, some)
+        norms = sums.norm(dim=1, keepdim=True)
+        centres = torch.where(norms > 0, sums / norms, centres)
+    return torch.cat([(part @ centres.T).argmax(dim=1) for part in _parts(rows)]).numpy(), centres
 
 
-def _near_lists(rows: np.ndarray, owner: np.ndarray, least: float) -> list[np.ndarray]:
-    """For each list the lists it is compared with: those with a sampled pair whose inner product is at least `least`."""
-    count = int(owner.max()) + 1
+def _parts(rows: np.ndarray) -> Iterator[torch.Tensor]:
+    for start in range(0, len(rows), _PART):
+        yield torch.from_numpy(rows[start : start + _PART])
+
+
+def _near_lists(rows: np.ndarray, owner: np.ndarray, centres: torch.Tensor, least: float) -> list[np.ndarray]:
+    """For each list the lists it is compared with: those with a sampled pair whose inner product is at least `least`, and
+    those whose centre is as near to a row of it as to a few of their own (a row that k-means put apart from its neighbours).
+    """
+    count, lists = len(centres), torch.from_numpy(owner)
     rng, sampled, of = np.random.default_rng(1), [], []
+    own = torch.cat(
+        [(part * centres[lists[i * _PART :][: len(part)]]).sum(dim=1) for i, part in enumerate(_parts(rows))]
+    )
+    edge = torch.full((count,), 2.0)
     for a in range(count):
-        own = np.flatnonzero(owner == a)
-        sampled.append(rng.choice(own, size=min(_SAMPLE, len(own)), replace=False))
+        members = np.flatnonzero(owner == a)
+        if len(members):
+            edge[a] = torch.quantile(own[members], _EDGE)
+        sampled.append(rng.choice(members, size=min(_SAMPLE, len(members)), replace=False))
         of.append(np.full(len(sampled[-1]), a))
-    sample, lists = torch.from_numpy(rows[np.concatenate(sampled)]), torch.from_numpy(np.concatenate(of))
-    close = torch.zeros(count, count, dtype=torch.bool)
+    close = torch.zeros(count, count)
+    for i, part in enumerate(_parts(rows)):
+        close.index_add_(0, lists[i * _PART :][: len(part)], (part @ centres.T >= edge).float())
+    sample, kinds = torch.from_numpy(rows[np.concatenate(sampled)]), torch.from_numpy(np.concatenate(of))
     for start in range(0, len(sample), _ROWS):
         pairs = torch.nonzero(sample[start : start + _ROWS] @ sample.T >= least)
-        close[lists[pairs[:, 0] + start], lists[pairs[:, 1]]] = True
-    close.fill_diagonal_(True)
-    return [np.flatnonzero(line) for line in close.numpy()]
+        close[kinds[pairs[:, 0] + start], kinds[pairs[:, 1]]] = 1.0
+    near = (close + close.T > 0).fill_diagonal_(True)
+    return [np.flatnonzero(line) for line in near.numpy()]
