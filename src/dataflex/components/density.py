@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 # Up to so many rows all pairs are looked at; rows of one matrix product, with rows and with centres.
-_ALL_PAIRS = 8192
+_ALL_PAIRS = 2048
 _ROWS, _PART = 1024, 8192
 # Rows sampled from each list to see whether two lists have neighbours in one another, and how near (as an inner product)
 # the nearest of the sampled pairs must come to the edge of the kernel.

@@ -1,0 +1,289 @@
+"""Training curves of selectors against training on all the data: held-out loss and accuracy, by steps and by time.
+
+The pool holds as many rows of each of ten instruction sets, four of them multiple choice (ARC easy and challenge, OpenBookQA,
+MMLU); the target is held-out rows of these four, a task each. At fixed steps the model is asked other held-out questions of
+the same sets: the loss of the right answers, and whether the right option is the likeliest. Every run is a real one in its
+own process; the time that counts is training and selecting, not the evaluation. After an eighth of the steps in which all rows
+are trained on, every selector chooses three times. Seeds differ in weights, rows and order; with a seed all methods share
+them. Learning rates are constant after the first steps, so that a curve may be read off anywhere.
+
+Each finished run is a file in --work: the same command goes on where it was stopped, and ends with the table.
+
+    python benchmarks/selection/curves.py --data DIR --work DIR2              # 3 seeds, small models from scratch
+    python benchmarks/selection/curves.py --data DIR --work DIR2 --report     # the table of what has finished so far
+    python benchmarks/selection/curves.py --data DIR --work DIR2 --preset gpu --model PATH --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
+import curve
+import numpy as np
+
+STATIC, LONGER = "static", "static, longer"
+METHODS: dict[str, dict[str, Any] | None] = {
+    STATIC: None,
+    "random": {"name": "random"},
+    "token_length": {"name": "token_length"},
+    "loss": {"name": "loss"},
+    "delta_loss": {"name": "delta_loss"},
+    "less": {"name": "less"},
+    "icons": {"name": "icons"},
+    "cluster_less": {"name": "cluster_less", "cluster_size": 16},
+    # With an exact match and no baseline only the target's own answer is rewarded, which makes it `less`.
+    "nice": {"name": "nice", "max_new_tokens": 16, "baseline": "mean"},
+    "greats": {"name": "greats", "proj_dim": 4096},
+    "near": {"name": "near"},
+    "tsds": {"name": "tsds"},
+    "rds": {"name": "rds"},
+}
+_SMALL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 344, "vocab_size": 2048}
+# rows: of each data set of the pool. target_rows, questions: of each task.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model": common.PRESETS["tiny"].model, "cutoff": 192, "batch": 4, "learning_rate": 2e-3,
+        "rows": 14, "target_rows": 4, "questions": 6, "steps": 24, "greats_interval": 1,
+    },
+    "cpu": {
+        "model": _SMALL, "cutoff": 256, "batch": 8, "learning_rate": 2e-3,
+        "rows": 100, "target_rows": 16, "questions": 40, "steps": 120, "greats_interval": 4,
+    },
+    "gpu": {
+        "model": common.PRESETS["gpu"].model, "cutoff": 512, "batch": 16, "learning_rate": 2e-4,
+        "rows": 600, "target_rows": 30, "questions": 150, "steps": 480, "greats_interval": 1,
+    },
+}  # fmt: skip
+_PARTS = 24  # steps are a multiple of it: warm-up 3, three selections of 7 each, an evaluation every 3
+PRETRAINED_RATE = 1e-5
+
+
+def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Everything that decides what a run does."""
+    job = dict(PRESETS[given.preset], method=method, seed=seed, gpu=given.preset == "gpu", template="default")
+    if given.model is not None:
+        job |= {"model": given.model, "learning_rate": PRETRAINED_RATE, "template": "qwen"}
+    for name in ("template", "rows", "target_rows", "questions", "steps", "learning_rate"):
+        if getattr(given, name) is not None:
+            job[name] = getattr(given, name)
+    part = job["steps"] // _PARTS
+    select = METHODS[method]
+    if select is not None:
+        interval = job["greats_interval"] if method == "greats" else 7 * part
+        job["select"] = {**select, "warmup": 3 * part, "interval": interval}
+    del job["greats_interval"]
+    return job | {"every": 3 * part, "threads": 8 if job["gpu"] else 1}
+
+
+def file_of(work: Path, job: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:10]
+    return work / f"{job['method'].replace(', ', '-')}.seed{job['seed']}.{digest}.json"
+
+
+def start(job: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
+    """The result of the run, made now unless it is there; None, with the end of its log, if it failed."""
+    file = file_of(given.work, job)
+    if not file.is_file():
+        if given.report:
+            return None
+        begin = time.perf_counter()
+        process = multiprocessing.get_context("spawn").Process(
+            target=curve.run, args=(job, given.data, file), daemon=True
+        )
+        process.start()
+        process.join()
+        if process.exitcode != 0 or not file.is_file():
+            log = file.with_suffix(".log")
+            end = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
+            print(f"{job['method']}, seed {job['seed']} failed ({log}):\n{end}", file=sys.stderr, flush=True)
+            return None
+        last = json.loads(file.read_text(encoding="utf-8"))["points"][-1]
+        print(
+            f"{job['method']}, seed {job['seed']}: loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f},"
+            f" {time.perf_counter() - begin:.0f} s in all",
+            flush=True,
+        )
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def longer(job: dict[str, Any], found: Sequence[dict[str, Any]], clock: int) -> dict[str, Any] | None:
+    """The static run of a seed with as many steps as fit into the mean time of the selectors' runs."""
+    times = [f["marks"][-1][1][clock] for f in found if f["job"]["method"] != STATIC]
+    own = [f for f in found if f["job"] == job]
+    if not times or not own:
+        return None
+    step, seconds = own[0]["marks"][-1]
+    steps = round(float(np.mean(times)) / seconds[clock] * step / job["every"]) * job["every"]
+    return {**job, "method": LONGER, "steps": max(steps, job["every"])}
+
+
+def at(result: dict[str, Any], seconds: float, clock: int) -> dict[str, float] | None:
+    """Step, loss and accuracy of a run when it had trained and selected for so many seconds, between two evaluations on a
+    line by steps; None before its first evaluation. A run that ended earlier stays at its end."""
+    step = float(np.interp(seconds, [m[1][clock] for m in result["marks"]], [m[0] for m in result["marks"]]))
+    points = result["points"]
+    if step < points[1]["step"]:
+        return None
+    steps = [p["step"] for p in points]
+    return {
+        "step": step,
+        **{key: float(np.interp(step, steps, [p[key] for p in points])) for key in ("loss", "accuracy")},
+    }
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation."""
+    mean = f"{np.mean(values):{sign}.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+
+
+def report(found: Sequence[dict[str, Any]], clock: int) -> str:
+    by: dict[str, dict[int, dict[str, Any]]] = {}
+    for f in found:
+        by.setdefault(f["job"]["method"], {})[f["job"]["seed"]] = f
+    static = by.get(STATIC, {})
+    lines, curves = [], []
+    for method in (*METHODS, LONGER):
+        runs = by.get(method, {})
+        if not runs:
+            continue
+        last = [r["points"][-1] for r in runs.values()]
+        chosen = [t["rows"] for r in runs.values() for t in r["taken"]]
+        aimed = sum(rows[task] for rows in chosen for task in curve.TASKS)
+        then = [at(r, static[seed]["marks"][-1][1][clock], clock) for seed, r in runs.items() if seed in static]
+        reached = [t for t in then if t is not None] if then and None not in then else []
+        lines.append([
+            method,
+            spread([p["loss"] for p in last]),
+            spread([p["accuracy"] for p in last]),
+            f"{aimed / sum(sum(rows.values()) for rows in chosen):.2f}" if chosen else "-",
+            f"{np.mean([r['scoring'][clock] for r in runs.values()]):.1f}",
+            f"{np.mean([r['marks'][-1][1][clock] for r in runs.values()]):.1f}",
+            f"{np.mean([t['step'] for t in reached]):.0f}" if reached else "-",
+            spread([t["loss"] for t in reached]) if reached else "-",
+            spread([t["accuracy"] for t in reached]) if reached else "-",
+        ])  # fmt: skip
+        losses = [[p["loss"] for p in r["points"]] for r in runs.values()]
+        quarters = [[own[round(i * (len(own) - 1) / 4)] for i in (1, 2, 3, 4)] for own in losses]
+        shared = [r["points"][-1]["loss"] - static[s]["points"][-1]["loss"] for s, r in runs.items() if s in static]
+        difference = spread(shared, "+") if shared and method != STATIC else "-"
+        curves.append([method, *(f"{value:.3f}" for value in np.mean(quarters, axis=0)), difference])
+    header = (
+        "method",
+        "loss",
+        "accuracy",
+        "aimed at",
+        "selecting s",
+        "in all s",
+        "steps then",
+        "loss then",
+        "accuracy then",
+    )
+    return f"{_setting(found)}\n\n{common.table(header, lines)}\n\nLoss after so much of the steps:\n\n" + common.table(
+        ("method", "25 %", "50 %", "75 %", "100 %", "minus static"), curves
+    )
+
+
+def _setting(found: Sequence[dict[str, Any]]) -> str:
+    """What the runs have in common, and where they start from."""
+    first = next((f for f in found if f["job"]["method"] != LONGER), found[0])
+    job, seeds = first["job"], sorted({f["job"]["seed"] for f in found})
+    asked, part = sum(first["asked"].values()), job["steps"] // _PARTS
+    untrained = {f["job"]["seed"]: f["points"][0] for f in found}.values()
+    chance = first["chance"]
+    error = np.sqrt(chance * (1 - chance) / asked / len(seeds))
+    greats = [f["job"]["select"]["interval"] for f in found if f["job"]["method"] == "greats"]
+    longer_steps = sorted(f["job"]["steps"] for f in found if f["job"]["method"] == LONGER)
+    return (
+        f"{job['model'] if isinstance(job['model'], str) else 'A model from scratch'}"
+        f" ({first['parameters'] / 1e6:.1f}M parameters), {job['steps']} steps of {job['batch']} rows of at most"
+        f" {job['cutoff']} tokens, learning rate {job['learning_rate']:g}; at most {job['rows']} rows of each of"
+        f" {len(curve.POOL)} sets ({', '.join(curve.POOL)}), {job['target_rows']} target rows of each of"
+        f" {', '.join(curve.TASKS)}; selections at steps {', '.join(str((3 + 7 * i) * part) for i in range(3))}, the rows for"
+        f" {7 * part} steps each{f' (greats: every {greats[0]} steps)' if greats else ''}. {asked} questions that no run"
+        f" is shown and no selector aims at. Seeds {', '.join(map(str, seeds))}; mean and standard deviation over seeds.\n\n"
+        f"Untrained: loss {spread([u['loss'] for u in untrained])}, accuracy {spread([u['accuracy'] for u in untrained])}."
+        f" Chance: {chance:.3f}, with a standard error of {error:.3f} over so many questions; a model that"
+        f" only knows how answers are written has a loss of {spread([u['guessing'] for u in untrained])}."
+        + (
+            f" *{LONGER}*: {', '.join(map(str, longer_steps))} steps, as many as take the selectors' mean time."
+            if longer_steps
+            else ""
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, required=True, help="a dataset_dir with the sets and their heldout files")
+    parser.add_argument("--work", type=Path, required=True, help="where results are kept, one file per run")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="size of everything (cpu)")
+    parser.add_argument("--model", help="a pretrained model, name or folder, instead of one from scratch")
+    parser.add_argument("--template", help="how rows are rendered (default, which is short; with --model: qwen)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas (all)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per method (3)")
+    parser.add_argument("--rows", type=int, help="rows of each data set of the pool")
+    parser.add_argument("--target-rows", type=int, help="target rows of each task")
+    parser.add_argument("--questions", type=int, help="questions of each task, at most")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps, a multiple of {_PARTS}")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--processes", type=int, help="runs at a time (2; gpu: 1)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count processor time, where others use the machine"
+    )
+    parser.add_argument("--report", action="store_true", help="start nothing, show what there is")
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    methods, processes = given.methods.split(","), given.processes or (1 if given.preset == "gpu" else 2)
+    for method in methods:
+        if method not in METHODS:
+            parser.error(f"--methods: {method!r} is none of {', '.join(METHODS)}")
+    jobs = [job_of(method, seed, given) for seed in range(given.seeds) for method in methods]
+    if jobs[0]["steps"] % _PARTS:
+        parser.error(f"--steps must be a multiple of {_PARTS}")
+    os.environ.update(OMP_NUM_THREADS=str(jobs[0]["threads"]), OPENBLAS_NUM_THREADS=str(jobs[0]["threads"]))
+    clock = int(given.processor_time)
+    with ThreadPoolExecutor(processes) as pool:
+        found = [f for f in pool.map(lambda job: start(job, given), jobs) if f is not None]
+        more = [job for job in (longer(j, found, clock) for j in jobs if j["method"] == STATIC) if job is not None]
+        found += [f for f in pool.map(lambda job: start(job, given), more) if f is not None]
+    missing = len(jobs) + len(more) - len(found)
+    if found:
+        preset = common.PRESETS[given.preset]
+        text = f"`{_command(given)}`: {common.machine(preset, jobs[0]['threads'])}; {processes} runs at a time"
+        text += f", {missing} of {len(jobs) + len(more)} runs missing" if missing else ""
+        text += f"; seconds are {'processor time' if clock else 'by the clock'}.\n\n{report(found, clock)}"
+        print(f"\n{text}")
+        if given.write:
+            common.write_section(f"Curves ({given.preset})", text, Path(__file__).with_name("RESULTS.md"))
+    else:
+        print(f"no run has finished in {given.work}")
+    if missing and not given.report:
+        sys.exit(1)
+
+
+def _command(given: argparse.Namespace) -> str:
+    """The command line without what has no part in the result."""
+    out = f"python benchmarks/selection/curves.py --data DIR --work DIR2 --preset {given.preset} --seeds {given.seeds}"
+    for name in ("model", "template", "rows", "target_rows", "questions", "steps", "learning_rate"):
+        value = getattr(given, name)
+        out += f" --{name.replace('_', '-')} {value}" if value is not None else ""
+    out += f" --methods {given.methods}" if given.methods != ",".join(METHODS) else ""
+    return out + " --processor-time" * given.processor_time
+
+
+if __name__ == "__main__":
+    main()
