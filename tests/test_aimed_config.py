@@ -63,7 +63,7 @@ REFUSED: list[tuple[Config, str]] = [
     (less(proj_dim=10**19), "dataflex.select.proj_dim"),
     (
         less(name="cluster_less", clustering_method="kmean"),
-        "dataflex.select.clustering_method must be one of its choices, got 'kmean'; did you mean 'kmeans'?",
+        "dataflex.select.clustering_method must be one of kmeans, euclidean_kmeans, spherical_kmeans",
     ),
     (less(name="cluster_less", seed=-1), "dataflex.select.seed must be between 0 and 4294967295, got -1"),
     (less(name="cluster_less", seed=1 << 40), "dataflex.select.seed must be between 0 and 4294967295"),

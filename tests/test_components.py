@@ -348,7 +348,7 @@ ME = __name__
 @pytest.mark.parametrize("slot", list(registry.FAMILIES))
 def test_every_name_of_the_tables_resolves(slot: str) -> None:
     table, base, _ = registry.FAMILIES[slot]
-    assert registry.names(slot) == sorted(table) and not set(table) & registry.ABSENT[slot]
+    assert registry.names(slot) == sorted(["custom", *table]) and not set(table) & registry.ABSENT[slot]
     for name in table:
         assert issubclass(registry.resolve(slot, name, "key"), base)
 
@@ -357,7 +357,8 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
     """And a parameter without a default is asked for by name."""
     found = EntryPoint(name="theirs", value=f"{ME}:Theirs", group="dataflex.selectors")
     monkeypatch.setattr(registry, "entry_points", lambda group: [found] if group == found.group else [])
-    assert registry.names("select") == sorted([*registry.SELECTORS, "theirs"]) and registry.names("weight") == ["loss"]
+    assert registry.names("select") == sorted(["custom", *registry.SELECTORS, "theirs"])
+    assert registry.names("weight") == sorted(["custom", *registry.WEIGHTERS])
     for name in ("theirs", f"{ME}:Theirs"):
         select = {"name": name, "interval": 1}
         parsed = parse({"do_train": True, "dataflex": {"select": {**select, "target": "x"}}}).dataflex
@@ -369,8 +370,8 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "slot, name, message",
     [
-        ("weight", "zzz", "unknown weighter 'zzz'; choose from loss"),
-        ("select", "tsds", "'tsds' of dataflex 1.1.0 is not part of this version; choose from"),
+        ("weight", "zzz", "unknown weighter 'zzz'; choose from custom, loss"),
+        ("select", "coincide", "'coincide' of dataflex 1.1.0 is not part of this version; choose from"),
         (
             "mix",
             "no_such_module:X",

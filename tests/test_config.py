@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dataflex.components import registry
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.mixers.static import StaticMixer
 from dataflex.components.selectors.loss import LossSelector
@@ -275,7 +276,7 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (whole({"select": 5}), "dataflex.select must be a block with a name, got 5"),
     (
         whole({"select": {}}),
-        "dataflex.select.name is required; choose from cluster_less, greats, icons, less, loss, nice, random, or module:Class",
+        f"dataflex.select.name is required; choose from {', '.join(registry.names('select'))}, or module:Class",
     ),
     (nested("select", name="lss"), "dataflex.select.name: unknown selector 'lss'; did you mean 'loss'?"),
     (nested("select", warmup=-1), "dataflex.select.warmup must be at least 0, got -1"),

@@ -18,12 +18,18 @@ class ConfigError(DataflexError):
     exit_status = 2
 
 
+def closest(word: str, choices: Iterable[str]) -> str:
+    """A hint to append to an error: the one of `choices` that `word` may stand for, if there is one."""
+    close = get_close_matches(word, sorted(set(choices)), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint to append to an error: the closest of `choices` to `word`, else the whole list when it is short."""
     options = sorted(set(choices))
-    close = get_close_matches(word, options, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    hint = closest(word, options)
+    if hint:
+        return hint
     if options and len(options) <= 12:
         return f"; choose from {', '.join(options)}"
     return ""

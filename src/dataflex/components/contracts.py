@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dataflex.components.requests import Request
-from dataflex.errors import ConfigError, nearest
+from dataflex.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,9 @@ class Component:
     def require_choice(self, parameter: str, choices: Iterable[str]) -> None:
         value = getattr(self, parameter)
         if value not in choices:
-            raise ConfigError(f"{parameter} must be one of its choices, got {value!r}{nearest(str(value), choices)}")
+            raise ConfigError(
+                f"{parameter} must be one of {', '.join(choices)}, got {value!r}{closest(str(value), choices)}"
+            )
 
     def require_proj_dim(self) -> None:
         """That `proj_dim` is a length a projection can have (None: no projection)."""
