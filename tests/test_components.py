@@ -26,9 +26,9 @@ from dataflex.components.contracts import (
     State,
     WeightContext,
 )
+from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.mixers.random import RandomMixer
-from dataflex.components.mixers.static import StaticMixer
 from dataflex.components.selectors.loss import LossSelector
 from dataflex.components.selectors.random import RandomSelector
 from dataflex.components.weighters.loss import LossWeighter
@@ -245,10 +245,7 @@ def test_random_mixing_changes_between_updates_and_repeats_with_its_seed() -> No
 
 def test_static_mixing_keeps_what_it_was_given() -> None:
     mixer, domains = StaticMixer(), DomainInfo(("a", "b"), np.array([5, 1]), np.array([0.7, 0.3]))
-    assert mixer.initial(domains).tolist() == [0.7, 0.3]
-    decision, state = mixer.update(mixer.init(domains), observe(np.array([0.5, 0.5]), np.ones(2), np.ones(2)))
-    assert decision.proportions.tolist() == [0.7, 0.3]
-    assert mixer.update(state, observe(np.ones(2), np.ones(2), np.ones(2)))[0].proportions.tolist() == [0.7, 0.3]
+    assert mixer.fixed and mixer.initial(domains).tolist() == [0.7, 0.3]
 
 
 # -- weighters -------------------------------------------------------------------------------------------------------

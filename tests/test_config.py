@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dataflex.components import registry
+from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer
-from dataflex.components.mixers.static import StaticMixer
 from dataflex.components.selectors.loss import LossSelector
 from dataflex.components.weighters.loss import LossWeighter
 from dataflex.config import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig, load, parse

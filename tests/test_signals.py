@@ -411,15 +411,17 @@ def test_scoring_in_between_does_not_change_dropout(model: Any) -> None:
 def test_sums_per_domain_add_up_over_an_interval() -> None:
     """Against a plain loop; rows without a finite loss or without trainable tokens are left out."""
     rng = np.random.default_rng(2)
-    sums, expected = DomainSums(3, torch.device("cpu")), np.zeros((3, 4))
+    sums, expected = DomainSums(3, torch.device("cpu")), np.zeros((3, 5))
     for _ in range(20):
         domains, counts = rng.integers(0, 3, size=8), rng.integers(0, 5, size=8)
         losses = np.where(rng.random(8) < 0.2, np.nan, rng.integers(1, 9, size=8) / 4).astype(np.float32)
         totals = np.nan_to_num(losses) * counts
-        for d, loss, count, total in zip(domains, losses, counts, totals, strict=True):
+        excess = rng.integers(0, 9, size=8) / 4
+        for d, loss, count, total, more in zip(domains, losses, counts, totals, excess, strict=True):
             if count > 0 and np.isfinite(loss):
-                expected[d] += (1, loss, count, total)
-        sums.add(domains, torch.tensor(losses), torch.tensor(counts), torch.tensor(totals, dtype=torch.float32))
+                expected[d] += (1, loss, count, total, more)
+        added = [torch.tensor(v, dtype=torch.float32) for v in (totals, excess)]
+        sums.add(domains, torch.tensor(losses), torch.tensor(counts), *added)
     assert sums.fold().tolist() == expected.tolist()  # quarters: exact in any order
     resumed = DomainSums(3, torch.device("cpu"))
     resumed.load(sums.fold())

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dataflex.components.requests import Embedding, PolicyAlignment
+from dataflex.components.requests import Embedding, ExcessLoss, PolicyAlignment
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError, nearest
@@ -39,6 +39,12 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
     _check_paths(values, needs_model)
     for key in ("dataset", "eval_dataset"):
         _check_datasets(key, values.get(key), values, config.dataflex is not None)
+    if config.dataflex is not None and config.dataflex.mix is not None:
+        from dataflex.base.reference import check_reference
+
+        for request in config.dataflex.requests("mix"):
+            if isinstance(request, ExcessLoss):
+                check_reference(request.model, str(values.get("model_name_or_path")))
     if config.dataflex is not None and config.dataflex.select is not None:
         _check_models(config.dataflex, values)
         target = list(config.dataflex.select.target_dataset) or None

@@ -81,7 +81,7 @@ def _refuse_to_restart(arguments: dict[str, Any]) -> None:
 def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
     from dataflex.base.callbacks import log_callback
-    from dataflex.components.requests import aims_at_target
+    from dataflex.components.requests import ExcessLoss, aims_at_target
     from dataflex.trainer import build_trainer
     from dataflex.trainer.state import newest_complete
 
@@ -133,6 +133,15 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
+        for request in dataflex.requests("mix"):
+            if isinstance(request, ExcessLoss):
+                from dataflex.base.reference import load_reference
+
+                module["reference_losses"] = load_reference(
+                    request.model, module["train_dataset"], template, model_args, data_args, training_args, stage,
+                    folder=Path(request.store or Path(training_args.output_dir) / "dataflex" / "reference"),
+                    budget=dataflex.scoring_tokens, **tokenizer_module,
+                )  # fmt: skip
         return module
 
     trainer = build_trainer(

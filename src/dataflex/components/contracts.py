@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -161,8 +161,9 @@ class Observations:
     """Sums over all samples and all ranks since the last update, each float64[k].
 
     rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
-    sum of their cross entropies. proportions: what was requested in the interval. signals: per-domain arrays of the
-    other signals asked for, one array per domain. rng: generator of this decision alone.
+    sum of their cross entropies; excess: sum over tokens of max(cross entropy - that of the reference, 0), zero unless an
+    ExcessLoss is asked for. proportions: what was requested in the interval. signals: per-domain arrays of the other
+    signals asked for, one array per domain. learning_rate: that of the next step. rng: generator of this decision alone.
     """
 
     step: int
@@ -174,18 +175,31 @@ class Observations:
     token_loss: np.ndarray
     signals: Mapping[str, list[np.ndarray]]
     rng: np.random.Generator
+    excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """proportions: float[k], non-negative, adding up to one."""
+    """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative: what the loss of a row
+    of each domain is multiplied by until the next decision; None: one."""
 
     proportions: np.ndarray
+    loss_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer(Component, ABC):
-    """Sets domain proportions."""
+    """Sets domain proportions, and what the losses of each domain weigh."""
+
+    fixed: ClassVar[bool] = False
+    """Whether the proportions of `initial` hold for the whole run, and `update` is never called."""
+
+    moves_proportions: ClassVar[bool] = True
+    """Whether `update` may change the proportions. Where it only weighs losses, rows are read ahead past its updates."""
+
+    default_interval: ClassVar[int | None] = None
+    """Optimizer steps between two updates where the configuration names none; None: it must."""
 
     def initial(self, domains: DomainInfo) -> np.ndarray:
         """Proportions before the first update, float[k]; the run's own unless the mixer brings some."""
@@ -194,8 +208,20 @@ class Mixer(Component, ABC):
     def init(self, domains: DomainInfo) -> State:
         return {}
 
+    def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray | None:
+        """What the losses weigh before the first update, float[k]; None: one each."""
+        return None
+
+    def needs_now(self, state: State) -> frozenset[Request]:
+        """What of `needs` the next update takes."""
+        return self.needs
+
     @abstractmethod
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]: ...
+
+    def result(self, state: State) -> np.ndarray | None:
+        """Proportions that the finished run recommends for another one, float[k]; None: it was not run for that."""
+        return None
 
 
 # -- reweighting ---------------------------------------------------------------------------------------------------

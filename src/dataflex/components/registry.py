@@ -28,9 +28,19 @@ SELECTORS = {
     "token_length": f"{_HERE}.selectors.token_length:TokenLengthSelector",
 }
 MIXERS = {
-    "static": f"{_HERE}.mixers.static:StaticMixer",
+    "static": f"{_HERE}.mixers.fixed:StaticMixer",
+    "uniform": f"{_HERE}.mixers.fixed:UniformMixer",
+    "proportional": f"{_HERE}.mixers.fixed:ProportionalMixer",
+    "stratified": f"{_HERE}.mixers.fixed:ProportionalMixer",
+    "temperature": f"{_HERE}.mixers.fixed:TemperatureMixer",
     "random": f"{_HERE}.mixers.random:RandomMixer",
     "odm": f"{_HERE}.mixers.odm:OdmMixer",
+    "doremi": f"{_HERE}.mixers.doremi:DoremiMixer",
+    "doge": f"{_HERE}.mixers.doge:DogeMixer",
+    "ado": f"{_HERE}.mixers.ado:AdoMixer",
+    "aioli": f"{_HERE}.mixers.aioli:AioliMixer",
+    "loss_gap": f"{_HERE}.mixers.loss_gap:LossGapMixer",
+    "dynamic_moe": f"{_HERE}.mixers.dynamic_moe:DynamicMoeMixer",
 }
 WEIGHTERS = {
     "loss": f"{_HERE}.weighters.loss:LossWeighter",
@@ -45,7 +55,7 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 # Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
 ABSENT = {
     "select": {"coincide"},
-    "mix": {"doremi", "dynamic_moe"},
+    "mix": set[str](),
     "weight": {"adapt", "joint_update_aware"},
 }
 

@@ -15,6 +15,7 @@ PLAIN: Mapping[str, str] = {
     "tokens": "tokens of each pool row, those of its prompt included; read from the data",
     "trainable_tokens": "tokens of each pool row that carry a loss; read from the data",
     "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
+    "heldout_loss": "token-mean cross entropy of each held-out row of each domain; one forward pass over those rows",
 }
 
 
@@ -82,6 +83,25 @@ class Features(Gradient):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainGradients(Gradient):
+    """float [domains, domains]: <g_d, g_e>, g_d the mean gradient of `rows` rows of domain d, drawn afresh at every step."""
+
+    name: ClassVar[str] = "domain_gradients"
+    rows: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterLoad:
+    """float [domains, experts] for a mixture-of-experts model: of the tokens of a domain, the share that each expert of a layer
+    (-1: the last) is given; measured on `rows` rows in all, as many of each domain, drawn afresh at every step."""
+
+    name: ClassVar[str] = "router_load"
+    rows: int = 1000
+    layer: int = -1
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embedding:
     """float32 [rows, hidden]: hidden states of the current model after `layer` (-1: the last; 0: its input), pooled over the
     tokens of a row.
@@ -104,7 +124,30 @@ class TargetEmbedding(Embedding):
     name: ClassVar[str] = "target_embedding"
 
 
-Request = str | TargetAlignment | PolicyAlignment | Interaction | Features | Embedding
+@dataclass(frozen=True, kw_only=True)
+class ExcessLoss:
+    """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference, 0): the tokens of
+    the reference are measured once, before training; the difference then costs nothing.
+
+    model: the reference, as `model_name_or_path` names one. store: directory that its losses are kept in, where other runs
+    find them; None: that of the run."""
+
+    name: ClassVar[str] = "excess_loss"
+    model: str
+    store: str | None = None
+
+
+Request = (
+    str
+    | TargetAlignment
+    | PolicyAlignment
+    | Interaction
+    | Features
+    | Embedding
+    | DomainGradients
+    | RouterLoad
+    | ExcessLoss
+)
 
 
 def name_of(request: Request) -> str:

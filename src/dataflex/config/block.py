@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from dataflex.components.contracts import Component
+from dataflex.components.contracts import Component, Mixer
 from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import names_of
@@ -34,7 +34,7 @@ _SIGNALS = {
         *("loss", "tokens", "trainable_tokens", "embedding", "target_embedding"),
         *("target_alignment", "interaction", "features"),
     },
-    "mix": {"loss", "train_loss"},
+    "mix": {"loss", "train_loss", "excess_loss", "heldout_loss", "domain_gradients", "router_load"},
     "weight": set[str](),
 }
 
@@ -146,7 +146,9 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         return WeightConfig(name=name, component=component, **own)  # type: ignore[arg-type]
 
     schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
-    fixed = slot == "mix" and class_name == "static"
+    fixed = isinstance(component, Mixer) and component.fixed
+    if schedule.interval is None and isinstance(component, Mixer):
+        schedule = replace(schedule, interval=component.default_interval)
     if schedule.interval is None and not fixed:
         raise ConfigError(f"{key(f'{path}.interval')} is required: optimizer steps between two updates of {name}")
     if slot == "select":

@@ -35,10 +35,19 @@ _CAUSAL = frozenset(
 
 
 def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the next-token cross entropies of each row, and the number of its trainable tokens.
+    """Sum of the next-token cross entropies of each row, and the number of its trainable tokens: float32 [B], int64 [B].
 
-    logits: [B, T, V], any float type; labels: int64 [B, T], IGNORE where nothing is learned. Returns float32 [B] and
-    int64 [B]. The token mean of row i is sums[i] / counts[i]; a row without trainable tokens has sum 0 and count 0.
+    The token mean of row i is sums[i] / counts[i]; a row without trainable tokens has sum 0 and count 0.
+    """
+    losses, active = token_losses(logits, labels)
+    return losses.sum(dim=1), active.sum(dim=1)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next-token cross entropies, and where there is something to predict.
+
+    logits: [B, T, V], any float type; labels: int64 [B, T], IGNORE where nothing is learned. Returns float32 [B, T], zero
+    where the next token is not learned, and bool [B, T].
     With gradients, autograd keeps one fp32 [B, T, V] tensor, as the model's own loss does; without, memory is bounded.
     """
     targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(logits.device)
@@ -51,7 +60,7 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
         active = torch.nonzero(flat_targets != IGNORE).squeeze(-1)
         for chunk in active.split(max(1, _CHUNK_VALUES // vocabulary)):
             losses[chunk] = F.cross_entropy(flat[chunk].float(), flat_targets[chunk], reduction="none")
-    return losses.view(rows, length).sum(dim=1), (targets != IGNORE).sum(dim=1)
+    return losses.view(rows, length), targets != IGNORE
 
 
 def forward_inputs(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +94,15 @@ def output_embedding(model: Any) -> torch.nn.Module | None:
 
 
 def forward_row_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`row_losses` of a forward pass over `batch` (with its labels), with logits only where there is a target.
+    """`row_losses` of a forward pass over `batch` (with its labels), with logits only where there is a target."""
+    losses, active = forward_token_losses(model, batch)
+    sums = torch.zeros(len(active), dtype=torch.float32, device=losses.device)
+    return sums.index_add(0, active.nonzero()[:, 0], losses), active.sum(dim=1)
+
+
+def forward_token_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropies of the tokens to be learned, row after row, float32 [M], and bool [B, T]: the positions they are
+    predicted from.
 
     The hidden states of all other positions are dropped before the output embedding, so prompts and padding cost no
     logits, and B x T x V is never held. A model without an output embedding that is called on [B, T, hidden] gives all
@@ -107,15 +124,12 @@ def forward_row_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tupl
     finally:
         if hook is not None:
             hook.remove()
-    counts = active.sum(dim=1)
     if logits.shape[:-1] == active.shape:  # the last position has no target, so the hook has not acted
-        return row_losses(logits, labels)
+        return token_losses(logits, labels)[0][active], active
     flat, wanted = logits.squeeze(0), targets[active]
     chunks = max(1, _CHUNK_VALUES // logits.shape[-1])
     losses = [
         F.cross_entropy(part.float(), target, reduction="none")
         for part, target in zip(flat.split(chunks), wanted.split(chunks))
     ]
-    owner = active.nonzero()[:, 0]
-    sums = torch.zeros(len(labels), dtype=torch.float32, device=logits.device)
-    return sums.index_add(0, owner, torch.cat(losses)) if losses else sums, counts
+    return torch.cat(losses) if losses else flat.new_zeros(0, dtype=torch.float32), active

@@ -42,6 +42,7 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.target: Rows | None = kwargs.pop("target_dataset", None)
+        self.reference = kwargs.pop("reference_losses", None)
         super().__init__(*args, **kwargs)
         self.rows: Rows = self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
@@ -115,7 +116,11 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
                 self._feed.close()
         self._close_step()
         self._write_exposure()
+        self._conclude()
         return result
+
+    def _conclude(self) -> None:
+        """After the last step."""
 
     def _init_component(self, slot: str) -> dict[str, Any]:
         return self.config.components[slot].init()  # type: ignore[attr-defined]
@@ -141,6 +146,8 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         if self._feed is None or step >= self._horizon:
             self._decide(step)
             self._open_feed(step)
+        else:
+            self._adjust(step)
         assert self._feed is not None
         self._step_batches, counts = self._feed.next_step()
         self._served += counts
@@ -180,8 +187,12 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def _schedules(self) -> dict[str, Any]:
+        """Of the components whose updates change what is read."""
         specs = {"select": self.config.select, "mix": self.config.mix}
-        return {slot: spec.schedule for slot, spec in specs.items() if spec is not None}
+        moving = {slot: spec for slot, spec in specs.items() if spec is not None}
+        if self.config.mix is not None and not self.config.mix.component.moves_proportions:
+            del moving["mix"]
+        return {slot: spec.schedule for slot, spec in moving.items()}
 
     def _open_first_stage(self) -> None:
         merged = self.config.mix is None
@@ -202,6 +213,9 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         self._select(step)
         self._mix(step)
 
+    def _adjust(self, step: int) -> None:
+        """Before a step at which nothing may change what is read."""
+
     def _select(self, step: int) -> None:
         """SelectTrainer's turn."""
 
@@ -211,16 +225,19 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
     def _log_decision(
         self, step: int, component: str, decided: dict[str, Any], source: dict[str, Any], seconds: float
     ) -> None:
+        """Of a decision that opened a stage at this step, the stage too."""
         stage: Stage = self.plan.stages[-1]
+        position = self.position(step)
+        opened = {"stage": stage.to_json()} if stage.start == position else {}
         self.run_files.record(
             {
                 "step": step,
-                "position": stage.start,
+                "position": position,
                 "component": component,
                 "decided": decided,
                 "from": source,
                 "seconds": round(seconds, 3),
-                "stage": stage.to_json(),
+                **opened,
             }
         )
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from dataflex.signals.cross_entropy import forward_row_losses, row_losses
+from dataflex.signals.cross_entropy import forward_row_losses, token_losses
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
 from dataflex.trainer.observations import DomainSums
+from dataflex.trainer.reference import ReferenceLosses
 from dataflex.trainer.rows import SAMPLE_IDS, Rows
 
 
@@ -26,6 +27,8 @@ class RowLosses(Host):  # type: ignore[misc]
     rows: Rows
     sums: DomainSums
     exposure: Exposure
+    loss_weights: torch.Tensor | None = None  # float32[k]: what the losses of each domain are multiplied by
+    reference: ReferenceLosses | None = None
     _micro_ids: torch.Tensor | None
 
     def compute_loss(
@@ -49,8 +52,9 @@ class RowLosses(Host):  # type: ignore[misc]
         """sum_i w_i sum_t ce_it / num_items, scaled as the Trainer scales the model's own loss."""
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        sums, counts = row_losses(outputs.logits, labels)
-        weights = self._observe(sums.detach() / counts, counts, sums.detach())
+        losses, active = token_losses(outputs.logits, labels)
+        sums, counts = losses.sum(dim=1), active.sum(dim=1)
+        weights = self._observe(sums.detach() / counts, counts, sums.detach(), self._excess(losses.detach(), active))
         total = sums.sum() if weights is None else (weights * sums).sum()
         scaled = self.model_accepts_loss_kwargs and num_items is not None
         loss = total / (num_items if scaled else counts.sum())
@@ -75,12 +79,28 @@ class RowLosses(Host):  # type: ignore[misc]
             losses = losses if weights is None else weights.to(losses.dtype) * losses
         return (losses, *rewards)
 
-    def _observe(self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> torch.Tensor | None:
+    def _excess(self, losses: torch.Tensor, active: torch.Tensor) -> torch.Tensor | None:
+        """Sum over the tokens of each row of what the loss exceeds that of the reference by, [B]. losses, active: [B, T]."""
+        if self.reference is None:
+            return None
+        assert self._micro_ids is not None
+        known = torch.zeros_like(losses)
+        known[active] = torch.from_numpy(self.reference.of(self._micro_ids.numpy())).to(losses)
+        return (losses - known).clamp(min=0).sum(dim=1)
+
+    def _observe(
+        self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor, excess: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         """Note the losses of this micro-batch's rows; returns their weights, None for one each. All inputs are [B]."""
         assert self._micro_ids is not None
-        self.sums.add(self.rows.domains.of(self._micro_ids.numpy()), losses, counts, sums)
+        domains = self.rows.domains.of(self._micro_ids.numpy())
+        self.sums.add(domains, losses, counts, sums, excess)
         self._note(losses)
-        return self._weigh(losses, counts > 0)
+        weights = self._weigh(losses, counts > 0)
+        if self.loss_weights is None:
+            return weights
+        of_domain = self.loss_weights[torch.from_numpy(domains).to(self.loss_weights.device)]
+        return of_domain if weights is None else weights * of_domain
 
     def _note(self, losses: torch.Tensor | None) -> None:
         assert self._micro_ids is not None

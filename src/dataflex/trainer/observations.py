@@ -7,11 +7,12 @@ import torch
 
 from dataflex.trainer.collectives import rank, sum_over_ranks
 
-_ROWS, _LOSS, _TOKENS, _TOKEN_LOSS = range(4)
+_ROWS, _LOSS, _TOKENS, _TOKEN_LOSS, _EXCESS = range(5)
 
 
 class DomainSums:
-    """float64 [k, 4] on the training device: rows, sum of row losses, trainable tokens, sum of token cross entropies.
+    """float64 [k, 5] on the training device: rows, sum of row losses, trainable tokens, sum of token cross entropies, and of
+    what these exceed those of a reference by.
 
     Rows without a finite loss or without trainable tokens are left out. Each rank adds its own; nothing is synchronised
     until a total is asked for. A second copy runs since the last log.
@@ -20,20 +21,27 @@ class DomainSums:
     def __init__(self, domains: int, device: torch.device) -> None:
         # float64 does not exist on every accelerator; the sums of fp32 losses over an interval do not suffer there.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._open = torch.zeros((domains, 4), dtype=dtype, device=device)
+        self._open = torch.zeros((domains, 5), dtype=dtype, device=device)
         self._logged = torch.zeros_like(self._open)
 
-    def add(self, domains: np.ndarray, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor) -> None:
-        """domains int64[B]; losses, counts, sums: [B] as in `row_losses` (losses: token means)."""
+    def add(
+        self,
+        domains: np.ndarray,
+        losses: torch.Tensor,
+        counts: torch.Tensor,
+        sums: torch.Tensor,
+        excess: torch.Tensor | None = None,
+    ) -> None:
+        """domains int64[B]; losses, counts, sums: [B] as in `row_losses` (losses: token means); excess: [B], None for zero."""
         index = torch.as_tensor(domains, device=self._open.device)
         valid = torch.isfinite(losses) & (counts > 0)
-        columns = (torch.ones_like(losses), losses, counts, sums)
+        columns = (torch.ones_like(losses), losses, counts, sums, torch.zeros_like(sums) if excess is None else excess)
         values = torch.stack([torch.where(valid, c.to(self._open.dtype), 0.0) for c in columns], dim=1)
         self._open.index_add_(0, index, values)
         self._logged.index_add_(0, index, values)
 
     def take(self) -> np.ndarray:
-        """The totals over all ranks since the last `take`, float64[k, 4]; starts anew."""
+        """The totals over all ranks since the last `take`, float64[k, 5]; starts anew."""
         total = sum_over_ranks(self._open).double().cpu().numpy()
         self._open.zero_()
         return total

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -32,17 +34,26 @@ class SignalStore:
     def __init__(self, folder: Path, *, writes: bool) -> None:
         self.folder, self.writes = folder, writes
 
-    def measured(self, key: Mapping[str, Any], rows: int, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """measure(places) for all of range(rows), equal on every rank; only what is not there yet is measured."""
+    def measured(
+        self,
+        key: Mapping[str, Any],
+        rows: int,
+        measure: Callable[[np.ndarray], np.ndarray],
+        edges: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """measure(places) for all of range(rows), equal on every rank; only what is not there yet is measured.
+
+        edges: where shards begin and the last one ends, ascending from 0 to `rows`; None: every 4096 rows."""
+        if edges is None:
+            edges = np.append(np.arange(0, rows, _SHARD), rows)
         text = json.dumps({**key, "rows": rows}, indent=1, sort_keys=True, default=str)
         folder = self.folder / xxhash.xxh3_64_hexdigest(text.encode())
         if self.writes:
             write_atomically(folder / "key.json", text.encode())
-        kept, done = _kept(folder, rows) if self.writes else (None, set[int]())
+        kept, done = _kept(folder, edges) if self.writes else (None, set[int]())
         done = decide(lambda: done)
         out: np.ndarray | None = kept
-        for start in range(0, rows, _SHARD):
-            stop = min(start + _SHARD, rows)
+        for start, stop in pairwise(edges.tolist()):
             if start in done:
                 values = decide(lambda: np.asarray(out[start:stop]))  # type: ignore[index]  # noqa: B023
             else:
@@ -56,8 +67,8 @@ class SignalStore:
         return np.empty(0) if out is None else out
 
     def _whole(self, folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        if not self.writes:
-            return np.empty(shape, dtype)
+        if not self.writes:  # backed by a file that nobody else sees, since it may not fit into memory
+            return np.memmap(TemporaryFile(), dtype, "w+", shape=shape)
         (folder / "done.jsonl").unlink(missing_ok=True)
         return np.lib.format.open_memmap(folder / "values.npy", mode="w+", dtype=dtype, shape=shape)
 
@@ -72,23 +83,23 @@ def _seal(folder: Path, values: np.ndarray, start: int, stop: int) -> None:
         os.fsync(file.fileno())
 
 
-def _kept(folder: Path, rows: int) -> tuple[np.ndarray | None, set[int]]:
+def _kept(folder: Path, edges: np.ndarray) -> tuple[np.ndarray | None, set[int]]:
     """The values, and the starts of the shards that are there whole, as they were written; None where there are none."""
     try:
         values = np.load(folder / "values.npy", mmap_mode="r+")
         lines = (folder / "done.jsonl").read_text().splitlines()
     except (OSError, ValueError, EOFError):
         return None, set()
-    found = set()
+    found, shards = set(), set(pairwise(edges.tolist()))
     for line in lines:
         try:
             shard = json.loads(line)
             start, stop = int(shard["start"]), int(shard["stop"])
-            if stop == min(start + _SHARD, rows) and _hash(values[start:stop]) == shard["hash"]:
+            if (start, stop) in shards and _hash(values[start:stop]) == shard["hash"]:
                 found.add(start)
         except (ValueError, KeyError, TypeError):  # a torn line
             continue
-    return (values, found) if found and len(values) == rows else (None, set())
+    return (values, found) if found and len(values) == edges[-1] else (None, set())
 
 
 def _hash(values: np.ndarray) -> str:

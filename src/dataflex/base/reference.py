@@ -1,0 +1,196 @@
+"""The losses of a reference model on the training rows, measured before the model that is trained is loaded."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+import xxhash
+
+from dataflex.errors import ConfigError
+from dataflex.signals.batching import Pool, token_budget
+from dataflex.trainer.collectives import decide
+from dataflex.trainer.reference import ReferenceLosses, reference_losses
+from dataflex.trainer.rows import SAMPLE_IDS, Rows
+from dataflex.trainer.store import SignalStore
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json")
+_KEY = "dataflex.mix.reference_model_path"
+
+
+def load_reference(
+    path: str,
+    rows: Rows,
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+    *,
+    folder: Path,
+    budget: int | None,
+) -> ReferenceLosses:
+    """Token losses of the model at `path` on `rows`; what `folder` holds of the same model and rows is not measured again."""
+    tokens = _trainable(rows, stage, tokenizer)
+    key = {
+        "signal": "reference token losses",
+        "model": decide(lambda: _fingerprint(path)),
+        "data": decide(rows.fingerprints),
+        "dtype": str(model_args.compute_dtype),
+        "stage": stage,
+    }
+
+    def pool() -> tuple[torch.nn.Module, Pool]:
+        model = _load(path, tokenizer, model_args, training_args.device)
+        lengths = rows.lengths()
+        return model, Pool(
+            rows=rows,
+            ids=np.arange(len(rows), dtype=np.int64),
+            lengths=lengths,
+            budget=budget or token_budget(training_args.device),
+            collate=_collator(model, stage, template, model_args, data_args, tokenizer, processor),
+            prepare=lambda batch: {
+                k: v.to(training_args.device) for k, v in batch.items() if k != SAMPLE_IDS and torch.is_tensor(v)
+            },
+            device=training_args.device,
+            workers=training_args.dataloader_num_workers,
+        )
+
+    found = reference_losses(pool, tokens, SignalStore(folder, writes=training_args.should_save), key)
+    gc.collect()  # the reference must be gone before the model is loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
+    """Trainable tokens of each row, int64[N]. In pre-training, the collator takes a padding token inside a row for padding."""
+    if stage != "pt" or tokenizer.pad_token_id is None:
+        return rows.trainable_tokens()
+    found = []
+    for part in rows.parts:
+        ids = part.with_format("arrow")[:]["input_ids"]
+        lengths = pc.list_value_length(ids).to_numpy().astype(np.int64)
+        counted = pc.list_flatten(ids).to_numpy() != tokenizer.pad_token_id
+        starts = np.cumsum(lengths) - lengths
+        counted[starts[lengths > 0]] = False
+        found.append(np.bincount(np.repeat(np.arange(len(lengths)), lengths)[counted], minlength=len(lengths)))
+    return np.concatenate(found).astype(np.int64)
+
+
+def _fingerprint(path: str) -> str:
+    """A hash of the model's files; of a model of the hub, its commit."""
+    from transformers import AutoConfig
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        try:
+            return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{_KEY}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    digest = xxhash.xxh3_128()
+    for file in sorted({f for pattern in _WEIGHTS for f in folder.glob(pattern)}):
+        if file.suffix == ".json" and file.name not in ("config.json", "adapter_config.json"):
+            continue
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _load(path: str, tokenizer: Any, model_args: Any, device: torch.device) -> torch.nn.Module:
+    """A causal language model, whole on this device, or one with a LoRA adapter on top of the model that this names."""
+    from transformers import AutoModelForCausalLM
+
+    options = {
+        "dtype": model_args.compute_dtype or torch.float32,
+        "trust_remote_code": model_args.trust_remote_code,
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.hf_hub_token,
+    }
+    try:
+        with _unpartitioned():
+            if (Path(path) / "adapter_config.json").is_file():
+                from peft import AutoPeftModelForCausalLM
+
+                model = AutoPeftModelForCausalLM.from_pretrained(path, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{_KEY}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    entries = model.get_input_embeddings().num_embeddings
+    if entries < len(tokenizer):
+        raise ConfigError(
+            f"{_KEY}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
+            " same tokens"
+        )
+    return model.to(device).eval()
+
+
+@contextmanager
+def _unpartitioned() -> Iterator[None]:
+    """Under ZeRO-3 transformers would load the weights partitioned, for an engine that the reference never has."""
+    from transformers.integrations import deepspeed
+
+    kept = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
+def _collator(
+    model: Any, stage: str, template: Any, model_args: Any, data_args: Any, tokenizer: Any, processor: Any
+) -> Any:
+    """LLaMA-Factory's collator of the stage, without the ids of rows."""
+    if stage == "pt":
+        from transformers import DataCollatorForLanguageModeling
+
+        inner: Any = DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False)
+    else:
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+
+        inner = SFTDataCollatorWith4DAttentionMask(
+            template=template,
+            model=model,
+            pad_to_multiple_of=8,
+            block_diag_attn=model_args.block_diag_attn,
+            neat_packing=data_args.neat_packing,
+            attn_implementation=getattr(model.config, "_attn_implementation", None),
+            compute_dtype=model_args.compute_dtype or torch.float32,
+            tokenizer=tokenizer,
+            processor=processor,
+        )
+    return lambda rows: inner([{k: v for k, v in row.items() if k != SAMPLE_IDS} for row in rows])
+
+
+def check_reference(path: str, tokenizer_of_run: str) -> None:
+    """Raise ConfigError if there is no such model, or it plainly reads other tokens (as far as its files are here)."""
+    folder = Path(path).expanduser()
+    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not folder.is_dir():
+        raise ConfigError(f"{_KEY}: no such directory: {path}")
+    if not folder.is_dir():
+        return
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(f"{_KEY}: {path} holds no model (neither config.json nor adapter_config.json)")
+    theirs, ours = folder / "tokenizer.json", Path(tokenizer_of_run).expanduser() / "tokenizer.json"
+    if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
+        raise ConfigError(
+            f"{_KEY}: the tokenizer of {path} is not that of {tokenizer_of_run}; both models must read the same tokens"
+        )
+
+
+def _vocabulary(file: Path) -> object:
+    return json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")

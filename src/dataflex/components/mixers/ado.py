@@ -1,0 +1,132 @@
+"""Adaptive Data Optimization (Jiang et al., arXiv 2410.11820): domains whose loss still falls fast get more data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.optimize import minimize
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.requests import Request
+
+_POINTS = 1000  # of a domain's history that a curve is fitted to, evenly spaced
+_HUBER = 1e-3
+_STARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoMixer(Mixer):
+    """Algorithm 1 of the paper. Every domain k has a scaling law of its mean token loss after n rows of training,
+
+        L_k(n) = eps_k + beta_k n^-alpha_k,        - dL_k / dn = alpha_k (L_k(n) - eps_k) / n,
+
+    fitted to the losses seen so far. With the prior mu, and h the moving average of what was drawn,
+
+        rho    ~ mu_k (h_k (1 - h_k))^s alpha_k (L_k(n) - eps_k) / n,      never below delta
+        pi_t   = (1 - gamma_2) pibar_{t-1} + gamma_2 rho
+        pibar_t = t / (t + 1) pibar_{t-1} + rho / (t + 1),      h <- (1 - gamma_1) h + gamma_1 (rows of k / rows)
+
+    The credit (h (1 - h))^s, n counting the rows of all domains, and a floor of 0.05 for alpha_k are those of the authors'
+    code. mu are the proportions the run starts with. The first `fit_after` updates only watch, the very first `ignore` of
+    which no curve is fitted to; curves are fitted anew every `fit_every` updates.
+    """
+
+    gamma_1: float = 0.1
+    gamma_2: float = 0.1
+    s: float = 0.5
+    min_probability: float = 0.01
+    fit_after: int = 10
+    fit_every: int = 5
+    ignore: int = 2
+
+    needs: ClassVar[frozenset[Request]] = frozenset({"train_loss"})
+
+    def check(self) -> None:
+        for name in ("gamma_1", "gamma_2"):
+            self.require(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
+        self.require("s", 0 <= self.s < np.inf, "at least 0 and finite")
+        self.require("min_probability", 0 <= self.min_probability < 1, "in [0, 1)")
+        self.require("fit_every", self.fit_every >= 1, "at least 1")
+        self.require("ignore", self.ignore >= 0, "at least 0")
+        self.require(
+            "fit_after", self.fit_after >= self.ignore + 3, "at least ignore + 3 (a curve has three parameters)"
+        )
+
+    def init(self, domains: DomainInfo) -> State:
+        mu = np.asarray(domains.proportions, dtype=np.float64)
+        return {
+            "mu": mu, "h": mu, "average": mu, "turn": 0, "rows": np.zeros(0),
+            "losses": np.zeros((0, len(domains))), "laws": np.zeros((0, 3)),
+        }  # fmt: skip
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        pi, total = observations.proportions, observations.rows.sum()
+        seen = observations.tokens > 0
+        if not seen.any():
+            return Decision(pi), state
+        losses = np.full(len(pi), observations.token_loss.sum() / observations.tokens.sum())
+        if len(state["losses"]):
+            losses = np.array(state["losses"][-1])
+        losses[seen] = observations.token_loss[seen] / observations.tokens[seen]
+        n = total + (state["rows"][-1] if len(state["rows"]) else 0.0)
+        h = (1 - self.gamma_1) * state["h"] + self.gamma_1 * observations.rows / total
+        new = {
+            **state, "h": h, "turn": state["turn"] + 1,
+            "rows": np.append(state["rows"], n), "losses": np.vstack([state["losses"], losses]),
+        }  # fmt: skip
+        if new["turn"] < self.fit_after:
+            return Decision(pi), new
+        if not len(new["laws"]) or (new["turn"] - self.fit_after) % self.fit_every == 0:
+            new["laws"] = np.stack([fit_law(new["rows"][self.ignore :], y) for y in new["losses"][self.ignore :].T])
+        log_beta, alpha = new["laws"].T[[0, 2]]
+        speed = np.maximum(alpha, 0.05) * np.exp(log_beta) * n**-alpha / n
+        rho = state["mu"] * (h * (1 - h)) ** self.s * speed
+        rho = at_least(rho / rho.sum() if rho.sum() > 0 else state["mu"], self.min_probability)
+        t, average = new["turn"], state["average"]
+        decided = (1 - self.gamma_2) * average + self.gamma_2 * rho
+        new["average"] = (t * average + rho) / (t + 1)
+        return Decision(decided / decided.sum()), new
+
+
+def at_least(p: np.ndarray, least: float) -> np.ndarray:
+    """p raised to `least` (1 / k at most), and divided by its sum."""
+    raised = np.maximum(p, min(least, 1 / len(p)))
+    return raised / raised.sum()
+
+
+def fit_law(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """log beta, log eps and alpha of the law eps + beta n^-alpha nearest to `losses` at `n`, float64[3].
+
+    The Huber loss (delta 0.001) of log losses is minimised by L-BFGS from the best points of a grid, as in Hoffmann et al.,
+    arXiv 2203.15556, and the authors' code. Bounds stand for the penalties of the latter: alpha in [0.001, 0.8], beta at most
+    e^6.5, eps positive and at most the smallest loss seen.
+    """
+    places = np.unique(np.linspace(0, len(n) - 1, min(len(n), _POINTS)).astype(int))
+    log_n, y = np.log(n[places]), np.log(np.maximum(losses[places], 1e-8))
+
+    def objective(law: np.ndarray) -> tuple[float, np.ndarray]:
+        a, e, alpha = law
+        power = a - alpha * log_n
+        top = np.logaddexp(power, e)
+        difference = top - y
+        small = np.abs(difference) <= _HUBER
+        value = np.where(small, 0.5 * difference**2, _HUBER * (np.abs(difference) - 0.5 * _HUBER))
+        slope = np.where(small, difference, _HUBER * np.sign(difference))
+        share = np.exp(power - top)
+        return value.sum(), np.array(
+            [(slope * share).sum(), (slope * (1 - share)).sum(), -(slope * share * log_n).sum()]
+        )
+
+    highest = float(y.min())
+    bounds = [(-10.0, 6.5), (highest - 7.0, highest), (0.001, 0.8)]
+    grid = np.stack(
+        np.meshgrid(
+            np.arange(-2.0, 6.0), highest - np.array([0.02, 0.1, 0.3, 0.7, 1.5, 3.0]), np.arange(0.05, 0.8, 0.1)
+        ),
+        -1,
+    ).reshape(-1, 3)
+    order = np.argsort([objective(g)[0] for g in grid], kind="stable")[:_STARTS]
+    found = [minimize(objective, grid[i], jac=True, method="L-BFGS-B", bounds=bounds) for i in order]
+    return np.asarray(min(found, key=lambda f: f.fun).x)

@@ -1,0 +1,93 @@
+"""Aioli (Chen et al., arXiv 2411.05735): how each domain moves the losses of all is measured while training, and acted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.requests import Request
+from dataflex.errors import DataflexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AioliMixer(Mixer):
+    """Algorithm 1 of the paper, with LearnParams (Algorithm 2), a step of it per update.
+
+    A round begins with `sweeps` times k probes: for one interval each, domain j is drawn with proportion one_hot and the
+    others share the rest, P[j]. The fall of the held-out loss of domain i during the probes of j, averaged over sweeps, is
+    B[i, j]; the linear mixing law B[i, j] = sum_m A[i, m] P[j, m] gives A. Then, for the rest of the round,
+
+        A    <- (A - min(A, 0)) / sum                       (normalise)
+        Abar  = (1 - ema) A + ema Abar,    p_j ~ exp(eta sum_i Abar[i, j])          with ema (as the authors train)
+        p_j   ~ p_j exp(eta sum_i A[i, j])                                         without (ema: null)
+
+    probe_share: part of a round that is spent on probes. An interval is one probe: with k domains a round lasts
+    sweeps k / probe_share intervals.
+    """
+
+    eta: float = 0.2
+    ema: float | None = 0.1
+    one_hot: float = 0.75
+    sweeps: int = 1
+    probe_share: float = 0.2
+    normalise: bool = True
+
+    needs: ClassVar[frozenset[Request]] = frozenset({"heldout_loss"})
+
+    def check(self) -> None:
+        self.require("eta", 0 <= self.eta < np.inf, "at least 0 and finite")
+        self.require("ema", self.ema is None or 0 <= self.ema < 1, "in [0, 1), or null")
+        self.require("one_hot", 0 < self.one_hot <= 1, "in (0, 1]")
+        self.require("sweeps", self.sweeps >= 1, "at least 1")
+        self.require("probe_share", 0 < self.probe_share < 1, "in (0, 1)")
+
+    def init(self, domains: DomainInfo) -> State:
+        k = len(domains)
+        if k > 1 and abs(self.one_hot - 1 / k) < 1e-9:
+            raise DataflexError(
+                f"aioli: one_hot must not be 1 / {k}, with which all probes of {k} domains are the same"
+            )
+        return {
+            "phase": 0, "p": np.asarray(domains.proportions, dtype=np.float64), "before": np.zeros(k),
+            "falls": np.zeros((k, k)), "law": np.zeros((0, k)),
+        }  # fmt: skip
+
+    def probes(self, k: int) -> np.ndarray:
+        """P, float64 [k, k]: the mixture of each probe."""
+        if k == 1:
+            return np.ones((1, 1))
+        rest = (1 - self.one_hot) / (k - 1)
+        return np.full((k, k), rest) + (self.one_hot - rest) * np.eye(k)
+
+    def needs_now(self, state: State) -> frozenset[Request]:
+        return self.needs if state["phase"] <= self.sweeps * len(state["p"]) else frozenset()
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        k, phase, new = len(state["p"]), state["phase"], dict(state)
+        probed = self.sweeps * k
+        held = max(1, round(probed * (1 - self.probe_share) / self.probe_share))
+        new["phase"] = (phase + 1) % (probed + held)
+        if phase > probed:
+            return Decision(state["p"]), new
+        losses = np.array([np.nanmean(values) for values in observations.signals["heldout_loss"]])
+        if not np.isfinite(losses).all():
+            raise DataflexError("aioli: a domain has no finite held-out loss; has training diverged?")
+        falls = np.array(state["falls"]) if phase else np.zeros((k, k))
+        if phase:
+            falls[:, (phase - 1) % k] += (state["before"] - losses) / self.sweeps
+        new |= {"before": losses, "falls": falls}
+        if phase < probed:
+            return Decision(self.probes(k)[phase % k]), new
+        law = np.linalg.solve(self.probes(k), falls.T).T
+        if self.normalise:
+            law = law - min(law.min(), 0.0)
+            law = law / law.sum() if law.sum() > 0 else np.full((k, k), 1 / k**2)
+        if self.ema is not None and len(state["law"]):
+            law = (1 - self.ema) * law + self.ema * state["law"]
+        exponent = self.eta * law.sum(axis=0)
+        p = np.exp(exponent - exponent.max()) * (1.0 if self.ema is not None else state["p"])
+        new |= {"law": law, "p": p / p.sum()}
+        return Decision(new["p"]), new

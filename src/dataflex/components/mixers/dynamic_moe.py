@@ -1,0 +1,55 @@
+"""Dynamic data mixing for mixture-of-experts models (Zhu et al., arXiv 2406.11256): by how differently domains are routed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.requests import Request, RouterLoad
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicMoeMixer(Mixer):
+    """Algorithm 1 of the paper. O_i, the gate load of domain i, is the share of its tokens that go to each expert; at update t
+
+        Delta_i = mean over j of |O_i - O_j|_2
+        alpha   = w_{t-1} exp(eta Delta),    w_t = (1 - c) alpha / sum(alpha) + c / k
+
+    Domains that use other experts than the rest get more data. w_0 are the proportions the run starts with. The loads are
+    measured on `eval_samples` rows in all, an equal number of each domain, drawn afresh; layer: of the routers, -1 the last.
+    """
+
+    eta: float = 10.0
+    c: float = 0.05
+    eval_samples: int = 1000
+    layer: int = -1
+    seed: int = 0
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "collect_steps": "all of eval_samples are read at every update",
+        "eval_batch_size": "batches are made by scoring_tokens",
+    }
+
+    def check(self) -> None:
+        self.require("eta", 0 <= self.eta < np.inf, "at least 0 and finite")
+        self.require("c", 0 <= self.c <= 1, "in [0, 1]")
+        self.require("eval_samples", self.eval_samples >= 1, "at least 1")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        return frozenset({RouterLoad(rows=self.eval_samples, layer=self.layer, seed=self.seed)})
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        loads = np.stack(observations.signals["router_load"])
+        distances = np.linalg.norm(loads[:, None] - loads[None], axis=2)
+        exponent = self.eta * distances.mean(axis=1)
+        alpha = observations.proportions * np.exp(exponent - exponent.max())
+        k = len(alpha)
+        return Decision((1 - self.c) * alpha / alpha.sum() + self.c / k), state
+
+    def init(self, domains: DomainInfo) -> State:
+        return {}

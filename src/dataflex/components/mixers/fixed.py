@@ -1,0 +1,60 @@
+"""Proportions that follow from the sizes of the domains and stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.errors import DataflexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedMixer(Mixer):
+    """Base of mixers that decide once, in `initial`."""
+
+    fixed: ClassVar[bool] = True
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        raise DataflexError("fixed proportions are not updated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticMixer(FixedMixer):
+    """The proportions the run starts with: `proportions` of the mix block, or by `initial` where none are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformMixer(FixedMixer):
+    """p_d = 1 / k."""
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        return np.full(len(domains), 1 / len(domains))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureMixer(FixedMixer):
+    """p_d proportional to n_d^(1 / temperature), n_d the size of the domain (Arivazhagan et al., arXiv 1907.05019).
+
+    temperature 1 follows the sizes, and the higher it is the nearer the proportions are to uniform (5 there)."""
+
+    temperature: float = 5.0
+
+    def check(self) -> None:
+        self.require("temperature", 0 < self.temperature < np.inf, "positive and finite")
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        logs = np.log(np.asarray(domains.sizes, dtype=np.float64)) / self.temperature
+        p = np.exp(logs - logs.max())
+        return p / p.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalMixer(FixedMixer):
+    """p_d = n_d / N: by size, as plain training on all rows draws them."""
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        sizes = np.asarray(domains.sizes, dtype=np.float64)
+        return sizes / sizes.sum()
