@@ -155,6 +155,41 @@ def count_forwards(out: str, _: str) -> None:
     Qwen2ForCausalLM.forward = wrapped
 
 
+def dump_labels(out: str, _: str) -> None:
+    """Write token ids and labels of all training rows to labels.json."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer.train
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = [self.rows[i] for i in range(len(self.rows))]
+        kept = [{k: r[k] for k in ("input_ids", "labels") if k in r} for r in rows]
+        (Path(out) / "labels.json").write_text(json.dumps(kept))
+        return stock(self, *args, **kwargs)
+
+    DynamicTrainer.train = wrapped
+
+
+def one_model_at_a_time(out: str, _: str) -> None:
+    """Fail if another model is in memory when the one that is trained is loaded."""
+    import gc
+
+    from llamafactory.train.pt import workflow as pt
+    from llamafactory.train.sft import workflow as sft
+    from transformers import PreTrainedModel
+
+    for module in (pt, sft):
+        stock = module.load_model
+
+        def wrapped(*args: Any, stock: Any = stock, **kwargs: Any) -> Any:
+            gc.collect()
+            others = [o for o in gc.get_objects() if isinstance(o, PreTrainedModel)]
+            assert not others, f"{len(others)} models are in memory already"
+            return stock(*args, **kwargs)
+
+        module.load_model = wrapped
+
+
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
     from dataflex.trainer import select
@@ -282,14 +317,14 @@ def kill_after_shards(out: str, count: str) -> None:
 
     left, stock = [int(count)], store.SignalStore.measured
 
-    def measured(self: Any, key: Any, rows: int, measure: Any) -> Any:
+    def measured(self: Any, key: Any, rows: int, measure: Any, edges: Any = None) -> Any:
         def counted(places: Any) -> Any:
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
             return measure(places)
 
-        return stock(self, key, rows, counted)
+        return stock(self, key, rows, counted, edges)
 
     store.SignalStore.measured = measured
 
@@ -300,14 +335,14 @@ def count_measured(out: str, _: str) -> None:
 
     stock, counts = store.SignalStore.measured, []
 
-    def measured(self: Any, key: Any, rows: int, measure: Any) -> Any:
+    def measured(self: Any, key: Any, rows: int, measure: Any, edges: Any = None) -> Any:
         counts.append(0)
 
         def counted(places: Any) -> Any:
             counts[-1] += len(places)
             return measure(places)
 
-        found = stock(self, key, rows, counted)
+        found = stock(self, key, rows, counted, edges)
         (Path(out) / "measured.json").write_text(json.dumps(counts))
         return found
 

@@ -426,6 +426,6 @@ def test_sums_per_domain_add_up_over_an_interval() -> None:
     resumed = DomainSums(3, torch.device("cpu"))
     resumed.load(sums.fold())
     assert resumed.take().tolist() == sums.take().tolist() == expected.tolist()
-    assert sums.take().tolist() == np.zeros((3, 4)).tolist()
+    assert sums.take().tolist() == np.zeros((3, 5)).tolist()
     assert sums.mean_since_log().tolist() == (expected[:, 1] / expected[:, 0]).tolist()
     assert np.isnan(sums.mean_since_log()).all()

@@ -1,4 +1,4 @@
-"""Starts `train` or `select` in this process or, on several devices, under torchrun, as LLaMA-Factory's environment asks."""
+"""Starts a command in this process or, on several devices, under torchrun, as LLaMA-Factory's environment asks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex.config import load, load_offline
+from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
@@ -28,6 +29,10 @@ def launch(command: str, arguments: Sequence[str]) -> int:
                 return _torchrun(command, arguments)
             select(config)
             return 0
+        if command == "doremi":
+            from dataflex.base.doremi import doremi
+
+            return doremi(load_doremi(arguments))
         config = load(arguments)
         if _wants_torchrun():
             return _torchrun(command, arguments)

@@ -12,25 +12,27 @@ USAGE = """usage: dataflex-cli COMMAND
 
   train CONFIG [key=value ...]   train with the dataflex block of a .yaml or .json file (or LLaMA-Factory's --key value)
   select CONFIG [key=value ...]  select rows before training, and write them as data sets that LLaMA-Factory reads
+  doremi CONFIG [key=value ...]  DoReMi: train reference and proxy, and the final model with the proportions they find
   demo [OUT] [--steps N]         train four tiny models on real text and compare them; no network, a few minutes
   version                        the installed version
   export, chat, api, webui, webchat, env
                                  passed on to LLaMA-Factory
 """
+_LAUNCHED = ("train", "select", "doremi")
 _PASSED_ON = ("export", "chat", "api", "webui", "webchat", "env")
 
 
 def main(arguments: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (argv[0], argv[1:]) if argv else ("help", [])
-    asks = command in ("train", "select") and rest[:1] in ([], ["-h"], ["--help"])
+    asks = command in _LAUNCHED and rest[:1] in ([], ["-h"], ["--help"])
     if command in ("help", "-h", "--help") or asks:
         print(USAGE, end="")
         return 0
     if command in ("version", "-v", "--version"):
         print(f"dataflex {__version__}")
         return 0
-    if command in ("train", "select"):
+    if command in _LAUNCHED:
         from dataflex.base.launch import launch
 
         return launch(command, rest)
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command in _PASSED_ON:
         return subprocess.run([sys.executable, "-m", "llamafactory.cli", command, *rest], check=False).returncode
     print(
-        f"dataflex: error: unknown command {command!r}{nearest(command, ('train', 'select', 'demo', 'version', *_PASSED_ON))}",
+        f"dataflex: error: unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}",
         file=sys.stderr,
     )
     return 2

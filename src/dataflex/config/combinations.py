@@ -17,6 +17,8 @@ _BATCH_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 _FUSED = ("enable_liger_kernel", "use_unsloth")
 # Optimizers of LLaMA-Factory's own, and one of transformers', whose state is not that of Adam in full precision.
 _OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
+# Signals that are not made from the losses of rows.
+_WITHOUT_LOSSES = {"embedding", "target_embedding", "tokens", "trainable_tokens", "router_load"}
 _OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 
@@ -47,6 +49,8 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         _check_data(config, lf, what)
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
+    if config.mix is not None:
+        _check_mixer(config, lf, stage)
     if config.select is not None:
         _check_raw_rows(config, lf, stage)
         _check_gradients(config, lf, stage)
@@ -104,6 +108,15 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
             raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
 
 
+def _check_mixer(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
+    assert config.mix is not None
+    by_token = {"excess_loss", "heldout_loss", "domain_gradients", "router_load"} & set(config.signals("mix"))
+    if by_token and stage not in ("pt", "sft"):
+        raise ConfigError(
+            f"stage: {stage} has pairs of answers, and mix: {config.mix.name} goes by tokens; use pt or sft"
+        )
+
+
 def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
     """What a selector that takes gradients, or aims at a target, cannot do without."""
     assert config.select is not None
@@ -145,7 +158,7 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
 
 def reads_losses(config: DataflexConfig, slot: str) -> bool:
     """Whether a signal of the component is made from the losses of rows."""
-    return bool(set(config.signals(slot)) - {"embedding", "target_embedding", "tokens", "trainable_tokens"})
+    return bool(set(config.signals(slot)) - _WITHOUT_LOSSES)
 
 
 def hides_row_losses(lf: dict[str, Any], stage: str) -> str | None:

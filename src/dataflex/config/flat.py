@@ -98,7 +98,9 @@ def translate(
         raise ConfigError(f"component_name is required with train_type: {train_type}")
     else:
         spec["name"] = flat["component_name"]
-        if slot != "weight" and spec["name"] != "static":
+        if spec["name"] == "doremi":
+            notices.append("update_step counts steps of the run; doremi updates its weights at every one of them")
+        elif slot != "weight" and spec["name"] != "static":
             spec["interval"] = _integer(flat, "update_step", 0)
     if slot == "mix":
         spec.update(_mixture(flat, notices))

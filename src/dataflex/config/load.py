@@ -26,7 +26,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 def load(arguments: Sequence[str]) -> RunConfig:
     """arguments: `<file.yaml|.yml|.json> [key=value ...]`, or LLaMA-Factory's `--key value ...`."""
     if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
-        raw = _read_file(Path(arguments[0]), list(arguments[1:]))
+        raw = read_file(Path(arguments[0]), list(arguments[1:]))
     else:
         raw = _read_flags(arguments)
     return parse(raw)
@@ -37,6 +37,9 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
     raw = dict(raw)
     notices: list[str] = []
     block = raw.pop("dataflex", None)
+    if isinstance(block, dict) and "doremi" in block:
+        block = {key: value for key, value in block.items() if key != "doremi"}
+        notices.append("dataflex.doremi has no effect on train; dataflex-cli doremi reads it")
     flat = {key: raw.pop(key) for key in FLAT_KEYS if key in raw}
     given_file = flat.get("components_cfg_file")
     if block is not None and set(flat) - {"components_cfg_file"}:
@@ -88,7 +91,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
         raise ConfigError(
             f"select reads a {', '.join(CONFIG_SUFFIXES)} file, got {arguments[0] if arguments else 'none'!r}"
         )
-    raw = _read_file(Path(arguments[0]), list(arguments[1:]))
+    raw = read_file(Path(arguments[0]), list(arguments[1:]))
     block = raw.get("dataflex")
     if not isinstance(block, dict) or block.get("select") is None:
         raise ConfigError("dataflex.select is required: which rows to select; see dataflex-cli help")
@@ -128,7 +131,8 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
     return config
 
 
-def _read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
+def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The keys of a .yaml or .json file, with `key=value` overrides."""
     if not path.is_file():
         raise ConfigError(f"no such configuration file: {path}")
     bad = [o for o in overrides if "=" not in o]

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataflex.components.requests import (
+    DomainGradients,
     Embedding,
     Features,
     Gradient,
     Interaction,
     PolicyAlignment,
     Request,
+    RouterLoad,
     TargetAlignment,
     TargetEmbedding,
     name_of,
@@ -26,12 +28,20 @@ from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool, token_budget
 from dataflex.signals.embeddings import encoded_texts, load_encoder, pool_embeddings
-from dataflex.signals.gradients.alignment import DEFAULT_DIM, EXACT_FEATURES, alignment, interaction, is_exact
+from dataflex.signals.gradients.alignment import (
+    DEFAULT_DIM,
+    EXACT_FEATURES,
+    alignment,
+    group_products,
+    interaction,
+    is_exact,
+)
 from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
 from dataflex.signals.gradients.passes import BatchGradients
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
+from dataflex.signals.routing import expert_counts
 from dataflex.trainer.collectives import rank
 from dataflex.trainer.host import Host
 from dataflex.trainer.plan import Plan
@@ -87,6 +97,8 @@ class Measurements(Host):  # type: ignore[misc]
             return self._alignment(request, pool)
         if isinstance(request, Interaction):
             return self._interaction(request, pool)
+        if isinstance(request, DomainGradients | RouterLoad):
+            return self._by_domain(request, pool)
         if isinstance(request, Features):
             engine = self._gradients(request)
             projection = (
@@ -142,6 +154,32 @@ class Measurements(Host):  # type: ignore[misc]
         projection = Concatenation(rows.sizes) if exact else Projection(rows.names, dim, request.seed, formed=formed)
         self._describe(f"{rows.sites.describe()}; {'exact' if exact else f'projected to {dim}'}")
         return interaction(pool, target, rows, aims, projection)
+
+    def _by_domain(self, request: DomainGradients | RouterLoad, pool: Pool) -> np.ndarray:
+        """[domains, ...], from rows of each domain drawn afresh at every step."""
+        k, offsets = len(self.rows.domains), self.rows.domains.offsets
+        count = request.rows if isinstance(request, DomainGradients) else -(-request.rows // k)
+        draw = generator(self.plan.seed, _PURPOSE, request.seed, self.state.global_step)
+        learned = self.rows.trainable_tokens() > 0
+        drawn: list[np.ndarray] = []
+        for begin, end in pairwise(offsets):
+            usable = begin + np.flatnonzero(learned[begin:end])
+            if not len(usable):
+                name = self.rows.domains.names[len(drawn)]
+                raise DataflexError(
+                    f"mix: no row of {name!r} has a token to learn, so {request.name} cannot be measured"
+                )
+            drawn.append(np.sort(draw.choice(usable, size=min(count, len(usable)), replace=False)))
+        edges = np.cumsum([0, *map(len, drawn)])
+        groups = [np.arange(a, b) for a, b in pairwise(edges)]
+        part = pool.subset(np.concatenate(drawn))
+        if isinstance(request, RouterLoad):
+            counts = expert_counts(self.accelerator.unwrap_model(self.model), part, request.layer)
+            sums = np.stack([counts[g].sum(axis=0) for g in groups])
+            return sums / sums.sum(axis=1, keepdims=True)
+        engine = self._gradients(request)
+        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain")
+        return group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
 
     @property
     def _aimed_at(self) -> Rows:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
-from dataflex.components.requests import name_of
+from dataflex.components.requests import DomainGradients, RouterLoad, name_of
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
@@ -55,6 +56,8 @@ class MixTrainer(DynamicTrainer):
         self._weigh_domains(self.config.mix.component.initial_loss_weights(self._domain_info()))
 
     def _weigh_domains(self, weights: np.ndarray | None) -> None:
+        if weights is not None and not self.per_row:
+            raise DataflexError("mix: this stage or loss has no loss per row that a mixer could weigh")
         self.loss_weights = (
             None if weights is None else torch.as_tensor(np.asarray(weights, np.float32), device=self.args.device)
         )
@@ -72,7 +75,7 @@ class MixTrainer(DynamicTrainer):
         mixer, names = spec.component, self.rows.domains.names
         offsets = self.rows.domains.offsets
         asked = [r for r in mixer.needs_now(self.states["mix"]) if name_of(r) not in _FREE]
-        measured = {name_of(r): self.signal(r) for r in sorted(asked, key=name_of)}
+        measured = {name_of(r): (r, self.signal(r)) for r in sorted(asked, key=name_of)}
         totals = self.sums.take()
         observations = Observations(
             step=step,
@@ -83,7 +86,10 @@ class MixTrainer(DynamicTrainer):
             tokens=totals[:, 2],
             token_loss=totals[:, 3],
             excess=totals[:, 4],
-            signals={n: [v[offsets[d] : offsets[d + 1]] for d in range(len(names))] for n, v in measured.items()},
+            signals={
+                n: list(v) if isinstance(r, DomainGradients | RouterLoad) else [v[a:b] for a, b in pairwise(offsets)]
+                for n, (r, v) in measured.items()
+            },
             learning_rate=float(self._get_learning_rate()),
             rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
         )

@@ -62,7 +62,8 @@ class DoremiMixer(Mixer):
             return Decision(pi, weights(alpha, pi)), state
         score = np.array(state["score"])
         score[seen] = observations.excess[seen] / observations.tokens[seen]
-        exponent = np.log(alpha) + self.reweight_eta * score
+        with np.errstate(divide="ignore"):  # an alpha of zero stays zero
+            exponent = np.log(alpha) + self.reweight_eta * score
         raised = np.exp(exponent - exponent.max())
         alpha = (1 - self.reweight_eps) * raised / raised.sum() + self.reweight_eps / len(raised)
         new = {"alpha": alpha, "score": score, "total": state["total"] + alpha, "turns": state["turns"] + 1}

@@ -79,29 +79,51 @@ def interaction(
 
 def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
     """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
-    norms = over_pool(target, engine.norms, "target norms")
-    device = target.device
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    found: Targets = {
-        p: torch.empty((len(subtasks), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
-    }
+    norms, scales = over_pool(target, engine.norms, "target norms"), []
     for k, places in enumerate(subtasks):
         here = norms[places]
         usable = np.isfinite(here) & (here > 0)
         if not usable.any():
             raise DataflexError(_NO_GRADIENT.format(k))
-        weights = np.full(len(norms), np.nan)
-        weights[places[usable]] = 1.0 / here[usable] / usable.sum()
+        scales.append(np.where(usable, 1.0 / np.where(usable, here, 1.0) / usable.sum(), np.nan))
+    return _weighted_sums(target, subtasks, scales, engine)
+
+
+def _weighted_sums(
+    pool: Pool, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
+) -> Targets:
+    """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
+    rank; rows with a scale that is not finite are left out."""
+    device = pool.device
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    found: Targets = {
+        p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
+    }
+    for k, places in enumerate(groups):
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        part = target.subset(places)
-        for rows, batch in batches_of(part, "target gradients"):
-            some = np.full(units_of(batch), np.nan) if rows is None else weights[places[rows]]
+        for rows, batch in batches_of(pool.subset(places), "mean gradients"):
+            some = np.full(units_of(batch), np.nan) if rows is None else scales[k][rows]
             engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
         for p, total in totals.items():
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(total)
             found[p][k] = total
     return found
+
+
+def group_products(
+    pool: Pool, groups: Sequence[np.ndarray], engine: BatchGradients, *, proj_dim: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """float64 [K, K]: <g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
+    with isolated(engine.model):
+        if is_exact(engine, len(groups), proj_dim):
+            scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
+            means = _weighted_sums(pool, groups, scales, engine)
+            return np.asarray(sum((m.double() @ m.double().T).cpu().numpy() for m in means.values()))
+        projection = Projection(engine.names, proj_dim or DEFAULT_DIM, seed, formed=engine.direction is not None)
+        features = over_pool(pool, lambda batch: engine.features(batch, projection), "gradients")
+    vectors = np.stack([_mean(features[places], k) for k, places in enumerate(groups)])
+    return np.asarray(vectors @ vectors.T)
 
 
 def _cosines(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

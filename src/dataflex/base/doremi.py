@@ -1,0 +1,91 @@
+"""`doremi`: reference, proxy and final training of DoReMi (arXiv 2305.10429, section 2), each a run of `train` of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from dataflex.base.arguments import check_arguments
+from dataflex.base.launch import say
+from dataflex.base.reference import check_reference
+from dataflex.config.doremi import DoremiConfig
+from dataflex.errors import ConfigError
+from dataflex.trainer.mix import PROPORTIONS
+from dataflex.trainer.state import newest_complete
+from dataflex.writing import write_atomically
+
+_RECORD = "doremi.json"
+
+
+def doremi(config: DoremiConfig) -> int:
+    """Run the steps that are not done yet; the exit status of the first that fails, else 0.
+
+    Every run is a process of its own, so two models are never in memory together. What is done is noted in doremi.json with a
+    hash of the step's configuration; a step that was cut off goes on from its newest checkpoint.
+    """
+    for run in config.checked():
+        check_arguments(run)
+    if "reference" not in config.steps and "proxy" in config.steps:
+        check_reference(config.reference, str(config.runs["proxy"].get("model_name_or_path")))
+        if not Path(config.reference).is_dir() and config.reference == str(config.output_dir / "reference"):
+            raise ConfigError(
+                f"dataflex.doremi.steps: there is no reference in {config.reference}; add the step reference"
+            )
+    found = config.output_dir / "proxy" / "dataflex" / PROPORTIONS
+    if config.steps == ("final",) and not found.is_file():
+        raise ConfigError(f"dataflex.doremi.steps: there is no {found}, which the step proxy writes; add it")
+    for step in config.steps:
+        keys = config.runs[step]
+        if step == "final":
+            keys = config.final(_proportions(found, keys))
+        status = _run(config.output_dir, step, keys)
+        if status != 0:
+            return status
+        if step == "proxy":
+            named = json.loads(found.read_text(encoding="utf-8"))
+            say(["proportions: " + ", ".join(f"{name} {p:.4f}" for name, p in named.items())])
+    return 0
+
+
+def _proportions(file: Path, keys: dict[str, Any]) -> list[float]:
+    """In the order of `dataset`."""
+    try:
+        named = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    datasets = keys["dataset"]
+    names = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else list(datasets)
+    if set(named) != set(names):
+        raise ConfigError(
+            f"dataset: the proxy was trained on {', '.join(named)}, the final run asks for {', '.join(names)}"
+        )
+    return [named[name] for name in names]
+
+
+def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
+    record, file = out / _RECORD, out / f"{step}.yaml"
+    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    text = yaml.safe_dump(keys, sort_keys=False)
+    digest = xxhash.xxh3_64_hexdigest(text.encode())
+    if done.get(step) == digest:
+        say([f"{step}: done before"])
+        return 0
+    if done.pop(step, None) is not None:
+        say([f"{step}: its configuration has changed since it was done; it is run again"])
+        keys = {**keys, "overwrite_output_dir": True}
+    write_atomically(file, text.encode())
+    folder = Path(keys["output_dir"])
+    anew = (
+        ["overwrite_output_dir=true"] if newest_complete(folder)[0] is None or keys.get("overwrite_output_dir") else []
+    )
+    say([f"{step}: {file}"])
+    status = subprocess.run([sys.executable, "-m", "dataflex", "train", str(file), *anew], check=False).returncode
+    if status == 0:
+        write_atomically(record, json.dumps({**done, step: digest}, indent=1).encode())
+    return status

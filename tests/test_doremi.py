@@ -1,0 +1,299 @@
+"""DoReMi through the real command line: weights that reach the loss, stored reference losses, and the three steps."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import Result, start, train, train_all
+
+from dataflex.demo.data import training_texts
+from dataflex.demo.model import build_model
+
+Config = dict[str, Any]
+PI = [0.5, 0.3, 0.2]
+K = len(PI)
+
+
+@pytest.fixture(scope="module")
+def reference(ground: Path) -> Path:
+    """Another random model of the same tokenizer."""
+    path = ground / "reference"
+    texts = list(training_texts(ground / "data"))
+    sizes: dict[str, Any] = {"hidden_size": 48, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
+    build_model(path, texts, seed=1, vocab_size=512, **sizes)
+    return path
+
+
+def doremi(base: Config, reference: Path, **mix: Any) -> Config:
+    return {**base, "dataflex": {"mix": {"name": "doremi", "reference_model_path": str(reference), **mix}}}
+
+
+def token_losses(model: Any, row: dict[str, Any]) -> torch.Tensor:
+    """Cross entropies of the trainable tokens of one row."""
+    ids = torch.tensor(row["input_ids"])
+    targets = torch.tensor(row.get("labels", row["input_ids"]))[1:]
+    losses = F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1].float(), targets, reduction="none")
+    return losses[targets != -100]
+
+
+def load(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def alphas(run: Result) -> dict[int, np.ndarray]:
+    """step -> alpha, from the loss weights in the ledger."""
+    return {
+        r["step"]: np.array(list(r["decided"]["loss_weights"].values())) * PI
+        for r in run.ledger()
+        if r["component"] == "mix:doremi"
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_reach_the_loss(
+    base: Config, ground: Path, reference: Path, tmp_path: Path, ranks: int, accumulation: int
+) -> None:
+    """Loss and gradient norm of a step are those of the written-out formula, and so is the alpha that follows from it; all
+    domains weigh 1 / (3 pi) in the first step."""
+    config = {
+        **doremi(base, reference, proportions=PI, reweight_eta=1.0),
+        "model_name_or_path": str(ground / "still"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 8 // ranks // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    run = train(config, tmp_path / "run", ranks=ranks, hooks=["record_ids", "dump_labels"]).ok
+    rows = json.loads((run.out / "labels.json").read_text())
+    served, model, other = run.ids()[0], load(ground / "still"), load(reference)
+    assert len(served) == 8
+    weights, total, tokens = 1 / K / np.array(PI), torch.zeros(()), 0
+    excess, counts = np.zeros(K), np.zeros(K)
+    for i in served:
+        domain, own = i // 60, token_losses(model, rows[i])
+        with torch.no_grad():
+            excess[domain] += float((own - token_losses(other, rows[i])).clamp(min=0).sum())
+        counts[domain] += len(own)
+        total, tokens = total + weights[domain] * own.sum(), tokens + len(own)
+    loss = total / tokens
+    norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).norm()
+    first = run.trace()[1]
+    assert first[0] == pytest.approx(float(loss), rel=1e-5)
+    assert first[1] == pytest.approx(float(norm), rel=1e-4)
+    assert (counts > 0).all()
+    raised = np.exp(excess / counts) / K
+    np.testing.assert_allclose(alphas(run)[1], 0.999 * raised / raised.sum() + 0.001 / K, rtol=1e-5)
+    plain = {s: Counter(i // 60 for i in ids) for s, ids in run.ids().items()}
+    assert plain[0][0] == 4  # rows are still drawn by pi
+
+
+def test_eta_zero_is_uniform_mixing_to_the_bit(base: Config, reference: Path, tmp_path: Path) -> None:
+    config = doremi(base, reference, reweight_eta=0.0)
+    ours, static = train_all(
+        start(config, tmp_path / "doremi"), start({**base, "dataflex": {"mix": "uniform"}}, tmp_path / "uniform")
+    )
+    assert ours.ok.trace() == static.ok.trace() and len(ours.trace()) == 12
+    found = json.loads((ours.out / "dataflex" / "proportions.json").read_text())
+    np.testing.assert_allclose(list(found.values()), [1 / 3] * 3, rtol=1e-12)
+
+
+def test_it_is_exact_when_killed_and_on_two_ranks(base: Config, reference: Path, tmp_path: Path) -> None:
+    """Reference losses that are there are not measured again; alpha goes on where it was, with its mean; two ranks agree with
+    one. No second model is in memory when the proxy is loaded."""
+    config = {**doremi(base, reference, proportions=PI), "save_strategy": "steps", "save_steps": 5}
+    hooks = ["record_ids", "one_model_at_a_time", "count_measured"]
+    half = {**config, "per_device_train_batch_size": 2}
+    whole, killed, two = train_all(
+        start(config, tmp_path / "whole", hooks=hooks),
+        start(config, tmp_path / "killed", hooks=[*hooks, "kill_after:8"]),
+        start(half, tmp_path / "two", hooks=hooks, ranks=2),
+    )
+    assert killed.status != [0] and (killed.out / "checkpoint-5").is_dir()
+    again = train(config, tmp_path / "killed", hooks=hooks).ok
+    assert json.loads((whole.ok.out / "measured.json").read_text())[0] > 1000
+    assert json.loads((again.out / "measured.json").read_text()) == [0]
+    assert again.trace() == whole.trace() and again.scalars() == whole.scalars() and again.ledger() == whole.ledger()
+    results = [(r.out / "dataflex" / "proportions.json").read_text() for r in (whole, again)]
+    assert results[0] == results[1]
+    assert two.ok.ids() == whole.ids()
+    one, other = alphas(whole), alphas(two)
+    assert list(one) == list(range(12)) and one.keys() == other.keys()
+    for step, alpha in one.items():  # dropout differs between ranks, so the losses do
+        assert alpha.sum() == pytest.approx(1.0, abs=1e-6) == other[step].sum()
+    mean = np.mean([a for s, a in one.items() if s], axis=0)
+    np.testing.assert_allclose(list(json.loads(results[0]).values()), mean, rtol=1e-5)
+    assert len({tuple(a) for a in one.values()}) == 12
+
+
+def test_one_and_two_ranks_decide_the_same(base: Config, ground: Path, reference: Path, tmp_path: Path) -> None:
+    """Without dropout the whole course of alpha is the same up to rounding."""
+    config = {**doremi(base, reference, proportions=PI), "model_name_or_path": str(ground / "still"), "max_steps": 6}
+    one, two = train_all(
+        start(config, tmp_path / "one"),
+        start({**config, "per_device_train_batch_size": 2}, tmp_path / "two", ranks=2),
+    )
+    for step, alpha in alphas(one.ok).items():
+        np.testing.assert_allclose(alphas(two.ok)[step], alpha, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stage": "pt"}, {"packing": True}, {"neat_packing": True, "packing": True}, {"finetuning_type": "lora"}],
+    ids=["pt", "packing", "neat", "lora"],
+)
+def test_stored_losses_are_those_of_the_reference(
+    base: Config, reference: Path, tmp_path: Path, changes: Config
+) -> None:
+    """Token by token, however rows are made; and the training pass finds as many tokens in every row (it would fail)."""
+    config = {**doremi(base, reference), **changes, "max_steps": 3, "cutoff_len": 96}
+    run = train(config, tmp_path / "run", hooks=["dump_labels"]).ok
+    rows = json.loads((run.out / "labels.json").read_text())
+    (file,) = (run.out / "dataflex" / "reference").glob("*/values.npy")
+    values, model, start_at = np.load(file), load(reference), 0
+    neat = changes.get("neat_packing", False)
+    with torch.no_grad():
+        for row in rows:
+            own = token_losses(model, row).numpy()
+            found = values[start_at : start_at + len(own)]
+            if not neat:  # there, a sequence does not see the ones before it
+                np.testing.assert_allclose(found, own, rtol=2e-4, atol=2e-5)
+            start_at += len(own)
+    assert start_at == len(values) and np.isfinite(values).all() and (values > 0).all()
+    assert len({r["step"] for r in run.history()}) == 3
+
+
+def test_references_are_told_apart(base: Config, ground: Path, reference: Path, tmp_path: Path) -> None:
+    """A store that runs share keeps the losses of each model and each data set."""
+    store = str(tmp_path / "store")
+    config = {**doremi(base, reference, reference_store=store), "max_steps": 1}
+    first = train(config, tmp_path / "a", hooks=["count_measured"])
+    same = train({**config, "seed": 7}, tmp_path / "b", hooks=["count_measured"]).ok
+    other = train(
+        {**doremi(base, ground / "still", reference_store=store), "max_steps": 1},
+        tmp_path / "c",
+        hooks=["count_measured"],
+    ).ok
+    fewer = train({**config, "max_samples": 20}, tmp_path / "d", hooks=["count_measured"]).ok
+    measured = [sum(json.loads((r.out / "measured.json").read_text())) for r in (first.ok, same, other, fewer)]
+    assert measured[1] == 0 and measured[0] == measured[2] > measured[3] > 0
+    assert len(list(Path(store).iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "mix, changes, message",
+    [
+        ({}, {}, "dataflex.mix.reference_model_path is required by doremi"),
+        ({"reference_model_path": "/no/such"}, {}, "dataflex.mix.reference_model_path: no such directory: /no/such"),
+        ({"reference_model_path": "GROUND/data"}, {}, "dataflex.mix.reference_model_path: GROUND/data holds no model"),
+        (
+            {"reference_model_path": "REFERENCE", "reweight_eps": 2},
+            {},
+            "dataflex.mix.reweight_eps must be in [0, 1], got 2.0",
+        ),
+        ({"reference_model_path": "REFERENCE"}, {"stage": "dpo"}, "stage: dpo has pairs of answers"),
+        ({"reference_model_path": "REFERENCE"}, {"enable_liger_kernel": True}, "enable_liger_kernel hides the logits"),
+        ({"reference_model_path": "REFERENCE", "reweight_ets": 1}, {}, "dataflex.mix.reweight_ets: doremi has no such"),
+    ],
+)
+def test_bad_input_is_one_line(
+    base: Config, ground: Path, reference: Path, tmp_path: Path, mix: Config, changes: Config, message: str
+) -> None:
+    def filled(text: Any) -> Any:
+        return (
+            text.replace("GROUND", str(ground)).replace("REFERENCE", str(reference)) if isinstance(text, str) else text
+        )
+
+    block = {"mix": {"name": "doremi", **{k: filled(v) for k, v in mix.items()}}}
+    run = train({**base, **changes, "dataflex": block}, tmp_path / "run")
+    assert run.status == [2]
+    lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"dataflex: error: {filled(message)}"), run.log
+    assert "Traceback" not in run.log
+
+
+# -- the three steps in one command ----------------------------------------------------------------------------------
+
+
+def three_steps(base: Config, out: Path) -> Config:
+    keys = {k: v for k, v in base.items() if k != "max_steps"}
+    return {
+        **keys, "output_dir": str(out), "save_strategy": "steps", "save_steps": 3,
+        "dataflex": {
+            "total_steps": 8,
+            "mix": {"reweight_eta": 2.0},
+            "doremi": {"reference": {"total_steps": 5}, "final": {"learning_rate": 2e-3}},
+        },
+    }  # fmt: skip
+
+
+def run_doremi(config: Config, folder: Path, *more: str) -> Any:
+    import os
+    import subprocess
+    import sys
+
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "doremi.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "dataflex", "doremi", str(folder / "doremi.yaml"), *more]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=500)
+
+
+def test_one_command_runs_all_three(base: Config, tmp_path: Path) -> None:
+    """Reference, proxy and final run; each is a plain file, what is done is not done again, and a later step can be run by
+    itself."""
+    out = tmp_path / "out"
+    config = three_steps(base, out)
+    first = run_doremi(config, tmp_path, "dataflex.doremi.steps=[reference,proxy]")
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert not (out / "final").exists() and json.loads((out / "doremi.json").read_text()).keys() == {
+        "reference",
+        "proxy",
+    }
+    second = run_doremi(config, tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "reference: done before" in second.stderr and "proxy: done before" in second.stderr
+    found = json.loads((out / "proxy" / "dataflex" / "proportions.json").read_text())
+    ledger = [json.loads(line) for line in (out / "final" / "dataflex" / "ledger.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(ledger[0]["stage"]["proportions"], list(found.values()), atol=1e-9)
+    assert sum(found.values()) == pytest.approx(1.0) and len({round(p, 6) for p in found.values()}) == 3
+    states = {s: json.loads((out / s / "trainer_state.json").read_text()) for s in ("reference", "proxy", "final")}
+    assert [s["max_steps"] for s in states.values()] == [5, 8, 8]
+    again = train_again(out / "final.yaml", tmp_path / "plain")
+    assert again == [r["loss"] for r in states["final"]["log_history"] if "loss" in r]
+
+
+def train_again(file: Path, out: Path) -> list[float]:
+    """The losses of a step's own file, run with `train`."""
+    import yaml
+
+    run = train({**yaml.safe_load(file.read_text()), "output_dir": str(out)}, out).ok
+    return [loss for loss, _ in run.trace().values()]
+
+
+def test_a_bad_step_is_one_line(base: Config, tmp_path: Path) -> None:
+    config = three_steps(base, tmp_path / "out")
+    for changes, message in [
+        (["dataflex.doremi.steps=[final]"], "dataflex.doremi.steps: there is no"),
+        (["dataflex.doremi.steps=[proxi]"], "dataflex.doremi.steps: unknown step 'proxi'; did you mean 'proxy'?"),
+        (["dataflex.doremi.steps=[proxy]"], "dataflex.doremi.steps: there is no reference in"),
+        (["dataflex.doremi.finall={}"], "dataflex.doremi.finall: unknown key; did you mean 'final'?"),
+        (["dataflex.mix.name=odm"], "dataflex.mix.name: doremi trains its proxy with the mixer doremi, got 'odm'"),
+        (["dataflex.weight.name=loss"], "dataflex.weight cannot be part of doremi"),
+        (["dataflex.doremi.final.learning_rat=1"], "learning_rat: unknown key; did you mean 'learning_rate'?"),
+        (["dataflex.mix.reweight_eta=-1"], "dataflex.mix.reweight_eta must be at least 0 and finite, got -1.0"),
+    ]:
+        run = run_doremi(config, tmp_path, *changes)
+        assert run.returncode == 2, run.stderr[-2000:]
+        lines = [line for line in run.stderr.splitlines() if line.startswith("dataflex: error: ")]
+        assert len(lines) == 1 and lines[0].startswith(f"dataflex: error: {message}"), run.stderr[-2000:]
+    assert not (tmp_path / "out").exists()

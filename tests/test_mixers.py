@@ -1,0 +1,323 @@
+"""The update of every mixer against values worked out by hand or by a plain transcription of its formula."""
+
+from __future__ import annotations
+
+from math import exp, log
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataflex.components import registry
+from dataflex.components.contracts import DomainInfo, Mixer, Observations
+from dataflex.components.mixers.ado import AdoMixer, at_least, fit_law
+from dataflex.components.mixers.aioli import AioliMixer
+from dataflex.components.mixers.doge import DogeMixer
+from dataflex.components.mixers.doremi import DoremiMixer
+from dataflex.components.mixers.dynamic_moe import DynamicMoeMixer
+from dataflex.components.mixers.fixed import ProportionalMixer, TemperatureMixer, UniformMixer
+from dataflex.components.mixers.loss_gap import LossGapMixer
+from dataflex.errors import ConfigError, DataflexError
+
+
+def info(k: int, proportions: Any = None, sizes: Any = None) -> DomainInfo:
+    return DomainInfo(
+        tuple(f"d{i}" for i in range(k)),
+        np.array(sizes if sizes is not None else range(10, 10 + k)),
+        np.full(k, 1 / k) if proportions is None else np.array(proportions),
+    )
+
+
+def observe(pi: Any, *, learning_rate: float = 0.0, signals: Any = None, **sums: Any) -> Observations:
+    none = np.zeros(len(pi))
+    given = {
+        name: np.asarray(sums.get(name, none), dtype=np.float64) for name in ("rows", "loss", "tokens", "token_loss")
+    }
+    return Observations(
+        step=1, update=0, proportions=np.asarray(pi, dtype=np.float64), **given, signals=signals or {},
+        rng=np.random.default_rng(0), excess=np.asarray(sums.get("excess", none), dtype=np.float64),
+        learning_rate=learning_rate,
+    )  # fmt: skip
+
+
+# -- proportions by size ---------------------------------------------------------------------------------------------
+
+
+def test_proportions_by_size() -> None:
+    domains = info(3, sizes=[1, 16, 81])
+    assert UniformMixer().initial(domains).tolist() == [1 / 3] * 3
+    assert ProportionalMixer().initial(domains).tolist() == [1 / 98, 16 / 98, 81 / 98]
+    np.testing.assert_allclose(TemperatureMixer(temperature=4).initial(domains), [1 / 6, 2 / 6, 3 / 6], rtol=1e-14)
+    np.testing.assert_allclose(TemperatureMixer(temperature=1).initial(domains), [1 / 98, 16 / 98, 81 / 98], rtol=1e-13)
+    np.testing.assert_allclose(TemperatureMixer(temperature=1e9).initial(domains), [1 / 3] * 3, rtol=1e-8)
+    for name in ("static", "uniform", "proportional", "stratified", "temperature"):
+        assert registry.resolve("mix", name, "key").fixed  # type: ignore[attr-defined]
+
+
+# -- DoReMi ----------------------------------------------------------------------------------------------------------
+
+
+def literal_doremi(steps: list[Any], k: int, eta: float, c: float) -> tuple[list[list[float]], list[float]]:
+    """Algorithm 1 with plain numbers: all alpha_t, and their mean. steps: (excess sums, tokens) of each batch."""
+    alpha, scores, found = [1 / k] * k, [0.0] * k, []
+    for excess, tokens in steps:
+        for i in range(k):
+            if tokens[i]:
+                scores[i] = excess[i] / tokens[i]
+        raised = [a * exp(eta * s) for a, s in zip(alpha, scores)]
+        alpha = [(1 - c) * r / sum(raised) + c / k for r in raised]
+        found.append(alpha)
+    return found, [sum(a[i] for a in found) / len(found) for i in range(k)]
+
+
+@pytest.mark.parametrize("eta, c", [(1.0, 1e-3), (0.1, 0.05), (0.0, 0.0)])
+def test_doremi_follows_algorithm_1(eta: float, c: float) -> None:
+    k, pi, rng = 4, [0.4, 0.3, 0.2, 0.1], np.random.default_rng(3)
+    mixer = DoremiMixer(reference_model_path="x", reweight_eta=eta, reweight_eps=c)
+    steps = []
+    for _ in range(40):
+        tokens = rng.integers(0, 3, size=k) * rng.integers(1, 50, size=k)  # some domains are missing from some batches
+        tokens[0] = max(tokens[0], 1)
+        steps.append(((tokens * rng.random(k)).tolist(), tokens.tolist()))
+    expected, mean = literal_doremi(steps, k, eta, c)
+    state = mixer.init(info(k, pi))
+    np.testing.assert_allclose(mixer.initial_loss_weights(info(k, pi)), 0.25 / np.array(pi), rtol=1e-15)
+    assert mixer.result(state) is None
+    decision, state = mixer.update(state, observe(pi))  # before the first step there is nothing to go by
+    assert state["turns"] == 0 and decision.proportions.tolist() == pi
+    for (excess, tokens), alpha in zip(steps, expected, strict=True):
+        decision, state = mixer.update(state, observe(pi, excess=excess, tokens=tokens))
+        np.testing.assert_allclose(state["alpha"], alpha, rtol=1e-12)
+        np.testing.assert_allclose(decision.loss_weights, np.array(alpha) / pi, rtol=1e-12)  # type: ignore[arg-type]
+        assert decision.proportions.tolist() == pi
+    np.testing.assert_allclose(mixer.result(state), mean, rtol=1e-12)
+    if eta == 0.0:
+        np.testing.assert_allclose(state["alpha"], [0.25] * 4, rtol=1e-15)
+
+
+def test_doremi_survives_weights_that_vanish() -> None:
+    mixer = DoremiMixer(reference_model_path="x", reweight_eta=1e4, reweight_eps=0.0)
+    state, pi = mixer.init(info(2)), [0.5, 0.5]
+    for _ in range(3):
+        decision, state = mixer.update(state, observe(pi, excess=[0.0, 10.0], tokens=[10, 10]))
+    assert decision.loss_weights.tolist() == [0.0, 2.0]  # type: ignore[union-attr]
+    decision, _ = mixer.update(state, observe([1.0, 0.0], excess=[1.0, 0.0], tokens=[10, 0]))
+    assert decision.loss_weights is not None and np.isfinite(decision.loss_weights).all()
+
+
+# -- DoGE ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_doge_follows_algorithm_1(online: bool) -> None:
+    pi, mu, eps, rate = [0.5, 0.25, 0.25], 0.05, 1e-3, 0.01
+    mixer, rng = DogeMixer(mu=mu, eps=eps, online=online), np.random.default_rng(1)
+    state = mixer.init(info(3, pi))
+    alpha, found = (list(pi) if online else [1 / 3] * 3), []
+    for _ in range(10):
+        gradients = rng.normal(size=(3, 5))
+        products = gradients @ gradients.T
+        w = [sum(float(gradients[j] @ gradients[i]) for i in range(3)) for j in range(3)]
+        raised = [a * exp(rate * x / mu) for a, x in zip(alpha, w)]
+        alpha = [(1 - eps) * r / sum(raised) + eps / 3 for r in raised]
+        found.append(alpha)
+        decision, state = mixer.update(
+            state, observe(pi, learning_rate=rate, signals={"domain_gradients": list(products)})
+        )
+        if online:
+            assert decision.loss_weights is None
+            np.testing.assert_allclose(decision.proportions, alpha, rtol=1e-12)
+        else:
+            assert decision.proportions.tolist() == pi
+            np.testing.assert_allclose(decision.loss_weights, np.array(alpha) / pi, rtol=1e-12)  # type: ignore[arg-type]
+    np.testing.assert_allclose(mixer.result(state), np.mean(found, axis=0), rtol=1e-12)
+    assert mixer.moves_proportions is online
+
+
+# -- loss gap --------------------------------------------------------------------------------------------------------
+
+
+def test_loss_gap_follows_algorithm_1() -> None:
+    reference = (2.0, 1.0, 3.0)
+    mixer, pi = LossGapMixer(reference_losses=reference), [0.2, 0.3, 0.5]
+    state = mixer.init(info(3, pi))
+    for losses in ([2.5, 1.1, 2.0], [2.2, 1.0, 4.0], [1.0, 0.5, 0.1]):
+        raised = [p * exp(max(loss - r, 0)) for p, loss, r in zip(pi, losses, reference)]
+        rows = [np.array([loss - 0.5, np.nan, loss + 0.5]) for loss in losses]
+        decision, state = mixer.update(state, observe(pi, signals={"heldout_loss": rows}))
+        pi = [r / sum(raised) for r in raised]
+        np.testing.assert_allclose(decision.proportions, pi, rtol=1e-12)
+    with pytest.raises(ConfigError, match=r"dataflex\.mix\.reference_losses: 3 given for 2 data sets"):
+        mixer.init(info(2))
+
+
+def test_loss_gap_from_training_keeps_the_gap_of_an_unseen_domain() -> None:
+    mixer, pi = LossGapMixer(reference_losses=(1.0, 1.0), losses="train"), [0.5, 0.5]
+    decision, state = mixer.update(mixer.init(info(2)), observe(pi, tokens=[10, 10], token_loss=[15.0, 30.0]))
+    np.testing.assert_allclose(decision.proportions, [1 / (1 + exp(1.5)), exp(1.5) / (1 + exp(1.5))], rtol=1e-12)
+    again, _ = mixer.update(state, observe(pi, tokens=[10, 0], token_loss=[5.0, 0.0]))
+    np.testing.assert_allclose(again.proportions, [1 / (1 + exp(2.0)), exp(2.0) / (1 + exp(2.0))], rtol=1e-12)
+    untouched, _ = mixer.update(state, observe([0.9, 0.1]))
+    assert untouched.proportions.tolist() == [0.9, 0.1]
+
+
+# -- ADO -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps, beta, alpha", [(1.5, 8.0, 0.3), (0.4, 20.0, 0.5), (2.5, 3.0, 0.15)])
+def test_a_scaling_law_is_found_again(eps: float, beta: float, alpha: float) -> None:
+    n = np.arange(1, 400) * 64.0
+    log_beta, log_eps, found = fit_law(n, eps + beta * n**-alpha)
+    np.testing.assert_allclose(np.exp(log_eps) + np.exp(log_beta) * n**-found, eps + beta * n**-alpha, rtol=2e-3)
+    assert found == pytest.approx(alpha, rel=0.1)
+
+
+def test_a_scaling_law_stays_within_its_bounds() -> None:
+    """Of losses that rise, or are noise, something usable is made."""
+    n, rng = np.arange(1, 50) * 8.0, np.random.default_rng(0)
+    for losses in (np.linspace(1, 2, 49), rng.uniform(1, 2, 49), np.full(49, 0.7)):
+        log_beta, log_eps, alpha = fit_law(n, losses)
+        assert np.isfinite([log_beta, log_eps, alpha]).all() and 0.001 <= alpha <= 0.8
+        assert log_eps <= log(losses.min()) + 1e-9
+
+
+def test_ado_follows_algorithm_1() -> None:
+    """The policy by plain numbers, from the laws that the mixer has fitted; and the slope is that of the law."""
+    k, mu = 3, [0.5, 0.3, 0.2]
+    mixer = AdoMixer(fit_after=6, fit_every=4, ignore=2)
+    state, pi, rng = mixer.init(info(k, mu)), list(mu), np.random.default_rng(2)
+    h, average, n, rows_seen = list(mu), list(mu), 0.0, []
+    for turn in range(1, 15):
+        rows = rng.multinomial(32, pi).astype(float)
+        n += rows.sum()
+        rows_seen.append(n)
+        means = np.array([1.0 + 5 * n**-0.3, 2.0 + 9 * n**-0.5, 3.0 + 0.1 * n**-0.2])
+        h = [0.9 * a + 0.1 * r / rows.sum() for a, r in zip(h, rows)]
+        decision, state = mixer.update(state, observe(pi, rows=rows, tokens=10 * rows, token_loss=10 * rows * means))
+        if turn < 6:
+            assert decision.proportions.tolist() == pi
+            continue
+        rho = []
+        for i, (a, e, alpha) in enumerate(state["laws"]):
+            law = exp(e) + exp(a) * n**-alpha
+            slope = max(alpha, 0.05) * (law - exp(e)) / n
+            if alpha >= 0.05:
+                step = 1e-3 * n
+                numeric = (exp(a) * (n - step) ** -alpha - exp(a) * (n + step) ** -alpha) / (2 * step)
+                assert slope == pytest.approx(numeric, rel=1e-5)
+            rho.append(mu[i] * (h[i] * (1 - h[i])) ** 0.5 * slope)
+        rho = [max(r / sum(rho), 0.01) for r in rho]
+        rho = [r / sum(rho) for r in rho]
+        expected = [0.9 * a + 0.1 * r for a, r in zip(average, rho)]
+        average = [(turn * a + r) / (turn + 1) for a, r in zip(average, rho)]
+        np.testing.assert_allclose(decision.proportions, expected, rtol=1e-9)
+        pi = decision.proportions.tolist()
+    assert state["rows"].tolist() == rows_seen and state["losses"].shape == (14, k)
+    assert decision.proportions[1] > mu[1] * 0.95 and decision.proportions[2] < mu[2]  # the third has stopped falling
+
+
+def test_at_least() -> None:
+    np.testing.assert_allclose(at_least(np.array([0.0, 1.0]), 0.1), [0.1 / 1.1, 1 / 1.1], rtol=1e-15)
+    np.testing.assert_allclose(at_least(np.array([0.0, 1.0]), 0.9), [0.5 / 1.5, 1 / 1.5], rtol=1e-15)
+
+
+# -- Aioli -----------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """Losses that fall by `law` @ mixture in every interval."""
+
+    def __init__(self, law: np.ndarray) -> None:
+        self.law, self.losses = law, np.full(len(law), 50.0)
+
+    def train(self, p: np.ndarray) -> None:
+        self.losses = self.losses - self.law @ p
+
+    def heldout(self) -> dict[str, Any]:
+        return {"heldout_loss": [np.array([loss, loss]) for loss in self.losses]}
+
+
+@pytest.mark.parametrize("sweeps", [1, 2])
+@pytest.mark.parametrize("ema", [None, 0.25])
+def test_aioli_learns_the_mixing_law(sweeps: int, ema: float | None) -> None:
+    law = np.array([[0.5, 0.1, 0.0], [0.2, 0.3, 0.1], [0.0, 0.0, 0.6]])
+    mixer = AioliMixer(eta=2.0, ema=ema, one_hot=0.8, sweeps=sweeps, probe_share=0.5)
+    world, state, kept = World(law), mixer.init(info(3, [0.2, 0.5, 0.3])), None
+    expected = np.array([0.2, 0.5, 0.3])
+    for _ in range(2):
+        for phase in range(6 * sweeps):  # half of a round are probes, the other half holds what was learned
+            asks = bool(mixer.needs_now(state))
+            assert asks == (phase <= 3 * sweeps)
+            decision, state = mixer.update(state, observe(expected, signals=world.heldout() if asks else {}))
+            if phase < 3 * sweeps:
+                probe = [0.1, 0.1, 0.1]
+                probe[phase % 3] = 0.8
+                np.testing.assert_allclose(decision.proportions, probe, rtol=1e-12)
+            elif phase == 3 * sweeps:
+                np.testing.assert_allclose(state["law"], law / law.sum(), rtol=1e-9, atol=1e-12)
+                own = law / law.sum()
+                kept = own if ema is None or kept is None else (1 - ema) * own + ema * kept
+                raised = np.exp(2.0 * kept.sum(axis=0)) * (expected if ema is None else 1.0)
+                expected = raised / raised.sum()
+            if phase >= 3 * sweeps:
+                np.testing.assert_allclose(decision.proportions, expected, rtol=1e-9)
+            world.train(decision.proportions)
+
+
+def test_aioli_shifts_a_law_with_negative_entries() -> None:
+    law = np.array([[0.5, -0.25], [0.0, 0.25]])
+    mixer = AioliMixer(eta=1.0, ema=None, one_hot=1.0, probe_share=0.5)
+    world, state = World(law), mixer.init(info(2))
+    for _ in range(3):
+        decision, state = mixer.update(state, observe([0.5, 0.5], signals=world.heldout()))
+        world.train(decision.proportions)
+    shifted = (law + 0.25) / (law + 0.25).sum()
+    raised = np.exp(shifted.sum(axis=0)) / 2
+    np.testing.assert_allclose(decision.proportions, raised / raised.sum(), rtol=1e-9)
+    with pytest.raises(DataflexError, match="one_hot must not be 1 / 4"):
+        AioliMixer(one_hot=0.25).init(info(4))
+
+
+# -- mixture of experts ----------------------------------------------------------------------------------------------
+
+
+def test_dynamic_moe_follows_algorithm_1() -> None:
+    loads, pi = [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0]], [0.2, 0.3, 0.5]
+    mixer = DynamicMoeMixer(eta=2.0, c=0.1)
+    decision, _ = mixer.update({}, observe(pi, signals={"router_load": [np.array(v) for v in loads]}))
+    delta = [sum(sum((a - b) ** 2 for a, b in zip(u, v)) ** 0.5 for v in loads) / 3 for u in loads]
+    raised = [p * exp(2.0 * d) for p, d in zip(pi, delta)]
+    np.testing.assert_allclose(decision.proportions, [0.9 * r / sum(raised) + 0.1 / 3 for r in raised], rtol=1e-12)
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cls, parameters, message",
+    [
+        (TemperatureMixer, {"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        (DoremiMixer, {"reference_model_path": ""}, "reference_model_path must be a model, got ''"),
+        (DoremiMixer, {"reference_model_path": "x", "reweight_eta": -1.0}, "reweight_eta must be at least 0"),
+        (DoremiMixer, {"reference_model_path": "x", "reweight_eps": 1.5}, "reweight_eps must be in [0, 1], got 1.5"),
+        (DogeMixer, {"mu": 0.0}, "mu must be positive"),
+        (DogeMixer, {"rows_per_domain": 0}, "rows_per_domain must be at least 1, got 0"),
+        (LossGapMixer, {"reference_losses": ()}, "reference_losses must be a list of numbers, one per data set"),
+        (LossGapMixer, {"reference_losses": (1.0, float("nan"))}, "reference_losses must be a list of numbers"),
+        (
+            LossGapMixer,
+            {"reference_losses": (1.0,), "losses": "eval"},
+            "losses must be one of heldout, train, got 'eval'",
+        ),
+        (AdoMixer, {"gamma_1": 0.0}, "gamma_1 must be in (0, 1], got 0.0"),
+        (AdoMixer, {"fit_after": 3}, "fit_after must be at least ignore + 3"),
+        (AioliMixer, {"one_hot": 0.0}, "one_hot must be in (0, 1], got 0.0"),
+        (AioliMixer, {"probe_share": 1.0}, "probe_share must be in (0, 1), got 1.0"),
+        (DynamicMoeMixer, {"c": 2.0}, "c must be in [0, 1], got 2.0"),
+        (DynamicMoeMixer, {"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
+    ],
+)
+def test_parameters_outside_their_range_are_refused(cls: type[Mixer], parameters: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        cls(**parameters)
+    assert str(error.value).startswith(message)
