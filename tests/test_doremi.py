@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from harness import Result, start, train, train_all
 
+from dataflex.cli import main
 from dataflex.demo.data import training_texts
 from dataflex.demo.model import build_model
 
@@ -236,12 +241,6 @@ def three_steps(base: Config, out: Path) -> Config:
 
 
 def run_doremi(config: Config, folder: Path, *more: str) -> Any:
-    import os
-    import subprocess
-    import sys
-
-    import yaml
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "doremi.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "dataflex", "doremi", str(folder / "doremi.yaml"), *more]
@@ -274,14 +273,15 @@ def test_one_command_runs_all_three(base: Config, tmp_path: Path) -> None:
 
 def train_again(file: Path, out: Path) -> list[float]:
     """The losses of a step's own file, run with `train`."""
-    import yaml
-
     run = train({**yaml.safe_load(file.read_text()), "output_dir": str(out)}, out).ok
     return [loss for loss, _ in run.trace().values()]
 
 
-def test_a_bad_step_is_one_line(base: Config, tmp_path: Path) -> None:
+def test_a_bad_step_is_one_line(base: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Before any of the runs begins."""
     config = three_steps(base, tmp_path / "out")
+    file = tmp_path / "doremi.yaml"
+    file.write_text(yaml.safe_dump(config))
     for changes, message in [
         (["dataflex.doremi.steps=[final]"], "dataflex.doremi.steps: there is no"),
         (["dataflex.doremi.steps=[proxi]"], "dataflex.doremi.steps: unknown step 'proxi'; did you mean 'proxy'?"),
@@ -292,8 +292,8 @@ def test_a_bad_step_is_one_line(base: Config, tmp_path: Path) -> None:
         (["dataflex.doremi.final.learning_rat=1"], "learning_rat: unknown key; did you mean 'learning_rate'?"),
         (["dataflex.mix.reweight_eta=-1"], "dataflex.mix.reweight_eta must be at least 0 and finite, got -1.0"),
     ]:
-        run = run_doremi(config, tmp_path, *changes)
-        assert run.returncode == 2, run.stderr[-2000:]
-        lines = [line for line in run.stderr.splitlines() if line.startswith("dataflex: error: ")]
-        assert len(lines) == 1 and lines[0].startswith(f"dataflex: error: {message}"), run.stderr[-2000:]
+        assert main(["doremi", str(file), *changes]) == 2
+        said = capfd.readouterr().err
+        lines = [line for line in said.splitlines() if line.startswith("dataflex: error: ")]
+        assert len(lines) == 1 and lines[0].startswith(f"dataflex: error: {message}"), said[-2000:]
     assert not (tmp_path / "out").exists()

@@ -32,11 +32,12 @@ def doremi(config: DoremiConfig) -> int:
     for run in config.checked():
         check_arguments(run)
     if "reference" not in config.steps and "proxy" in config.steps:
-        check_reference(config.reference, str(config.runs["proxy"].get("model_name_or_path")))
-        if not Path(config.reference).is_dir() and config.reference == str(config.output_dir / "reference"):
+        own = config.reference == str(config.output_dir / "reference")
+        if own and not Path(config.reference).is_dir():
             raise ConfigError(
                 f"dataflex.doremi.steps: there is no reference in {config.reference}; add the step reference"
             )
+        check_reference(config.reference, str(config.runs["proxy"].get("model_name_or_path")))
     found = config.output_dir / "proxy" / "dataflex" / PROPORTIONS
     if config.steps == ("final",) and not found.is_file():
         raise ConfigError(f"dataflex.doremi.steps: there is no {found}, which the step proxy writes; add it")
