@@ -17,7 +17,7 @@ from dataflex.signals.batching import Pool
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
-from dataflex.signals.gradients.alignment import alignment
+from dataflex.signals.gradients.alignment import alignment, group_products
 from dataflex.signals.gradients.directions import AdamDirection, Moments, optimizer_moments
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.passes import UNIT_WEIGHTS, BatchGradients
@@ -531,6 +531,28 @@ def test_projected_alignment_is_that_without_a_projection(wide: Any, dim: int, w
     assert np.diag(exact).mean() > 0.05  # a row with itself
     assert np.abs(found - exact).max() < 4.5 / dim**0.5  # of unit vectors, with a deviation of about 1 / sqrt(dim)
     assert abs((np.diag(found) - np.diag(exact)).mean()) < 4 / (16 * dim) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_of_mean_gradients(models: Any, family: str, kind: str) -> None:
+    """<g_i, g_j> of groups' mean gradients, against autograd in fp64; a projection is near it."""
+    model = models[family, kind]
+    engine = BatchGradients(model)
+    usable = [i for i in range(ROWS) if i != EMPTY]
+    gradients = one_at_a_time(model, list(engine.names.values()))
+    groups = [np.array(usable[:2]), np.array(usable[2:3]), np.array(usable[3:])]
+    means = torch.stack([torch.stack([flat(gradients[i]) for i in g]).mean(0) for g in groups])  # type: ignore[arg-type]
+    lengths = np.array([len(ids) for ids, _ in rows()])
+    pool = Pool(
+        rows=rows(), ids=np.arange(ROWS), lengths=lengths, budget=40, device=torch.device("cpu"), collate=collate,
+        prepare=lambda batch: batch,
+    )  # fmt: skip
+    exact = (means @ means.T).detach().numpy()
+    np.testing.assert_allclose(group_products(pool, groups, engine), exact, rtol=2e-4, atol=2e-4 * exact.max())
+    near = group_products(pool, groups, engine, proj_dim=4096)
+    norms = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+    assert np.abs((near - exact) / norms).max() < 4.5 / 4096**0.5
 
 
 @pytest.mark.parametrize("dim", [64, 1024, 8192])

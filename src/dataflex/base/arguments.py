@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dataflex.components.requests import Embedding, ExcessLoss, PolicyAlignment
+from dataflex.components.requests import Embedding, ExcessLoss, PolicyAlignment, RouterLoad
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError, nearest
@@ -45,6 +45,16 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
         for request in config.dataflex.requests("mix"):
             if isinstance(request, ExcessLoss):
                 check_reference(request.model, str(values.get("model_name_or_path")))
+            if isinstance(request, RouterLoad):
+                experts = _of_model(
+                    values.get("model_name_or_path"),
+                    lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0,
+                )
+                if experts == 0:
+                    raise ConfigError(
+                        f"dataflex.mix.name: {config.dataflex.mix.name} goes by the routers of a mixture of experts, and"
+                        f" {values.get('model_name_or_path')} has none"
+                    )
     if config.dataflex is not None and config.dataflex.select is not None:
         _check_models(config.dataflex, values)
         target = list(config.dataflex.select.target_dataset) or None

@@ -1,0 +1,147 @@
+"""Mixers that measure gradients or routers, through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import start, train, train_all
+
+from dataflex.demo.data import training_texts
+from dataflex.demo.model import train_tokenizer
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import Pool
+from dataflex.signals.routing import expert_counts
+
+Config = dict[str, Any]
+DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}
+EXPERTS = 4
+
+
+@pytest.fixture(scope="module")
+def experts(ground: Path) -> dict[str, Path]:
+    """Tiny mixture-of-experts models, by family."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = train_tokenizer(training_texts(ground / "data"), 512)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "num_experts_per_tok": 2, "max_position_embeddings": 256, "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "initializer_range": 0.2,
+    }  # fmt: skip
+    extra: dict[str, Config] = {
+        "mixtral": {"num_local_experts": EXPERTS},
+        "qwen2_moe": {
+            "num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+            "decoder_sparse_step": 1,
+        },
+    }  # fmt: skip
+    out = {}
+    for family, more in extra.items():
+        out[family] = ground / family
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(family, **sizes, **more)
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(out[family])
+        tokenizer.save_pretrained(out[family])
+    return out
+
+
+def rows_of(lengths: list[int]) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(5, 250, n).tolist() for n in lengths]
+
+
+def pool_of(rows: list[list[int]], side: str) -> Pool:
+    def collate(some: list[list[int]]) -> dict[str, torch.Tensor]:
+        longest = max(map(len, some))
+        gaps = [[0] * (longest - len(r)) for r in some]
+        ids = [r + g if side == "right" else g + r for r, g in zip(some, gaps)]
+        real = [[1] * len(r) + g if side == "right" else g + [1] * len(r) for r, g in zip(some, gaps)]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
+
+    return Pool(
+        rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), budget=40, collate=collate,
+        prepare=lambda batch: batch, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_counts_are_those_of_the_router(experts: dict[str, Path], family: str, side: str) -> None:
+    """Of every row alone, from what comes out of the router's weights; padding on either side counts for nothing."""
+    from transformers import AutoModelForCausalLM
+
+    model, rows = AutoModelForCausalLM.from_pretrained(experts[family]).eval(), rows_of([3, 9, 17, 8, 12])
+    for layer in (0, -1):
+        found = expert_counts(model, pool_of(rows, side), layer)
+        gate, seen = model.model.layers[layer].mlp.gate, []
+        hook = gate.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))  # noqa: B023
+        for row in rows:
+            with torch.no_grad():
+                model(input_ids=torch.tensor([row]))
+        hook.remove()
+        for i, hidden in enumerate(seen):
+            chosen = (hidden @ gate.weight.T).topk(2, dim=-1).indices
+            assert found[i].tolist() == torch.bincount(chosen.flatten(), minlength=EXPERTS).tolist()
+        assert found.sum(axis=1).tolist() == [2.0 * len(r) for r in rows]
+    with pytest.raises(DataflexError, match="layer 5 is asked for, and 2 layers have a router"):
+        expert_counts(model, pool_of(rows, side), 5)
+
+
+@pytest.mark.parametrize("kind", ["doge", "doge_online", "dynamic_moe"])
+def test_kill_and_resume_is_exact(base: Config, experts: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    mix: Config = {
+        "doge": DOGE,
+        "doge_online": {"mix": {**DOGE["mix"], "online": True}},
+        "dynamic_moe": {"mix": {"name": "dynamic_moe", "warmup": 1, "interval": 3, "eval_samples": 12}},
+    }[kind]
+    config = {**base, "dataflex": mix, "save_strategy": "steps", "save_steps": 3}
+    if kind == "dynamic_moe":
+        config["model_name_or_path"] = str(experts["mixtral"])
+    whole, killed = train_all(
+        start(config, tmp_path / "whole", hooks=["record_ids"]),
+        start(config, tmp_path / "killed", hooks=["record_ids", "kill_after:8"]),
+    )
+    again = train(config, tmp_path / "killed", hooks=["record_ids"]).ok
+    assert killed.status != [0]
+    assert again.trace() == whole.ok.trace() and again.scalars() == whole.scalars() and again.ledger() == whole.ledger()
+    decided = [r["decided"] for r in whole.ledger() if r["component"].startswith("mix:")]
+    assert len({json.dumps(d) for d in decided}) == len(decided) == 4
+    if kind == "doge":
+        for d in decided:
+            assert sum(d["loss_weights"].values()) == pytest.approx(3.0)
+        found = json.loads((again.out / "dataflex" / "proportions.json").read_text())
+        mean = np.mean([list(d["loss_weights"].values()) for d in decided], axis=0) / 3
+        np.testing.assert_allclose(list(found.values()), mean, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["doge", "dynamic_moe"])
+def test_the_same_checkpoint_gives_the_same_decision_on_one_and_two_ranks(
+    base: Config, ground: Path, experts: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """From step 4 on, the decision at step 4 and what it leads to."""
+    model = ground / "still" if kind == "doge" else experts["qwen2_moe"]
+    mix: Config = (
+        DOGE if kind == "doge" else {"mix": {"name": "dynamic_moe", "warmup": 1, "interval": 3, "eval_samples": 12}}
+    )
+    config = {**base, "model_name_or_path": str(model), "dataflex": mix, "max_steps": 6}
+    first = train({**config, "save_strategy": "steps", "save_steps": 4}, tmp_path / "first").ok
+    resumed = {**config, "resume_from_checkpoint": str(first.out / "checkpoint-4")}
+    one, two = train_all(
+        start(resumed, tmp_path / "one"),
+        start({**resumed, "per_device_train_batch_size": 2}, tmp_path / "two", ranks=2),
+    )
+    key = "loss_weights" if kind == "doge" else "proportions"
+    ledgers = [[r for r in run.ok.ledger() if r["step"] == 4][-1]["decided"][key] for run in (one, two)]
+    np.testing.assert_allclose(list(ledgers[0].values()), list(ledgers[1].values()), rtol=1e-5)
+
+
+def test_models_without_routers_are_refused(base: Config, tmp_path: Path) -> None:
+    run = train({**base, "dataflex": {"mix": {"name": "dynamic_moe", "interval": 3}}}, tmp_path / "run")
+    assert run.status == [2]
+    assert "dataflex: error: dataflex.mix.name: dynamic_moe goes by the routers of a mixture of experts, and" in run.log
