@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers.trainer as stock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import rotate_checkpoints
 
 from dataflex.errors import DataflexError
@@ -59,6 +59,10 @@ class Checkpoints(Host):  # type: ignore[misc]
                 flush=True,
             )
         self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_renamed(self.model if model is None else model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's files and ours; older checkpoints stay until this one is sealed."""
@@ -123,6 +127,23 @@ class Checkpoints(Host):  # type: ignore[misc]
             table = self.exposure.table()
             for target in [self.run_files.path / EXPOSURE, *([exposure_path(folder)] if folder else [])]:
                 write_table(target, table)
+
+
+def load_renamed(model: Any, folder: Path) -> None:
+    """Weights that `save_pretrained` writes under other names than the model has them, as it does for the experts of
+    mixture-of-experts models: the Trainer would leave these as they are and only warn. Read as `from_pretrained` reads them."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files or not hasattr(type(model), "from_pretrained"):
+        return
+    stored: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            stored |= set(weights.keys())
+    own = set(model.state_dict())
+    if not (own - stored and stored - own):
+        return
+    read = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
+    model.load_state_dict(read.state_dict())
 
 
 @contextmanager

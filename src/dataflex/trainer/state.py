@@ -26,7 +26,7 @@ from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER
 from dataflex.trainer.plan import Stage
 from dataflex.writing import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 MARK = "COMPLETE"
 _FOREIGN = "it holds no dataflex state"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
