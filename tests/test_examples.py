@@ -18,6 +18,7 @@ from harness import start, train_all
 from dataflex import Mixer, SelectionContext, Selector, Weighter
 from dataflex.components import registry
 from dataflex.config import load, load_offline, parse
+from dataflex.config.doremi import load_doremi
 
 ROOT = Path(__file__).parents[1]
 DEMO = sorted((ROOT / "examples" / "demo").glob("*.yaml"))
@@ -29,6 +30,8 @@ LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
+    "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
+    "mix_aioli": 1 + 4, "mix_loss_gap": 1 + 4,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4,
 }  # fmt: skip
 
@@ -47,6 +50,8 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     config |= {"model_name_or_path": str(ground / "model"), "dataset_dir": str(ground / "data"), "disable_tqdm": True}
     if "dataflex" in config:
         config["dataflex"]["total_steps"] = STEPS
+        if "reference_model_path" in config["dataflex"].get("mix", {}):
+            config["dataflex"]["mix"]["reference_model_path"] = str(ground / "still")
     else:
         config["train_step"] = STEPS
     run = train_all(start(config, tmp_path / "run", hooks=["extension_example"]))[0]
@@ -59,12 +64,11 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
 
 
 def test_every_component_has_a_demo_example() -> None:
-    used = {(slot, spec["name"]) for path in DEMO for slot, spec in slots_of(path).items()}
+    """And one to start from for real. The model of the demonstration is no mixture of experts."""
     for slot, (table, _, _) in registry.FAMILIES.items():
-        assert {(slot, component) for component in table} <= used
-        assert {(slot, component) for component in table} <= {
-            (s, spec["name"]) for path in REAL for s, spec in slots_of(path).items()
-        }
+        for files, missing in ((DEMO, {"dynamic_moe"}), (REAL, set[str]())):
+            used = {spec.get("name") for path in files for s, spec in slots_of(path).items() if s == slot}
+            assert set(table.values()) <= {table[name] for name in (used | missing) & set(table)}
 
 
 def slots_of(path: Path) -> dict[str, Any]:
@@ -78,7 +82,14 @@ def test_real_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from dataflex.base.arguments import check_arguments
 
     monkeypatch.chdir(ROOT)
-    offline = "offline" in yaml.safe_load(path.read_text(encoding="utf-8")).get("dataflex", {})
+    block = yaml.safe_load(path.read_text(encoding="utf-8")).get("dataflex", {})
+    if "doremi" in block:
+        runs = load_doremi([str(path.relative_to(ROOT))])
+        assert runs.steps == ("reference", "proxy", "final") and runs.output_dir == Path(f"runs/real/{path.stem}")
+        for checked in runs.checked():
+            check_arguments(checked)
+        return
+    offline = "offline" in block
     run = (load_offline if offline else load)([str(path.relative_to(ROOT))])
     assert run.dataflex is not None and run.notices == ()
     check_arguments(run)
