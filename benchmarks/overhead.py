@@ -1,4 +1,5 @@
-"""Step time of each dynamic run over the same run of LLaMA-Factory alone, at equal steps, rows and row lengths.
+"""Step time of each dynamic run over the same run of LLaMA-Factory alone, at equal steps, rows and row lengths; and of mixers
+that read losses over static mixing.
 
 The two trainers take turns, step by step (see turns.py), so that what else the machine does hits both. Ratios are of
 neighbouring steps.
@@ -30,14 +31,19 @@ LAYER, RUNNING = 1.02, 1.03
 
 @dataclass(frozen=True)
 class Variant:
-    """block: what stands under `dataflex` (None: nothing, the plain run once more). target: of the median ratio."""
+    """block: what stands under `dataflex` (None: nothing, the plain run once more). target: of the median ratio. over: the
+    block of the run it is compared with (None: LLaMA-Factory alone)."""
 
     block: dict[str, Any] | None
     accumulation: int = 1
     target: float | None = None
+    over: dict[str, Any] | None = None
 
 
-def variants() -> dict[str, Variant]:
+def variants(reference: Path) -> dict[str, Variant]:
+    """reference: a model that DoReMi compares the losses of its proxy with."""
+    static = {"mix": {"name": "static"}}
+    doremi = {"name": "doremi", "reference_model_path": str(reference)}
     weight = {"name": "loss", "strategy": "linupper"}
     scored = {"name": "loss", "focus": "medium", "interval": 20}
     odm = {"name": "odm", "interval": 10}
@@ -49,6 +55,9 @@ def variants() -> dict[str, Variant]:
         "weight loss, running, 4 micro-batches": Variant({"weight": {**weight, "scope": "running"}}, 4, RUNNING),
         "weight loss, global, 4 micro-batches": Variant({"weight": {**weight, "scope": "global"}}, 4),
         "mix odm": Variant({"mix": odm}),
+        "mix odm, over mix static": Variant({"mix": odm}, target=LAYER, over=static),
+        "mix ado, over mix static": Variant({"mix": {"name": "ado", "interval": 3}}, target=LAYER, over=static),
+        "mix doremi, over mix static": Variant({"mix": doremi}, target=LAYER, over=static),
         "select loss": Variant({"select": scored}),
         "select loss, mix odm, weight loss": Variant({"select": scored, "mix": odm, "weight": weight}),
     }
@@ -128,8 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     preset = common.PRESETS[options.preset]
     pairs = options.pairs or preset.pairs
-    asked = {name: variant for name, variant in variants().items() if options.only in name}
-    if not asked:
+    if not any(options.only in name for name in variants(Path())):
         parser.error(f"--only: no run has {options.only!r} in its name")
     if options.processor_time and (options.threads != 1 or preset.gpu):
         parser.error("--processor-time needs --threads 1, and says nothing about a GPU")
@@ -144,6 +152,7 @@ def main() -> None:
         steps = SKIPPED + pairs
         common.write_equal_rows(work / "data", tokenizer, texts, DOMAINS, steps * preset.rows, preset.cutoff)
         lines = []
+        asked = {name: variant for name, variant in variants(work / "model").items() if options.only in name}
         for place, (name, variant) in enumerate(asked.items()):
             keys = {
                 "dataset": ",".join(json.loads((work / "data" / "dataset_info.json").read_text())),
@@ -153,8 +162,9 @@ def main() -> None:
             }
             plain = {**common.run_keys(work, preset, f"{place}-plain"), **keys}
             other = {**common.run_keys(work, preset, f"{place}-other"), **keys}
-            if variant.block is not None:
-                other["dataflex"] = variant.block
+            for keys, block in ((plain, variant.over), (other, variant.block)):
+                if block is not None:
+                    keys["dataflex"] = block
             # Once each way round: which of two equal processes was started first can be worth several per cent.
             first = turns.run_pair(plain, other, options.threads, options.processor_time)
             second = turns.run_pair(other, plain, options.threads, options.processor_time)

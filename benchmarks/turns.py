@@ -110,7 +110,7 @@ class _Clock:
         from transformers import Trainer
         from transformers.trainer_callback import CallbackHandler
 
-        from dataflex.trainer import core, measure
+        from dataflex.trainer import core, measure, mix
 
         begin, end, track = CallbackHandler.on_train_begin, CallbackHandler.on_step_end, Trainer._track_num_input_tokens
 
@@ -135,6 +135,7 @@ class _Clock:
         Trainer._track_num_input_tokens = track_tokens
         measure.pool_losses = self.timed("scoring", measure.pool_losses)
         core.DynamicTrainer._decide = self.timed("deciding", core.DynamicTrainer._decide)
+        mix.MixTrainer._adjust = self.timed("deciding", mix.MixTrainer._adjust)
 
     def timed(self, name: str, stock: Any) -> Any:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
