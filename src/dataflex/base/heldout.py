@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from dataflex.base.data import process_rows, read_raw, single_rows
-from dataflex.config.heldout import evaluates, held_out_of, require_held_out
+from dataflex.config.heldout import evaluates, held_out_of
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError
 from dataflex.trainer.collectives import decide
@@ -74,8 +74,6 @@ def _check(config: RunConfig, key: str, held_out: Rows, rows: Rows) -> None:
             )
     if config.dataflex.needs("heldout_loss"):
         learned = held_out.trainable_tokens() > 0
-        bounds = pairwise(held_out.domains.offsets)
-        require_held_out(
-            config.dataflex,
-            [name for name, (a, b) in zip(held_out.domains.names, bounds, strict=True) if not learned[a:b].any()],
-        )
+        for name, (a, b) in zip(held_out.domains.names, pairwise(held_out.domains.offsets), strict=True):
+            if not learned[a:b].any():
+                raise ConfigError(f"{key}: no held-out row of {name!r} has a token to learn within cutoff_len")

@@ -54,19 +54,15 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
     if config.needs("heldout_loss"):
         assert config.mix is not None
         names = found.names or domains if found else [None] * len(domains)
-        require_held_out(config, [d for d, name in zip(domains, names) if name is None])
+        lacking = [d for d, name in zip(domains, names) if name is None]
+        if lacking:
+            raise ConfigError(
+                f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
+                f" {', '.join(lacking)}"
+            )
     elif config.mix is not None and config.mix.eval_dataset and not (config.evaluate_domains and evaluates(lf)):
         notices.append(
             f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
-        )
-
-
-def require_held_out(config: DataflexConfig, lacking: list[str]) -> None:
-    """Raise ConfigError if there are domains that lack the held-out rows that the mixer needs."""
-    if lacking and config.mix is not None:
-        raise ConfigError(
-            f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
-            f" {', '.join(lacking)}"
         )
 
 
