@@ -112,8 +112,9 @@ def translate(
         "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
         "early_stopping_min_delta": number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
         "epoch_rounding": "down" if slot == "mix" else "up",
-        "held_out_key": "mixer_eval_dataset",
     }
+    if "eval_dataset" in spec:
+        extra["held_out_key"] = "mixer_eval_dataset"
     block: dict[str, Any] = {slot: spec}
     total = _total_steps(slot, flat, llamafactory)
     if total is not None:
