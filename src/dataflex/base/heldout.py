@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from dataflex.trainer.rows import Rows
 def load_held_out(
     config: RunConfig,
     module: dict[str, Any],
+    trained: Mapping[str, str],
     template: Any,
     model_args: Any,
     data_args: Any,
@@ -26,10 +28,11 @@ def load_held_out(
 ) -> Rows | None:
     """One part per domain of `module["train_dataset"]`, empty where a domain has none; None where nobody asks for them.
 
-    Rows are examples by themselves, not packed, but for pre-training (see `single_rows`).
+    Rows are examples by themselves, not packed, but for pre-training (see `single_rows`). trained: {fingerprint: name} of the
+    training data.
     """
     assert config.dataflex is not None
-    dataflex, rows = config.dataflex, module["train_dataset"]
+    dataflex = config.dataflex
     source = held_out_of(dataflex, config.llamafactory)
     reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and stage in ("pt", "sft")
     if source is None or not (reported or dataflex.needs("heldout_loss")):
@@ -51,8 +54,10 @@ def load_held_out(
                     raise ConfigError(f"{source.key}: no row of {name!r} is left after tokenization")
                 parts.append(part)
         some = next(part for part in parts if part is not None)
-        found = Rows([some.select([]) if part is None else part for part in parts], rows.domains.names)
-    _check(config, source.key, found, rows)
+        found = Rows(
+            [some.select([]) if part is None else part for part in parts], module["train_dataset"].domains.names
+        )
+    _check(dataflex, source.key, found, trained)
     return found
 
 
@@ -63,16 +68,14 @@ def identity_of(config: DataflexConfig, held_out: Rows | None) -> dict[str, str]
     return {f"content held out of {name}": digest for name, digest in decide(held_out.fingerprints).items()}
 
 
-def _check(config: RunConfig, key: str, held_out: Rows, rows: Rows) -> None:
+def _check(config: DataflexConfig, key: str, held_out: Rows, trained: Mapping[str, str]) -> None:
     """Raise ConfigError for held-out rows that are trained on, or without which the mixer cannot be."""
-    assert config.dataflex is not None
-    trained = {digest: name for name, digest in rows.fingerprints().items()}
-    for name, digest in held_out.fingerprints().items():
+    for name, digest in decide(held_out.fingerprints).items():
         if digest in trained:
             raise ConfigError(
                 f"{key}: what is held out of {name!r} has the rows of {trained[digest]!r}, which is trained on"
             )
-    if config.dataflex.needs("heldout_loss"):
+    if config.needs("heldout_loss"):
         learned = held_out.trainable_tokens() > 0
         for name, (a, b) in zip(held_out.domains.names, pairwise(held_out.domains.offsets), strict=True):
             if not learned[a:b].any():

@@ -123,8 +123,9 @@ def _dynamic(config: RunConfig) -> Any:
         if dataflex.plans_data:
             from dataflex.base.heldout import identity_of, load_held_out
 
+            trained = {identity[f"content of {name}"]: name for name in module["train_dataset"].domains.names}
             module["held_out"] = load_held_out(
-                config, module, template, model_args, data_args, training_args, stage, **tokenizer_module
+                config, module, trained, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             identity.update(identity_of(dataflex, module["held_out"]))
         if aims_at_target(dataflex.requests("select")):

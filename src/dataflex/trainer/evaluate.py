@@ -119,7 +119,7 @@ class DomainEvaluation(Host):  # type: ignore[misc]
 
         def measure(batch: Any) -> torch.Tensor:
             sums, counts = forward_row_losses(self.model, batch)
-            return torch.stack([sums.double(), counts.double()], dim=1)
+            return torch.stack([sums, counts.to(sums.dtype)], dim=1)
 
         with isolated(self.model):
             return over_pool(pool, measure, "held-out rows")
