@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -380,6 +381,28 @@ def dump_rows(out: str, _: str) -> None:
             "domains": list(self.rows.domains.sizes),
         }
         (Path(out) / "rows.json").write_text(json.dumps(rows))
+
+    DynamicTrainer.__init__ = wrapped
+
+
+def dump_held_out(out: str, _: str) -> None:
+    """Write the held-out rows of every domain, without their ids, to held_out.json, and whether there are any."""
+    from dataflex.trainer.core import DynamicTrainer
+    from dataflex.trainer.rows import SAMPLE_IDS
+
+    stock = DynamicTrainer.__init__
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        rows: dict[str, list[Any]] = {}
+        if self.held_out is not None:
+            domains = self.held_out.domains
+            rows = {name: [] for name in domains.names}
+            for i in range(len(self.held_out)):
+                row = self.held_out[i]
+                assert row.pop(SAMPLE_IDS) == i
+                rows[domains.names[int(domains.of(np.array([i]))[0])]].append(row)
+        (Path(out) / "held_out.json").write_text(json.dumps(rows))
 
     DynamicTrainer.__init__ = wrapped
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex import Decision, Mixer, Observations, State
+from dataflex import Decision, DomainInfo, Mixer, Observations, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +31,20 @@ class OldSelector:
 def digits(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
     """A reward: the share of characters that are digits."""
     return [sum(c.isdigit() for c in r) / max(1, len(r)) for r in responses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRecorder(Mixer):
+    """Keeps the held-out losses of the last update: of all rows, and the number of rows of each domain."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"heldout_loss"})
+
+    def init(self, domains: DomainInfo) -> State:
+        return {"values": np.zeros(0), "sizes": np.zeros(0)}
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        found = observations.signals["heldout_loss"]
+        return Decision(observations.proportions), {
+            "values": np.concatenate(found),
+            "sizes": np.array([len(v) for v in found]),
+        }

@@ -156,7 +156,10 @@ def test_a_conflict_of_totals_is_one_notice_that_names_the_winner() -> None:
     "raw, start",
     [
         (flat("mix", static_mix=True), "static_mix keeps the proportions fixed, so component_name: odm"),
-        (flat("mix", mixer_eval_dataset="x"), "mixer_eval_dataset has no effect"),
+        (
+            flat("mix", dataset="x", mixer_eval_dataset="x_eval"),
+            "mixer_eval_dataset has no effect: odm reads no held-out rows",
+        ),
         (flat("weight", early_stopping_min_delta=0.1), "early_stopping_min_delta has no effect"),
         (
             {**LF, "dataflex": {"mix": {"name": "odm", "interval": 5, "warmup_steps": 9}}},

@@ -40,6 +40,9 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
     for key in ("dataset", "eval_dataset"):
         _check_datasets(key, values.get(key), values, config.dataflex is not None)
     if config.dataflex is not None and config.dataflex.mix is not None:
+        given_names = config.dataflex.mix.eval_dataset
+        by_domain = list(given_names.values()) if isinstance(given_names, dict) else list(given_names)
+        _check_datasets(config.dataflex.held_out_key, by_domain or None, values, True)
         from dataflex.base.reference import check_reference
 
         for request in config.dataflex.requests("mix"):

@@ -30,7 +30,7 @@ def log_callback() -> type:
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             writer: Any = self.thread_pool  # type: ignore[has-type]
             if writer is not None:
-                ours = {k: v for k, v in state.log_history[-1].items() if k.startswith("dataflex/")}
+                ours = {k: v for k, v in state.log_history[-1].items() if k.startswith(("dataflex/", "eval_dataflex/"))}
                 self.thread_pool = _Adding(writer, ours)
             super().on_log(args, state, control, **kwargs)
             self.thread_pool = writer

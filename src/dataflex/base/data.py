@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +15,12 @@ from llamafactory.data.data_utils import split_dataset
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError
+from dataflex.trainer.mix import domain_info
 from dataflex.trainer.rows import Rows
 from dataflex.writing import write_atomically
 
 _MANIFEST = "dataflex_tokenized.json"
-_FORMAT = "dataflex-domains-2"
+_FORMAT = "dataflex-domains-3"
 # What decides how a raw row becomes token ids, beside the data and the tokenizer.
 TOKENIZATION = (
     "template", "cutoff_len", "train_on_prompt", "mask_history", "packing", "neat_packing", "tool_format",
@@ -39,7 +41,8 @@ def load_domains(
     """As LLaMA-Factory's get_dataset, with `train_dataset` a `Rows` of one part per data set name.
 
     Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
-    train; together they are the `validation` set, or one set per domain with `eval_on_each_dataset`.
+    train; together they are the `validation` set, or one set per domain with `eval_on_each_dataset`. By domain, each an example
+    by itself, they are the `Rows` `held_out`.
     """
     names = list(data_args.dataset)
     saved = Path(data_args.tokenized_path) if data_args.tokenized_path else None
@@ -51,8 +54,8 @@ def load_domains(
             f"tokenized_path: {saved} holds data that was not tokenized per domain; point it to a new directory"
         )
 
-    def process(dataset: Any, is_eval: bool) -> Any:
-        part = process_rows(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval)
+    def process(dataset: Any, is_eval: bool, arguments: tuple[Any, Any] = (data_args, training_args)) -> Any:
+        part = process_rows(dataset, *arguments, stage, template, tokenizer, processor, is_eval=is_eval)
         if part is None and is_eval:
             raise ConfigError("eval_dataset: no row is left after tokenization")
         return part
@@ -69,7 +72,8 @@ def load_domains(
         if len(raw[name]) == 0:
             raise ConfigError(f"dataset: {name!r} is empty")
 
-    parts, held_out = [], {}
+    parts, held_out, examples = [], {}, {}
+    plain = single_rows(data_args, training_args, stage)
     with training_args.main_process_first(desc="pre-process dataset", local=local):
         for name in names:
             train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
@@ -78,11 +82,36 @@ def load_domains(
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
             parts.append(part)
             if validation:
-                held_out[name] = process(validation["validation"], is_eval=True)
+                held_out[name] = examples[name] = process(validation["validation"], is_eval=True)
+            if validation and plain is not None:
+                examples[name] = process(validation["validation"], is_eval=True, arguments=plain)
         evaluation = _evaluation(raw_eval, held_out, data_args, process)
         if saved and training_args.should_save:
-            _write_snapshot(saved, names, parts, evaluation, signature)
-    return {"train_dataset": Rows(parts, names), **({} if evaluation is None else {"eval_dataset": evaluation})}
+            _write_snapshot(saved, names, parts, list(examples.values()), evaluation, signature)
+    return _module(names, parts, list(examples.values()), evaluation)
+
+
+def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"train_dataset": Rows(parts, names)}
+    if evaluation is not None:
+        out["eval_dataset"] = evaluation
+    if held_out:
+        out["held_out"] = Rows(held_out, names)
+    return out
+
+
+def single_rows(data_args: Any, training_args: Any, stage: str) -> tuple[Any, Any] | None:
+    """The arguments with which every row is an example by itself, with its answer; None where those of the run do that. Packed
+    text of pre-training stays as it is: its rows are no examples."""
+    packs = stage != "pt" and (data_args.packing or data_args.neat_packing)
+    generates = getattr(training_args, "predict_with_generate", False)
+    if not packs and not generates:
+        return None
+    data_args, training_args = copy.copy(data_args), copy.copy(training_args)
+    if stage != "pt":
+        data_args.packing = data_args.neat_packing = False
+    training_args.predict_with_generate = False
+    return data_args, training_args
 
 
 def _sources(data_args: Any) -> dict[str, Any]:
@@ -180,14 +209,17 @@ def tokenization_signature(data_args: Any, training_args: Any, stage: str, token
 
 
 def _write_snapshot(
-    folder: Path, names: list[str], parts: list[Any], evaluation: Any, signature: dict[str, Any]
+    folder: Path, names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, signature: dict[str, Any]
 ) -> None:
-    for d, part in enumerate(parts):
-        part.save_to_disk(str(folder / "domains" / str(d)))
+    for kind, rows in (("domains", parts), ("held_out", held_out)):
+        for d, part in enumerate(rows):
+            part.save_to_disk(str(folder / kind / str(d)))
     sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
     for e, part in enumerate(sets.values()):
         part.save_to_disk(str(folder / "eval" / str(e)))
-    manifest = {"format": _FORMAT, "domains": names, "eval": list(sets), "signature": signature}
+    manifest = {
+        "format": _FORMAT, "domains": names, "held_out": len(held_out), "eval": list(sets), "signature": signature,
+    }  # fmt: skip
     write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
@@ -207,11 +239,10 @@ def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) ->
             f"tokenized_path: {folder} holds {', '.join(manifest['domains'])}, this run asks for {', '.join(names)}"
         )
     parts = [load_from_disk(str(folder / "domains" / str(d))) for d in range(len(names))]
+    held_out = [load_from_disk(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
     sets = {name: load_from_disk(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
-    out: dict[str, Any] = {"train_dataset": Rows(parts, names)}
-    if sets:
-        out["eval_dataset"] = sets[""] if list(sets) == [""] else sets
-    return out
+    evaluation = (sets[""] if list(sets) == [""] else sets) if sets else None
+    return _module(names, parts, held_out, evaluation)
 
 
 def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:
@@ -239,3 +270,5 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
         raise ConfigError(
             f"dataflex.mix.proportions: {len(mix.proportions)} given for {len(domains)} data sets ({', '.join(domains.names)})"
         )
+    if mix is not None:
+        mix.component.init(domain_info(mix, domains))  # refuses parameters that do not fit the domains

@@ -65,11 +65,14 @@ def take_numbers(module: dict[str, Any], stored: list[Any]) -> dict[str, Any]:
     out["train_dataset"] = Rows(
         [p.remove_columns(NUMBER) for p in rows.parts], rows.domains.names, raw.astype(np.int64), int(ends[-1])
     )
-    held_out = module.get("eval_dataset")
-    if isinstance(held_out, dict):
-        out["eval_dataset"] = {name: part.remove_columns(NUMBER) for name, part in held_out.items()}
-    elif held_out is not None:
-        out["eval_dataset"] = held_out.remove_columns(NUMBER)
+    evaluation = module.get("eval_dataset")
+    if isinstance(evaluation, dict):
+        out["eval_dataset"] = {name: part.remove_columns(NUMBER) for name, part in evaluation.items()}
+    elif evaluation is not None:
+        out["eval_dataset"] = evaluation.remove_columns(NUMBER)
+    if "held_out" in module:
+        held = module["held_out"]
+        out["held_out"] = Rows([part.remove_columns(NUMBER) for part in held.parts], held.domains.names)
     return out
 
 

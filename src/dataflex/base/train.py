@@ -120,6 +120,14 @@ def _dynamic(config: RunConfig) -> Any:
             module = load_merged(module, list(data_args.dataset))
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
+        if dataflex.plans_data:
+            from dataflex.base.heldout import identity_of, load_held_out
+
+            trained = {identity[f"content of {name}"]: name for name in module["train_dataset"].domains.names}
+            module["held_out"] = load_held_out(
+                config, module, trained, template, model_args, data_args, training_args, stage, **tokenizer_module
+            )
+            identity.update(identity_of(dataflex, module["held_out"]))
         if aims_at_target(dataflex.requests("select")):
             from dataflex.base.targets import check_apart, check_cut, load_target
             from dataflex.trainer.collectives import decide
@@ -175,7 +183,7 @@ def _identity(
     out: dict[str, Any] = {}
     for key, value in config.dataflex.to_json().items():
         if isinstance(value, dict):
-            out |= {f"dataflex.{key}.{k}": v for k, v in value.items()}
+            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k != "eval_dataset"}  # its rows count
         else:
             out[f"dataflex.{key}"] = value
     out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
@@ -213,7 +221,11 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
     assert config.dataflex is not None
     packages = ("llamafactory", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
     return {
-        "dataflex": {**config.dataflex.to_json(), "scoring_tokens": config.dataflex.scoring_tokens},
+        "dataflex": {
+            **config.dataflex.to_json(),
+            "scoring_tokens": config.dataflex.scoring_tokens,
+            "evaluate_domains": config.dataflex.evaluate_domains,
+        },
         "llamafactory": {k: "*****" if k.endswith(_SECRET) and v else v for k, v in config.llamafactory.items()},
         "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
         "domains": {

@@ -14,16 +14,22 @@ from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import names_of
 from dataflex.config.schema import DataflexConfig, MixConfig, OfflineConfig, Schedule, SelectConfig, WeightConfig
+from dataflex.config.values import words
 from dataflex.errors import ConfigError, nearest
 
-_TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool}
+_TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool, "evaluate_domains": bool}
 _SCHEDULE = {"warmup": int, "interval": int, "updates": int}
 _OFFLINE: dict[str, Any] = {
     "budget": int, "keep_ratio": float, "store": str, "embeddings": str, "target_embeddings": str, "examples": int,
 }  # fmt: skip
 _SLOT_KEYS: dict[str, dict[str, Any]] = {
     "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
-    "mix": {**_SCHEDULE, "proportions": list[float], "initial": Literal["uniform", "stratified"]},
+    "mix": {
+        **_SCHEDULE,
+        "proportions": list[float],
+        "initial": Literal["uniform", "stratified"],
+        "eval_dataset": tuple[str, ...] | dict[str, str],
+    },
     "weight": {"warmup": int, "scope": Literal["running", "global"]},
 }
 
@@ -133,10 +139,11 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
             raise ConfigError(
                 f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
             )
-    if isinstance(own.get("target_dataset"), str):
-        own["target_dataset"] = [n.strip() for n in own["target_dataset"].split(",") if n.strip()]
-        if not own["target_dataset"]:
-            raise ConfigError(f"{key(f'{path}.target_dataset')} names no data set")
+    for given_names in ("target_dataset", "eval_dataset"):
+        if isinstance(own.get(given_names), str):
+            own[given_names] = words(own[given_names])
+            if not own[given_names]:
+                raise ConfigError(f"{key(f'{path}.{given_names}')} names no data set")
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
 
     for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):

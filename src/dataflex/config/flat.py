@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from dataflex.config.values import integer, number, truth
+from dataflex.config.heldout import assign
+from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import ConfigError, nearest
 
 FLAT_KEYS = (
@@ -86,6 +87,7 @@ def translate(
         f"dataflex.{slot}.updates": "update_times",
         "dataflex.mix.proportions": "init_mixture_proportions",
         "dataflex.mix.initial": "mixture_sample_rule",
+        "dataflex.mix.eval_dataset": "mixer_eval_dataset",
     }
     spec: dict[str, Any] = {"warmup": _integer(flat, "warmup_step", 0)}
     if slot == "mix" and truth(flat.get("static_mix"), "static_mix"):
@@ -105,15 +107,16 @@ def translate(
     if slot == "mix":
         spec.update(_mixture(flat, notices))
         if flat.get("mixer_eval_dataset"):
-            notices.append(
-                "mixer_eval_dataset has no effect: no mixer of this version evaluates on a data set of its own"
-            )
+            given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
+            spec["eval_dataset"] = assign(given, domains, "mixer_eval_dataset")
 
     extra: dict[str, Any] = {
         "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
         "early_stopping_min_delta": number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
         "epoch_rounding": "down" if slot == "mix" else "up",
     }
+    if "eval_dataset" in spec:
+        extra["held_out_key"] = "mixer_eval_dataset"
     block: dict[str, Any] = {slot: spec}
     total = _total_steps(slot, flat, llamafactory)
     if total is not None:

@@ -16,6 +16,7 @@ from dataflex.components.requests import aims_at_target
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
+from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.schema import RunConfig
 from dataflex.config.values import integer
 from dataflex.errors import ConfigError
@@ -81,6 +82,11 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         if 0 < steps <= warmup:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
     check_combinations(config, raw)
+    if config.plans_data and not offline:
+        check_held_out(config, raw, notices)
+        given = config.mix.eval_dataset if config.mix else ()
+        if given and evaluates(raw) and not raw.get("eval_dataset") and not raw.get("val_size"):
+            raw["eval_dataset"] = ",".join(given.values() if isinstance(given, dict) else given)
     return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
 
 

@@ -61,13 +61,15 @@ class SelectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size)."""
+    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size).
+    eval_dataset: data sets of held-out rows, in the order of `dataset` or by domain."""
 
     name: str
     component: Mixer
     schedule: Schedule
     proportions: tuple[float, ...] | None = None
     initial: Literal["uniform", "stratified"] = "uniform"
+    eval_dataset: tuple[str, ...] | dict[str, str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ class DataflexConfig:
     total_steps: optimizer steps, None: LLaMA-Factory's max_steps or epochs. epoch_rounding: whether a partial last batch
     counts as a step of an epoch ("up", as the Trainer does) or not ("down", as dataflex 1.1.0 did for mixtures).
     scoring_tokens: tokens of a scoring batch, padding counted; None: by the device. freeze_gate: keep
-    mixture-of-experts routers fixed.
+    mixture-of-experts routers fixed. evaluate_domains: whether an evaluation also measures held-out rows by domain.
+    held_out_key: how the user wrote `mix.eval_dataset`.
     """
 
     total_steps: int | None = None
@@ -116,6 +119,8 @@ class DataflexConfig:
     epoch_rounding: Literal["up", "down"] = "up"
     freeze_gate: bool = False
     early_stopping_min_delta: float = 0.0
+    evaluate_domains: bool = True
+    held_out_key: str = "dataflex.mix.eval_dataset"
 
     @property
     def plans_data(self) -> bool:

@@ -18,6 +18,11 @@ def number(value: Any, key: str) -> float:
         raise ConfigError(f"{key} must be a number, got {value!r}") from None
 
 
+def words(value: Any) -> list[str]:
+    """Names, given as a list or as one string with commas."""
+    return [w for w in map(str.strip, value.split(",")) if w] if isinstance(value, str) else list(value or [])
+
+
 def integer(value: Any, key: str) -> int:
     result = number(value, key)
     if result != result // 1:

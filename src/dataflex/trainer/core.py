@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from dataflex.config.schema import DataflexConfig
 from dataflex.trainer import collectives
 from dataflex.trainer.checkpoints import Checkpoints
+from dataflex.trainer.evaluate import DomainEvaluation
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.feed import Feed
 from dataflex.trainer.ledger import RunFiles
@@ -35,7 +36,7 @@ MAX_STAGE = HORIZON
 _OPENING, _CONTINUATION = "start", "continue"
 
 
-class DynamicTrainer(RowLosses, Measurements, Checkpoints):
+class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     """Mixin; `config`, the run's block, and the class attributes of its bases are set by `build_trainer`."""
 
     config: ClassVar[DataflexConfig]
@@ -43,6 +44,7 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.target: Rows | None = kwargs.pop("target_dataset", None)
         self.reference = kwargs.pop("reference_losses", None)
+        self.held_out: Rows | None = kwargs.pop("held_out", None)
         super().__init__(*args, **kwargs)
         self.rows: Rows = self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
@@ -60,7 +62,8 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         self._feed: Feed | None = None
         self._horizon = 0
         self._pending_scalars: dict[str, float] = {}
-        self._served = np.zeros(len(domains), dtype=np.int64)
+        self._served = np.zeros(len(domains), dtype=np.int64)  # rows of each domain since the last log
+        self.served = np.zeros(len(domains), dtype=np.int64)  # and since training began
         self._micro_ids: torch.Tensor | None = None
         self._step_batches: list[Any] = []
         if self.config.freeze_gate:
@@ -115,6 +118,7 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
             if self._feed is not None:
                 self._feed.close()
         self._close_step()
+        self._measured = (-1, {})  # the best model may have been loaded
         self._write_exposure()
         self._conclude()
         return result
@@ -127,9 +131,10 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         """Take back what `_extra_state` gave."""
+        self.served = np.array(extra["served"])
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"sums": self.sums.fold()}
+        return {"sums": self.sums.fold(), "served": self.served.copy()}
 
     # -- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -151,6 +156,7 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         assert self._feed is not None
         self._step_batches, counts = self._feed.next_step()
         self._served += counts
+        self.served += counts
         return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
 
     def _open_feed(self, step: int) -> None:

@@ -43,6 +43,7 @@ from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.signals.routing import expert_counts
 from dataflex.trainer.collectives import rank
+from dataflex.trainer.evaluate import HELD_OUT_SUMS
 from dataflex.trainer.host import Host
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.policy import policy_rows
@@ -66,7 +67,10 @@ class Measurements(Host):  # type: ignore[misc]
 
     def signal(self, request: Request, ids: np.ndarray | None = None) -> np.ndarray:
         """The value of a signal under the current model for every row, or for the rows `ids`: float [N] or [N, K], equal on
-        every rank. NaN where a row has none. That of a TargetEmbedding has a value for each row of the target instead."""
+        every rank. NaN where a row has none. That of a TargetEmbedding has a value for each row of the target instead, and those
+        of held-out rows one for each of them."""
+        if request == "heldout_loss" and self.stage_name in ("pt", "sft"):
+            return self._held_out_losses()
         step = self.state.global_step
         if self._measured[0] != step:
             self._measured = (step, {})
@@ -77,6 +81,8 @@ class Measurements(Host):  # type: ignore[misc]
             if isinstance(request, TargetEmbedding):
                 rows = self._aimed_at
                 kept[key] = self._measure(request, self._pool(request, rows, rows.lengths()))
+            elif request in ("heldout_loss", HELD_OUT_SUMS):
+                kept[key] = self._measure(request, self._pool(request, self._kept_apart, self._kept_apart.lengths()))
             else:
                 kept[key] = self._measure(request, self._pool(request, self.rows, self._lengths, ids))
             spent = self._pending_scalars.get("dataflex/scoring/seconds", 0.0)
@@ -84,7 +90,9 @@ class Measurements(Host):  # type: ignore[misc]
         return kept[key]
 
     def _measure(self, request: Request, pool: Pool) -> np.ndarray:
-        if request == "loss":
+        if request == HELD_OUT_SUMS:
+            return self._measure_held_out(pool)
+        if request in ("loss", "heldout_loss"):
             return pool_losses(self.model, pool, self._score)
         if request in ("tokens", "trainable_tokens"):
             counts = self._lengths if request == "tokens" else pool.rows.trainable_tokens()

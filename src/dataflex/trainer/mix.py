@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
-from dataflex.components.requests import DomainGradients, RouterLoad, name_of
+from dataflex.components.requests import DomainGradients, Request, RouterLoad, name_of
+from dataflex.config.schema import MixConfig
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.plan import Domains
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
 
@@ -27,22 +29,18 @@ _PURPOSE = 0x3173  # keeps this family's random numbers apart from those of the 
 class MixTrainer(DynamicTrainer):
     """At each update the mixer sets the proportions, from sums over all ranks and all samples since the last one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._served_before = np.zeros_like(self.served)  # what had been served at the last decision
+
     def _initial_proportions(self) -> list[float]:
         spec = self.config.mix
         assert spec is not None
         return np.asarray(spec.component.initial(self._domain_info()), dtype=np.float64).tolist()
 
     def _domain_info(self) -> DomainInfo:
-        spec, domains = self.config.mix, self.rows.domains
-        assert spec is not None
-        sizes = np.asarray(domains.sizes, dtype=np.int64)
-        if spec.proportions is not None:
-            proportions = np.asarray(spec.proportions)
-        elif spec.initial == "stratified":
-            proportions = sizes / sizes.sum()
-        else:
-            proportions = np.full(len(domains), 1.0 / len(domains))
-        return DomainInfo(domains.names, sizes, proportions)
+        assert self.config.mix is not None
+        return domain_info(self.config.mix, self.rows.domains)
 
     def _init_component(self, slot: str) -> dict[str, Any]:
         if slot == "mix":
@@ -73,9 +71,8 @@ class MixTrainer(DynamicTrainer):
             return super()._mix(step)
         begin = time.perf_counter()
         mixer, names = spec.component, self.rows.domains.names
-        offsets = self.rows.domains.offsets
         asked = [r for r in mixer.needs_now(self.states["mix"]) if name_of(r) not in _FREE]
-        measured = {name_of(r): (r, self.signal(r)) for r in sorted(asked, key=name_of)}
+        measured = {name_of(r): self._by_domains(r) for r in sorted(asked, key=name_of)}
         totals = self.sums.take()
         observations = Observations(
             step=step,
@@ -86,10 +83,7 @@ class MixTrainer(DynamicTrainer):
             tokens=totals[:, 2],
             token_loss=totals[:, 3],
             excess=totals[:, 4],
-            signals={
-                n: list(v) if isinstance(r, DomainGradients | RouterLoad) else [v[a:b] for a, b in pairwise(offsets)]
-                for n, (r, v) in measured.items()
-            },
+            signals=measured,
             learning_rate=float(self._get_learning_rate()),
             rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
         )
@@ -108,16 +102,30 @@ class MixTrainer(DynamicTrainer):
             decided["proportions"] = dict(zip(names, proportions, strict=True))
         if decision.loss_weights is not None:
             decided["loss_weights"] = dict(zip(names, np.asarray(decision.loss_weights).tolist(), strict=True))
-        source = {"rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix")}
+        realized = self.served - self._served_before
+        self._served_before = self.served.copy()
+        source = {
+            "requested": observations.proportions * realized.sum(), "realized": realized,
+            "rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix"),
+        }  # fmt: skip
         self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin)
         return super()._mix(step)
 
+    def _by_domains(self, request: Request) -> list[np.ndarray]:
+        """The value of a signal, one array per domain."""
+        values = self.signal(request)
+        if isinstance(request, DomainGradients | RouterLoad):
+            return list(values)
+        rows = self._kept_apart if request == "heldout_loss" else self.rows
+        return [values[a:b] for a, b in pairwise(rows.domains.offsets)]
+
     def _extra_state(self) -> dict[str, Any]:
         weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights.cpu().numpy()}
-        return {**super()._extra_state(), **weights}
+        return {**super()._extra_state(), "served_before": self._served_before.copy(), **weights}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
+        self._served_before = np.array(extra["served_before"])
         self._weigh_domains(extra.get("loss_weights"))
 
     def _conclude(self) -> None:
@@ -131,13 +139,26 @@ class MixTrainer(DynamicTrainer):
     def _scalars(self) -> dict[str, float]:
         out = super()._scalars()
         if self.config.mix is not None:
-            requested = self.plan.stages[-1].proportions
-            for name, p in zip(self.rows.domains.names, requested, strict=True):
-                out[f"dataflex/proportion/{name}"] = float(p)
+            stage = self.plan.stages[-1]
+            for d, name in enumerate(self.rows.domains.names):
+                out[f"dataflex/proportion/{name}"] = float(stage.proportions[d])
+                out[f"dataflex/epochs/{name}"] = float(self.served[d] / len(stage.pools[d]))
         if self.loss_weights is not None:
             for name, w in zip(self.rows.domains.names, self.loss_weights.tolist(), strict=True):
                 out[f"dataflex/loss_weight/{name}"] = w
         return out
+
+
+def domain_info(spec: MixConfig, domains: Domains) -> DomainInfo:
+    """What a mixer is told when it begins."""
+    sizes = np.asarray(domains.sizes, dtype=np.int64)
+    if spec.proportions is not None:
+        proportions = np.asarray(spec.proportions)
+    elif spec.initial == "stratified":
+        proportions = sizes / sizes.sum()
+    else:
+        proportions = np.full(len(domains), 1.0 / len(domains))
+    return DomainInfo(domains.names, sizes, proportions)
 
 
 def check_decision(name: str, decision: Decision, k: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
 from dataflex.components.requests import Request
-from dataflex.errors import DataflexError
+from dataflex.errors import ConfigError, DataflexError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class AioliMixer(Mixer):
     def init(self, domains: DomainInfo) -> State:
         k = len(domains)
         if k > 1 and abs(self.one_hot - 1 / k) < 1e-9:
-            raise DataflexError(
-                f"aioli: one_hot must not be 1 / {k}, with which all probes of {k} domains are the same"
+            raise ConfigError(
+                f"dataflex.mix.one_hot must not be 1 / {k}, with which all probes of {k} domains are the same"
             )
         return {
             "phase": 0, "p": np.asarray(domains.proportions, dtype=np.float64), "before": np.zeros(k),

@@ -1,0 +1,98 @@
+"""Which held-out rows belong to which domain, decided from the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dataflex.config.schema import DataflexConfig
+from dataflex.config.values import number, truth, words
+from dataflex.errors import ConfigError, nearest
+
+# What LLaMA-Factory's `eval_dataset` may append to the name of a domain.
+_SUFFIXES = ("_eval", ".heldout", "_heldout", "_validation", "_val", "_test")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """key: the setting they come from. names: the data set of each domain, in the order of `dataset`, None where it has none;
+    no names: what `val_size` holds out of each domain."""
+
+    key: str
+    names: tuple[str | None, ...] = ()
+
+
+def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None:
+    """The first source that there is: `dataflex.mix.eval_dataset` (or `mixer_eval_dataset`), `eval_dataset` where its names say
+    which domain each belongs to, `val_size`. ConfigError for a name that fits no domain, or is itself trained on."""
+    domains, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
+    found = None
+    if config.mix is not None and config.mix.eval_dataset:
+        found = HeldOut(config.held_out_key, _given(config.mix.eval_dataset, domains, config.held_out_key))
+    elif evaluated and (named := _by_name(domains, evaluated)):
+        found = HeldOut("eval_dataset", named)
+    elif not evaluated and number(lf.get("val_size") or 0, "val_size") > 0:
+        return HeldOut("val_size")
+    if found is None:
+        return None
+    for name in found.names:
+        if name in domains:
+            raise ConfigError(f"{found.key}: {name!r} is also in dataset, and what is held out must not be trained on")
+    return found
+
+
+def evaluates(lf: Mapping[str, Any]) -> bool:
+    """Whether the Trainer evaluates, while training or at its end."""
+    strategy = str(getattr(lf.get("eval_strategy"), "value", lf.get("eval_strategy") or "no"))
+    return strategy not in ("no", "False") or truth(lf.get("do_eval"), "do_eval")
+
+
+def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[str]) -> None:
+    """Raise ConfigError if a component needs held-out rows that a domain does not have."""
+    found, domains = held_out_of(config, lf), words(lf.get("dataset"))
+    if config.needs("heldout_loss"):
+        assert config.mix is not None
+        names = found.names or domains if found else [None] * len(domains)
+        lacking = [d for d, name in zip(domains, names) if name is None]
+        if lacking:
+            raise ConfigError(
+                f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
+                f" {', '.join(lacking)}"
+            )
+    elif config.mix is not None and config.mix.eval_dataset and not (config.evaluate_domains and evaluates(lf)):
+        notices.append(
+            f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
+        )
+
+
+def assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
+    """{domain: data set} for names of dataflex 1.1.0: that of the domain once "_eval" is taken out of it."""
+    out: dict[str, str] = {}
+    for name in names:
+        domain = name if name in domains else name.replace("_eval", "")
+        if domain not in domains:
+            raise ConfigError(f"{key}: {name!r} belongs to no data set{nearest(name, [f'{d}_eval' for d in domains])}")
+        if domain in out:
+            raise ConfigError(f"{key}: {out[domain]!r} and {name!r} both belong to {domain!r}")
+        out[domain] = name
+    return out
+
+
+def _given(given: tuple[str, ...] | Mapping[str, str], domains: list[str], key: str) -> tuple[str | None, ...]:
+    if isinstance(given, Mapping):
+        for domain in given:
+            if domain not in domains:
+                raise ConfigError(f"{key}: {domain!r} is not in dataset{nearest(str(domain), domains)}")
+        names = [given.get(domain) for domain in domains]
+    elif len(given) != len(domains):
+        raise ConfigError(f"{key}: {len(given)} given for {len(domains)} data sets ({', '.join(domains)})")
+    else:
+        names = list(given)
+    return tuple(names)
+
+
+def _by_name(domains: list[str], evaluated: list[str]) -> tuple[str, ...]:
+    """The one of `evaluated` that each domain's name is the beginning of, if every name is used; else ()."""
+    names = [next((d + s for s in _SUFFIXES if d + s in evaluated), "") for d in domains]
+    return tuple(names) if sorted(names) == sorted(evaluated) else ()
