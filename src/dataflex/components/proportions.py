@@ -54,9 +54,10 @@ def checked(parameter: str, values: Sequence[Any]) -> tuple[float, ...]:
     """ConfigError that begins with `parameter` unless the values are non-negative numbers that add up to one (to 1e-6)."""
     numbers = [_number(v) for v in values]
     if not numbers or not all(0 <= v < math.inf for v in numbers):
-        raise ConfigError(f"{parameter} must be non-negative numbers, got {list(values)}")
+        shown = list(values) if any(map(math.isnan, numbers)) else numbers
+        raise ConfigError(f"{parameter} must be non-negative numbers, got {shown}")
     if abs(sum(numbers) - 1) > 1e-6:
-        raise ConfigError(f"{parameter} must add up to 1, got {list(values)} (sum {sum(numbers):g})")
+        raise ConfigError(f"{parameter} must add up to 1, got {numbers} (sum {sum(numbers):g})")
     return tuple(numbers)
 
 

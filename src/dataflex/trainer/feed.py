@@ -29,7 +29,8 @@ class Feed:
     """Global batch at position t, micro-step m, rank r, row i: the plan's row t + (m * ranks + r) * per_device + i.
 
     rows_at(start, stop): the plan. A span of steps is opened up to the next decision; workers may read ahead inside it,
-    never past it, and are kept from span to span. Nothing is drawn from torch's global generator.
+    never past it, and are kept from span to span. Nothing is drawn from torch's global generator. lengths: what each row
+    counts as, int[N]; None: one.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Feed:
         workers: int = 0,
         prefetch: int | None = None,
         pin_memory: bool = False,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.rows, self.rows_at = rows, rows_at
         self.per_device, self.accumulation, self.rank, self.ranks = per_device, accumulation, rank, ranks
+        self.lengths = lengths
         self.global_batch = per_device * accumulation * ranks
         self._span = (0, 0)
         self._counts: deque[np.ndarray] = deque()
@@ -69,7 +72,8 @@ class Feed:
             begin = position + first * self.global_batch
             ids = self.rows_at(begin, begin + min(_STEPS_AT_ONCE, steps - first) * self.global_batch)
             for step in ids.reshape(-1, self.global_batch):
-                self._counts.append(np.bincount(self.rows.domains.of(step), minlength=len(self.rows.domains)))
+                counts = None if self.lengths is None else self.lengths[step]
+                self._counts.append(np.bincount(self.rows.domains.of(step), counts, minlength=len(self.rows.domains)))
                 mine = step.reshape(self.accumulation, self.ranks, self.per_device)[:, self.rank]
                 yield from mine.tolist()
 
@@ -80,7 +84,7 @@ class Feed:
         self._iterator = iter(self._loader)
 
     def next_step(self) -> tuple[list[Any], np.ndarray]:
-        """The micro-batches of the next optimizer step, and its global batch's rows per domain, int64[k]."""
+        """The micro-batches of the next optimizer step, and its global batch's rows (or tokens) per domain, [k]."""
         assert self._iterator is not None
         batches = [next(self._iterator) for _ in range(self.accumulation)]
         return batches, self._counts.popleft()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
 from dataflex.components.requests import name_of
+from dataflex.config.schema import Schedule
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
-from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.limits import LimitedTrainer
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
 
@@ -23,13 +25,27 @@ _FREE = ("train_loss", "excess_loss")  # sums that training adds up by itself
 _PURPOSE = 0x3173  # keeps this family's random numbers apart from those of the plan and of selectors
 
 
-class MixTrainer(DynamicTrainer):
+class MixTrainer(LimitedTrainer):
     """At each update the mixer sets the proportions, from sums over all ranks and all samples since the last one."""
+
+    _asked: np.ndarray  # proportions, as the mixer last gave them
 
     def _initial_proportions(self) -> list[float]:
         spec = self.config.mix
         assert spec is not None
-        return np.asarray(spec.component.initial(self._domain_info()), dtype=np.float64).tolist()
+        found = decide(lambda: spec.component.initial(self._domain_info()))  # may read a file
+        self._asked = np.asarray(found, dtype=np.float64)
+        return self._asked.tolist()
+
+    @cached_property
+    def _mix_schedule(self) -> Schedule:
+        """Asked for once the run has begun or has been restored."""
+        assert self.config.mix is not None
+        return self.config.mix.settled(self.global_batch, self._origin)
+
+    def _schedules(self) -> dict[str, Any]:
+        found = super()._schedules()
+        return found | {"mix": self._mix_schedule} if "mix" in found else found
 
     def _domain_info(self) -> DomainInfo:
         spec, domains = self.config.mix, self.rows.domains
@@ -66,7 +82,7 @@ class MixTrainer(DynamicTrainer):
 
     def _mix(self, step: int) -> None:
         spec = self.config.mix
-        if spec is None or not spec.schedule.due(step):
+        if spec is None or not self._mix_schedule.due(step):
             return super()._mix(step)
         begin = time.perf_counter()
         mixer, names = spec.component, self.rows.domains.names
@@ -76,8 +92,8 @@ class MixTrainer(DynamicTrainer):
         totals = self.sums.take()
         observations = Observations(
             step=step,
-            update=spec.schedule.turn(step),
-            proportions=np.asarray(self.plan.stages[-1].proportions),
+            update=self._mix_schedule.turn(step),
+            proportions=np.asarray(self.plan.stage_at(self.position(step)).proportions),
             rows=totals[:, 0],
             loss=totals[:, 1],
             tokens=totals[:, 2],
@@ -86,33 +102,44 @@ class MixTrainer(DynamicTrainer):
             signals={n: [v[offsets[d] : offsets[d + 1]] for d in range(len(names))] for n, v in measured.items()},
             learning_rate=float(self._get_learning_rate()),
             rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
+            asked=self._asked,
+            position=self.position(step),
+            names=names,
         )
 
-        def run() -> tuple[Decision, dict[str, Any]]:
+        def run() -> tuple[Decision | None, dict[str, Any]]:
             decision, state = mixer.update(self.states["mix"], observations)
-            check_decision(spec.name, decision, len(names))
+            if decision is not None:
+                check_decision(spec.name, decision, len(names))
             return decision, state
 
         decision, self.states["mix"] = decide(run)
+        if decision is None:
+            return super()._mix(step)
         self._weigh_domains(decision.loss_weights)
         decided: dict[str, Any] = {}
+        stage = None
         if mixer.moves_proportions:
-            proportions = np.asarray(decision.proportions).tolist()
-            self.plan.append(self.position(step), self.plan.stages[-1].pools, proportions)
-            decided["proportions"] = dict(zip(names, proportions, strict=True))
+            self._asked = np.asarray(decision.proportions, dtype=np.float64)
+            stage = self._turn_to(step, self._asked)
+            decided["proportions"] = dict(zip(names, self._asked.tolist(), strict=True))
+            in_force = self.plan.stages[-1].proportions
+            if np.abs(self._asked - in_force).max() > 1e-9:  # domains are exhausted
+                decided["in_force"] = dict(zip(names, in_force, strict=True))
         if decision.loss_weights is not None:
             decided["loss_weights"] = dict(zip(names, np.asarray(decision.loss_weights).tolist(), strict=True))
         source = {"rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix")}
-        self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin)
+        self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin, stage)
         return super()._mix(step)
 
     def _extra_state(self) -> dict[str, Any]:
         weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights.cpu().numpy()}
-        return {**super()._extra_state(), **weights}
+        return {**super()._extra_state(), "asked": self._asked, **weights}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
         self._weigh_domains(extra.get("loss_weights"))
+        self._asked = extra["asked"]
 
     def _conclude(self) -> None:
         super()._conclude()
@@ -125,7 +152,7 @@ class MixTrainer(DynamicTrainer):
     def _scalars(self) -> dict[str, float]:
         out = super()._scalars()
         if self.config.mix is not None:
-            requested = self.plan.stages[-1].proportions
+            requested = self.plan.stage_at(self.position(self.state.global_step) - 1).proportions
             for name, p in zip(self.rows.domains.names, requested, strict=True):
                 out[f"dataflex/proportion/{name}"] = float(p)
         if self.loss_weights is not None:

@@ -36,8 +36,8 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 class Snapshot:
     """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
 
-    stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot. extra: the trainer's
-    own scalars and arrays (open sums, last losses).
+    stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
+    extra: the trainer's own scalars and arrays (open sums, last losses).
     """
 
     step: int
