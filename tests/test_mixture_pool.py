@@ -32,8 +32,18 @@ def mixing(base: Config, **mix: Any) -> Config:
 
 
 def test_try(base: Config, tmp_path: Path) -> None:
-    for i, mix in enumerate([SCHEDULE, EXHAUSTED, {**EXHAUSTED, "unit": "tokens"}, {**EXHAUSTED, "when_exhausted": "stop"}, {**EXHAUSTED, "when_exhausted": "repeat"}]):
-        run = train(mixing({**base, "save_strategy": "steps", "save_steps": 5}, **mix), tmp_path / str(i), hooks=["record_ids"])
+    for i, mix in enumerate(
+        [
+            SCHEDULE,
+            EXHAUSTED,
+            {**EXHAUSTED, "unit": "tokens"},
+            {**EXHAUSTED, "when_exhausted": "stop"},
+            {**EXHAUSTED, "when_exhausted": "repeat"},
+        ]
+    ):
+        run = train(
+            mixing({**base, "save_strategy": "steps", "save_steps": 5}, **mix), tmp_path / str(i), hooks=["record_ids"]
+        )
         print(run.log[-1500:])
         run.ok
         for line in run.ledger():
