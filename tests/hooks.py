@@ -60,6 +60,20 @@ def kill_after(out: str, step: str) -> None:
     DynamicTrainer._maybe_log_save_evaluate = wrapped
 
 
+def write_after(out: str, argument: str) -> None:
+    """`<step>=<path>=<text>`: write the text to the file when optimizer step `step` is done and its checkpoint is written."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, (step, path, text) = DynamicTrainer._maybe_log_save_evaluate, argument.split("=", 2)
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if self.state.global_step == int(step) and os.environ.get("RANK", "0") == "0":
+            Path(path).write_text(text)
+
+    DynamicTrainer._maybe_log_save_evaluate = wrapped
+
+
 def kill_while_saving(out: str, step: str) -> None:
     """SIGKILL when the checkpoint of `step` has its model and optimizer, but not yet our state."""
     from dataflex.trainer.core import DynamicTrainer

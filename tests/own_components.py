@@ -21,6 +21,17 @@ class PoolLossMixer(Mixer):
         return Decision(means / means.sum()), state
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShareMixer(Mixer):
+    """Weighs the losses of each domain by the share that is in force, at every step."""
+
+    moves_proportions: ClassVar[bool] = False
+    default_interval: ClassVar[int | None] = 1
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
+        return Decision(observations.proportions, observations.proportions), state
+
+
 class OldSelector:
     """Written against dataflex 1.1.0."""
 

@@ -173,13 +173,13 @@ def test_exposure_does_not_depend_on_which_rank_served_a_row() -> None:
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def snapshot(stage: Stage | None = None) -> state.Snapshot:
+def snapshot(*stages: Stage) -> state.Snapshot:
     return state.Snapshot(
         step=8,
         position=64,
         global_batch=8,
         identity={"seed": 1, "dataset": "a,b", "dataflex.select.quantiles": [0.33, 0.66], "data_seed": None},
-        stage=stage,
+        stages=list(stages),
         components={
             "mix": {"turn": 3, "rewards": np.array([0.1, 1 / 3]), "name": "x", "none": None, "on": True, "f": 0.1},
             "weight": {"square": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(2.5)},
@@ -199,20 +199,21 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
-    """Stage with chosen pools included: a plan rebuilt from it serves the same rows."""
+    """Stages with chosen pools included: a plan rebuilt from them serves the same rows."""
     plan = Plan(DOMAINS, 4)
     plan.append(0, plan.domain_pools(), [0.5, 0.5])
     chosen = (chosen_pool(1, [3, 1, 4, 1]), plan.domain_pools()[1])
     plan.append(40, chosen, [0.3, 0.7])
-    before = snapshot(plan.stages[-1])
+    plan.append(55, chosen, [0.6, 0.4])
+    before = snapshot(*plan.stages_from(48))
     state.write_snapshot(tmp_path / "checkpoint-8", before, WHOLE)
     after, ledger = state.read_snapshot(tmp_path / "checkpoint-8")
     assert ledger == WHOLE
     for name in ("step", "position", "global_batch", "identity", "components", "extra"):
         assert same(getattr(after, name), getattr(before, name)), name
-    assert after.stage is not None and after.stage.to_json() == plan.stages[-1].to_json()
-    assert np.asarray(after.stage.pools[0].ids).tolist() == [1, 1, 3, 4]
-    assert Plan(DOMAINS, 4, stages=[after.stage]).rows(40, 140).tolist() == plan.rows(40, 140).tolist()
+    assert [stage.to_json() for stage in after.stages] == [stage.to_json() for stage in plan.stages[1:]]
+    assert np.asarray(after.stages[1].pools[0].ids).tolist() == [1, 1, 3, 4]
+    assert Plan(DOMAINS, 4, stages=after.stages).rows(40, 140).tolist() == plan.rows(40, 140).tolist()
 
 
 def test_a_state_may_have_any_names(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_state_may_have_any_names(tmp_path: Path) -> None:
     before.components["mix"] = {"reward/a": np.ones(2), "reward/b": np.zeros(3), "b/c": 4}
     state.write_snapshot(tmp_path, before, b"")
     after, ledger = state.read_snapshot(tmp_path)
-    assert after.stage is None and ledger == b""
+    assert after.stages == [] and ledger == b""
     assert same(after.components, before.components)
 
 

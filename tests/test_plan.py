@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from dataflex.trainer.plan import Domains, Plan, Pool, Stage, chosen_pool
 from dataflex.trainer.quota import SCALE, Quota, normalise_carry, quantise
 from dataflex.trainer.random import Permutation, derive_key, generator, mix64
 from dataflex.trainer.rows import SAMPLE_IDS, Rows
+from dataflex.trainer.token_quota import TokenQuota, honoured
 
 LENGTHS = (1, 2, 3, 7, 65536, 65537, 100003)
 DOMAINS = Domains(("a", "b", "c"), (50, 30, 7))
@@ -347,7 +350,7 @@ def read(feed: Feed, plan: Plan, position: int, steps: int) -> list[list[list[in
     """Ids of the next steps by micro-batch; checks the tokens and the counts per domain against the plan."""
     out = []
     for step in range(steps):
-        batches, counts = feed.next_step()
+        batches, counts, _ = feed.next_step()
         assert all(token == 1000 + i for batch in batches for i, token in batch)
         batch = plan.rows(position + 8 * step, position + 8 * step + 8)
         assert counts.tolist() == np.bincount(DOMAINS.of(batch), minlength=3).tolist()
@@ -419,3 +422,206 @@ def test_remainders_no_order_can_honour_are_shrunk() -> None:
     for j, d in enumerate(Quota(parts, carry).domains(0, 500).tolist(), start=1):
         counts[d] += 1
         assert all(abs(c + p * j - int(n) * SCALE) < SCALE for c, p, n in zip(carry, parts, counts, strict=True))
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def token_plan(k: int, seed: int, longest: int, rows: int = 40) -> Plan:
+    """k domains of rows between 1 and `longest` tokens, one of them that long."""
+    lengths = np.random.default_rng(seed).integers(1, longest + 1, size=k * rows)
+    lengths[seed % len(lengths)] = longest
+    return Plan(Domains(tuple(map(str, range(k))), (rows,) * k), seed, lengths=lengths)
+
+
+def lags(plan: Plan, stop: int) -> list[list[int]]:
+    """What each domain is owed at each position of the latest stage up to `stop`, in units of 1 / SCALE of a token."""
+    stage, lengths = plan.stages[-1], plan.lengths
+    assert lengths is not None
+    work, out = [0] * len(plan.domains), [list(stage.carry)]
+    for i in plan.rows(stage.start, stop):
+        work[int(plan.domains.of(i))] += int(lengths[i])
+        out.append([c + p * sum(work) - w * SCALE for c, p, w in zip(stage.carry, stage.parts, work, strict=True)])
+    return out
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    k=st.integers(2, 12),
+    seed=st.integers(0, 1000),
+    longest=st.sampled_from([1, 3, 50, 2000]),
+    stages=st.lists(_STAGE, min_size=1, max_size=4),
+)
+def test_no_domain_is_ever_more_than_a_row_from_its_share_of_tokens(
+    k: int, seed: int, longest: int, stages: list[tuple[list[float], int]]
+) -> None:
+    """At every position of every stage, with the remainders carried in; what is carried on is what was owed."""
+    plan, position, owed = token_plan(k, seed, longest), 0, [0] * k
+    for shares, length in stages:
+        wanted = shares[:k] if sum(shares[:k]) > 0 else [1.0] + [0.0] * (k - 1)
+        stage = plan.append(position, plan.domain_pools(), wanted)
+        assert sum(stage.carry) == 0 and (stage.unit, stage.start) == ("tokens", position)
+        kept = normalise_carry(owed, stage.parts, lambda _: True)
+        assert list(stage.carry) == kept or not honoured(kept, stage.parts, partial(plan._lengths, stage), longest)
+        position += length
+        found = lags(plan, position)
+        assert all(-longest * SCALE < lag <= longest * SCALE for row in found for lag in row)
+        owed = found[-1]
+        assert plan._progress(stage, position)[1] == owed and sum(owed) == 0
+
+
+def by_definition(parts: list[int], carry: list[int], rows: list[list[int]], length: int) -> list[int]:
+    """WF2Q as it is written down, in fractions: of the rows that may come, the one asked for in full the soonest."""
+    next_row, work, order = [0] * len(parts), [0] * len(parts), []
+    for _ in range(length):
+        total, finish = sum(work), {}
+        for d, (p, c) in enumerate(zip(parts, carry, strict=True)):
+            if p and Fraction(c + p * total, SCALE) >= work[d]:
+                finish[d] = (Fraction((work[d] + rows[d][next_row[d]]) * SCALE - c, p), d)
+        d = min(finish, key=lambda d: finish[d])
+        work[d] += rows[d][next_row[d]]
+        next_row[d] += 1
+        order.append(d)
+    return order
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tokens_are_shared_as_the_rule_says(seed: int) -> None:
+    """Ties included: few lengths, and shares that are alike."""
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 7))
+    rows = rng.integers(1, [3, 30, 500][seed % 3], size=(k, 600)).tolist()
+    parts = quantise(np.ones(k) if seed % 4 == 0 else rng.dirichlet(np.ones(k)))
+    before = TokenQuota(parts, [0] * k, lambda d, first, count: np.array(rows[d][first : first + count]))
+    carry = before.remainder(int(rng.integers(0, 20))) if seed % 2 else [0] * k
+    quota = TokenQuota(parts, carry, lambda d, first, count: np.array((rows[d] * 2)[first : first + count]))
+    assert quota.domains(0, 90).tolist() == by_definition(parts, carry, rows, 90)
+
+
+def test_tokens_are_not_samples() -> None:
+    """Half the tokens from rows of 30 and half from rows of 10: three of the short ones for each long one."""
+    plan = Plan(Domains(("long", "short"), (50, 50)), 1, lengths=np.repeat([30, 10], 50))
+    plan.append(0, plan.domain_pools(), [0.5, 0.5])
+    assert np.bincount(plan.domains.of(plan.rows(0, 80))).tolist() == [20, 60]
+
+
+@pytest.mark.parametrize("k", [2, 5, 12])
+def test_a_stage_of_tokens_cut_into_pieces_is_the_uncut_stage(k: int) -> None:
+    shares = np.random.default_rng(k).dirichlet(np.ones(k)).tolist()
+    whole, cut, position = token_plan(k, 4, 700), token_plan(k, 4, 700), 0
+    whole.append(0, whole.domain_pools(), shares)
+    for length in np.random.default_rng(k).integers(0, 20, size=60).tolist():
+        cut.append(position, cut.domain_pools(), shares)
+        position += length
+    assert cut.rows(0, position).tolist() == whole.rows(0, position).tolist()
+    assert cut._progress(cut.stages[-1], position) == whole._progress(whole.stages[-1], position)
+
+
+def test_a_plan_in_tokens_goes_on_from_its_last_stage_and_reads_any_piece() -> None:
+    plan = token_plan(3, 8, 90)
+    for start, shares in ((0, [0.5, 0.3, 0.2]), (31, [0.1, 0.6, 0.3]), (77, [0.3, 0.0, 0.7])):
+        plan.append(start, plan.domain_pools(), shares)
+    whole = plan.rows(0, 300)
+    last = Stage.from_json(json.loads(json.dumps(plan.stages[-1].to_json())), {})
+    resumed = Plan(plan.domains, 8, lengths=plan.lengths, stages=[last])
+    assert resumed.rows(77, 300).tolist() == whole[77:].tolist()
+    assert [int(resumed.rows(t, t + 1)[0]) for t in range(299, 76, -7)] == whole[299:76:-7].tolist()
+    assert resumed.append(200, plan.domain_pools(), [0.4, 0.4, 0.2]).to_json() == (
+        plan.append(200, plan.domain_pools(), [0.4, 0.4, 0.2]).to_json()
+    )
+
+
+def test_the_order_in_tokens_is_the_one_earlier_versions_wrote() -> None:
+    """A change of these numbers changes the data of every run in progress."""
+    plan = Plan(DOMAINS, seed=42, lengths=np.arange(87) % 11 + 1)
+    plan.append(0, plan.domain_pools(), [0.5, 0.3, 0.2])
+    plan.append(7, plan.stages[0].pools, [0.2, 0.2, 0.6])
+    assert plan.rows(0, 16).tolist() == [22, 83, 44, 18, 76, 20, 52, 85, 41, 84, 80, 33, 82, 70, 81, 8]
+
+
+def owed_in_tokens(parts: list[int], carry: list[int], rows: np.ndarray) -> np.ndarray:
+    """At each of as many positions as there are rows of a domain, int64[positions + 1, k]; row i of domain d has rows[d][i]
+    tokens."""
+    order = TokenQuota(parts, carry, reader(rows)).domains(0, rows.shape[1])
+    work = np.zeros((len(order) + 1, len(parts)), dtype=np.int64)
+    for d in range(len(parts)):
+        where = np.flatnonzero(order == d)
+        work[where + 1, d] = rows[d][: len(where)]
+    work = work.cumsum(axis=0)
+    return np.array(carry) + np.array(parts) * work.sum(axis=1, keepdims=True) - work * SCALE
+
+
+def reader(rows: np.ndarray) -> Callable[[int, int, int], np.ndarray]:
+    return lambda d, first, count: np.take(rows[d], np.arange(first, first + count), mode="wrap")
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_remainders_in_tokens_are_honoured_if_and_only_if_they_can_be(seed: int) -> None:
+    """Any remainders, of few large domains and some that get almost nothing."""
+    rng = np.random.default_rng(seed)
+    k, longest, length = int(rng.integers(3, 9)), 100, 20_000
+    rows = rng.integers(1, longest + 1, size=(k, length)) if seed % 2 else np.full((k, length), longest)
+    parts = quantise(rng.dirichlet(np.full(k, 0.2)))
+    raw = rng.permutation(np.resize([1.0, -1.0], k)) * rng.uniform(0.7, 1, size=k)
+    raw -= raw.mean()
+    carry = [int(c) for c in raw / np.abs(raw).max() * rng.uniform(0.7, 1) * longest * SCALE]
+    carry = normalise_carry(carry, parts, lambda _: True)
+    worst = np.abs(owed_in_tokens(parts, carry, rows)).max()
+    assert honoured(carry, parts, reader(rows), longest) == (worst <= longest * SCALE)
+    settled = normalise_carry(carry, parts, lambda c: honoured(c, parts, reader(rows), longest))
+    assert sum(settled) == 0 and (settled == carry) == (worst <= longest * SCALE)
+    assert np.abs(owed_in_tokens(parts, settled, rows)).max() <= longest * SCALE
+
+
+def test_remainders_in_tokens_that_no_order_can_honour_are_shrunk() -> None:
+    """Two domains owed most of a longest row each, of which both have such a row next."""
+    parts, rows = quantise([0.5, 0.5 - 2e-6, 1e-6, 1e-6]), np.full((4, 500), 100)
+    owed = [SCALE * 90, SCALE * 90, -SCALE * 90, -SCALE * 90]
+    assert not honoured(owed, parts, reader(rows), 100)
+    carry = normalise_carry(owed, parts, lambda c: honoured(c, parts, reader(rows), 100))
+    assert carry == [c * 27 // 64 for c in owed]
+    assert not honoured([101 * SCALE, -101 * SCALE, 0, 0], parts, reader(rows), 100)
+
+
+# -- rows that may come so often and no more -------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    tokens=st.booleans(),
+    limits=st.lists(st.one_of(st.none(), st.integers(1, 90)), min_size=3, max_size=3),
+    starts=st.lists(st.integers(0, 60), min_size=1, max_size=3),
+)
+def test_it_is_known_beforehand_where_a_domain_is_exhausted(
+    seed: int, tokens: bool, limits: list[int | None], starts: list[int]
+) -> None:
+    """Against counting the rows one by one; over stages, since cursors go on."""
+    plan = token_plan(3, seed, 40) if tokens else Plan(Domains(("a", "b", "c"), (40,) * 3), seed)
+    rng = np.random.default_rng(seed)
+    for start in np.cumsum([0, *starts[1:]]).tolist():
+        plan.append(start, plan.domain_pools(), rng.dirichlet(np.ones(3)).tolist())
+    first, stop = plan.stages[-1].start, plan.stages[-1].start + int(rng.integers(0, 200))
+    counts, expected = Counter(plan.domains.of(plan.rows(0, first)).tolist()), None
+    for position, d in enumerate(plan.domains.of(plan.rows(first, stop)).tolist(), start=first + 1):
+        counts[d] += 1
+        if expected is None and counts[d] == limits[d]:
+            expected = (position, d)
+    assert plan.first_reach(limits, stop) == expected
+
+
+def test_one_pool_reaches_its_count_after_as_many_rows() -> None:
+    plan = Plan(DOMAINS, 1)
+    plan.append(5, plan.merged_pool(), [1.0])
+    assert plan.first_reach([100], 104) is None and plan.first_reach([None], 1000) is None
+    assert plan.first_reach([100], 105) == plan.first_reach([100], 300) == (105, 0)
+
+
+def test_the_stages_from_a_position_on_are_enough() -> None:
+    """The latest one alone is not, where it begins later."""
+    plan = six_stages()
+    for position in (0, 40, 41, 96, 97, 149, 203, 260):
+        kept = plan.stages_from(position)
+        assert kept[0] is plan.stage_at(position) and kept[-1] is plan.stages[-1]
+        assert Plan(DOMAINS, 11, stages=kept).rows(position, 400).tolist() == plan.rows(position, 400).tolist()
+    assert Plan(DOMAINS, 11).stages_from(3) == []

@@ -266,6 +266,8 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
                 f"dataflex.select.interval: {select.schedule.interval} steps of {global_batch} rows ask for {budget} rows,"
                 f" but the data has {sum(usable)}; use at most {most} step{'' if most == 1 else 's'}"
             )
+    if mix is not None:
+        mix.most_rows(domains.names, domains.sizes)
     if mix is not None and mix.proportions is not None and len(mix.proportions) != len(domains):
         raise ConfigError(
             f"dataflex.mix.proportions: {len(mix.proportions)} given for {len(domains)} data sets ({', '.join(domains.names)})"

@@ -119,6 +119,8 @@ def _dynamic(config: RunConfig) -> Any:
             module = stock_loader(template, model_args, data_args, training_args, stage, **tokenizer_module)
             module = load_merged(module, list(data_args.dataset))
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
+        if dataflex.mix is not None and not training_args.resume_from_checkpoint:
+            dataflex.mix.settled(_global_batch(training_args))
         identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
         if dataflex.plans_data:
             from dataflex.base.heldout import identity_of, load_held_out
@@ -190,6 +192,9 @@ def _identity(
     file = getattr(config.dataflex.components.get("select"), "file", None)
     if file is not None:
         out["content of the selector's file"] = decide(lambda: hash_file(Path(file)))
+    ledger = getattr(config.dataflex.components.get("mix"), "ledger", None)
+    if ledger is not None:
+        out["content of the mixer's ledger"] = decide(lambda: hash_file(Path(ledger)))
     out["seed"] = training_args.seed
     out["data_seed"] = training_args.data_seed
     out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))

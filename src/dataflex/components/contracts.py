@@ -162,8 +162,10 @@ class Observations:
 
     rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
     sum of their cross entropies; excess: sum over tokens of max(cross entropy - that of the reference, 0), zero unless an
-    ExcessLoss is asked for. proportions: what was requested in the interval. signals: per-domain arrays of the other
-    signals asked for, one array per domain. learning_rate: that of the next step. rng: generator of this decision alone.
+    ExcessLoss is asked for. proportions: what was in force in the interval; asked: what the mixer last asked for, which is
+    the same while no domain is exhausted. signals: per-domain arrays of the other signals asked for, one array per domain.
+    learning_rate: that of the next step. rng: generator of this decision alone. position: samples served since training
+    began. names: of the domains.
     """
 
     step: int
@@ -177,6 +179,9 @@ class Observations:
     rng: np.random.Generator
     excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
     learning_rate: float = 0.0
+    asked: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    position: int = 0
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,21 @@ class Mixer(Component, ABC):
     default_interval: ClassVar[int | None] = None
     """Optimizer steps between two updates where the configuration names none; None: it must."""
 
+    steps: ClassVar[tuple[int, ...] | None] = None
+    """The optimizer steps before which it acts, ascending, if it brings its own; None: by interval. May be a property."""
+
+    positions: ClassVar[tuple[int, ...] | None] = None
+    """As `steps`, in samples served; each must be a whole number of global batches. May be a property."""
+
+    unit: ClassVar[str | None] = None
+    """The unit (samples, tokens) its proportions are shares of, if it cannot be any. May be a property."""
+
+    needs_limit: ClassVar[bool] = False
+    """Whether it makes sense only with `max_repetition`. May be a property."""
+
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""
+
     def initial(self, domains: DomainInfo) -> np.ndarray:
         """Proportions before the first update, float[k]; the run's own unless the mixer brings some."""
         return domains.proportions
@@ -217,7 +237,8 @@ class Mixer(Component, ABC):
         return self.needs
 
     @abstractmethod
-    def update(self, state: State, observations: Observations) -> tuple[Decision, State]: ...
+    def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
+        """None: everything stays as it is, and nothing is recorded."""
 
     def result(self, state: State) -> np.ndarray | None:
         """Proportions that the finished run recommends for another one, float[k]; None: it was not run for that."""

@@ -13,6 +13,7 @@ from dataflex.components.contracts import Component, Mixer
 from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import names_of
+from dataflex.config import mixture
 from dataflex.config.schema import DataflexConfig, MixConfig, OfflineConfig, Schedule, SelectConfig, WeightConfig
 from dataflex.config.values import words
 from dataflex.errors import ConfigError, nearest
@@ -26,8 +27,8 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
     "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
     "mix": {
         **_SCHEDULE,
-        "proportions": list[float],
-        "initial": Literal["uniform", "stratified"],
+        **{"proportions": Any, "max_repetition": Any, "initial": Literal["uniform", "stratified"]},
+        **{"unit": Literal["samples", "tokens"], "when_exhausted": Literal["renormalise", "repeat", "stop"]},
         "eval_dataset": tuple[str, ...] | dict[str, str],
     },
     "weight": {"warmup": int, "scope": Literal["running", "global"]},
@@ -46,11 +47,16 @@ _SIGNALS = {
 
 
 def parse_block(
-    block: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], spelled: Mapping[str, str], notices: list[str]
+    block: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]],
+    spelled: Mapping[str, str],
+    notices: list[str],
+    domains: mixture.Names = None,
 ) -> DataflexConfig:
     """block: nested keys. presets: {slot: {preset name: {"name": class name, "params": {...}}}} of a components file.
 
-    spelled: how the user wrote a key, where it differs from its path ("dataflex.select.interval" -> "update_step").
+    spelled: how the user wrote a key, where it differs from its path ("dataflex.select.interval" -> "update_step"). domains:
+    names of the data sets in `dataset`.
     """
     if not isinstance(block, Mapping):
         raise ConfigError(f"dataflex must be a block of keys, got {block!r}")
@@ -67,7 +73,7 @@ def parse_block(
         if name in top and top[name] < 1:
             raise ConfigError(f"{key(f'dataflex.{name}')} must be at least 1, got {top[name]}")
     slots = {
-        slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices, bool(spelled))
+        slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices, bool(spelled), domains)
         for slot in _SLOT_KEYS
         if block.get(slot) is not None
     }
@@ -105,7 +111,15 @@ def _check_file(name: str, path: str) -> None:
         raise ConfigError(f"dataflex.offline.{error}") from None
 
 
-def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], spelled: bool) -> Any:
+def _slot(
+    slot: str,
+    given: Any,
+    presets: Mapping[str, Any],
+    key: Any,
+    notices: list[str],
+    spelled: bool,
+    domains: mixture.Names,
+) -> Any:
     path = f"dataflex.{slot}"
     if isinstance(given, str):
         given = {"name": given}
@@ -153,22 +167,41 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
         return WeightConfig(name=name, component=component, **own)  # type: ignore[arg-type]
 
     schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
-    fixed = isinstance(component, Mixer) and component.fixed
-    if schedule.interval is None and isinstance(component, Mixer):
+    if slot == "mix":
+        return _mix(name, component, schedule, own, key, [] if spelled else notices, domains)  # type: ignore[arg-type]
+    if schedule.interval is None:
+        raise ConfigError(_interval_missing(name, path, key))
+    if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:
+        raise ConfigError(f"{key(f'{path}.keep_ratio')} must be in (0, 1], got {own['keep_ratio']}")
+    return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+
+
+def _mix(
+    name: str,
+    component: Mixer,
+    schedule: Schedule,
+    own: dict[str, Any],
+    key: Any,
+    notices: list[str],
+    domains: mixture.Names,
+) -> MixConfig:
+    for parameter, read in (("proportions", mixture.proportions), ("max_repetition", mixture.repetition)):
+        if parameter in own:
+            own[parameter] = read(own[parameter], domains, key(f"dataflex.mix.{parameter}"))
+    if own.get("max_repetition") is None and own.pop("when_exhausted", None) is not None:
+        notices.append("dataflex.mix.when_exhausted has no effect without max_repetition")
+    mixture.check_mixer(component, own, name, domains, key)
+    if component.fixed or component.steps is not None or component.positions is not None:
+        schedule = mixture.schedule_of(component, schedule, name, notices)
+    elif schedule.interval is None:
         schedule = replace(schedule, interval=component.default_interval)
-    if schedule.interval is None and not fixed:
-        raise ConfigError(f"{key(f'{path}.interval')} is required: optimizer steps between two updates of {name}")
-    if slot == "select":
-        if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:
-            raise ConfigError(f"{key(f'{path}.keep_ratio')} must be in (0, 1], got {own['keep_ratio']}")
-        return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
-    if fixed and schedule != Schedule() and not spelled:
-        notices.append(f"{path}: warmup, interval and updates have no effect with fixed proportions")
-    if fixed:
-        schedule = Schedule()
-    if "proportions" in own:
-        own["proportions"] = check_proportions(own["proportions"], key(f"{path}.proportions"))
-    return MixConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
+        if schedule.interval is None:
+            raise ConfigError(_interval_missing(name, "dataflex.mix", key))
+    return MixConfig(name=name, component=component, schedule=schedule, **own)
+
+
+def _interval_missing(name: str, path: str, key: Any) -> str:
+    return f"{key(f'{path}.interval')} is required: optimizer steps between two updates of {name}"
 
 
 def _own_class(slot: str, name: str, given: Any, key: Any) -> type[Component]:
@@ -176,15 +209,6 @@ def _own_class(slot: str, name: str, given: Any, key: Any) -> type[Component]:
     if not isinstance(given, str) or ":" not in given:
         raise ConfigError(f"{where} must name the class of {name}, as module:Class, got {given!r}")
     return resolve(slot, given, where)
-
-
-def check_proportions(values: list[float], key: str) -> tuple[float, ...]:
-    """Non-negative and adding up to one (to 1e-6); the number of data sets is checked with the data."""
-    if not values or any(not (v >= 0) or v == float("inf") for v in values):
-        raise ConfigError(f"{key} must be non-negative numbers, got {values}")
-    if abs(sum(values) - 1) > 1e-6:
-        raise ConfigError(f"{key} must add up to 1, got {values} (sum {sum(values):g})")
-    return tuple(float(v) for v in values)
 
 
 def _component(

@@ -70,6 +70,10 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
             raise ConfigError(f"{key} makes an exact resume impossible and cannot be combined with {what}")
     if truth(lf.get("auto_find_batch_size"), "auto_find_batch_size"):
         raise ConfigError(f"auto_find_batch_size changes the global batch mid-run and cannot be combined with {what}")
+    if config.select is not None and config.mix is not None and config.mix.max_repetition is not None:
+        raise ConfigError(
+            "dataflex.mix.max_repetition counts the rows of whole domains and cannot be combined with select in this version"
+        )
     proportions = config.mix.proportions if config.mix else None
     datasets = lf.get("dataset")
     if proportions is not None and isinstance(datasets, str | list):

@@ -17,6 +17,7 @@ from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
+from dataflex.config.mixture import domain_names
 from dataflex.config.schema import RunConfig
 from dataflex.config.values import integer
 from dataflex.errors import ConfigError
@@ -52,7 +53,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         block, extra, spelled = translate(flat, raw, notices)
         if not block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
-    config = replace(parse_block(block, read_presets(given_file), spelled, notices), **extra)
+    config = replace(parse_block(block, read_presets(given_file), spelled, notices, domain_names(raw)), **extra)
     if not config.components and block:
         raise ConfigError("dataflex: the block has no component; add select, mix or weight")
     if not config.components:

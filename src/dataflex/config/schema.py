@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
 from dataflex.components.requests import Request, names_of
+from dataflex.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When a component acts, in optimizer steps: at `warmup`, then every `interval`, `updates` times (None: to the end).
 
-    interval None: never (a static mixture).
+    interval None: never (a static mixture). at: the steps themselves, ascending, where a component names its own.
     """
 
     warmup: int = 0
     interval: int | None = None
     updates: int | None = None
+    at: tuple[int, ...] | None = None
 
     def due(self, step: int) -> bool:
         """Whether an update falls before optimizer step `step` (counted from 0)."""
+        if self.at is not None:
+            return self.next_due(step) == step
         if self.interval is None or step < self.warmup or (step - self.warmup) % self.interval:
             return False
         return self.updates is None or (step - self.warmup) // self.interval < self.updates
 
     def next_due(self, step: int) -> int | None:
         """The first step at or after `step` at which an update is due; None if there is none."""
+        if self.at is not None:
+            place = bisect_left(self.at, step)
+            return self.at[place] if place < len(self.at) else None
         if self.interval is None:
             return None
         turn = max(0, -(-(step - self.warmup) // self.interval))
@@ -37,12 +45,16 @@ class Schedule:
 
     def turns(self, steps: int) -> int:
         """Updates in a run of `steps` optimizer steps."""
+        if self.at is not None:
+            return bisect_left(self.at, steps)
         assert self.interval is not None
         due = max(0, -(-(steps - self.warmup) // self.interval))
         return due if self.updates is None else min(due, self.updates)
 
     def turn(self, step: int) -> int:
         """Updates made before the one due at `step`."""
+        if self.at is not None:
+            return bisect_left(self.at, step)
         assert self.interval is not None
         return (step - self.warmup) // self.interval
 
@@ -62,7 +74,11 @@ class SelectConfig:
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size).
-    eval_dataset: data sets of held-out rows, in the order of `dataset` or by domain."""
+
+    unit: what proportions are shares of. max_repetition: how often the rows of a domain may be served, of all of them or of
+    each (None: without limit), and when_exhausted, what happens then. eval_dataset: data sets of held-out rows, in the order
+    of `dataset` or by domain.
+    """
 
     name: str
     component: Mixer
@@ -70,6 +86,34 @@ class MixConfig:
     proportions: tuple[float, ...] | None = None
     initial: Literal["uniform", "stratified"] = "uniform"
     eval_dataset: tuple[str, ...] | dict[str, str] = ()
+    unit: Literal["samples", "tokens"] = "samples"
+    max_repetition: float | tuple[float | None, ...] | None = None
+    when_exhausted: Literal["renormalise", "repeat", "stop"] = "renormalise"
+
+    def settled(self, global_batch: int, origin: tuple[int, int] = (0, 0)) -> Schedule:
+        """The schedule where `global_batch` rows are served a step from origin (step, position) on. ConfigError if the mixer
+        is to act after a fraction of a step."""
+        positions = self.component.positions
+        if positions is None:
+            return self.schedule
+        step, begin = origin
+        for position in positions:
+            if position > begin and (position - begin) % global_batch:
+                raise ConfigError(
+                    f"dataflex.mix.name: {self.name} acts at row {position}, which is not a whole number of steps of"
+                    f" {global_batch} rows{f' from row {begin} on' if begin else ''}; choose another global batch"
+                )
+        return replace(self.schedule, at=tuple(sorted({step + (p - begin) // global_batch for p in positions})))
+
+    def most_rows(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> list[int | None]:
+        """How many rows each domain may serve in all; ConfigError if that is none of some domain."""
+        each = self.max_repetition
+        limits = each if isinstance(each, tuple) else (each,) * len(sizes)
+        most = [None if m is None else int(m * n) for m, n in zip(limits, sizes, strict=True)]
+        for name, size, limit, count in zip(names, sizes, limits, most, strict=True):
+            if count == 0:
+                raise ConfigError(f"dataflex.mix.max_repetition: {limit} leaves none of the {size} rows of {name!r}")
+        return most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +199,7 @@ class DataflexConfig:
                 continue
             record: dict[str, Any] = {"name": spec.name}
             if slot != "weight":
-                record |= asdict(spec.schedule)
+                record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
             record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
             record |= asdict(spec.component)
             out[slot] = {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}

@@ -45,8 +45,7 @@ class Checkpoints(Host):  # type: ignore[misc]
         self.sums.load(snapshot.extra["sums"] if collectives.rank() == 0 else None)
         self._restore_extra(snapshot.extra)
         self._origin = (snapshot.step, snapshot.position)
-        if snapshot.stage is not None:
-            self.plan.stages = [snapshot.stage]
+        self.plan.stages = snapshot.stages
         if collectives.rank() == 0 and exposure_path(folder).is_file():
             self.exposure.load(exposure_path(folder))
         if snapshot.global_batch != self.global_batch and self.config.plans_data and self._counts_epochs:
@@ -69,12 +68,13 @@ class Checkpoints(Host):  # type: ignore[misc]
         step = self.state.global_step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
         self._close_step()
+        position = self.position(step) if self.config.plans_data else step * self.global_batch
         snapshot = Snapshot(
             step=step,
-            position=self.position(step) if self.config.plans_data else step * self.global_batch,
+            position=position,
             global_batch=self.global_batch,
             identity=self.identity,
-            stage=self.plan.stages[-1] if self.plan.stages else None,
+            stages=self.plan.stages_from(position),
             components=self.states,
             extra=self._extra_state(),
         )

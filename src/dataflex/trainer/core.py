@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataflex.config.schema import DataflexConfig
+from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
 from dataflex.trainer.checkpoints import Checkpoints
 from dataflex.trainer.evaluate import DomainEvaluation
@@ -57,13 +58,14 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
             domains,
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             shuffle=not self.finetuning_args.disable_shuffling,
+            lengths=self.rows.lengths() if self.config.mix is not None and self.config.mix.unit == "tokens" else None,
         )
         self._origin = (0, 0)  # (step, position) the current global batch has been in force since
         self._feed: Feed | None = None
         self._horizon = 0
         self._pending_scalars: dict[str, float] = {}
-        self._served = np.zeros(len(domains), dtype=np.int64)  # rows of each domain since the last log
-        self.served = np.zeros(len(domains), dtype=np.int64)  # and since training began
+        self._served = np.zeros(len(domains))  # rows (or tokens) of each domain since the last log
+        self.served = np.zeros(len(domains), dtype=np.int64)  # and rows since training began
         self._micro_ids: torch.Tensor | None = None
         self._step_batches: list[Any] = []
         if self.config.freeze_gate:
@@ -151,12 +153,15 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         if self._feed is None or step >= self._horizon:
             self._decide(step)
             self._open_feed(step)
+            if self._horizon <= step:
+                self._end_early(step)
+                return [], None
         else:
             self._adjust(step)
         assert self._feed is not None
-        self._step_batches, counts = self._feed.next_step()
-        self._served += counts
-        self.served += counts
+        self._step_batches, rows, amounts = self._feed.next_step()
+        self._served += amounts
+        self.served += rows
         return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
 
     def _open_feed(self, step: int) -> None:
@@ -173,13 +178,29 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
                 workers=args.dataloader_num_workers,
                 prefetch=args.dataloader_prefetch_factor,
                 pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+                lengths=self.plan.lengths,
             )
         left = self.plan.stages[-1].start + MAX_STAGE - self.position(step)
         dues = [s.next_due(step + 1) for s in self._schedules().values()]
-        self._horizon = min(
-            [args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)]
+        self._horizon = self._servable(
+            step, min([args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)])
         )
         self._feed.open(self.position(step), self._horizon - step)
+
+    def _servable(self, step: int, horizon: int) -> int:
+        """Up to which step, at most `horizon`, global batches can be filled."""
+        return horizon
+
+    def _end_early(self, step: int) -> None:
+        """End the run before optimizer step `step`: as at its normal end, what has not been evaluated or saved yet is."""
+        args, fresh = self.args, step > self._origin[0]
+        if not step:
+            raise DataflexError("no global batch can be filled, so there is nothing to train on")
+        self._step_batches, self.control.should_training_stop = [], True
+        if fresh and args.save_strategy == SaveStrategy.STEPS:
+            self.control.should_save = step % self.state.save_steps != 0
+        if fresh and args.eval_strategy == IntervalStrategy.STEPS and args.eval_delay <= step:
+            self.control.should_evaluate = step % self.state.eval_steps != 0
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self._micro_ids = inputs.pop(SAMPLE_IDS, None)
@@ -203,8 +224,9 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     def _open_first_stage(self) -> None:
         merged = self.config.mix is None
         pools = self.plan.merged_pool() if merged else self.plan.domain_pools()
-        self.plan.append(0, pools, [1.0] if merged else self._initial_proportions())
-        self._log_decision(0, _OPENING, {"rows": len(self.rows)}, {}, 0.0)
+        stage = self.plan.append(0, pools, [1.0] if merged else self._initial_proportions())
+        named = {} if merged else {"proportions": dict(zip(self.rows.domains.names, stage.proportions, strict=True))}
+        self._log_decision(0, _OPENING, {"rows": len(self.rows), **named}, {}, 0.0, stage)
 
     def _initial_proportions(self) -> list[float]:
         return [1.0]
@@ -214,8 +236,8 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         position = self.position(step)
         if position - self.plan.stages[-1].start >= MAX_STAGE:
             last = self.plan.stages[-1]
-            self.plan.append(position, last.pools, last.proportions)
-            self._log_decision(step, _CONTINUATION, {}, {}, 0.0)
+            stage = self.plan.append(position, last.pools, last.proportions)
+            self._log_decision(step, _CONTINUATION, {}, {}, 0.0, stage)
         self._select(step)
         self._mix(step)
 
@@ -229,21 +251,24 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         """MixTrainer's turn."""
 
     def _log_decision(
-        self, step: int, component: str, decided: dict[str, Any], source: dict[str, Any], seconds: float
+        self,
+        step: int,
+        component: str,
+        decided: dict[str, Any],
+        source: dict[str, Any],
+        seconds: float,
+        stage: Stage | None = None,
     ) -> None:
-        """Of a decision that opened a stage at this step, the stage too."""
-        stage: Stage = self.plan.stages[-1]
-        position = self.position(step)
-        opened = {"stage": stage.to_json()} if stage.start == position else {}
+        """stage: the one that the decision opened."""
         self.run_files.record(
             {
                 "step": step,
-                "position": position,
+                "position": stage.start if stage is not None else self.position(step),
                 "component": component,
                 "decided": decided,
                 "from": source,
                 "seconds": round(seconds, 3),
-                **opened,
+                **({"stage": stage.to_json()} if stage is not None else {}),
             }
         )
 

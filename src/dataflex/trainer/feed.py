@@ -29,7 +29,8 @@ class Feed:
     """Global batch at position t, micro-step m, rank r, row i: the plan's row t + (m * ranks + r) * per_device + i.
 
     rows_at(start, stop): the plan. A span of steps is opened up to the next decision; workers may read ahead inside it,
-    never past it, and are kept from span to span. Nothing is drawn from torch's global generator.
+    never past it, and are kept from span to span. Nothing is drawn from torch's global generator. lengths: what each row
+    counts as, int[N]; None: one.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Feed:
         workers: int = 0,
         prefetch: int | None = None,
         pin_memory: bool = False,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.rows, self.rows_at = rows, rows_at
         self.per_device, self.accumulation, self.rank, self.ranks = per_device, accumulation, rank, ranks
+        self.lengths = lengths
         self.global_batch = per_device * accumulation * ranks
         self._span = (0, 0)
-        self._counts: deque[np.ndarray] = deque()
+        self._counts: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._iterator: Iterator[Any] | None = None
         self._loader = DataLoader(
             rows,
@@ -69,7 +72,10 @@ class Feed:
             begin = position + first * self.global_batch
             ids = self.rows_at(begin, begin + min(_STEPS_AT_ONCE, steps - first) * self.global_batch)
             for step in ids.reshape(-1, self.global_batch):
-                self._counts.append(np.bincount(self.rows.domains.of(step), minlength=len(self.rows.domains)))
+                domains, k = self.rows.domains.of(step), len(self.rows.domains)
+                rows = np.bincount(domains, minlength=k)
+                tokens = rows if self.lengths is None else np.bincount(domains, self.lengths[step], minlength=k)
+                self._counts.append((rows, tokens))
                 mine = step.reshape(self.accumulation, self.ranks, self.per_device)[:, self.rank]
                 yield from mine.tolist()
 
@@ -79,11 +85,12 @@ class Feed:
         self._counts.clear()
         self._iterator = iter(self._loader)
 
-    def next_step(self) -> tuple[list[Any], np.ndarray]:
-        """The micro-batches of the next optimizer step, and its global batch's rows per domain, int64[k]."""
+    def next_step(self) -> tuple[list[Any], np.ndarray, np.ndarray]:
+        """The micro-batches of the next optimizer step, and of its global batch the rows of each domain and what they count as,
+        each [k]."""
         assert self._iterator is not None
         batches = [next(self._iterator) for _ in range(self.accumulation)]
-        return batches, self._counts.popleft()
+        return batches, *self._counts.popleft()
 
     def close(self) -> None:
         """End the workers; the feed cannot be opened again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
 from dataflex.components.requests import DomainGradients, Request, RouterLoad, name_of
-from dataflex.config.schema import MixConfig
+from dataflex.config.schema import MixConfig, Schedule
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
-from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.limits import LimitedTrainer
 from dataflex.trainer.plan import Domains
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
@@ -26,8 +27,10 @@ _FREE = ("train_loss", "excess_loss")  # sums that training adds up by itself
 _PURPOSE = 0x3173  # keeps this family's random numbers apart from those of the plan and of selectors
 
 
-class MixTrainer(DynamicTrainer):
+class MixTrainer(LimitedTrainer):
     """At each update the mixer sets the proportions, from sums over all ranks and all samples since the last one."""
+
+    _asked: np.ndarray  # proportions, as the mixer last gave them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,7 +39,19 @@ class MixTrainer(DynamicTrainer):
     def _initial_proportions(self) -> list[float]:
         spec = self.config.mix
         assert spec is not None
-        return np.asarray(spec.component.initial(self._domain_info()), dtype=np.float64).tolist()
+        found = decide(lambda: spec.component.initial(self._domain_info()))  # may read a file
+        self._asked = np.asarray(found, dtype=np.float64)
+        return self._asked.tolist()
+
+    @cached_property
+    def _mix_schedule(self) -> Schedule:
+        """Asked for once the run has begun or has been restored."""
+        assert self.config.mix is not None
+        return self.config.mix.settled(self.global_batch, self._origin)
+
+    def _schedules(self) -> dict[str, Any]:
+        found = super()._schedules()
+        return found | {"mix": self._mix_schedule} if "mix" in found else found
 
     def _domain_info(self) -> DomainInfo:
         assert self.config.mix is not None
@@ -67,7 +82,7 @@ class MixTrainer(DynamicTrainer):
 
     def _mix(self, step: int) -> None:
         spec = self.config.mix
-        if spec is None or not spec.schedule.due(step):
+        if spec is None or not self._mix_schedule.due(step):
             return super()._mix(step)
         begin = time.perf_counter()
         mixer, names = spec.component, self.rows.domains.names
@@ -76,8 +91,8 @@ class MixTrainer(DynamicTrainer):
         totals = self.sums.take()
         observations = Observations(
             step=step,
-            update=spec.schedule.turn(step),
-            proportions=np.asarray(self.plan.stages[-1].proportions),
+            update=self._mix_schedule.turn(step),
+            proportions=np.asarray(self.plan.stage_at(self.position(step)).proportions),
             rows=totals[:, 0],
             loss=totals[:, 1],
             tokens=totals[:, 2],
@@ -86,29 +101,39 @@ class MixTrainer(DynamicTrainer):
             signals=measured,
             learning_rate=float(self._get_learning_rate()),
             rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
+            asked=self._asked,
+            position=self.position(step),
+            names=names,
         )
 
-        def run() -> tuple[Decision, dict[str, Any]]:
+        def run() -> tuple[Decision | None, dict[str, Any]]:
             decision, state = mixer.update(self.states["mix"], observations)
-            check_decision(spec.name, decision, len(names))
+            if decision is not None:
+                check_decision(spec.name, decision, len(names))
             return decision, state
 
         decision, self.states["mix"] = decide(run)
+        if decision is None:
+            return super()._mix(step)
         self._weigh_domains(decision.loss_weights)
         decided: dict[str, Any] = {}
+        stage = None
         if mixer.moves_proportions:
-            proportions = np.asarray(decision.proportions).tolist()
-            self.plan.append(self.position(step), self.plan.stages[-1].pools, proportions)
-            decided["proportions"] = dict(zip(names, proportions, strict=True))
+            self._asked = np.asarray(decision.proportions, dtype=np.float64)
+            stage = self._turn_to(step, self._asked)
+            decided["proportions"] = dict(zip(names, self._asked.tolist(), strict=True))
+            in_force = self.plan.stages[-1].proportions
+            if np.abs(self._asked - in_force).max() > 1e-9:  # domains are exhausted
+                decided["in_force"] = dict(zip(names, in_force, strict=True))
         if decision.loss_weights is not None:
             decided["loss_weights"] = dict(zip(names, np.asarray(decision.loss_weights).tolist(), strict=True))
         realized = self.served - self._served_before
         self._served_before = self.served.copy()
         source = {
-            "requested": observations.proportions * realized.sum(), "realized": realized,
+            "requested": observations.proportions, "realized": realized,
             "rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix"),
         }  # fmt: skip
-        self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin)
+        self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin, stage)
         return super()._mix(step)
 
     def _by_domains(self, request: Request) -> list[np.ndarray]:
@@ -121,12 +146,14 @@ class MixTrainer(DynamicTrainer):
 
     def _extra_state(self) -> dict[str, Any]:
         weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights.cpu().numpy()}
-        return {**super()._extra_state(), "served_before": self._served_before.copy(), **weights}
+        own = {"served_before": self._served_before.copy(), "asked": self._asked}
+        return {**super()._extra_state(), **own, **weights}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
         self._served_before = np.array(extra["served_before"])
         self._weigh_domains(extra.get("loss_weights"))
+        self._asked = extra["asked"]
 
     def _conclude(self) -> None:
         super()._conclude()
@@ -139,7 +166,7 @@ class MixTrainer(DynamicTrainer):
     def _scalars(self) -> dict[str, float]:
         out = super()._scalars()
         if self.config.mix is not None:
-            stage = self.plan.stages[-1]
+            stage = self.plan.stage_at(self.position(self.state.global_step) - 1)
             for d, name in enumerate(self.rows.domains.names):
                 out[f"dataflex/proportion/{name}"] = float(stage.proportions[d])
                 out[f"dataflex/epochs/{name}"] = float(self.served[d] / len(stage.pools[d]))

@@ -8,14 +8,18 @@ found from its own stage alone. Pure numpy, no torch, no I/O.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
 from .quota import SCALE, Quota, normalise_carry, quantise
 from .random import Permutation, derive_key
+from .token_quota import TokenQuota, honoured
+
+Unit = Literal["samples", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Stage:
     """From position `start` on: pools, their proportions and cursors.
 
     proportions: float per pool (adding up to one); cursors: rows of each pool served before `start`, as
-    epoch * len(pool) + offset; carry: remainders owed to each pool at `start`, in units of 1 / SCALE of a sample.
+    epoch * len(pool) + offset; carry: remainders owed to each pool at `start`, in units of 1 / SCALE of a sample, or of a
+    token. unit: what the proportions are shares of.
     """
 
     index: int
@@ -78,6 +83,7 @@ class Stage:
     proportions: tuple[float, ...]
     cursors: tuple[int, ...]
     carry: tuple[int, ...]
+    unit: Unit = "samples"
     parts: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +104,7 @@ class Stage:
                 list(divmod(c, len(p))) if len(p) else [0, 0] for c, p in zip(self.cursors, self.pools, strict=True)
             ],
             "carry": list(self.carry),
+            "unit": self.unit,
             "pools": [
                 {"key": p.key, "size": len(p), **({"start": p.start} if p.ids is None else {"chosen": True})}
                 for p in self.pools
@@ -121,17 +128,29 @@ class Stage:
             proportions=tuple(record["proportions"]),
             cursors=cursors,
             carry=tuple(record["carry"]),
+            unit=record["unit"],
         )
 
 
 class Plan:
-    """f(seed, ledger, t). Holds nothing that is not in `seed`, `domains`, `shuffle` and `stages`, except caches.
+    """f(seed, ledger, t). Holds nothing that is not in `seed`, `domains`, `shuffle`, `lengths` and `stages`, except caches.
 
-    A resumed run needs the latest stage only; positions before the first stage held cannot be asked for.
+    lengths: tokens of each row, int[N], where proportions are shares of tokens; None: of samples. A resumed run needs the
+    stages from its position on; positions before the first stage held cannot be asked for.
     """
 
-    def __init__(self, domains: Domains, seed: int, *, shuffle: bool = True, stages: Sequence[Stage] = ()) -> None:
+    def __init__(
+        self,
+        domains: Domains,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        lengths: np.ndarray | None = None,
+        stages: Sequence[Stage] = (),
+    ) -> None:
         self.domains, self.seed, self.shuffle = domains, seed, shuffle
+        # a row without a token counts as one, so that tokens go on with every position
+        self.lengths = None if lengths is None else np.maximum(lengths, 1).astype(np.int32)
         self.stages: list[Stage] = list(stages)
         self._quotas: dict[Stage, Quota] = {}
         self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
@@ -170,10 +189,24 @@ class Plan:
             pools=pools,
             proportions=tuple(float(p) / SCALE for p in parts),
             cursors=tuple(cursors),
-            carry=tuple(normalise_carry(carry, parts)),
+            carry=tuple(carry),
+            unit="samples" if self.lengths is None else "tokens",
         )
+        stage = replace(stage, carry=tuple(normalise_carry(carry, parts, self._honours(stage))))
         self.stages.append(stage)
         return stage
+
+    def _honours(self, stage: Stage) -> Callable[[list[int]], bool] | None:
+        """Whether the pools of a stage can be served within the bound with given remainders; None: by the rule for samples."""
+        if self.lengths is None or len(stage.pools) == 1:
+            return None
+        longest, lengths = int(self.lengths.max()), partial(self._lengths, stage)
+        return lambda carry: honoured(carry, stage.parts, lengths, longest)
+
+    def _lengths(self, stage: Stage, d: int, first: int, count: int) -> np.ndarray:
+        """Tokens of the rows of pool d that a stage serves as its `first` and following, int32[count]."""
+        assert self.lengths is not None
+        return self.lengths[self._draw(stage, d, stage.cursors[d] + first + np.arange(count, dtype=np.int64))]
 
     @staticmethod
     def _same_pool(a: Pool, b: Pool) -> bool:
@@ -199,6 +232,22 @@ class Plan:
         if place < 0:
             raise IndexError(f"no stage covers position {position}")
         return place
+
+    def stages_from(self, position: int) -> list[Stage]:
+        """Those that serve `position` or a later one."""
+        return self.stages[self._place(position) :] if self.stages else []
+
+    def first_reach(self, counts: Sequence[int | None], stop: int) -> tuple[int, int] | None:
+        """The first position in the latest stage, at most `stop`, by which a pool has been served counts[d] rows in all, and
+        that pool; None if there is none. counts: None for a pool that does not matter."""
+        stage, found = self.stages[-1], []
+        served, length = self._progress(stage, stop)[0], stop - stage.start
+        for d, (count, before, after) in enumerate(zip(counts, stage.cursors, served, strict=True)):
+            if count is not None and before < count <= after:
+                place = count - before if len(stage.pools) == 1 else self._quota(stage).reach(d, count - before, length)
+                assert place is not None
+                found.append((stage.start + place, d))
+        return min(found, default=None)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Sample ids at positions [start, stop), int64."""
@@ -250,9 +299,13 @@ class Plan:
 
     def _quota(self, stage: Stage) -> Quota:
         if stage not in self._quotas:
-            while len(self._quotas) >= 2:  # reading moves forwards; two stages overlap at a boundary
+            while len(self._quotas) >= 4:  # reading moves forwards; a few stages may meet in one batch
                 self._quotas.pop(next(iter(self._quotas)))
-            self._quotas[stage] = Quota(stage.parts, stage.carry)
+            self._quotas[stage] = (
+                Quota(stage.parts, stage.carry)
+                if stage.unit == "samples"
+                else TokenQuota(stage.parts, stage.carry, partial(self._lengths, stage))
+            )
         return self._quotas[stage]
 
 

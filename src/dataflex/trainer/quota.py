@@ -22,7 +22,7 @@ All arithmetic is on integers (units of 1 / SCALE of a sample), so no position d
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -46,17 +46,20 @@ def quantise(proportions: Sequence[float]) -> list[int]:
     return parts
 
 
-def normalise_carry(carry: Sequence[int], parts: Sequence[int]) -> list[int]:
+def normalise_carry(
+    carry: Sequence[int], parts: Sequence[int], honours: Callable[[list[int]], bool] | None = None
+) -> list[int]:
     """The remainders a stage can honour: as they are where possible, zero for domains it does not draw from; sum zero.
 
-    What a domain leaves behind when it is switched off is shared by the others in proportion.
+    What a domain leaves behind when it is switched off is shared by the others in proportion. honours: whether there is an
+    order for given remainders (default: `feasible`, in samples).
     """
     kept = [c if p else 0 for c, p in zip(carry, parts, strict=True)]
     left_over = sum(kept)
     kept = [c - left_over * p // SCALE for c, p in zip(kept, parts, strict=True)]
     largest = max(range(len(kept)), key=lambda d: (parts[d], -d))  # takes the few units lost in divisions
     kept[largest] -= sum(kept)
-    while not feasible(kept, parts):
+    while not (feasible(kept, parts) if honours is None else honours(kept)):
         kept = [c * 3 // 4 if c > 0 else -(-c * 3 // 4) for c in kept]
         kept[largest] -= sum(kept)
     return kept
@@ -105,10 +108,7 @@ class Quota:
         """Compute the sequence up to `length` positions."""
         if length <= self._length:
             return
-        if length > self._sequence.size:
-            grown = np.empty(max(length, 2 * self._sequence.size, 1024), dtype=np.int32)
-            grown[: self._length] = self._sequence[: self._length]
-            self._sequence = grown
+        self._sequence = with_room(self._sequence, self._length, length)
         waiting, ready = self._waiting, self._ready
         for j in range(self._length + 1, length + 1):
             while waiting and waiting[0][0] <= j:
@@ -130,7 +130,21 @@ class Quota:
         self.extend(length)
         return np.bincount(self._sequence[:length], minlength=len(self.parts)).astype(np.int64)
 
+    def reach(self, d: int, count: int, length: int) -> int | None:
+        """After how many positions domain d has been served `count` times; None if that is beyond `length`."""
+        places = np.flatnonzero(self.domains(0, length) == d)
+        return int(places[count - 1]) + 1 if len(places) >= count else None
+
     def remainder(self, length: int) -> list[int]:
         """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE."""
         counts = self.counts(length)
         return [c + p * length - int(n) * SCALE for c, p, n in zip(self.carry, self.parts, counts, strict=True)]
+
+
+def with_room(values: np.ndarray, used: int, length: int) -> np.ndarray:
+    """An array of at least `length` entries that begins with the `used` ones there are."""
+    if length <= values.size:
+        return values
+    grown = np.empty(max(length, 2 * values.size, 1024), dtype=values.dtype)
+    grown[:used] = values[:used]
+    return grown

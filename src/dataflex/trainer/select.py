@@ -157,7 +157,7 @@ class SelectTrainer(DynamicTrainer):
         assert spec is not None
         key = self._key
         pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
-        self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
+        stage = self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
         selected = np.concatenate(chosen)
         looked_at = np.arange(len(self.rows), dtype=np.int64)
         if spec.component.refines:  # of a shortlist, what was on it
@@ -169,6 +169,7 @@ class SelectTrainer(DynamicTrainer):
             {"rows": [len(c) for c in chosen], "file": file},
             {"signals": self.config.signals("select"), "rows": len(self.rows), "without_score": invalid},
             seconds,
+            stage,
         )
         self._pending_scalars |= {
             "dataflex/selection/rows": float(len(selected)),

@@ -1,7 +1,7 @@
 """What a checkpoint holds beside LLaMA-Factory's own files, and which checkpoint is fit to resume from.
 
 checkpoint-<n>/dataflex/
-  state.json        format, step, position, global batch, identity of the run, latest stage, scalars of the components
+  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components
   arrays.npz        arrays of the components, rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
@@ -36,15 +36,15 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 class Snapshot:
     """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
 
-    stage: the latest stage, None where LLaMA-Factory orders the rows. components: state by slot. extra: the trainer's
-    own scalars and arrays (open sums, last losses).
+    stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
+    extra: the trainer's own scalars and arrays (open sums, last losses).
     """
 
     step: int
     position: int
     global_batch: int
     identity: dict[str, Any]
-    stage: Stage | None
+    stages: list[Stage]
     components: dict[str, dict[str, Any]]
     extra: dict[str, Any]
 
@@ -68,12 +68,12 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
         "position": snapshot.position,
         "global_batch": snapshot.global_batch,
         "identity": snapshot.identity,
-        "stage": snapshot.stage.to_json() if snapshot.stage else None,
+        "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
         "extra": split("extra", snapshot.extra),
     }
-    if snapshot.stage:
-        for d, pool in enumerate(snapshot.stage.pools):
+    for stage in snapshot.stages:
+        for d, pool in enumerate(stage.pools):
             if pool.ids is not None:
                 arrays[f"pools/{pool.key}/{d}"] = pool.ids
     buffer = io.BytesIO()
@@ -103,7 +103,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
                 components[rest[0]][rest[1]] = array
             else:
                 extra[rest[0]] = array
-        stage = Stage.from_json(content["stage"], chosen) if content["stage"] else None
+        stages = [Stage.from_json(record, chosen) for record in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
     return (
@@ -112,7 +112,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             position=content["position"],
             global_batch=content["global_batch"],
             identity=content["identity"],
-            stage=stage,
+            stages=stages,
             components=components,
             extra=extra,
         ),

@@ -1,0 +1,47 @@
+"""A mixture that a file says, which may be edited while training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.proportions import in_order, read_proportions
+from dataflex.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileMixer(Mixer):
+    """The proportions that a JSON or YAML file gives for each data set by name, read again at every update.
+
+    path: the file. Content that cannot be used while training is said in one line, and the proportions stay.
+    """
+
+    path: str
+
+    def check(self) -> None:
+        read_proportions("path", self.path)
+
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        self._read(names)
+
+    def _read(self, names: tuple[str, ...]) -> np.ndarray:
+        return np.asarray(in_order("path", read_proportions("path", self.path), names))
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        return self._read(domains.names)
+
+    def init(self, domains: DomainInfo) -> State:
+        return {"complaint": ""}
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
+        try:
+            found = self._read(observations.names)
+        except ConfigError as error:
+            if str(error) != state["complaint"]:
+                print(f"dataflex: the mixture stays as it is: dataflex.mix.{error}", file=sys.stderr, flush=True)
+            return None, {"complaint": str(error)}
+        unchanged = np.array_equal(found, observations.asked)
+        return (None if unchanged else Decision(found)), {"complaint": ""}

@@ -1,0 +1,59 @@
+"""A mixture that changes by a plan made beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.proportions import checked
+from dataflex.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleMixer(Mixer):
+    """At optimizer step s_i the proportions become p_i, the points being (s_i, p_i) with s_0 = 0.
+
+    points: [[s, [p of each data set, in the order of `dataset`]], ...], by ascending steps. interpolate: between two points
+    the proportions move linearly, p(s) = p_i + (p_{i+1} - p_i) (s - s_i) / (s_{i+1} - s_i), in updates every `interval`
+    steps; after the last point they stay.
+    """
+
+    points: tuple[tuple[int, tuple[float, ...]], ...]
+    interpolate: bool = False
+
+    def check(self) -> None:
+        self.require("points", bool(self.points) and self.points[0][0] == 0, "a list of points that begins at step 0")
+        ascending = all(a < b for (a, _), (b, _) in pairwise(self.points))
+        self.require("points", ascending, "in ascending order of steps")
+        for step, values in self.points:
+            checked(f"points at step {step}", values)
+
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        for step, values in self.points:
+            if len(values) != len(names):
+                raise ConfigError(
+                    f"points: {len(values)} proportions at step {step} for {len(names)} data sets ({', '.join(names)})"
+                )
+
+    @property
+    def steps(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        return None if self.interpolate else tuple(step for step, _ in self.points[1:])
+
+    def initial(self, domains: DomainInfo) -> np.ndarray:
+        return np.asarray(self.points[0][1])
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
+        now = self.at(observations.step)
+        return (None if np.array_equal(now, observations.asked) else Decision(now)), state
+
+    def at(self, step: int) -> np.ndarray:
+        """Proportions from a step on, float[k]."""
+        steps, values = [s for s, _ in self.points], np.array([p for _, p in self.points])
+        last = int(np.searchsorted(steps, step, side="right")) - 1
+        if not self.interpolate or last == len(steps) - 1:
+            return values[last]
+        share = (step - steps[last]) / (steps[last + 1] - steps[last])
+        return values[last] + (values[last + 1] - values[last]) * share

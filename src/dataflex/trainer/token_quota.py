@@ -1,0 +1,133 @@
+"""Which domain comes at each position of a stage whose proportions are shares of tokens.
+
+This is worst-case fair weighted fair queueing (WF2Q: J. C. R. Bennett and H. Zhang, "WF2Q: worst-case fair weighted fair
+queueing", INFOCOM 1996), with domains as the flows, rows as the packets and tokens as the time on the line. With T tokens
+served and a remainder c_d carried in, domain d has been asked for a_d(T) = c_d + p_d T tokens. Its i-th row occupies
+[S_d(i), S_d(i + 1)) of its own token stream: the row may come once a_d(T) >= S_d(i), and of the rows that may come the one
+that is asked for in full the soonest is next (ties: the first domain). With L the longest row, at every position
+
+    -(1 - p_d) L <= a_d(T) - realized_d(T) <= L.
+
+The lower bound holds by the first rule. The upper one holds whenever the rows asked for in full by T are at most T + L
+tokens for every T, as they are if no domain was served ahead at the start. That condition survives being cut: it holds
+anew at every position of a stage for which it held, so unchanged proportions can always go on as they are. A change of
+proportions can break it, which `honoured` finds out by following the order, and then the remainders are shrunk.
+
+All arithmetic is on integers (units of 1 / SCALE of a token).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from .quota import HORIZON, SCALE, Quota, with_room
+
+_READ = 512  # rows of a domain whose lengths are looked up at once
+_LOOK = 64  # positions between two looks at whether the bound is safe from there on
+# Two fractions with denominators up to SCALE that differ do so by at least 1 / SCALE^2: scaled by that and rounded down, they
+# compare as they are.
+_EXACT = 2 * (SCALE.bit_length() - 1)
+
+
+class TokenQuota(Quota):
+    """The domain sequence of one stage, computed forwards and kept (one int32 and one int64 per position).
+
+    lengths(d, first, count): tokens, at least one each, of rows `first` to `first + count` of those that the stage serves of
+    domain d.
+    """
+
+    def __init__(
+        self, parts: Sequence[int], carry: Sequence[int], lengths: Callable[[int, int, int], np.ndarray]
+    ) -> None:
+        self._streams = [self._stream(lengths, d) for d in range(len(parts))]
+        self._head = [0] * len(parts)  # tokens of the next row of each domain
+        self._work = [0] * len(parts)  # tokens served of each domain
+        self._total = 0
+        self._ends = np.empty(0, dtype=np.int64)  # tokens served in all, after each position
+        super().__init__(parts, carry)
+
+    @staticmethod
+    def _stream(lengths: Callable[[int, int, int], np.ndarray], d: int) -> Iterator[int]:
+        first = 0
+        while True:
+            yield from lengths(d, first, _READ).tolist()
+            first += _READ
+
+    def _announce(self, d: int) -> None:
+        """Queue the next row of domain d by the tokens after which it may come, and those by which it is asked for in full."""
+        self._head[d] = length = next(self._streams[d])
+        owed, part = self._work[d] * SCALE - self.carry[d], self.parts[d]
+        finish = (owed + length * SCALE << _EXACT) // part
+        release = -(-owed // part)
+        if release <= self._total:
+            heapq.heappush(self._ready, (finish, d))
+        else:
+            heapq.heappush(self._waiting, (release, finish, d))
+
+    def extend(self, length: int) -> None:
+        if length <= self._length:
+            return
+        self._sequence = with_room(self._sequence, self._length, length)
+        self._ends = with_room(self._ends, self._length, length)
+        waiting, ready = self._waiting, self._ready
+        for j in range(self._length, length):
+            while waiting and waiting[0][0] <= self._total:
+                _, finish, d = heapq.heappop(waiting)
+                heapq.heappush(ready, (finish, d))
+            _, d = heapq.heappop(ready)
+            self._total += self._head[d]
+            self._work[d] += self._head[d]
+            self._sequence[j], self._ends[j] = d, self._total
+            self._announce(d)
+        self._length = length
+
+    def soonest(self) -> int:
+        """After how many tokens, rounded down, the first of the rows that are next is asked for in full."""
+        heads = [finish for finish, _ in self._ready] + [finish for _, finish, _ in self._waiting]
+        return min(heads) >> _EXACT
+
+    def ends(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
+        """Of each position in [start, stop), its domain and the tokens served in all when it is."""
+        domains = self.domains(start, stop).tolist()
+        return zip(domains, self._ends[start:stop].tolist(), strict=True)
+
+    def tokens(self, length: int) -> list[int]:
+        """Tokens of each domain among the first `length` positions."""
+        self.extend(length)
+        each = np.diff(self._ends[:length], prepend=0)
+        k = len(self.parts)
+        return [int(n) for n in np.bincount(self._sequence[:length], weights=each, minlength=k)]  # exact below 2^53
+
+    def remainder(self, length: int) -> list[int]:
+        """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE of a token."""
+        served = self.tokens(length)
+        total = sum(served)
+        return [c + p * total - n * SCALE for c, p, n in zip(self.carry, self.parts, served, strict=True)]
+
+
+def honoured(
+    carry: Sequence[int], parts: Sequence[int], lengths: Callable[[int, int, int], np.ndarray], longest: int
+) -> bool:
+    """Whether, with these remainders, no domain is ever owed or was served ahead more than `longest` tokens, the longest row;
+    HORIZON positions are looked at.
+
+    A domain is owed the most right before it is served. Once the rows that are next are asked for in full at a time when
+    domains are ahead by no more than `longest` together, the condition above holds for all rows that follow.
+    """
+    bound = longest * SCALE
+    if any(abs(c) > bound for c in carry):
+        return False
+    quota, work, total = TokenQuota(parts, carry, lengths), [0] * len(parts), 0
+    for begin in range(0, HORIZON, _LOOK):
+        soonest = max(quota.soonest(), 0)
+        if sum(max(-c - p * soonest, 0) for c, p in zip(carry, parts, strict=True)) <= bound:
+            return True
+        for d, end in quota.ends(begin, begin + _LOOK):
+            if carry[d] + parts[d] * total - work[d] * SCALE > bound:
+                return False
+            work[d] += end - total
+            total = end
+    return True
