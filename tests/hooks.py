@@ -399,3 +399,43 @@ def no_loss_kwargs(out: str, _: str) -> None:
         self.model_accepts_loss_kwargs = False
 
     CustomSeq2SeqTrainer.__init__ = wrapped
+
+
+def record_samples(out: str, _: str) -> None:
+    """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list per
+    micro-batch of [sample id, token ids without padding]."""
+    from dataflex.trainer.rows import SAMPLE_IDS
+    from dataflex.trainer.streaming import StreamTrainer
+
+    stock = StreamTrainer.get_batch_samples
+    file = Path(out) / f"samples-{os.environ.get('RANK', '0')}.jsonl"
+
+    def wrapped(self: Any, *args: Any) -> Any:
+        batches, items = stock(self, *args)
+        rows = [
+            [i, row[mask.bool()].tolist()]
+            for batch in batches
+            for i, row, mask in zip(
+                batch[SAMPLE_IDS].tolist(), batch["input_ids"], batch["attention_mask"], strict=True
+            )
+        ]
+        with file.open("a") as handle:
+            handle.write(json.dumps({"step": self.state.global_step, "rows": rows}) + "\n")
+        return batches, items
+
+    StreamTrainer.get_batch_samples = wrapped
+
+
+def count_rows(out: str, _: str) -> None:
+    """Write to rows_read.jsonl how many rows each read of a stream asked for and got, with the process that read."""
+    from dataflex.base.streams import StreamedData
+
+    stock = StreamedData.read
+
+    def wrapped(self: Any, count: int) -> Any:
+        rows = stock(self, count)
+        with (Path(out) / "rows_read.jsonl").open("a") as handle:
+            handle.write(json.dumps({"asked": count, "got": len(rows), "process": os.getpid()}) + "\n")
+        return rows
+
+    StreamedData.read = wrapped

@@ -23,7 +23,12 @@ _OFFLINE: dict[str, Any] = {
 }  # fmt: skip
 _SLOT_KEYS: dict[str, dict[str, Any]] = {
     "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
-    "mix": {**_SCHEDULE, "proportions": list[float], "initial": Literal["uniform", "stratified"]},
+    "mix": {
+        **_SCHEDULE,
+        "proportions": list[float],
+        "initial": Literal["uniform", "stratified"],
+        "stream_block": int,
+    },
     "weight": {"warmup": int, "scope": Literal["running", "global"]},
 }
 
@@ -139,7 +144,7 @@ def _slot(slot: str, given: Any, presets: Mapping[str, Any], key: Any, notices: 
             raise ConfigError(f"{key(f'{path}.target_dataset')} names no data set")
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
 
-    for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):
+    for number, least in (("warmup", 0), ("interval", 1), ("updates", 1), ("stream_block", 1)):
         if number in own and own[number] < least:
             raise ConfigError(f"{key(f'{path}.{number}')} must be at least {least}, got {own[number]}")
     if slot == "weight":

@@ -61,13 +61,22 @@ class SelectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size)."""
+    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size).
+
+    stream_block: raw rows of a block where the data is streamed; None: it is not.
+    """
 
     name: str
     component: Mixer
     schedule: Schedule
     proportions: tuple[float, ...] | None = None
     initial: Literal["uniform", "stratified"] = "uniform"
+    stream_block: int | None = None
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the first mixture follows from the number of rows of each data set."""
+        return self.component.needs_sizes or (self.proportions is None and self.initial == "stratified")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,11 @@ class DataflexConfig:
     def plans_data(self) -> bool:
         """Whether the order of rows is ours (a selector or a mixer) or LLaMA-Factory's."""
         return self.select is not None or self.mix is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the data is streamed instead of indexed."""
+        return self.mix is not None and self.mix.stream_block is not None
 
     @property
     def components(self) -> dict[str, Component]:

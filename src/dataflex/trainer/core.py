@@ -154,26 +154,29 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
 
     def _open_feed(self, step: int) -> None:
-        args = self.args
         if self._feed is None:
-            self._feed = Feed(
-                self.rows,
-                self.data_collator,
-                self.plan.rows,
-                per_device=self._train_batch_size,
-                accumulation=args.gradient_accumulation_steps,
-                rank=collectives.rank(),
-                ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
-                workers=args.dataloader_num_workers,
-                prefetch=args.dataloader_prefetch_factor,
-                pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            )
+            self._feed = self._make_feed()
         left = self.plan.stages[-1].start + MAX_STAGE - self.position(step)
         dues = [s.next_due(step + 1) for s in self._schedules().values()]
         self._horizon = min(
-            [args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)]
+            [self.args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)]
         )
         self._feed.open(self.position(step), self._horizon - step)
+
+    def _make_feed(self) -> Feed:
+        args = self.args
+        return Feed(
+            self.rows,
+            self.data_collator,
+            self.plan.rows,
+            per_device=self._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=collectives.rank(),
+            ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
+            workers=args.dataloader_num_workers,
+            prefetch=args.dataloader_prefetch_factor,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+        )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         self._micro_ids = inputs.pop(SAMPLE_IDS, None)
@@ -198,7 +201,11 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
         merged = self.config.mix is None
         pools = self.plan.merged_pool() if merged else self.plan.domain_pools()
         self.plan.append(0, pools, [1.0] if merged else self._initial_proportions())
-        self._log_decision(0, _OPENING, {"rows": len(self.rows)}, {}, 0.0)
+        self._log_decision(0, _OPENING, self._extent(), {}, 0.0)
+
+    def _extent(self) -> dict[str, Any]:
+        """How much data there is, for the ledger."""
+        return {"rows": len(self.rows)}
 
     def _initial_proportions(self) -> list[float]:
         return [1.0]
@@ -245,9 +252,12 @@ class DynamicTrainer(RowLosses, Measurements, Checkpoints):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.config.plans_data:
-            self.state.epoch = self.position(self.state.global_step) / len(self.rows)
+            self.state.epoch = self._epoch()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._seal_checkpoint()
+
+    def _epoch(self) -> float:
+        return self.position(self.state.global_step) / len(self.rows)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -34,7 +34,7 @@ class MixTrainer(DynamicTrainer):
     def _domain_info(self) -> DomainInfo:
         spec, domains = self.config.mix, self.rows.domains
         assert spec is not None
-        sizes = np.asarray(domains.sizes, dtype=np.int64)
+        sizes = np.asarray(self.rows.sizes, dtype=np.int64)
         if spec.proportions is not None:
             proportions = np.asarray(spec.proportions)
         elif spec.initial == "stratified":
