@@ -375,12 +375,13 @@ def mask_rows(out: str, ids: str) -> None:
 
 def no_model(out: str, _: str) -> None:
     """Fail if a model is loaded."""
-    from llamafactory.train.sft import workflow
+    from llamafactory.train.pt import workflow as pt
+    from llamafactory.train.sft import workflow as sft
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    workflow.load_model = refuse
+    pt.load_model = sft.load_model = refuse
 
 
 def extension_example(out: str, _: str) -> None:
@@ -402,8 +403,8 @@ def no_loss_kwargs(out: str, _: str) -> None:
 
 
 def record_samples(out: str, _: str) -> None:
-    """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list per
-    micro-batch of [sample id, token ids without padding]."""
+    """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list of
+    [sample id, token ids without padding]."""
     from dataflex.trainer.rows import SAMPLE_IDS
     from dataflex.trainer.streaming import StreamTrainer
 
@@ -413,7 +414,7 @@ def record_samples(out: str, _: str) -> None:
     def wrapped(self: Any, *args: Any) -> Any:
         batches, items = stock(self, *args)
         rows = [
-            [i, row[mask.bool()].tolist()]
+            [i, (row[mask.bool()] if mask.ndim == 1 else row).tolist()]
             for batch in batches
             for i, row, mask in zip(
                 batch[SAMPLE_IDS].tolist(), batch["input_ids"], batch["attention_mask"], strict=True

@@ -19,7 +19,7 @@ from dataflex.trainer.streams import STREAM, BlockReader, Cursor, Place
 Config = dict[str, Any]
 
 NAMES = ("lists", "notes", "sums")
-ROWS = {"lists": 23, "notes": 10, "sums": 17}
+ROWS = {"lists": 13, "notes": 6, "sums": 9}
 BLOCK = 4
 STATIC = {"name": "static", "proportions": [0.5, 0.3, 0.2]}
 ODM = {"name": "odm", "warmup": 2, "interval": 3, "proportions": [0.5, 0.3, 0.2]}
@@ -148,7 +148,7 @@ def test_a_stream_serves_what_the_rule_says(
     tokenizer = AutoTokenizer.from_pretrained(ground / "model")
     parts, counts = quantise(STATIC["proportions"]), [0, 0, 0]
     expected = [
-        by_the_rule(tokenizer, name, d, packed=packed, shuffled=shuffled, epochs=6) for d, name in enumerate(NAMES)
+        by_the_rule(tokenizer, name, d, packed=packed, shuffled=shuffled, epochs=12) for d, name in enumerate(NAMES)
     ]
     for position, (sample, ids) in enumerate(rows, start=1):
         d, n = divmod(sample, STREAM)
@@ -157,7 +157,7 @@ def test_a_stream_serves_what_the_rule_says(
         counts[d] += 1
         for part, count in zip(parts, counts, strict=True):  # the quota bound, from the first position on
             assert abs(part * position - count * SCALE) < SCALE
-    one_epoch = [len(e) / 6 for e in expected]
+    one_epoch = [len(e) / 12 for e in expected]
     assert all(count > size for count, size in zip(counts, one_epoch, strict=True)), "every stream began anew"
     last = run.history()[-1]
     assert [last[f"dataflex/epoch/{name}"] for name in NAMES] == [
@@ -184,23 +184,23 @@ def test_workers_and_ranks_do_not_change_what_is_served(streamed: Config, tmp_pa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_reads_no_more_than_it_needs(streamed: Config, tmp_path: Path, workers: int) -> None:
-    """Six steps of four: no read asks for more than a block; without workers the only blocks read are those whose samples were
+    """Four steps of four: no read asks for more than a block; without workers the only blocks read are those whose samples were
     served, and with them one more of each stream. (Before training rank 0 reads one block of each.)"""
-    config = {**streamed, "max_steps": 6, "packing": False, "dataloader_num_workers": workers}
+    config = {**streamed, "max_steps": 4, "packing": False, "dataloader_num_workers": workers}
     run = train(config, tmp_path / "run", hooks=["count_rows", "record_samples"])
     counts = [0, 0, 0]
     for row in (row for step in served(run.ok).values() for row in step):
         counts[row[0] // STREAM] += 1
-    assert counts == [12, 7, 5]
+    assert counts == [8, 5, 3]
     reads = [json.loads(line) for line in (run.out / "rows_read.jsonl").read_text().splitlines()]
     assert {r["asked"] for r in reads} == {BLOCK} and max(r["got"] for r in reads) == BLOCK
     needed = sum(-(-count // BLOCK) for count in counts)
-    first, later = reads[:3], reads[3:]
+    first, later = reads[:3], [r for r in reads[3:] if r["got"]]  # at the end of an epoch a read finds nothing
     assert [r["got"] for r in first] == [BLOCK] * 3
     if not workers:
         assert len(later) == needed
     else:
-        assert needed < len(later) <= needed + 3
+        assert needed <= len(later) <= needed + 3
         assert {r["process"] for r in first}.isdisjoint({r["process"] for r in later})
 
 
@@ -258,7 +258,7 @@ def kill_and_resume(config: Config, tmp_path: Path, kill: int, resumes_at: int, 
 
 PAIRS: dict[str, tuple[Config, int, int]] = {
     "static, packed": ({}, 8, 1),
-    "odm, packed, on a boundary of it": ({**mixed(ODM), "save_steps": 5}, 6, 1),
+    "odm, packed, on a boundary of it": ({**mixed(ODM), "save_steps": 8}, 9, 1),
     "odm, packed, off a boundary, workers": ({**mixed(ODM), "dataloader_num_workers": 2}, 10, 1),
     "random, unpacked, two ranks": ({**mixed(RANDOM), "packing": False, "per_device_train_batch_size": 2}, 9, 2),
     "sft packed, odm and weights": (
@@ -332,7 +332,7 @@ def other_beginning(folder: Path) -> None:
 
 
 def other_rows_later(folder: Path) -> None:
-    change(folder / "sums" / "0.jsonl", 5)
+    change(folder / "sums" / "1.jsonl", 1)
 
 
 def change(file: Path, row: int) -> None:
@@ -359,16 +359,16 @@ CHANGES: dict[str, tuple[Config, Callable[[Path], None] | None, str]] = {
 
 @pytest.fixture(scope="module")
 def stopped(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed after step 6, with the data it reads."""
+    """A run that was killed after step 7, with the data it reads."""
     path = tmp_path_factory.mktemp("stopped")
     write_data(path / "data")
     config = {
         **tiny_run(ground), "stage": "pt", "template": None, "dataset_dir": str(path / "data"), "dataset": ",".join(NAMES),
-        "streaming": True, "cutoff_len": 24, "packing": False, "max_steps": 14, "save_strategy": "steps", "save_steps": 6,
+        "streaming": True, "cutoff_len": 24, "packing": False, "max_steps": 14, "save_strategy": "steps", "save_steps": 7,
         **mixed(STATIC),
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
-    assert train(config, path / "out", hooks=["kill_after:6"]).status == [-9]
+    assert train(config, path / "out", hooks=["kill_after:7"]).status == [-9]
     return path
 
 
@@ -393,7 +393,9 @@ def test_another_run_is_not_gone_on_with(stopped: Path, tmp_path: Path, case: st
         if damage is not None:
             shutil.rmtree(stopped / "data")
             shutil.copytree(tmp_path / "data", stopped / "data")
-    assert_refused(run, "cannot resume", words)
+    lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
+    assert run.status == [2] and len(lines) == 1 and "Traceback" not in run.log, run.log[-3000:]
+    assert "cannot resume" in lines[0] and words in lines[0]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -437,7 +439,10 @@ REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {
     "buffer of nothing": ({"dataflex": {"mix": STATIC}, "buffer_size": 0}, ("buffer_size", "at least 1")),
     "columns": ({"dataset": "lists,columns"}, ("'columns'", "do the columns and formatting")),
     "empty": ({"dataset": "lists,empty"}, ("dataset:", "'empty'")),
-    "nothing left": ({"dataset": "lists,blank", **SFT, "packing": True, "cutoff_len": 4}, ("no row of 'lists_sft' is left",)),
+    "nothing left": (
+        {"cutoff_len": 4096},
+        ("no row of 'lists' is left after tokenization, in blocks of 4 (dataflex.mix.stream_block)",),
+    ),
 }  # fmt: skip
 
 

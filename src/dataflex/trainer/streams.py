@@ -101,7 +101,10 @@ class BlockReader:
             if not rows:
                 self._barren += 1
                 if self._barren > 1:
-                    raise ConfigError(f"dataset: no row of {self.name!r} is left after tokenization")
+                    raise ConfigError(
+                        f"dataset: no row of {self.name!r} is left after tokenization, in blocks of {self.rows_per_block}"
+                        " (dataflex.mix.stream_block)"
+                    )
                 self._place, self._opened = Place(place.epoch + 1, samples=place.samples), False
                 continue
             end = Place(
