@@ -440,3 +440,19 @@ def count_rows(out: str, _: str) -> None:
         return rows
 
     StreamedData.read = wrapped
+
+
+def kill_reader(out: str, reads: str) -> None:
+    """SIGKILL a process that reads ahead when it reads for the given time."""
+    from dataflex.base.streams import StreamedData
+
+    stock, main, left = StreamedData.read, os.getpid(), [int(reads)]
+
+    def wrapped(self: Any, count: int) -> Any:
+        if os.getpid() != main:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return stock(self, count)
+
+    StreamedData.read = wrapped

@@ -27,9 +27,9 @@ STEPS = 13
 # Ledger lines of 13 steps: the first stage and one a decision; a run that is only weighted decides nothing about data.
 LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
-    "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "mix_stream": 1 + 4, "weight_loss": 0,
+    "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
-    "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4,
+    "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4,
 }  # fmt: skip
 
 

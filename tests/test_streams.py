@@ -205,7 +205,9 @@ def test_a_stream_reads_no_more_than_it_needs(streamed: Config, tmp_path: Path, 
 
 
 def test_evaluation_data_is_kept(streamed: Config, tmp_path: Path) -> None:
+    """Read whole, and by several processes where these are asked for (which a stream cannot be)."""
     config = {**streamed, "eval_dataset": "held", "eval_strategy": "steps", "eval_steps": 7, "packing": False}
+    config["preprocessing_num_workers"] = 2
     run = train(config, tmp_path / "run")
     records = json.loads((run.ok.out / "trainer_state.json").read_text())["log_history"]
     losses = [r["eval_loss"] for r in records if "eval_loss" in r]
@@ -504,6 +506,14 @@ def test_data_that_breaks_off_is_one_line(streamed: Config, folder: Path, tmp_pa
     lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
     assert run.status == [1] and len(lines) == 1 and "Traceback" not in run.log, run.log[-3000:]
     assert "dataset: 'broken' cannot be read after row 4" in lines[0]
+
+
+def test_a_reader_that_dies_ends_the_run(streamed: Config, tmp_path: Path) -> None:
+    """Say for want of memory: one line, exit status 1."""
+    run = train({**streamed, "dataloader_num_workers": 2}, tmp_path / "run", hooks=["kill_reader:4"])
+    lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
+    assert run.status == [1] and len(lines) == 1 and "Traceback" not in run.log, run.log[-3000:]
+    assert lines[0].removeprefix("dataflex: error: ") in {f"the process that reads {n!r} has ended" for n in NAMES}
 
 
 # -- the parts -------------------------------------------------------------------------------------------------------

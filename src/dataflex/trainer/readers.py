@@ -52,15 +52,15 @@ class ReadAhead:
         return self._pipes[domain % len(self._pipes)]
 
     def next(self, domain: int) -> Block:
-        while not self._ready[domain]:
-            try:
+        try:
+            while not self._ready[domain]:
                 found, answer = self._pipe(domain).recv()
-            except (EOFError, OSError):
-                raise DataflexError(f"the process that reads {self._names[domain]!r} has ended") from None
-            if isinstance(answer, DataflexError):
-                raise answer
-            self._ready[found].append(answer)
-        self._pipe(domain).send(domain)
+                if isinstance(answer, DataflexError):
+                    raise answer
+                self._ready[found].append(answer)
+            self._pipe(domain).send(domain)
+        except (EOFError, OSError):
+            raise DataflexError(f"the process that reads {self._names[domain]!r} has ended") from None
         return self._ready[domain].popleft()
 
     def close(self) -> None:
