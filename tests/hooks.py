@@ -447,12 +447,13 @@ def mask_rows(out: str, ids: str) -> None:
 
 def no_model(out: str, _: str) -> None:
     """Fail if a model is loaded."""
-    from llamafactory.train.sft import workflow
+    from llamafactory.train.pt import workflow as pt
+    from llamafactory.train.sft import workflow as sft
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    workflow.load_model = refuse
+    pt.load_model = sft.load_model = refuse
 
 
 def extension_example(out: str, _: str) -> None:
@@ -471,3 +472,59 @@ def no_loss_kwargs(out: str, _: str) -> None:
         self.model_accepts_loss_kwargs = False
 
     CustomSeq2SeqTrainer.__init__ = wrapped
+
+
+def record_samples(out: str, _: str) -> None:
+    """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list of
+    [sample id, token ids without padding]."""
+    from dataflex.trainer.rows import SAMPLE_IDS
+    from dataflex.trainer.streaming import StreamTrainer
+
+    stock = StreamTrainer.get_batch_samples
+    file = Path(out) / f"samples-{os.environ.get('RANK', '0')}.jsonl"
+
+    def wrapped(self: Any, *args: Any) -> Any:
+        batches, items = stock(self, *args)
+        rows = [
+            [i, (row[mask.bool()] if mask.ndim == 1 else row).tolist()]
+            for batch in batches
+            for i, row, mask in zip(
+                batch[SAMPLE_IDS].tolist(), batch["input_ids"], batch["attention_mask"], strict=True
+            )
+        ]
+        with file.open("a") as handle:
+            handle.write(json.dumps({"step": self.state.global_step, "rows": rows}) + "\n")
+        return batches, items
+
+    StreamTrainer.get_batch_samples = wrapped
+
+
+def count_rows(out: str, _: str) -> None:
+    """Write to rows_read.jsonl how many rows each read of a stream asked for and got, with the process that read."""
+    from dataflex.base.streams import StreamedData
+
+    stock = StreamedData.read
+
+    def wrapped(self: Any, count: int) -> Any:
+        rows = stock(self, count)
+        with (Path(out) / "rows_read.jsonl").open("a") as handle:
+            handle.write(json.dumps({"asked": count, "got": len(rows), "process": os.getpid()}) + "\n")
+        return rows
+
+    StreamedData.read = wrapped
+
+
+def kill_reader(out: str, reads: str) -> None:
+    """SIGKILL a process that reads ahead when it reads for the given time."""
+    from dataflex.base.streams import StreamedData
+
+    stock, main, left = StreamedData.read, os.getpid(), [int(reads)]
+
+    def wrapped(self: Any, count: int) -> Any:
+        if os.getpid() != main:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return stock(self, count)
+
+    StreamedData.read = wrapped

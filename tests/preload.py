@@ -15,5 +15,6 @@ import trl
 import dataflex.base.callbacks
 import dataflex.base.data
 import dataflex.base.launch
+import dataflex.base.streams
 import dataflex.base.train
 import dataflex.trainer

@@ -503,7 +503,6 @@ def test_epochs_and_realized_rows(base: Config, tmp_path: Path) -> None:
     decisions = [r for r in run.ledger() if r["component"] == "mix:random"]
     assert len(decisions) == 8
     for record in decisions:
-        count = record["position"] - before
         assert record["from"]["realized"] == served(before, record["position"])
         assert record["from"]["requested"] == pytest.approx(shares, rel=1e-9)
         before, shares = record["position"], list(record["decided"]["proportions"].values())

@@ -273,4 +273,4 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
             f"dataflex.mix.proportions: {len(mix.proportions)} given for {len(domains)} data sets ({', '.join(domains.names)})"
         )
     if mix is not None:
-        mix.component.init(domain_info(mix, domains))  # refuses parameters that do not fit the domains
+        mix.component.init(domain_info(mix, rows))  # refuses parameters that do not fit the domains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,9 @@ def load_held_out(
     """
     assert config.dataflex is not None
     dataflex = config.dataflex
+    if data_args.streaming:  # held-out rows are read whole all the same
+        data_args = copy.copy(data_args)
+        data_args.streaming = False
     source = held_out_of(dataflex, config.llamafactory)
     reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and stage in ("pt", "sft")
     if source is None or not (reported or dataflex.needs("heldout_loss")):

@@ -43,6 +43,8 @@ _SIGNATURES = {
         "dataset", "data_args", "training_args", "stage", "template", "tokenizer", "processor", "is_eval",
     ),
     ("llamafactory.data.loader", "align_dataset"): ("dataset", "dataset_attr", "data_args", "training_args"),
+    ("llamafactory.data.converter", "get_dataset_converter"): ("name", "dataset_attr", "data_args"),
+    ("llamafactory.data.parser", "get_dataset_list"): ("dataset_names", "dataset_dir"),
     ("llamafactory.data.loader", "_get_dataset_processor"): (
         "data_args", "stage", "template", "tokenizer", "processor", "do_generate",
     ),

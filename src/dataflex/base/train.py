@@ -109,7 +109,14 @@ def _dynamic(config: RunConfig) -> Any:
             raise ConfigError(
                 "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
             )
-        if dataflex.select is not None and dataflex.select.component.reads_raw_rows:
+        if dataflex.streams:
+            from dataflex.base.streams import load_streams
+
+            assert dataflex.mix is not None
+            module = load_streams(
+                dataflex.mix, template, model_args, data_args, training_args, stage, **tokenizer_module
+            )
+        elif dataflex.select is not None and dataflex.select.component.reads_raw_rows:
             with numbered_rows() as stored:
                 module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
             module = take_numbers(module, stored)
@@ -204,6 +211,8 @@ def _identity(
         out["num_train_epochs"] = training_args.num_train_epochs
     out["dataset"] = ",".join(data_args.dataset)
     out |= tokenization_signature(data_args, training_args, stage, tokenizer_module["tokenizer"])
+    if config.dataflex.streams:
+        return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
     out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
     return out
@@ -234,8 +243,8 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
         "llamafactory": {k: "*****" if k.endswith(_SECRET) and v else v for k, v in config.llamafactory.items()},
         "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
         "domains": {
-            name: {"rows": size, "fingerprint": identity[f"content of {name}"]}
-            for name, size in zip(rows.domains.names, rows.domains.sizes, strict=True)
+            name: {"rows": size or None, "fingerprint": identity[f"content of {name}"]}
+            for name, size in zip(rows.domains.names, rows.sizes, strict=True)
         },
         "tokenizer": identity["tokenizer"],
     }

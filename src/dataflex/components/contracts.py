@@ -146,7 +146,9 @@ class Selector(Component, ABC):
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """The domains a mixer decides over: names, sizes (rows) and the proportions the run starts with, each of length k."""
+    """The domains a mixer decides over: names, sizes (rows) and the proportions the run starts with, each of length k.
+
+    The size of a stream is the `num_samples` of its entry in dataset_info.json, and 0 where it has none."""
 
     names: tuple[str, ...]
     sizes: np.ndarray
@@ -202,6 +204,9 @@ class Mixer(Component, ABC):
 
     moves_proportions: ClassVar[bool] = True
     """Whether `update` may change the proportions. Where it only weighs losses, rows are read ahead past its updates."""
+
+    needs_sizes: ClassVar[bool] = False
+    """Whether it goes by the sizes of the domains, which must be known then even where data is streamed."""
 
     default_interval: ClassVar[int | None] = None
     """Optimizer steps between two updates where the configuration names none; None: it must."""

@@ -29,7 +29,7 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
         **_SCHEDULE,
         **{"proportions": Any, "max_repetition": Any, "initial": Literal["uniform", "stratified"]},
         **{"unit": Literal["samples", "tokens"], "when_exhausted": Literal["renormalise", "repeat", "stop"]},
-        "eval_dataset": tuple[str, ...] | dict[str, str],
+        **{"eval_dataset": tuple[str, ...] | dict[str, str], "stream_block": int},
     },
     "weight": {"warmup": int, "scope": Literal["running", "global"]},
 }
@@ -160,7 +160,7 @@ def _slot(
                 raise ConfigError(f"{key(f'{path}.{given_names}')} names no data set")
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
 
-    for number, least in (("warmup", 0), ("interval", 1), ("updates", 1)):
+    for number, least in (("warmup", 0), ("interval", 1), ("updates", 1), ("stream_block", 1)):
         if number in own and own[number] < least:
             raise ConfigError(f"{key(f'{path}.{number}')} must be at least {least}, got {own[number]}")
     if slot == "weight":

@@ -7,7 +7,7 @@ from typing import Any
 
 from dataflex.components.requests import Gradient, PolicyAlignment, TargetEmbedding, aims_at_target, takes_gradients
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import number, truth
+from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
 
 _STAGES = ("pt", "sft", "rm", "dpo", "kto")
@@ -20,6 +20,11 @@ _OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "
 # Signals that are not made from the losses of rows.
 _WITHOUT_LOSSES = {"embedding", "target_embedding", "tokens", "trainable_tokens", "router_load"}
 _OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
+
+
+# What works on data that is read once, from front to back.
+_STREAMED_STAGES = ("pt", "sft")
+_STREAMED_SIGNALS = ("train_loss", "heldout_loss")
 
 
 def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
@@ -44,7 +49,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
     if lf.get("parallelism_config"):
         raise ConfigError(f"parallelism_config splits rows or models over ranks and cannot be combined with {what}")
     if truth(lf.get("streaming"), "streaming"):
-        raise ConfigError(f"streaming cannot be combined with {what} in this version")
+        _check_streams(config, lf, stage)
     if config.plans_data:
         _check_data(config, lf, what)
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
@@ -82,6 +87,45 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
             raise ConfigError(
                 f"mix proportions: {len(proportions)} given for {len(names)} data sets ({', '.join(names)})"
             )
+
+
+def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
+    if config.select is not None:
+        raise ConfigError(
+            f"streaming shows no rows to choose from, and select: {config.select.name} needs all of them; use mix, or mix and"
+            " weight"
+        )
+    if config.mix is None:
+        raise ConfigError(
+            "streaming with weight alone has an order of LLaMA-Factory's own that cannot be gone on with; add mix: static"
+        )
+    if stage not in _STREAMED_STAGES:
+        raise ConfigError(f"streaming is not supported for stage: {stage}; use {' or '.join(_STREAMED_STAGES)}")
+    indexed = [name for name in config.signals("mix") if name not in _STREAMED_SIGNALS]
+    if indexed:
+        raise ConfigError(
+            f"streaming shows no rows to measure ahead, and mix: {config.mix.name} needs the signal {indexed[0]!r}; mixers"
+            f" that need {' or '.join(_STREAMED_SIGNALS)} or nothing work"
+        )
+    if config.mix.unit == "tokens":
+        raise ConfigError(
+            "dataflex.mix.unit: tokens needs the lengths of all rows, which streaming does not know; use samples"
+        )
+    if config.mix.max_repetition is not None:
+        raise ConfigError("dataflex.mix.max_repetition needs the number of rows, which streaming does not know")
+    if integer(lf.get("max_steps") or 0, "max_steps") <= 0:
+        raise ConfigError(
+            "streaming has no epochs to count, so the length of the run is required: dataflex.total_steps or max_steps"
+        )
+    for key in ("save_strategy", "eval_strategy", "logging_strategy"):
+        if str(lf.get(key)).rsplit(".", 1)[-1].lower() == "epoch":
+            raise ConfigError(f"{key}: epoch never comes while streaming; use steps")
+    if number(lf.get("val_size") or 0, "val_size") > 0:
+        raise ConfigError("val_size cannot be held out of a stream (streaming); name data sets in eval_dataset")
+    if lf.get("tokenized_path"):
+        raise ConfigError("tokenized_path holds whole data sets, and streaming keeps none; leave one of them out")
+    if truth(lf.get("include_effective_tokens_per_second"), "include_effective_tokens_per_second"):
+        raise ConfigError("include_effective_tokens_per_second counts all rows, and streaming has no end of them")
 
 
 def _check_raw_rows(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:

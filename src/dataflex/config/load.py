@@ -18,10 +18,11 @@ from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
-from dataflex.config.schema import RunConfig
-from dataflex.config.values import integer
+from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError
 
+STREAM_BLOCK = 2048  # raw rows
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -82,6 +83,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         steps = integer(raw.get("max_steps") or 0, "max_steps")
         if 0 < steps <= warmup:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
+    config = _settle_block(config, raw, notices)
     check_combinations(config, raw)
     if config.plans_data and not offline:
         check_held_out(config, raw, notices)
@@ -89,6 +91,24 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         if given and evaluates(raw) and not raw.get("eval_dataset") and not raw.get("val_size"):
             raw["eval_dataset"] = ",".join(given.values() if isinstance(given, dict) else given)
     return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
+
+
+def _settle_block(config: DataflexConfig, raw: dict[str, Any], notices: list[str]) -> DataflexConfig:
+    """`stream_block` from LLaMA-Factory's buffer_size, or the default, where data is streamed; None where it is not."""
+    if config.mix is None:
+        return config
+    block, buffer = config.mix.stream_block, raw.get("buffer_size")
+    if not truth(raw.get("streaming"), "streaming"):
+        if block is not None:
+            notices.append("dataflex.mix.stream_block has no effect without streaming")
+        return replace(config, mix=replace(config.mix, stream_block=None))
+    if block is not None and buffer is not None:
+        notices.append("buffer_size has no effect: dataflex.mix.stream_block says how many rows are shuffled at once")
+    if block is None:
+        block = STREAM_BLOCK if buffer is None else integer(buffer, "buffer_size")
+        if block < 1:
+            raise ConfigError(f"buffer_size must be at least 1, got {block}")
+    return replace(config, mix=replace(config.mix, stream_block=block))
 
 
 def load_offline(arguments: Sequence[str]) -> RunConfig:

@@ -77,7 +77,7 @@ class MixConfig:
 
     unit: what proportions are shares of. max_repetition: how often the rows of a domain may be served, of all of them or of
     each (None: without limit), and when_exhausted, what happens then. eval_dataset: data sets of held-out rows, in the order
-    of `dataset` or by domain.
+    of `dataset` or by domain. stream_block: raw rows of a block where the data is streamed; None: it is not.
     """
 
     name: str
@@ -89,6 +89,12 @@ class MixConfig:
     unit: Literal["samples", "tokens"] = "samples"
     max_repetition: float | tuple[float | None, ...] | None = None
     when_exhausted: Literal["renormalise", "repeat", "stop"] = "renormalise"
+    stream_block: int | None = None
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the first mixture follows from the number of rows of each data set."""
+        return self.component.needs_sizes or (self.proportions is None and self.initial == "stratified")
 
     def settled(self, global_batch: int, origin: tuple[int, int] = (0, 0)) -> Schedule:
         """The schedule where `global_batch` rows are served a step from origin (step, position) on. ConfigError if the mixer
@@ -170,6 +176,11 @@ class DataflexConfig:
     def plans_data(self) -> bool:
         """Whether the order of rows is ours (a selector or a mixer) or LLaMA-Factory's."""
         return self.select is not None or self.mix is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the data is streamed instead of indexed."""
+        return self.mix is not None and self.mix.stream_block is not None
 
     @property
     def components(self) -> dict[str, Component]:

@@ -8,6 +8,7 @@ from dataflex.config.schema import DataflexConfig
 from dataflex.trainer.core import DynamicTrainer
 from dataflex.trainer.mix import MixTrainer
 from dataflex.trainer.select import SelectTrainer
+from dataflex.trainer.streaming import StreamTrainer
 from dataflex.trainer.weight import WeightTrainer
 
 __all__ = ["DynamicTrainer", "MixTrainer", "SelectTrainer", "WeightTrainer", "build_trainer"]
@@ -31,6 +32,8 @@ def build_trainer(
         for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer))
         if slot in config.components
     ]
+    if config.streams:
+        mixins.insert(0, StreamTrainer)
     name = "".join(m.__name__.removesuffix("Trainer") for m in mixins) + base.__name__
     attributes = {
         "config": config,

@@ -165,27 +165,29 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
 
     def _open_feed(self, step: int) -> None:
-        args = self.args
         if self._feed is None:
-            self._feed = Feed(
-                self.rows,
-                self.data_collator,
-                self.plan.rows,
-                per_device=self._train_batch_size,
-                accumulation=args.gradient_accumulation_steps,
-                rank=collectives.rank(),
-                ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
-                workers=args.dataloader_num_workers,
-                prefetch=args.dataloader_prefetch_factor,
-                pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-                lengths=self.plan.lengths,
-            )
+            self._feed = self._make_feed()
         left = self.plan.stages[-1].start + MAX_STAGE - self.position(step)
         dues = [s.next_due(step + 1) for s in self._schedules().values()]
-        self._horizon = self._servable(
-            step, min([args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)])
-        )
+        steps = [self.args.max_steps, step + -(-left // self.global_batch), *(due for due in dues if due is not None)]
+        self._horizon = self._servable(step, min(steps))
         self._feed.open(self.position(step), self._horizon - step)
+
+    def _make_feed(self) -> Feed:
+        args = self.args
+        return Feed(
+            self.rows,
+            self.data_collator,
+            self.plan.rows,
+            per_device=self._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=collectives.rank(),
+            ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
+            workers=args.dataloader_num_workers,
+            prefetch=args.dataloader_prefetch_factor,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            lengths=self.plan.lengths,
+        )
 
     def _servable(self, step: int, horizon: int) -> int:
         """Up to which step, at most `horizon`, global batches can be filled."""
@@ -226,7 +228,11 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         pools = self.plan.merged_pool() if merged else self.plan.domain_pools()
         stage = self.plan.append(0, pools, [1.0] if merged else self._initial_proportions())
         named = {} if merged else {"proportions": dict(zip(self.rows.domains.names, stage.proportions, strict=True))}
-        self._log_decision(0, _OPENING, {"rows": len(self.rows), **named}, {}, 0.0, stage)
+        self._log_decision(0, _OPENING, {**self._extent(), **named}, {}, 0.0, stage)
+
+    def _extent(self) -> dict[str, Any]:
+        """How much data there is, for the ledger."""
+        return {"rows": len(self.rows)}
 
     def _initial_proportions(self) -> list[float]:
         return [1.0]
@@ -276,9 +282,12 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.config.plans_data:
-            self.state.epoch = self.position(self.state.global_step) / len(self.rows)
+            self.state.epoch = self._epoch()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._seal_checkpoint()
+
+    def _epoch(self) -> float:
+        return self.position(self.state.global_step) / len(self.rows)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dataflex.trainer.rows import Rows
 
-_STEPS_AT_ONCE = 64  # the plan's fixed cost per look-up is that of many rows
+STEPS_AT_ONCE = 64  # the plan's fixed cost per look-up is that of many rows
 
 
 class _Span(Sampler[list[int]]):
@@ -68,9 +68,9 @@ class Feed:
 
     def micro_batches(self) -> Iterator[list[int]]:
         position, steps = self._span
-        for first in range(0, steps, _STEPS_AT_ONCE):
+        for first in range(0, steps, STEPS_AT_ONCE):
             begin = position + first * self.global_batch
-            ids = self.rows_at(begin, begin + min(_STEPS_AT_ONCE, steps - first) * self.global_batch)
+            ids = self.rows_at(begin, begin + min(STEPS_AT_ONCE, steps - first) * self.global_batch)
             for step in ids.reshape(-1, self.global_batch):
                 domains, k = self.rows.domains.of(step), len(self.rows.domains)
                 rows = np.bincount(domains, minlength=k)

@@ -18,7 +18,6 @@ from dataflex.config.schema import MixConfig, Schedule
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.limits import LimitedTrainer
-from dataflex.trainer.plan import Domains
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
 
@@ -55,7 +54,7 @@ class MixTrainer(LimitedTrainer):
 
     def _domain_info(self) -> DomainInfo:
         assert self.config.mix is not None
-        return domain_info(self.config.mix, self.rows.domains)
+        return domain_info(self.config.mix, self.rows)
 
     def _init_component(self, slot: str) -> dict[str, Any]:
         if slot == "mix":
@@ -169,23 +168,24 @@ class MixTrainer(LimitedTrainer):
             stage = self.plan.stage_at(self.position(self.state.global_step) - 1)
             for d, name in enumerate(self.rows.domains.names):
                 out[f"dataflex/proportion/{name}"] = float(stage.proportions[d])
-                out[f"dataflex/epochs/{name}"] = float(self.served[d] / len(stage.pools[d]))
+                if not self.config.streams:
+                    out[f"dataflex/epochs/{name}"] = float(self.served[d] / len(stage.pools[d]))
         if self.loss_weights is not None:
             for name, w in zip(self.rows.domains.names, self.loss_weights.tolist(), strict=True):
                 out[f"dataflex/loss_weight/{name}"] = w
         return out
 
 
-def domain_info(spec: MixConfig, domains: Domains) -> DomainInfo:
+def domain_info(spec: MixConfig, rows: Any) -> DomainInfo:
     """What a mixer is told when it begins."""
-    sizes = np.asarray(domains.sizes, dtype=np.int64)
+    names, sizes = rows.domains.names, np.asarray(rows.sizes, dtype=np.int64)
     if spec.proportions is not None:
         proportions = np.asarray(spec.proportions)
     elif spec.initial == "stratified":
         proportions = sizes / sizes.sum()
     else:
-        proportions = np.full(len(domains), 1.0 / len(domains))
-    return DomainInfo(domains.names, sizes, proportions)
+        proportions = np.full(len(names), 1.0 / len(names))
+    return DomainInfo(names, sizes, proportions)
 
 
 def check_decision(name: str, decision: Decision, k: int) -> None:

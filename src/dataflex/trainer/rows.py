@@ -53,6 +53,11 @@ class Rows(Dataset):
         return out
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each domain."""
+        return self.domains.sizes
+
+    @property
     def column_names(self) -> list[str]:
         return list(self.parts[0].column_names)
 

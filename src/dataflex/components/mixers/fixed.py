@@ -42,6 +42,8 @@ class TemperatureMixer(FixedMixer):
 
     temperature: float = 5.0
 
+    needs_sizes: ClassVar[bool] = True
+
     def check(self) -> None:
         self.require("temperature", 0 < self.temperature < np.inf, "positive and finite")
 
@@ -54,6 +56,8 @@ class TemperatureMixer(FixedMixer):
 @dataclass(frozen=True, kw_only=True)
 class ProportionalMixer(FixedMixer):
     """p_d = n_d / N: by size, as plain training on all rows draws them."""
+
+    needs_sizes: ClassVar[bool] = True
 
     def initial(self, domains: DomainInfo) -> np.ndarray:
         sizes = np.asarray(domains.sizes, dtype=np.float64)
