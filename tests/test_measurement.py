@@ -465,6 +465,20 @@ def test_aioli_learns_the_law_that_losses_follow() -> None:
     assert measured == [True] * 7 + [False] * 3 + [True] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("loss_gap", "losses", "held"), ("loss_gap", "reference_losses", []), ("loss_gap", "reference_losses", [1.0, float("nan")]),
+        ("aioli", "eta", -1), ("aioli", "ema", 1.0), ("aioli", "one_hot", 0), ("aioli", "sweeps", 0), ("aioli", "probe_share", 1.0),
+    ],
+)  # fmt: skip
+def test_a_parameter_outside_its_range_is_named(name: str, parameter: str, value: Any) -> None:
+    needed = {"reference_losses": [1.0, 1.0]} if name == "loss_gap" else {}
+    block = {"mix": {"name": name, "interval": 2, **needed, parameter: value}}
+    with pytest.raises(ConfigError, match=rf"^dataflex\.mix\.{parameter} must be "):
+        parse({"stage": "sft", "do_train": True, "dataset": "a,b", "val_size": 0.1, "dataflex": block})
+
+
 @pytest.mark.parametrize(("kill", "resumes_at"), [("kill_after:4", 3), ("kill_after:11", 9)])
 def test_aioli_killed_and_resumed_is_not_killed(base: Config, tmp_path: Path, kill: str, resumes_at: int) -> None:
     """In the middle of a round of probes, and in the second round; it evaluates on the way."""
