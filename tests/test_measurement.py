@@ -468,8 +468,10 @@ def test_aioli_learns_the_law_that_losses_follow() -> None:
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
     [
-        ("loss_gap", "losses", "held"), ("loss_gap", "reference_losses", []), ("loss_gap", "reference_losses", [1.0, float("nan")]),
-        ("aioli", "eta", -1), ("aioli", "ema", 1.0), ("aioli", "one_hot", 0), ("aioli", "sweeps", 0), ("aioli", "probe_share", 1.0),
+        ("loss_gap", "losses", "held"), ("loss_gap", "reference_losses", []),
+        ("loss_gap", "reference_losses", [1.0, float("nan")]),
+        ("aioli", "eta", -1), ("aioli", "ema", 1.0), ("aioli", "one_hot", 0), ("aioli", "sweeps", 0),
+        ("aioli", "probe_share", 1.0),
     ],
 )  # fmt: skip
 def test_a_parameter_outside_its_range_is_named(name: str, parameter: str, value: Any) -> None:
