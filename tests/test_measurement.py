@@ -33,11 +33,14 @@ def held_out(run: Result) -> dict[str, list[Row]]:
 
 
 def evaluations(run: Result) -> dict[int, dict[str, float]]:
-    """step -> our own scalars of its (last) evaluation."""
-    records = json.loads((run.ok.out / "trainer_state.json").read_text())["log_history"]
-    return {
-        r["step"]: {k: v for k, v in r.items() if k.startswith("eval_dataflex/")} for r in records if "eval_loss" in r
-    }
+    """step -> our own scalars of the evaluation after it; that at the end of the run is not among them."""
+    out: dict[int, dict[str, float]] = {}
+    for record in json.loads((run.ok.out / "trainer_state.json").read_text())["log_history"]:
+        if any(k.startswith("eval_") for k in record):
+            ours = {k: v for k, v in record.items() if k.startswith("eval_dataflex/")}
+            assert not out.get(record["step"]) or not ours, "said twice"
+            out[record["step"]] = out.get(record["step"], {}) | ours
+    return out
 
 
 def one_by_one(folder: Path, rows: list[Row], pad: int | None = None) -> tuple[list[float], list[int], list[str]]:
@@ -228,6 +231,7 @@ def test_where_held_out_rows_come_from(
     run = train({**base, "max_steps": 1, **EVALUATES, **changes}, tmp_path / "run", hooks=["dump_held_out"])
     found = {name: [row["input_ids"] for row in rows] for name, rows in held_out(run).items()}
     assert found == ({name: tokens[name] if name in having else [] for name in DOMAINS} if having else {})
+    assert list(evaluations(run)) == ([] if case == "nobody asks" else [1])
     for measured in evaluations(run).values():
         assert {k.rpartition("/")[2] for k in measured if k.startswith("eval_dataflex/loss/")} == set(having)
 
