@@ -43,7 +43,7 @@ def evaluations(run: Result) -> dict[int, dict[str, float]]:
     return out
 
 
-def one_by_one(folder: Path, rows: list[Row], pad: int | None = None) -> tuple[list[float], list[int], list[str]]:
+def one_by_one(folder: Path, rows: list[Row]) -> tuple[list[float], list[int], list[str]]:
     """Of the model in `folder`, a row at a time: sums of cross entropies, trainable tokens, and the text of these tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
