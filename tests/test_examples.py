@@ -25,14 +25,14 @@ DEMO = sorted((ROOT / "examples" / "demo").glob("*.yaml"))
 REAL = sorted((ROOT / "examples" / "real").glob("*.yaml"))
 EXTENSION = ROOT / "examples" / "extension"
 STEPS = 13
-# Ledger lines of 13 steps: the first stage and one a decision; one an evaluation; a run that is only weighted decides nothing
-# about data.
+# Ledger lines of 13 steps: the first stage and one a decision, and one an evaluation by domain (at its step, at the last step and
+# after training); a run that is only weighted decides nothing about data.
 LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
     "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
-    "mix_loss_gap": 1 + 2 + 2, "mix_aioli": 1 + 4,
+    "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4,
 }  # fmt: skip
 

@@ -33,14 +33,17 @@ def held_out(run: Result) -> dict[str, list[Row]]:
 
 
 def evaluations(run: Result) -> dict[int, dict[str, float]]:
-    """step -> our own scalars of its (last) evaluation."""
-    records = json.loads((run.ok.out / "trainer_state.json").read_text())["log_history"]
-    return {
-        r["step"]: {k: v for k, v in r.items() if k.startswith("eval_dataflex/")} for r in records if "eval_loss" in r
-    }
+    """step -> our own scalars of the evaluation after it; that at the end of the run is not among them."""
+    out: dict[int, dict[str, float]] = {}
+    for record in json.loads((run.ok.out / "trainer_state.json").read_text())["log_history"]:
+        if any(k.startswith("eval_") for k in record):
+            ours = {k: v for k, v in record.items() if k.startswith("eval_dataflex/")}
+            assert not out.get(record["step"]) or not ours, "said twice"
+            out[record["step"]] = out.get(record["step"], {}) | ours
+    return out
 
 
-def one_by_one(folder: Path, rows: list[Row], pad: int | None = None) -> tuple[list[float], list[int], list[str]]:
+def one_by_one(folder: Path, rows: list[Row]) -> tuple[list[float], list[int], list[str]]:
     """Of the model in `folder`, a row at a time: sums of cross entropies, trainable tokens, and the text of these tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -228,6 +231,7 @@ def test_where_held_out_rows_come_from(
     run = train({**base, "max_steps": 1, **EVALUATES, **changes}, tmp_path / "run", hooks=["dump_held_out"])
     found = {name: [row["input_ids"] for row in rows] for name, rows in held_out(run).items()}
     assert found == ({name: tokens[name] if name in having else [] for name in DOMAINS} if having else {})
+    assert list(evaluations(run)) == ([] if case == "nobody asks" else [1])
     for measured in evaluations(run).values():
         assert {k.rpartition("/")[2] for k in measured if k.startswith("eval_dataflex/loss/")} == set(having)
 
@@ -463,6 +467,22 @@ def test_aioli_learns_the_law_that_losses_follow() -> None:
     assert np.allclose(mixtures[6:10], weights / weights.sum(), rtol=0, atol=1e-12)
     assert np.allclose(mixtures[10:], probes[:2], rtol=0, atol=1e-15)
     assert measured == [True] * 7 + [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("loss_gap", "losses", "held"), ("loss_gap", "reference_losses", []),
+        ("loss_gap", "reference_losses", [1.0, float("nan")]),
+        ("aioli", "eta", -1), ("aioli", "ema", 1.0), ("aioli", "one_hot", 0), ("aioli", "sweeps", 0),
+        ("aioli", "probe_share", 1.0),
+    ],
+)  # fmt: skip
+def test_a_parameter_outside_its_range_is_named(name: str, parameter: str, value: Any) -> None:
+    needed = {"reference_losses": [1.0, 1.0]} if name == "loss_gap" else {}
+    block = {"mix": {"name": name, "interval": 2, **needed, parameter: value}}
+    with pytest.raises(ConfigError, match=rf"^dataflex\.mix\.{parameter} must be "):
+        parse({"stage": "sft", "do_train": True, "dataset": "a,b", "val_size": 0.1, "dataflex": block})
 
 
 @pytest.mark.parametrize(("kill", "resumes_at"), [("kill_after:4", 3), ("kill_after:11", 9)])
