@@ -30,6 +30,7 @@ LINES = {
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4,
+    "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
 }  # fmt: skip
 
 
