@@ -213,7 +213,8 @@ def test_the_guide_to_the_invariants_names_tests_that_exist() -> None:
 
 def test_the_ledger_line_of_the_guide_has_the_keys_of_a_real_one(ground: Path, base: Any, tmp_path: Path) -> None:
     (shown, *_) = [json.loads(text) for text in fences(ROOT / "docs" / "configuration.md", "json")]
-    run = train_all(start({**base, "dataflex": {"mix": {"name": "odm", "interval": 4}}}, tmp_path / "run"))[0]
+    mix = {"name": "odm", "interval": 4, "proportions": [0.5, 0.3, 0.2]}
+    run = train_all(start({**base, "dataflex": {"mix": mix}}, tmp_path / "run"))[0]
     line = json.loads((run.ok.out / "dataflex" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert shapes(shown) == shapes(line)
 
