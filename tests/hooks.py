@@ -39,6 +39,8 @@ def record_ids(out: str, _: str) -> None:
     def wrapped(self: Any, *args: Any) -> Any:
         batches, items = stock(self, *args)
         ids = [b[SAMPLE_IDS].tolist() for b in batches]
+        if not ids:  # the run has ended before its time
+            return batches, items
         with file.open("a") as handle:
             handle.write(json.dumps({"step": self.state.global_step, "ids": ids}) + "\n")
         return batches, items

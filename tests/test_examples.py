@@ -32,7 +32,7 @@ LINES = {
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
     "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
-    "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4,
+    "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4,
 }  # fmt: skip
 
@@ -224,7 +224,8 @@ def test_the_guide_to_the_invariants_names_tests_that_exist() -> None:
 
 def test_the_ledger_line_of_the_guide_has_the_keys_of_a_real_one(ground: Path, base: Any, tmp_path: Path) -> None:
     (shown, *_) = [json.loads(text) for text in fences(ROOT / "docs" / "configuration.md", "json")]
-    run = train_all(start({**base, "dataflex": {"mix": {"name": "odm", "interval": 4}}}, tmp_path / "run"))[0]
+    mix = {"name": "odm", "interval": 4, "proportions": [0.5, 0.3, 0.2]}
+    run = train_all(start({**base, "dataflex": {"mix": mix}}, tmp_path / "run"))[0]
     line = json.loads((run.ok.out / "dataflex" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert shapes(shown) == shapes(line)
 

