@@ -35,7 +35,7 @@ class ReadAhead:
         context: Any = multiprocessing.get_context()
         count = min(count, len(readers))
         self._names = [reader.name for reader in readers]
-        self._ready: list[deque[Block]] = [deque() for _ in readers]
+        self._ready: list[deque[Block | DataflexError]] = [deque() for _ in readers]
         self._pipes, self._processes = [], []
         for w in range(count):
             ours, theirs = context.Pipe()
@@ -55,13 +55,14 @@ class ReadAhead:
         try:
             while not self._ready[domain]:
                 found, answer = self._pipe(domain).recv()
-                if isinstance(answer, DataflexError):
-                    raise answer
                 self._ready[found].append(answer)
             self._pipe(domain).send(domain)
         except (EOFError, OSError):
             raise DataflexError(f"the process that reads {self._names[domain]!r} has ended") from None
-        return self._ready[domain].popleft()
+        answer = self._ready[domain].popleft()
+        if isinstance(answer, DataflexError):  # not before the block it stands for is needed
+            raise answer
+        return answer
 
     def close(self) -> None:
         for pipe in self._pipes:

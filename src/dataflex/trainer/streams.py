@@ -197,7 +197,6 @@ class Streams:
     ) -> None:
         self.sources, self.rows_per_block, self.sizes, self.facts = list(sources), rows_per_block, tuple(sizes), facts
         self.domains = Domains(tuple(names), (STREAM,) * len(names))
-        self.raw = None
 
     def readers(self, seed: int, *, shuffle: bool) -> list[BlockReader]:
         return [
