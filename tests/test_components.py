@@ -367,7 +367,7 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "slot, name, message",
     [
-        ("weight", "zzz", "unknown weighter 'zzz'; choose from custom, loss"),
+        ("weight", "zzz", "unknown weighter 'zzz'; choose from custom, domain, loss"),
         ("select", "coincide", "'coincide' of dataflex 1.1.0 is not part of this version; choose from"),
         (
             "mix",

@@ -150,6 +150,25 @@ def test_one_and_two_ranks_decide_the_same(base: Config, ground: Path, reference
         np.testing.assert_allclose(alphas(two.ok)[step], alpha, rtol=1e-4)
 
 
+def test_weights_by_domain_reach_the_loss(base: Config, ground: Path, tmp_path: Path) -> None:
+    """A first step of equal tokens per row is not needed: the loss is that of the formula, weights with mean one."""
+    found = tmp_path / "proportions.json"
+    found.write_text(json.dumps({"docs": 0.2, "code": 0.5, "arithmetic": 0.3}))
+    block = {"mix": {"name": "uniform"}, "weight": {"name": "domain", "by_domain": str(found)}}
+    config = {**base, "model_name_or_path": str(ground / "still"), "max_steps": 1, "per_device_train_batch_size": 8}
+    run = train({**config, "dataflex": block}, tmp_path / "run", hooks=["record_ids", "dump_labels"]).ok
+    rows, model = json.loads((run.out / "labels.json").read_text()), load(ground / "still")
+    served = run.ids()[0]
+    raw = np.array([[0.5, 0.2, 0.3][i // 60] for i in served])
+    weights = raw / raw.mean()
+    with torch.no_grad():
+        losses = [token_losses(model, rows[i]) for i in served]
+    total = sum(w * float(own.sum()) for w, own in zip(weights, losses, strict=True))
+    assert run.trace()[1][0] == pytest.approx(total / sum(map(len, losses)), rel=1e-5)
+    alone = train({**config, "dataflex": {"weight": block["weight"]}}, tmp_path / "alone")
+    assert alone.status == [2] and "dataflex.weight.name: domain goes by the data set of a row" in alone.log
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"stage": "pt"}, {"packing": True}, {"neat_packing": True, "packing": True}, {"finetuning_type": "lora"}],

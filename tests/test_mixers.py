@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from math import exp, log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dataflex.components import registry
-from dataflex.components.contracts import DomainInfo, Mixer, Observations
+from dataflex.components.contracts import Component, DomainInfo, Observations, WeightContext
 from dataflex.components.mixers.ado import AdoMixer, at_least, fit_law
 from dataflex.components.mixers.aioli import AioliMixer
 from dataflex.components.mixers.doge import DogeMixer
@@ -17,6 +19,7 @@ from dataflex.components.mixers.doremi import DoremiMixer
 from dataflex.components.mixers.dynamic_moe import DynamicMoeMixer
 from dataflex.components.mixers.fixed import ProportionalMixer, TemperatureMixer, UniformMixer
 from dataflex.components.mixers.loss_gap import LossGapMixer
+from dataflex.components.weighters.domain import DomainWeighter
 from dataflex.errors import ConfigError, DataflexError
 
 
@@ -290,6 +293,29 @@ def test_dynamic_moe_follows_algorithm_1() -> None:
     np.testing.assert_allclose(decision.proportions, [0.9 * r / sum(raised) + 0.1 / 3 for r in raised], rtol=1e-12)
 
 
+# -- weights by domain -----------------------------------------------------------------------------------------------
+
+
+def test_weights_by_domain(tmp_path: Path) -> None:
+    """As a list, by name, and from a file; whatever the losses are."""
+    (tmp_path / "found.json").write_text('{"b": 0.5, "a": 0.0}')
+    context = WeightContext(
+        reference=torch.ones(4), ids=torch.arange(4), domains=torch.tensor([1, 0, 1, 1]), step=0, names=("a", "b")
+    )
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for given in ((0.0, 0.5), {"a": 0.0, "b": 0.5}, str(tmp_path / "found.json")):
+        assert DomainWeighter(by_domain=given).weights({}, losses, context).tolist() == [0.5, 0.0, 0.5, 0.5]
+    for bad, message in [
+        ((1.0,), "by_domain: 1 given for 2 data sets (a, b)"),
+        ({"a": 1.0}, "by_domain must name every data set of dataset, and 'b' is missing"),
+        ({"a": 1.0, "bb": 1.0}, "by_domain: 'bb' is not in dataset"),
+        ("/no/such", "by_domain must be a file, and /no/such does not exist"),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            DomainWeighter(by_domain=bad).check_domains(("a", "b"))
+        assert str(error.value).startswith(message)
+
+
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
@@ -313,11 +339,13 @@ def test_dynamic_moe_follows_algorithm_1() -> None:
         (AdoMixer, {"fit_after": 3}, "fit_after must be at least ignore + 3"),
         (AioliMixer, {"one_hot": 0.0}, "one_hot must be in (0, 1], got 0.0"),
         (AioliMixer, {"probe_share": 1.0}, "probe_share must be in (0, 1), got 1.0"),
+        (DomainWeighter, {"by_domain": (0.0, 0.0)}, "by_domain must be non-negative numbers, not all zero"),
+        (DomainWeighter, {"by_domain": (1.0, -1.0)}, "by_domain must be non-negative numbers, not all zero"),
         (DynamicMoeMixer, {"c": 2.0}, "c must be in [0, 1], got 2.0"),
         (DynamicMoeMixer, {"eval_samples": 0}, "eval_samples must be at least 1, got 0"),
     ],
 )
-def test_parameters_outside_their_range_are_refused(cls: type[Mixer], parameters: Any, message: str) -> None:
+def test_parameters_outside_their_range_are_refused(cls: type[Component], parameters: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         cls(**parameters)
     assert str(error.value).startswith(message)

@@ -259,18 +259,25 @@ class WeightContext:
 
     reference: losses of the rows that define the statistics, float[m]: those of the whole global batch, or with
     accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
-    losses. step: optimizer steps done.
+    losses. step: optimizer steps done. names: of the domains.
     """
 
     reference: torch.Tensor
     ids: torch.Tensor
     domains: torch.Tensor
     step: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighter(Component, ABC):
     """Weighs rows by a function of their losses. Only ratios matter: the trainer normalises."""
+
+    goes_by_domain: ClassVar[bool] = False
+    """Whether it must know the data set of a row, which a run without select or mix does not."""
+
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""
 
     def init(self) -> State:
         return {}

@@ -47,6 +47,7 @@ MIXERS = {
 }
 WEIGHTERS = {
     "loss": f"{_HERE}.weighters.loss:LossWeighter",
+    "domain": f"{_HERE}.weighters.domain:DomainWeighter",
 }
 
 FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {

@@ -164,6 +164,7 @@ def _slot(
         if number in own and own[number] < least:
             raise ConfigError(f"{key(f'{path}.{number}')} must be at least {least}, got {own[number]}")
     if slot == "weight":
+        mixture.check_domains(component, domains, key(path))  # type: ignore[arg-type]
         return WeightConfig(name=name, component=component, **own)  # type: ignore[arg-type]
 
     schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})

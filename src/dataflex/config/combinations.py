@@ -54,6 +54,11 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         _check_data(config, lf, what)
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
+    if config.weight is not None and config.weight.component.goes_by_domain and not config.plans_data:
+        raise ConfigError(
+            f"dataflex.weight.name: {config.weight.name} goes by the data set of a row, which weight alone does not know; add"
+            " mix: proportional"
+        )
     if config.mix is not None:
         _check_mixer(config, lf, stage)
     if config.select is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.components.contracts import Mixer
+from dataflex.components.contracts import Mixer, Weighter
 from dataflex.components.proportions import check_names, checked, in_order, read_proportions
 from dataflex.config.schema import Schedule
 from dataflex.config.values import number
@@ -62,11 +62,7 @@ def _known(names: Names, key: str) -> tuple[str, ...]:
 
 def check_mixer(component: Mixer, own: Mapping[str, Any], name: str, names: Names, key: Any) -> None:
     """What a mixer asks of the names of the domains and of the other keys."""
-    if names is not None:
-        try:
-            component.check_domains(names)
-        except ConfigError as error:
-            raise ConfigError(f"{key('dataflex.mix')}.{error}") from None
+    check_domains(component, names, key("dataflex.mix"))
     unit = own.get("unit", "samples")
     if component.unit not in (None, unit):
         raise ConfigError(f"dataflex.mix.unit: {name} takes shares of {component.unit}, and unit is {unit}")
@@ -74,6 +70,15 @@ def check_mixer(component: Mixer, own: Mapping[str, Any], name: str, names: Name
         raise ConfigError(
             f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
         )
+
+
+def check_domains(component: Mixer | Weighter, names: Names, key: str) -> None:
+    """Raise ConfigError if parameters of a component do not fit the data sets."""
+    if names is not None:
+        try:
+            component.check_domains(names)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
 
 
 def schedule_of(component: Mixer, given: Schedule, name: str, notices: list[str]) -> Schedule:

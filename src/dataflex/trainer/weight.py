@@ -119,7 +119,13 @@ class WeightTrainer(DynamicTrainer):
     def _context(self, reference: torch.Tensor, ids: torch.Tensor) -> WeightContext:
         device = reference.device
         domains = torch.as_tensor(self.rows.domains.of(ids.cpu().numpy()), device=device)
-        return WeightContext(reference=reference, ids=ids.to(device), domains=domains, step=self.state.global_step)
+        return WeightContext(
+            reference=reference,
+            ids=ids.to(device),
+            domains=domains,
+            step=self.state.global_step,
+            names=self.rows.domains.names,
+        )
 
     def _record(self, weights: torch.Tensor, counted: torch.Tensor) -> None:
         s, w = self._statistics, weights.float()

@@ -1,0 +1,55 @@
+"""A weight for every domain: what DoReMi's proxy or DoGE found, or one's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.proportions import check_names, read_proportions
+from dataflex.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainWeighter(Weighter):
+    """A row of domain d weighs by_domain[d], whatever its loss.
+
+    by_domain: non-negative numbers, not all zero: a list in the order of `dataset`, a mapping by name, or the path of a JSON or
+    YAML file that holds one, such as the proportions.json of a proxy. To train on a domain as if it were drawn with weight
+    alpha_d although it is drawn with p_d, give alpha_d / p_d.
+    """
+
+    by_domain: tuple[float, ...] | dict[str, float] | str
+
+    goes_by_domain: ClassVar[bool] = True
+
+    def check(self) -> None:
+        if isinstance(self.by_domain, tuple):
+            self._in_order(tuple(map(str, range(len(self.by_domain)))))
+
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        self._in_order(names)
+
+    def _in_order(self, names: tuple[str, ...]) -> list[float]:
+        given = self.by_domain
+        if isinstance(given, str):
+            given = dict(read_proportions("by_domain", given))
+        if isinstance(given, dict):
+            check_names("by_domain", given, names)
+            missing = [n for n in names if n not in given]
+            if missing:
+                raise ConfigError(f"by_domain must name every data set of dataset, and {missing[0]!r} is missing")
+            given = tuple(given[n] for n in names)
+        if len(given) != len(names):
+            raise ConfigError(f"by_domain: {len(given)} given for {len(names)} data sets ({', '.join(names)})")
+        usable = all(isinstance(v, int | float) and math.isfinite(v) and v >= 0 for v in given)
+        if not usable or not any(given):
+            raise ConfigError(f"by_domain must be non-negative numbers, not all zero, got {list(given)}")
+        return [float(v) for v in given]
+
+    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        values = torch.tensor(self._in_order(context.names), dtype=losses.dtype, device=losses.device)
+        return values[context.domains]
