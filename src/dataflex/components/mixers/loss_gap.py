@@ -35,12 +35,13 @@ class LossGapMixer(Mixer):
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
         return frozenset({"heldout_loss" if self.losses == "heldout" else "train_loss"})
 
-    def init(self, domains: DomainInfo) -> State:
-        if len(self.reference_losses) != len(domains):
+    def check_domains(self, names: tuple[str, ...]) -> None:
+        if len(self.reference_losses) != len(names):
             raise ConfigError(
-                f"dataflex.mix.reference_losses: {len(self.reference_losses)} given for {len(domains)} data sets"
-                f" ({', '.join(domains.names)})"
+                f"reference_losses: {len(self.reference_losses)} given for {len(names)} data sets ({', '.join(names)})"
             )
+
+    def init(self, domains: DomainInfo) -> State:
         return {"gap": np.zeros(len(domains))}
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
