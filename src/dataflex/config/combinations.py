@@ -163,7 +163,7 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
 
 def _check_mixer(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
     assert config.mix is not None
-    by_token = {"excess_loss", "heldout_loss", "domain_gradients", "router_load"} & set(config.signals("mix"))
+    by_token = {"excess_loss", "domain_gradients", "router_load"} & set(config.signals("mix"))
     if by_token and stage not in ("pt", "sft"):
         raise ConfigError(
             f"stage: {stage} has pairs of answers, and mix: {config.mix.name} goes by tokens; use pt or sft"
