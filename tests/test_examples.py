@@ -172,10 +172,13 @@ def fences(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_configuration_in_the_documentation_is_valid(page: Path, importable: None) -> None:
+def test_every_configuration_in_the_documentation_is_valid(page: Path, importable: None, tmp_path: Path) -> None:
     for text in fences(page, "yaml"):
         raw = yaml.safe_load(text)
-        if {"dataflex", "train_type"} & set(raw):
+        if "doremi" in raw.get("dataflex", {}):
+            (tmp_path / "doremi.yaml").write_text(text, encoding="utf-8")
+            assert len(load_doremi([str(tmp_path / "doremi.yaml")]).checked()) == 3
+        elif {"dataflex", "train_type"} & set(raw):
             run = parse({"stage": "sft", "do_train": True, **raw})
             assert run.dataflex is not None, text
 
