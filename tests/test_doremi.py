@@ -316,3 +316,36 @@ def test_a_bad_step_is_one_line(base: Config, tmp_path: Path, capfd: pytest.Capt
         lines = [line for line in said.splitlines() if line.startswith("dataflex: error: ")]
         assert len(lines) == 1 and lines[0].startswith(f"dataflex: error: {message}"), said[-2000:]
     assert not (tmp_path / "out").exists()
+
+
+def test_flat_files_of_1_1_0_run_unchanged(base: Config, tmp_path: Path) -> None:
+    """Pre-training on two sets of text, as three files with a components file: reference, proxy, and the final mixture."""
+    data = tmp_path / "data"
+    data.mkdir()
+    info = {}
+    for name, word in (("wiki_demo", "river"), ("c4_demo", "offer")):
+        rows = [{"text": " ".join(f"The {word} {i * j} is {j}." for j in range(20))} for i in range(30)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        info[name] = {"file_name": f"{name}.jsonl", "columns": {"prompt": "text"}}
+    (data / "dataset_info.json").write_text(json.dumps(info))
+    params = {"reference_model_path": str(tmp_path / "step1"), "reweight_eta": 0.1, "reweight_eps": 0.01}
+    presets = {"mixers": {"doremi": {"name": "doremi", "params": params}, "static": {"name": "static", "params": {}}}}
+    (tmp_path / "components.yaml").write_text(yaml.safe_dump(presets))
+    keys = {k: v for k, v in base.items() if k not in ("max_steps", "template")}
+    common = {
+        **keys, "stage": "pt", "dataset_dir": str(data), "dataset": "wiki_demo,c4_demo", "train_type": "dynamic_mix",
+        "components_cfg_file": str(tmp_path / "components.yaml"), "mixture_sample_rule": "mixture",
+        "warmup_step": 2, "update_step": 4, "update_times": 2, "static_mix": False,
+    }  # fmt: skip
+    fixed = {"component_name": "static", "static_mix": True, "train_step": 6}
+    first = train({**common, **fixed, "init_mixture_proportions": [0.5, 0.5]}, tmp_path / "step1").ok
+    proxy = train({**common, "component_name": "doremi", "init_mixture_proportions": [0.5, 0.5]}, tmp_path / "step2").ok
+    found = json.loads((proxy.out / "dataflex" / "proportions.json").read_text())
+    shares = [found["wiki_demo"], found["c4_demo"]]
+    final = train({**common, **fixed, "init_mixture_proportions": shares}, tmp_path / "step3").ok
+    assert [len(run.trace()) for run in (first, proxy, final)] == [6, 10, 6]
+    updates = [r for r in proxy.ledger() if r["component"] == "mix:doremi"]
+    assert [r["step"] for r in updates] == list(range(2, 10))  # at every step from the warmup on
+    assert sum(shares) == pytest.approx(1.0) and shares[0] != 0.5
+    np.testing.assert_allclose(final.ledger()[0]["stage"]["proportions"], shares, atol=1e-9)
+    assert "doremi updates its weights at every one of them" in proxy.log
