@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
+import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import random
 import re
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +178,46 @@ def machine(preset: Preset, threads: int) -> str:
         processor = names[0] if names else platform.processor() or platform.machine()
         where = f"{processor}, {threads} of {os.cpu_count()} cores"
     return f"{datetime.date.today()}, {where}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends; call in a thread."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def file_of(work: Path, job: dict[str, Any]) -> Path:
+    """Where the result of a run of a grid is kept: under everything that decides what it does."""
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:10]
+    return work / f"{job['method'].replace(', ', '-')}.seed{job['seed']}.{digest}.json"
+
+
+def result_of(
+    job: dict[str, Any],
+    given: argparse.Namespace,
+    run: Callable[[dict[str, Any], Path, Path], None],
+    ended: Callable[[dict[str, Any]], str],
+) -> dict[str, Any] | None:
+    """The result of a run, made now by `run` in a process of its own unless it is there; None, with the end of its log, if it
+    failed. given: data, work, report. ended: what to say of a result."""
+    file = file_of(given.work, job)
+    if not file.is_file():
+        if given.report:
+            return None
+        begin = time.perf_counter()
+        process = multiprocessing.get_context("spawn").Process(target=run, args=(job, given.data, file), daemon=True)
+        process.start()
+        process.join()
+        if process.exitcode != 0 or not file.is_file():
+            log = file.with_suffix(".log")
+            end = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
+            print(f"{job['method']}, seed {job['seed']} failed ({log}):\n{end}", file=sys.stderr, flush=True)
+            return None
+        found = ended(json.loads(file.read_text(encoding="utf-8")))
+        print(f"{job['method']}, seed {job['seed']}: {found}, {time.perf_counter() - begin:.0f} s in all", flush=True)
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write_section(name: str, text: str, results: Path = RESULTS) -> None:

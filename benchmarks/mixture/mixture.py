@@ -15,12 +15,11 @@ Each finished run is a file in --work: the same command goes on where it was sto
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +75,7 @@ _PARTS = 15
 
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """All trainings of a job, in a process of its own; what came out is written to `result`, last of all."""
+    threading.Thread(target=common.end_with_parent, daemon=True).start()
     scratch, log = result.with_suffix(".running"), result.with_suffix(".log")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -212,33 +212,14 @@ def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     return {**job, "mix": mix}
 
 
-def file_of(work: Path, job: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:10]
-    return work / f"{job['method']}.seed{job['seed']}.{digest}.json"
-
-
 def start(job: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
-    """The result of a run, made now unless it is there; None, with the end of its log, if it failed."""
-    file = file_of(given.work, job)
-    if not file.is_file():
-        if given.report:
-            return None
-        begin = time.perf_counter()
-        process = multiprocessing.get_context("spawn").Process(target=run, args=(job, given.data, file), daemon=True)
-        process.start()
-        process.join()
-        if process.exitcode != 0 or not file.is_file():
-            log = file.with_suffix(".log")
-            end = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
-            print(f"{job['method']}, seed {job['seed']} failed ({log}):\n{end}", file=sys.stderr, flush=True)
-            return None
-        last = json.loads(file.read_text(encoding="utf-8"))["points"][-1]
-        print(
-            f"{job['method']}, seed {job['seed']}: macro loss {last['macro/loss']:.4f}, micro {last['micro/loss']:.4f},"
-            f" {time.perf_counter() - begin:.0f} s in all",
-            flush=True,
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
+    """The result of a run, made now unless it is there; None if it failed."""
+
+    def ended(result: dict[str, Any]) -> str:
+        last = result["points"][-1]
+        return f"macro loss {last['macro/loss']:.4f}, micro {last['micro/loss']:.4f}"
+
+    return common.result_of(job, given, run, ended)
 
 
 def report(found: Sequence[dict[str, Any]]) -> str:

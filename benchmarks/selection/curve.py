@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -38,7 +37,7 @@ _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """One training run in a process of its own, which ends with its parent; what it saw is written to `result`, last of all."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=common.end_with_parent, daemon=True).start()
     scratch, log = result.with_suffix(".running"), result.with_suffix(".log")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -77,13 +76,6 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
     part.replace(result)
     shutil.rmtree(scratch)
     log.unlink()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _model(job: dict[str, Any], data: Path, scratch: Path) -> tuple[str, Any]:

@@ -17,12 +17,8 @@ Each finished run is a file in --work: the same command goes on where it was sto
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,35 +83,14 @@ def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     return job | {"every": 3 * part, "threads": 8 if job["gpu"] else 1}
 
 
-def file_of(work: Path, job: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:10]
-    return work / f"{job['method'].replace(', ', '-')}.seed{job['seed']}.{digest}.json"
-
-
 def start(job: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
-    """The result of the run, made now unless it is there; None, with the end of its log, if it failed."""
-    file = file_of(given.work, job)
-    if not file.is_file():
-        if given.report:
-            return None
-        begin = time.perf_counter()
-        process = multiprocessing.get_context("spawn").Process(
-            target=curve.run, args=(job, given.data, file), daemon=True
-        )
-        process.start()
-        process.join()
-        if process.exitcode != 0 or not file.is_file():
-            log = file.with_suffix(".log")
-            end = log.read_text(errors="replace")[-3000:] if log.is_file() else ""
-            print(f"{job['method']}, seed {job['seed']} failed ({log}):\n{end}", file=sys.stderr, flush=True)
-            return None
-        last = json.loads(file.read_text(encoding="utf-8"))["points"][-1]
-        print(
-            f"{job['method']}, seed {job['seed']}: loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f},"
-            f" {time.perf_counter() - begin:.0f} s in all",
-            flush=True,
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
+    """The result of the run, made now unless it is there; None if it failed."""
+
+    def ended(result: dict[str, Any]) -> str:
+        last = result["points"][-1]
+        return f"loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}"
+
+    return common.result_of(job, given, curve.run, ended)
 
 
 def longer(job: dict[str, Any], found: Sequence[dict[str, Any]], clock: int) -> dict[str, Any] | None:

@@ -14,7 +14,9 @@ import yaml
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.base.reference import check_reference
+from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
+from dataflex.config.mixture import domain_names
 from dataflex.errors import ConfigError
 from dataflex.trainer.mix import PROPORTIONS
 from dataflex.trainer.state import newest_complete
@@ -56,17 +58,7 @@ def doremi(config: DoremiConfig) -> int:
 
 def _proportions(file: Path, keys: dict[str, Any]) -> list[float]:
     """In the order of `dataset`."""
-    try:
-        named = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    datasets = keys["dataset"]
-    names = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else list(datasets)
-    if set(named) != set(names):
-        raise ConfigError(
-            f"dataset: the proxy was trained on {', '.join(named)}, the final run asks for {', '.join(names)}"
-        )
-    return [named[name] for name in names]
+    return list(in_order(str(file), read_proportions(str(file), str(file)), domain_names(keys) or ()))
 
 
 def _run(out: Path, step: str, keys: dict[str, Any]) -> int:

@@ -55,7 +55,7 @@ def reference_losses(
 
 
 def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np.ndarray:
-    """float32 [offsets[-1]], equal on every rank; a loss that is not finite is zero, so that nothing exceeds it wrongly."""
+    """float32 [offsets[-1]], equal on every rank. DataflexError if a loss is not finite: nothing could be compared with it."""
     out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=pool.device)
     with isolated(model):
         for places, batch in batches_of(pool, "reference"):
@@ -69,4 +69,8 @@ def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np
             out[torch.as_tensor(where, device=out.device)] = losses
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(out)
+    if not torch.isfinite(out).all():
+        raise DataflexError(
+            "the reference model has no finite loss on some rows; is it whole, and in a precision it can take?"
+        )
     return np.asarray(out.cpu().numpy())
