@@ -349,3 +349,17 @@ def test_flat_files_of_1_1_0_run_unchanged(base: Config, tmp_path: Path) -> None
     assert sum(shares) == pytest.approx(1.0) and shares[0] != 0.5
     np.testing.assert_allclose(final.ledger()[0]["stage"]["proportions"], shares, atol=1e-9)
     assert "doremi updates its weights at every one of them" in proxy.log
+
+
+def test_a_reference_without_finite_losses_is_refused(base: Config, reference: Path, tmp_path: Path) -> None:
+    """In one line, before the proxy is loaded; nothing of it would be a loss to compare with."""
+    from transformers import AutoTokenizer
+
+    model = load(reference)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(reference).save_pretrained(tmp_path / "broken")
+    run = train(doremi(base, tmp_path / "broken"), tmp_path / "run")
+    assert run.status == [1]
+    assert "dataflex: error: the reference model has no finite loss on some rows" in run.log
