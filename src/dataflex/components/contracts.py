@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -257,9 +257,10 @@ class Mixer(Component, ABC):
 class WeightContext:
     """What a weighter may know besides the losses.
 
-    reference: losses of the rows that define the statistics, float[m]: those of the whole global batch, or with
+    reference: losses of the rows (or tokens) that define the statistics, float[m]: those of the whole global batch, or with
     accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
-    losses. step: optimizer steps done. names: of the domains.
+    losses: the row that each belongs to. step: optimizer steps done. names: of the domains. signals: a tensor [n, ...] for
+    each name in `needs` that is measured on the rows trained on, reference_signals: [m, ...], the same of the reference.
     """
 
     reference: torch.Tensor
@@ -267,14 +268,27 @@ class WeightContext:
     domains: torch.Tensor
     step: int
     names: tuple[str, ...] = ()
+    signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    reference_signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighter(Component, ABC):
-    """Weighs rows by a function of their losses. Only ratios matter: the trainer normalises."""
+    """Weighs rows, or their tokens, by a function of their losses. Only ratios matter: the trainer normalises.
+
+    A row is what LLaMA-Factory makes an example of: a sequence of a packed row, a pair of answers. Beside its losses a
+    weighter may ask in `needs` for `embedding`, `reference_loss` and `given_weight`, which come from the forward pass that
+    trains or from the data, and for `target_embedding`, measured every `target_interval` steps.
+    """
+
+    level: ClassVar[Literal["row", "token"]] = "row"
+    """What is weighed: rows by their token-mean losses, or every token by its own cross entropy. May be a property."""
 
     goes_by_domain: ClassVar[bool] = False
     """Whether it must know the data set of a row, which a run without select or mix does not."""
+
+    target_interval: ClassVar[int | None] = None
+    """Optimizer steps between two calls of `aim`; None: it has no target. May be a property."""
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""
@@ -284,8 +298,14 @@ class Weighter(Component, ABC):
 
     @abstractmethod
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        """losses: float32[n], finite; returns non-negative float32[n]. Must act on each row by itself, given context."""
+        """losses: float32[n], finite; returns non-negative float32[n]. Must act on each row (or token) by itself, given
+        context."""
+
+    def aim(self, state: State, target: np.ndarray) -> State:
+        """Take in the target's embeddings, float32 [target rows, hidden], measured just now; called before the first step
+        that is weighed, and again every `target_interval` steps."""
+        return state
 
     def update(self, state: State, context: WeightContext) -> State:
-        """Called once per optimizer step, with the global batch as `context.reference`."""
+        """Called once per optimizer step, with the global batch as `context.reference` (and `reference_signals`)."""
         return state

@@ -48,6 +48,7 @@ MIXERS = {
 WEIGHTERS = {
     "loss": f"{_HERE}.weighters.loss:LossWeighter",
     "domain": f"{_HERE}.weighters.domain:DomainWeighter",
+    "column": f"{_HERE}.weighters.column:ColumnWeighter",
 }
 
 FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {

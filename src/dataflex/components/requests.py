@@ -15,6 +15,7 @@ PLAIN: Mapping[str, str] = {
     "tokens": "tokens of each pool row, those of its prompt included; read from the data",
     "trainable_tokens": "tokens of each pool row that carry a loss; read from the data",
     "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
+    "given_weight": "weight that the data set itself gives a row or a message (read from a column), per row or token trained on",
     "heldout_loss": "token-mean cross entropy of each held-out row of each domain; one forward pass over those rows",
 }
 
@@ -125,16 +126,23 @@ class TargetEmbedding(Embedding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExcessLoss:
-    """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference, 0): the tokens of
-    the reference are measured once, before training; the difference then costs nothing.
+class ReferenceLoss:
+    """Cross entropy under a reference model of the rows (token mean) or tokens that a weighter weighs: measured once for all
+    tokens, before training.
 
     model: the reference, as `model_name_or_path` names one. store: directory that its losses are kept in, where other runs
     find them; None: that of the run."""
 
-    name: ClassVar[str] = "excess_loss"
+    name: ClassVar[str] = "reference_loss"
     model: str
     store: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcessLoss(ReferenceLoss):
+    """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference, 0)."""
+
+    name: ClassVar[str] = "excess_loss"
 
 
 Request = (
@@ -146,7 +154,7 @@ Request = (
     | Embedding
     | DomainGradients
     | RouterLoad
-    | ExcessLoss
+    | ReferenceLoss
 )
 
 

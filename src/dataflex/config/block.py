@@ -9,12 +9,20 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from dataflex.components.contracts import Component, Mixer
+from dataflex.components.contracts import Component, Mixer, Weighter
 from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import names_of
 from dataflex.config import mixture
-from dataflex.config.schema import DataflexConfig, MixConfig, OfflineConfig, Schedule, SelectConfig, WeightConfig
+from dataflex.config.schema import (
+    DataflexConfig,
+    MixConfig,
+    OfflineConfig,
+    Schedule,
+    SelectConfig,
+    WeightConfig,
+    WeightPart,
+)
 from dataflex.config.values import words
 from dataflex.errors import ConfigError, nearest
 
@@ -31,19 +39,24 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
         **{"unit": Literal["samples", "tokens"], "when_exhausted": Literal["renormalise", "repeat", "stop"]},
         **{"eval_dataset": tuple[str, ...] | dict[str, str], "stream_block": int},
     },
-    "weight": {"warmup": int, "scope": Literal["running", "global"]},
+    "weight": {
+        **{"warmup": int, "ramp": int, "until": int, "fade": int, "scope": Literal["running", "global"]},
+        **{"target_dataset": tuple[str, ...], "fix_scaling": bool},
+    },
 }
 
 
-# Signals a component of each slot may need (see components.requests); weighters are given their losses.
+# Signals a component of each slot may need (see components.requests); weighters are given their losses beside them.
 _SIGNALS = {
     "select": {
         *("loss", "tokens", "trainable_tokens", "embedding", "target_embedding"),
         *("target_alignment", "interaction", "features"),
     },
     "mix": {"loss", "train_loss", "excess_loss", "heldout_loss", "domain_gradients", "router_load"},
-    "weight": set[str](),
+    "weight": {"embedding", "target_embedding", "reference_loss", "given_weight"},
 }
+# Keys of a weighter that are about all of them.
+_SHARED = ("scope", "target_dataset", "fix_scaling")
 
 
 def parse_block(
@@ -74,9 +87,11 @@ def parse_block(
             raise ConfigError(f"{key(f'dataflex.{name}')} must be at least 1, got {top[name]}")
     slots = {
         slot: _slot(slot, block[slot], presets.get(slot, {}), key, notices, bool(spelled), domains)
-        for slot in _SLOT_KEYS
+        for slot in ("select", "mix")
         if block.get(slot) is not None
     }
+    if block.get("weight") is not None:
+        slots["weight"] = _weights(block["weight"], presets.get("weight", {}), key, notices, domains)
     offline = None if block.get("offline") is None else _offline(block["offline"])
     return DataflexConfig(**top, **slots, offline=offline)
 
@@ -111,6 +126,37 @@ def _check_file(name: str, path: str) -> None:
         raise ConfigError(f"dataflex.offline.{error}") from None
 
 
+def _weights(
+    given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], domains: mixture.Names
+) -> WeightConfig:
+    """One block, or a list of them whose weights multiply."""
+    blocks = given if isinstance(given, list) else [given]
+    if not blocks:
+        raise ConfigError(f"{key('dataflex.weight')} is an empty list; name a weighter, or leave it out")
+    parts, shared = [], dict[str, Any]()
+    for place, block in enumerate(blocks):
+        path = "dataflex.weight" if not isinstance(given, list) else f"dataflex.weight[{place}]"
+        part, common = _slot("weight", block, presets, key, notices, False, domains, path)
+        for name, value in common.items():
+            if shared.setdefault(name, value) != value:
+                raise ConfigError(f"{path}.{name} is {value!r}, but it is about all weighters, and another one says {shared[name]!r}")
+        parts.append(part)
+    return WeightConfig(parts=tuple(parts), **shared)
+
+
+def _part(name: str, component: Weighter, own: dict[str, Any], path: str, key: Any) -> WeightPart:
+    for number in ("ramp", "until", "fade"):
+        if own.get(number, 0) < 0:
+            raise ConfigError(f"{key(f'{path}.{number}')} must be at least 0, got {own[number]}")
+    if "fade" in own and "until" not in own:
+        raise ConfigError(f"{key(f'{path}.fade')} needs until, the step from which the weights fall")
+    if "until" in own and own["until"] <= own.get("warmup", 0):
+        raise ConfigError(
+            f"{key(f'{path}.until')} must be above warmup ({own.get('warmup', 0)}), got {own['until']}: nothing would be weighed"
+        )
+    return WeightPart(name=name, component=component, **own)
+
+
 def _slot(
     slot: str,
     given: Any,
@@ -119,8 +165,9 @@ def _slot(
     notices: list[str],
     spelled: bool,
     domains: mixture.Names,
+    path: str = "",
 ) -> Any:
-    path = f"dataflex.{slot}"
+    path = path or f"dataflex.{slot}"
     if isinstance(given, str):
         given = {"name": given}
     if not isinstance(given, Mapping):
@@ -141,7 +188,7 @@ def _slot(
         params.pop("initial_proportions", None)
 
     if class_name == "custom":
-        cls = _own_class(slot, name, params.pop("class", None), key)
+        cls = _own_class(slot, name, params.pop("class", None), key(f"{path}.class"))
     else:
         cls = resolve(slot, class_name, key(f"{path}.name"))
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
@@ -165,7 +212,8 @@ def _slot(
             raise ConfigError(f"{key(f'{path}.{number}')} must be at least {least}, got {own[number]}")
     if slot == "weight":
         mixture.check_domains(component, domains, key(path))  # type: ignore[arg-type]
-        return WeightConfig(name=name, component=component, **own)  # type: ignore[arg-type]
+        shared = {k: own.pop(k) for k in _SHARED if k in own}
+        return _part(name, component, own, path, key), shared  # type: ignore[arg-type]
 
     schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
     if slot == "mix":
@@ -205,8 +253,7 @@ def _interval_missing(name: str, path: str, key: Any) -> str:
     return f"{key(f'{path}.interval')} is required: optimizer steps between two updates of {name}"
 
 
-def _own_class(slot: str, name: str, given: Any, key: Any) -> type[Component]:
-    where = key(f"dataflex.{slot}.class")
+def _own_class(slot: str, name: str, given: Any, where: str) -> type[Component]:
     if not isinstance(given, str) or ":" not in given:
         raise ConfigError(f"{where} must name the class of {name}, as module:Class, got {given!r}")
     return resolve(slot, given, where)

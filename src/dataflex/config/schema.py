@@ -123,13 +123,45 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightConfig:
-    """scope: what the statistics cover when gradients are accumulated (no difference without accumulation)."""
+class WeightPart:
+    """One weighter and when it acts, in optimizer steps: from `warmup` on, with a strength that rises over `ramp` steps to one
+    and from `until` on falls over `fade` steps to zero (None: it stays)."""
 
     name: str
     component: Weighter
     warmup: int = 0
+    ramp: int = 0
+    until: int | None = None
+    fade: int = 0
+
+    def strength(self, step: int) -> float:
+        """Between 0, where everything weighs one, and 1, where the weighter alone decides, before optimizer step `step`."""
+        if step < self.warmup:
+            return 0.0
+        risen = 1.0 if not self.ramp else min(1.0, (step - self.warmup) / self.ramp)
+        if self.until is None or step < self.until:
+            return risen
+        return min(risen, max(0.0, 1 - (step - self.until) / self.fade)) if self.fade else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightConfig:
+    """parts: whose weights multiply. scope: what the statistics cover when gradients are accumulated (no difference without
+    accumulation). target: data sets whose rows weighters compare with; none: the evaluation data. fix_scaling: divide a loss
+    by the tokens of the global batch where LLaMA-Factory itself forgets to."""
+
+    parts: tuple[WeightPart, ...]
     scope: Literal["running", "global"] = "running"
+    target_dataset: tuple[str, ...] = ()
+    fix_scaling: bool = False
+
+    @property
+    def name(self) -> str:
+        return " and ".join(part.name for part in self.parts)
+
+    def slots(self) -> dict[str, WeightPart]:
+        """Parts by the name that their state and their keys go by: weight, weight.1, weight.2, ..."""
+        return {f"weight.{i}" if i else "weight": part for i, part in enumerate(self.parts)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +216,12 @@ class DataflexConfig:
 
     @property
     def components(self) -> dict[str, Component]:
-        slots = {"select": self.select, "mix": self.mix, "weight": self.weight}
+        slots = {"select": self.select, "mix": self.mix, **(self.weight.slots() if self.weight is not None else {})}
         return {slot: spec.component for slot, spec in slots.items() if spec is not None}
+
+    def slots(self, family: str) -> list[str]:
+        """The names in `components` of a family (select, mix or weight)."""
+        return [slot for slot in self.components if slot.split(".")[0] == family]
 
     def needs(self, signal: str) -> bool:
         return any(signal in self.signals(slot) for slot in self.components)
@@ -204,16 +240,19 @@ class DataflexConfig:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""
         plain = ("total_steps", "epoch_rounding", "freeze_gate", "early_stopping_min_delta")
         out: dict[str, Any] = {name: getattr(self, name) for name in plain}
-        for slot in ("select", "mix", "weight"):
-            spec = getattr(self, slot)
+        weights = self.weight.slots() if self.weight is not None else {}
+        for slot, spec in {"select": self.select, "mix": self.mix, **weights}.items():
             if spec is None:
                 continue
             record: dict[str, Any] = {"name": spec.name}
-            if slot != "weight":
+            if not isinstance(spec, WeightPart):
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
             record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
             record |= asdict(spec.component)
             out[slot] = {k: _plain(v) for k, v in record.items()}
+        if self.weight is not None:
+            shared = {k: v for k, v in vars(self.weight).items() if k != "parts"}
+            out["weight"] |= {k: _plain(v) for k, v in shared.items()}
         return out
 
 

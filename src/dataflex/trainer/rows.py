@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from dataflex.trainer.plan import Domains
 
 SAMPLE_IDS = "dataflex_sample_ids"
+# The column, and the key of a batch, with the weight that the data itself gives every token.
+GIVEN_WEIGHTS = "dataflex_weights"
 # Larger data sets are fingerprinted by evenly spaced blocks of rows that hold about this many tokens in all.
 _FINGERPRINT_TOKENS = 1 << 28
 _BLOCK = 1000

@@ -1,0 +1,34 @@
+"""A weight that the data set itself gives every row or message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.requests import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnWeighter(Weighter):
+    """w_i is the number in `column` of row i; with `per: message`, a token weighs what `column` of its message says.
+
+    Numbers are non-negative; only ratios matter. A row without the column is an error; a message without it weighs one.
+    """
+
+    column: str = "weight"
+    per: Literal["row", "message"] = "row"
+
+    needs = frozenset[Request]({"given_weight"})
+
+    @property
+    def level(self) -> Literal["row", "token"]:  # type: ignore[override]
+        return "token" if self.per == "message" else "row"
+
+    def check(self) -> None:
+        self.require("column", bool(self.column), "the name of a column")
+
+    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        return context.signals["given_weight"].to(losses)
