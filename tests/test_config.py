@@ -15,7 +15,17 @@ from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.selectors.loss import LossSelector
 from dataflex.components.weighters.loss import LossWeighter
-from dataflex.config import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig, load, parse
+from dataflex.config import (
+    DataflexConfig,
+    MixConfig,
+    RunConfig,
+    Schedule,
+    SelectConfig,
+    WeightConfig,
+    WeightPart,
+    load,
+    parse,
+)
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.errors import ConfigError, nearest
 
@@ -73,7 +83,8 @@ def test_a_nested_block_becomes_one_typed_object() -> None:
     select = SelectConfig(name="loss", component=LossSelector(focus="low"), schedule=schedule, keep_ratio=0.25)
     mix = MixConfig(name="odm", component=OdmMixer(alpha=0.5), schedule=every_ten, proportions=(0.5, 0.3, 0.2))
     weighter = LossWeighter(strategy="extremes", delta=2.0)
-    weight = WeightConfig(name="loss", component=weighter, warmup=3, scope="global")
+    part = WeightPart(name="loss", component=weighter, warmup=3)
+    weight = WeightConfig(parts=(part,), scope="global")
     whole = DataflexConfig(
         total_steps=600, scoring_tokens=4096, freeze_gate=True, select=select, mix=mix, weight=weight
     )
@@ -294,7 +305,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (nested("weight", scope="globl"), "dataflex.weight.scope: 'globl' is not a choice; did you mean 'global'?"),
     (nested("select", focuss=1), "dataflex.select.focuss: loss has no such parameter; did you mean 'focus'?"),
     (whole({"select": {"name": "loss", "interval": 5, 1: 2}}), "dataflex.select.1: loss has no such parameter"),
-    (nested("weight", zzz=1), "dataflex.weight.zzz: loss has no such parameter; choose from delta, r, scope, strategy"),
+    (
+        nested("weight", zzz=1),
+        "dataflex.weight.zzz: loss has no such parameter; choose from delta, fade, fix_scaling, r,",
+    ),
     (nested("select", focus="mid"), "dataflex.select.focus must be one of low, medium, high, got 'mid'"),
     (nested("select", focus=None), "dataflex.select.focus: input should be a valid string, got None"),
     (nested("weight", delta=True), "dataflex.weight.delta must be a number, got True"),
@@ -310,7 +324,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (flat("mix", components_cfg_file="no.yaml"), "components_cfg_file: no such file: no.yaml"),
     ({**nested("mix"), "warmup_step": 3}, "dataflex and warmup_step are two spellings of one block: keep one of them"),
     ({**nested("mix"), "stage": "ppo"}, "stage: ppo cannot be combined with mix (it draws its own rollouts); use pt,"),
-    ({**nested("weight"), "stage": "kto"}, "stage: kto has a KL term that belongs to the batch, but"),
+    (
+        {**nested("select"), "stage": "kto"},
+        "stage: kto has a KL term that belongs to the batch, but select: loss measures rows by themselves",
+    ),
     ({**nested("mix"), "do_train": None}, "do_train must be true with mix"),
     ({**nested("mix", proportions=[1]), "dataset": "a, b"}, "mix proportions: 1 given for 2 data sets (a, b)"),
     ({**nested("mix", proportions=[1]), "dataset": ["a", "b"]}, "mix proportions: 1 given for 2 data sets (a, b)"),
@@ -330,20 +347,23 @@ PLAIN = {
     "sequence_parallel_size": 1,
     "pref_ftx": 0,
 }
-WHOLE_BATCH = ["use_dft_loss", "use_eaft_loss", "use_asft_loss", "enable_liger_kernel", "use_unsloth"]
+FUSED = ["enable_liger_kernel", "use_unsloth"]
+CHANGED = ["use_dft_loss", "use_eaft_loss", "use_asft_loss", "label_smoothing_factor"]
 DATA = ["group_by_length", "save_only_model", "ignore_data_skip", "auto_find_batch_size", "mix_strategy"]
 ALWAYS = ["use_mca", "use_hyper_parallel", "use_kt", "streaming", "parallelism_config"]
 REFUSED: dict[str, list[str]] = {
-    "select": [*ALWAYS, *DATA, *WHOLE_BATCH],
-    "weight": [*ALWAYS, *WHOLE_BATCH, "label_smoothing_factor"],
+    "select": [*ALWAYS, *DATA, *FUSED],
+    "select less": [*FUSED, *CHANGED],
+    "weight": [*ALWAYS, *FUSED],
     "weight dpo": ["pref_bco_weight", "pref_ftx"],
 }
 
 
 @pytest.mark.parametrize("slot, key", [(slot, key) for slot, keys in REFUSED.items() for key in keys])
 def test_what_cannot_be_combined_is_refused_by_name(slot: str, key: str) -> None:
-    slot, _, stage = slot.partition(" ")
-    raw = {**nested(slot), "stage": stage or "sft"}
+    slot, _, more = slot.partition(" ")
+    named = {"name": "less", "target_dataset": "target"} if more == "less" else {}
+    raw = {**nested(slot, **named), "stage": "dpo" if more == "dpo" else "sft"}
     assert refusal({**raw, key: 2 if key in PLAIN or key == "pref_bco_weight" else "true"}).startswith(key)
     assert parse({**raw, key: PLAIN.get(key, 0)}).dataflex == config(raw)
 

@@ -133,11 +133,11 @@ def test_secrets_are_not_written_down(base: Config, tmp_path: Path) -> None:
 
 
 def test_a_loss_per_batch_can_still_be_mixed(base: Config, tmp_path: Path) -> None:
-    """Label smoothing has no loss per row here: fixed proportions do not need one, and exposure says so."""
+    """A kernel that never shows the logits gives no loss per row: fixed proportions do not need one, and exposure says so."""
     import pyarrow.parquet as pq
 
-    config = {**base, "label_smoothing_factor": 0.1, "dataflex": {"mix": {"name": "static"}}}
-    run = train(config, tmp_path / "run", hooks=["record_ids"])
+    config = {**base, "dataflex": {"mix": {"name": "static"}}}
+    run = train(config, tmp_path / "run", hooks=["record_ids", "no_row_losses"])
     exposure = pq.read_table(run.ok.out / "dataflex" / "exposure.parquet").to_pydict()
     assert set(exposure["last_loss"]) == {None}
     assert not any(k.startswith("dataflex/loss/") for k in scalars_of(run))

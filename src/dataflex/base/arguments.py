@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dataflex.components.requests import Embedding, ExcessLoss, PolicyAlignment, RouterLoad
+from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError, nearest
@@ -43,11 +43,7 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
         given_names = config.dataflex.mix.eval_dataset
         by_domain = list(given_names.values()) if isinstance(given_names, dict) else list(given_names)
         _check_datasets(config.dataflex.held_out_key, by_domain or None, values, True)
-        from dataflex.base.reference import check_reference
-
         for request in config.dataflex.requests("mix"):
-            if isinstance(request, ExcessLoss):
-                check_reference(request.model, str(values.get("model_name_or_path")))
             if isinstance(request, RouterLoad):
                 experts = _of_model(
                     values.get("model_name_or_path"),
@@ -58,10 +54,10 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
                         f"dataflex.mix.name: {config.dataflex.mix.name} goes by the routers of a mixture of experts, and"
                         f" {values.get('model_name_or_path')} has none"
                     )
-    if config.dataflex is not None and config.dataflex.select is not None:
+    if config.dataflex is not None:
         _check_models(config.dataflex, values)
-        target = list(config.dataflex.select.target_dataset) or None
-        _check_datasets("dataflex.select.target_dataset", target, values, True)
+        key, target = config.dataflex.target
+        _check_datasets(key, list(target) or None, values, True)
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
@@ -112,12 +108,17 @@ def _check_paths(values: dict[str, Any], needs_model: bool) -> None:
 
 def _check_models(config: DataflexConfig, values: dict[str, Any]) -> None:
     """What requests say about models, as far as these are on this machine."""
-    for request in config.requests("select"):
+    from dataflex.base.reference import check_reference
+
+    for slot, request in [(s, r) for s in config.components for r in config.requests(s)]:
+        if isinstance(request, ReferenceLoss):
+            key = f"dataflex.{slot}.reference_model_path"
+            check_reference(request.model, str(values.get("model_name_or_path")), key)
         if isinstance(request, Embedding) and request.model is None:
             layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
             if layers is not None and not -layers - 1 <= request.layer <= layers:
                 raise ConfigError(
-                    f"dataflex.select.embedding_layer must be between {-layers - 1} and {layers} (the last; 0 is the input),"
+                    f"dataflex.{slot}.embedding_layer must be between {-layers - 1} and {layers} (the last; 0 is the input),"
                     f" got {request.layer}"
                 )
         if isinstance(request, PolicyAlignment) and request.reward_model is not None:

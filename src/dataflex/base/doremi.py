@@ -39,7 +39,9 @@ def doremi(config: DoremiConfig) -> int:
             raise ConfigError(
                 f"dataflex.doremi.steps: there is no reference in {config.reference}; add the step reference"
             )
-        check_reference(config.reference, str(config.runs["proxy"].get("model_name_or_path")))
+        check_reference(
+            config.reference, str(config.runs["proxy"].get("model_name_or_path")), "dataflex.mix.reference_model_path"
+        )
     found = config.output_dir / "proxy" / "dataflex" / PROPORTIONS
     if config.steps == ("final",) and not found.is_file():
         raise ConfigError(f"dataflex.doremi.steps: there is no {found}, which the step proxy writes; add it")

@@ -92,7 +92,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
         seams.attribute(seam.trainer_module, seam.trainer),
         dataflex,
         stage=stage,
-        per_row=hides_row_losses(config.llamafactory, stage) is None,
+        per_row=hides_row_losses(config.llamafactory) is None,
         identity={},
         run_record={},
         select=OfflineTrainer,

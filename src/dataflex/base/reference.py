@@ -22,7 +22,6 @@ from dataflex.trainer.rows import SAMPLE_IDS, Rows
 from dataflex.trainer.store import SignalStore
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
-_KEY = "dataflex.mix.reference_model_path"
 
 
 def load_reference(
@@ -36,21 +35,23 @@ def load_reference(
     tokenizer: Any,
     processor: Any = None,
     *,
+    key: str,
     folder: Path,
     budget: int | None,
 ) -> ReferenceLosses:
-    """Token losses of the model at `path` on `rows`; what `folder` holds of the same model and rows is not measured again."""
+    """Token losses of the model at `path`, which `key` names, on `rows`; what `folder` holds of the same model and rows is not
+    measured again."""
     tokens = _trainable(rows, stage, tokenizer)
-    key = {
+    made_from = {
         "signal": "reference token losses",
-        "model": decide(lambda: _fingerprint(path)),
+        "model": decide(lambda: _fingerprint(path, key)),
         "data": decide(rows.fingerprints),
         "dtype": str(model_args.compute_dtype),
         "stage": stage,
     }
 
     def pool() -> tuple[torch.nn.Module, Pool]:
-        model = _load(path, tokenizer, model_args, training_args.device)
+        model = _load(path, key, tokenizer, model_args, training_args.device)
         lengths = rows.lengths()
         return model, Pool(
             rows=rows,
@@ -65,7 +66,7 @@ def load_reference(
             workers=training_args.dataloader_num_workers,
         )
 
-    found = reference_losses(pool, tokens, SignalStore(folder, writes=training_args.should_save), key)
+    found = reference_losses(pool, tokens, SignalStore(folder, writes=training_args.should_save), made_from)
     gc.collect()  # the reference must be gone before the model is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -87,7 +88,7 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
     return np.concatenate(found).astype(np.int64)
 
 
-def _fingerprint(path: str) -> str:
+def _fingerprint(path: str, key: str) -> str:
     """A hash of the model's files; of a model of the hub, its commit."""
     from transformers import AutoConfig
 
@@ -96,7 +97,7 @@ def _fingerprint(path: str) -> str:
         try:
             return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{_KEY}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+            raise ConfigError(f"{key}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     digest = xxhash.xxh3_128()
     for file in sorted({f for pattern in _WEIGHTS for f in folder.glob(pattern)}):
         if file.suffix == ".json" and file.name not in ("config.json", "adapter_config.json"):
@@ -108,7 +109,7 @@ def _fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _load(path: str, tokenizer: Any, model_args: Any, device: torch.device) -> torch.nn.Module:
+def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.device) -> torch.nn.Module:
     """A causal language model, whole on this device, or one with a LoRA adapter on top of the model that this names."""
     from transformers import AutoModelForCausalLM
 
@@ -128,11 +129,11 @@ def _load(path: str, tokenizer: Any, model_args: Any, device: torch.device) -> t
             else:
                 model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{_KEY}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"{key}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     entries = model.get_input_embeddings().num_embeddings
     if entries < len(tokenizer):
         raise ConfigError(
-            f"{_KEY}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
+            f"{key}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
             " same tokens"
         )
     return model.to(device).eval()
@@ -176,19 +177,20 @@ def _collator(
     return lambda rows: inner([{k: v for k, v in row.items() if k != SAMPLE_IDS} for row in rows])
 
 
-def check_reference(path: str, tokenizer_of_run: str) -> None:
-    """Raise ConfigError if there is no such model, or it plainly reads other tokens (as far as its files are here)."""
+def check_reference(path: str, tokenizer_of_run: str, key: str) -> None:
+    """Raise ConfigError, naming `key`, if there is no such model, or it plainly reads other tokens, as far as its files are
+    here."""
     folder = Path(path).expanduser()
     if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not folder.is_dir():
-        raise ConfigError(f"{_KEY}: no such directory: {path}")
+        raise ConfigError(f"{key}: no such directory: {path}")
     if not folder.is_dir():
         return
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ConfigError(f"{_KEY}: {path} holds no model (neither config.json nor adapter_config.json)")
+        raise ConfigError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json)")
     theirs, ours = folder / "tokenizer.json", Path(tokenizer_of_run).expanduser() / "tokenizer.json"
     if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
         raise ConfigError(
-            f"{_KEY}: the tokenizer of {path} is not that of {tokenizer_of_run}; both models must read the same tokens"
+            f"{key}: the tokenizer of {path} is not that of {tokenizer_of_run}; both models must read the same tokens"
         )
 
 

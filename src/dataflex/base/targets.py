@@ -1,4 +1,4 @@
-"""The rows a selector aims at, tokenized as the run tokenizes its own, one part per data set."""
+"""The rows that selectors and weighters aim at, tokenized as the run tokenizes its own, one part per data set."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def load_target(
 
     Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
     """
-    assert config.select is not None
-    key = "dataflex.select.target_dataset" if config.select.target_dataset else "eval_dataset"
-    names = list(config.select.target_dataset or data_args.eval_dataset or [])
+    key, named = config.target
+    names = list(named or data_args.eval_dataset or [])
     if not names:
         held_out = module["eval_dataset"]
         parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
@@ -61,11 +60,11 @@ def _trainable(target: Rows, key: str) -> Rows:
 def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
     """Raise ConfigError if a data set of the target is one that is trained on, under another name."""
     trained = {digest: name for name, digest in rows.fingerprints().items()}
-    key = "dataflex.select.target_dataset" if config.select and config.select.target_dataset else "eval_dataset"
+    key, _ = config.target
     for name, digest in target.fingerprints().items():
         if digest in trained:
             raise ConfigError(
-                f"{key}: {name!r} has the rows of {trained[digest]!r}, and a selector must not train on its target"
+                f"{key}: {name!r} has the rows of {trained[digest]!r}, and what is aimed at must not be trained on"
             )
 
 

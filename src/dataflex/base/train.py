@@ -11,6 +11,7 @@ from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
+from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.version import __version__
 
@@ -81,7 +82,7 @@ def _refuse_to_restart(arguments: dict[str, Any]) -> None:
 def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
     from dataflex.base.callbacks import log_callback
-    from dataflex.components.requests import ExcessLoss, aims_at_target
+    from dataflex.components.requests import ReferenceLoss
     from dataflex.trainer import build_trainer
     from dataflex.trainer.state import newest_complete
 
@@ -137,7 +138,7 @@ def _dynamic(config: RunConfig) -> Any:
                 config, module, trained, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             identity.update(identity_of(dataflex, module["held_out"]))
-        if aims_at_target(dataflex.requests("select")):
+        if dataflex.aiming():
             from dataflex.base.targets import check_apart, check_cut, load_target
             from dataflex.trainer.collectives import decide
 
@@ -150,22 +151,25 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
-        for request in dataflex.requests("mix"):
-            if isinstance(request, ExcessLoss):
+        references: dict[str, Any] = {}
+        for slot, request in [(s, r) for s in dataflex.components for r in dataflex.requests(s)]:
+            if isinstance(request, ReferenceLoss) and request.model not in references:
                 from dataflex.base.reference import load_reference
 
-                module["reference_losses"] = load_reference(
+                references[request.model] = load_reference(
                     request.model, module["train_dataset"], template, model_args, data_args, training_args, stage,
+                    key=f"dataflex.{slot}.reference_model_path", budget=dataflex.scoring_tokens,
                     folder=Path(request.store or Path(training_args.output_dir) / "dataflex" / "reference"),
-                    budget=dataflex.scoring_tokens, **tokenizer_module,
+                    **tokenizer_module,
                 )  # fmt: skip
-        return module
+        return {**module, "references": references}
 
     trainer = build_trainer(
         base,
         dataflex,
         stage=stage,
-        per_row=hides_row_losses(config.llamafactory, stage) is None,
+        per_row=hides_row_losses(config.llamafactory) is None,
+        packed=stage == "sft" and any(truth(config.llamafactory.get(k), k) for k in ("packing", "neat_packing")),
         identity=identity,
         run_record=run_record,
     )

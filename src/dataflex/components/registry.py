@@ -48,6 +48,10 @@ MIXERS = {
 WEIGHTERS = {
     "loss": f"{_HERE}.weighters.loss:LossWeighter",
     "domain": f"{_HERE}.weighters.domain:DomainWeighter",
+    "adapt": f"{_HERE}.weighters.adapt:AdaptWeighter",
+    "joint_update_aware": f"{_HERE}.weighters.joint_update_aware:JointUpdateAwareWeighter",
+    "rho1": f"{_HERE}.weighters.rho1:Rho1Weighter",
+    "focal": f"{_HERE}.weighters.focal:FocalWeighter",
     "column": f"{_HERE}.weighters.column:ColumnWeighter",
 }
 
@@ -61,7 +65,7 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 ABSENT = {
     "select": {"coincide"},
     "mix": set[str](),
-    "weight": {"adapt", "joint_update_aware"},
+    "weight": set[str](),
 }
 
 

@@ -1,7 +1,15 @@
 """The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
 
 from dataflex.config.load import CONFIG_SUFFIXES, load, load_offline, parse
-from dataflex.config.schema import DataflexConfig, MixConfig, RunConfig, Schedule, SelectConfig, WeightConfig
+from dataflex.config.schema import (
+    DataflexConfig,
+    MixConfig,
+    RunConfig,
+    Schedule,
+    SelectConfig,
+    WeightConfig,
+    WeightPart,
+)
 
 __all__ = [
     "CONFIG_SUFFIXES",
@@ -11,6 +19,7 @@ __all__ = [
     "Schedule",
     "SelectConfig",
     "WeightConfig",
+    "WeightPart",
     "load",
     "load_offline",
     "parse",

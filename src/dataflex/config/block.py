@@ -139,7 +139,9 @@ def _weights(
         part, common = _slot("weight", block, presets, key, notices, False, domains, path)
         for name, value in common.items():
             if shared.setdefault(name, value) != value:
-                raise ConfigError(f"{path}.{name} is {value!r}, but it is about all weighters, and another one says {shared[name]!r}")
+                raise ConfigError(
+                    f"{path}.{name} is {value!r}, but it is about all weighters, and another one says {shared[name]!r}"
+                )
         parts.append(part)
     return WeightConfig(parts=tuple(parts), **shared)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import Gradient, PolicyAlignment, TargetEmbedding, aims_at_target, takes_gradients
-from dataflex.config.schema import DataflexConfig
+from dataflex.components.requests import Gradient, PolicyAlignment, takes_gradients
+from dataflex.config.schema import DataflexConfig, WeightConfig
 from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
 
 _STAGES = ("pt", "sft", "rm", "dpo", "kto")
-# Losses of LLaMA-Factory that come as one number for the whole batch.
-_BATCH_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
+# Losses of LLaMA-Factory made from the cross entropy.
+_OTHER_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 # Kernels that never show the logits.
 _FUSED = ("enable_liger_kernel", "use_unsloth")
 # Optimizers of LLaMA-Factory's own, and one of transformers', whose state is not that of Adam in full precision.
@@ -54,11 +54,10 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         _check_data(config, lf, what)
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
-    if config.weight is not None and config.weight.component.goes_by_domain and not config.plans_data:
-        raise ConfigError(
-            f"dataflex.weight.name: {config.weight.name} goes by the data set of a row, which weight alone does not know; add"
-            " mix: proportional"
-        )
+    if config.weight is not None:
+        _check_weights(config, config.weight, stage)
+    if config.aiming():
+        _check_target(config, lf)
     if config.mix is not None:
         _check_mixer(config, lf, stage)
     if config.select is not None:
@@ -150,15 +149,43 @@ def _check_raw_rows(config: DataflexConfig, lf: dict[str, Any], stage: str) -> N
 def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
     readers = [slot for slot in config.components if slot == "weight" or reads_losses(config, slot)]
     reader = f"{readers[0]}: {getattr(config, readers[0]).name}"
-    hidden = hides_row_losses(lf, stage)
+    hidden = hides_row_losses(lf)
     if hidden is not None:
         raise ConfigError(f"{hidden}, but {reader} needs a loss per row")
+    for slot in ("select", "mix"):
+        name = getattr(getattr(config, slot), "name", "")
+        if stage == "kto" and {"loss", "heldout_loss"} & set(config.signals(slot)):
+            raise ConfigError(
+                f"stage: kto has a KL term that belongs to the batch, but {slot}: {name} measures rows by themselves"
+            )
+        changed = changed_loss(lf, stage)
+        if changed and takes_gradients(config.requests(slot)):
+            raise ConfigError(f"{changed} changes the loss, and {slot}: {name} takes gradients of the cross entropy")
     if stage == "dpo":
         if number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
             raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
         trained = config.weight is not None or config.needs("train_loss")
         if trained and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
             raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
+
+
+def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> None:
+    for slot, part in weight.slots().items():
+        if part.component.goes_by_domain and not config.plans_data:
+            raise ConfigError(
+                f"dataflex.{slot}.name: {part.name} goes by the data set of a row, which weight alone does not know; add"
+                " mix: proportional"
+            )
+        by_token = part.component.level == "token" or set(config.signals(slot)) - {"given_weight"}
+        if by_token and stage not in ("pt", "sft"):
+            raise ConfigError(
+                f"stage: {stage} has no rows of one answer, and weight: {part.name} goes by tokens; use pt or sft"
+            )
+    given = config.select.target_dataset if config.select is not None else ()
+    if given and weight.target_dataset and given != weight.target_dataset:
+        raise ConfigError(
+            "dataflex.weight.target_dataset: a run has one target, and dataflex.select.target_dataset names another one"
+        )
 
 
 def _check_mixer(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
@@ -175,7 +202,7 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
     assert config.select is not None
     if config.mix is not None and not config.select.component.per_domain:
         raise ConfigError(f"select: {config.select.name} chooses whole batches and cannot be combined with mix")
-    name, requests, given = config.select.name, config.requests("select"), config.select.target_dataset
+    name, requests = config.select.name, config.requests("select")
     reader = f"select: {name}"
     by_row = takes_gradients(requests) or "embedding" in config.signals("select")
     if by_row and stage not in ("pt", "sft"):
@@ -189,23 +216,26 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
         for key in _OTHER_OPTIMIZERS:
             if truth(lf.get(key), key):
                 raise ConfigError(f"{key} keeps no moments that {reader} can read; set gradient_type: sgd")
-    if config.offline is not None and config.offline.target_embeddings:
-        requests = frozenset(r for r in requests if not isinstance(r, TargetEmbedding))
-    if not aims_at_target(requests):
-        return
+
+
+def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
+    """There is a target, and it is not trained on."""
+    slot = config.aiming()[0]
+    name = config.select.name if config.select is not None and slot == "select" else config.weight.slots()[slot].name  # type: ignore[union-attr]
+    key, given = config.target
     evaluation = lf.get("eval_dataset")
     names = list(given) or (
         [n.strip() for n in evaluation.split(",")] if isinstance(evaluation, str) else evaluation or []
     )
     if not names and number(lf.get("val_size") or 0, "val_size") <= 0:
         raise ConfigError(
-            f"dataflex.select.target_dataset: {name} needs a target; name data sets here, or set eval_dataset or val_size"
+            f"dataflex.{slot.split('.')[0]}.target_dataset: {name} needs a target; name data sets here, or set eval_dataset or"
+            " val_size"
         )
     datasets = lf.get("dataset") or []
     trained = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else datasets
     for target in names:
         if target in trained:
-            key = "dataflex.select.target_dataset" if given else "eval_dataset"
             raise ConfigError(f"{key}: {target!r} is also in dataset, and {name} must not train on its target")
 
 
@@ -214,16 +244,19 @@ def reads_losses(config: DataflexConfig, slot: str) -> bool:
     return bool(set(config.signals(slot)) - _WITHOUT_LOSSES)
 
 
-def hides_row_losses(lf: dict[str, Any], stage: str) -> str | None:
-    """Why the stage's loss cannot be had per row (a phrase that begins with the key), or None if it can."""
-    if stage == "kto":
-        return "stage: kto has a KL term that belongs to the batch"
+def hides_row_losses(lf: dict[str, Any]) -> str | None:
+    """Why the loss cannot be had per row (a phrase that begins with the key), or None if it can."""
     for key in _FUSED:
         if truth(lf.get(key), key):
             return f"{key} hides the logits"
-    for key in _BATCH_LOSSES if stage == "sft" else ():  # LLaMA-Factory ignores them elsewhere
+    return None
+
+
+def changed_loss(lf: dict[str, Any], stage: str) -> str | None:
+    """The key that makes the loss of tokens something else than their cross entropy, if there is one."""
+    for key in _OTHER_LOSSES if stage == "sft" else ():  # LLaMA-Factory ignores them elsewhere
         if truth(lf.get(key), key):
-            return f"{key} gives one loss per batch"
+            return key
     if stage in ("pt", "sft") and number(lf.get("label_smoothing_factor") or 0, "label_smoothing_factor") != 0:
-        return "label_smoothing_factor is not supported per row in this version"
+        return "label_smoothing_factor"
     return None

@@ -18,7 +18,7 @@ from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
-from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError
 
@@ -77,9 +77,13 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
     if config.select and config.select.target_dataset and not aims_at_target(config.requests("select")):
         notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
-    for slot in config.components:
-        spec = getattr(config, slot)
-        warmup = spec.warmup if slot == "weight" else spec.schedule.warmup
+    if config.weight and config.weight.target_dataset and not any(s.startswith("weight") for s in config.aiming()):
+        notices.append(f"dataflex.weight.target_dataset has no effect: {config.weight.name} aims at no target")
+    slots = {"select": config.select, "mix": config.mix, **(config.weight.slots() if config.weight else {})}
+    for slot, spec in slots.items():
+        if spec is None:
+            continue
+        warmup = spec.warmup if isinstance(spec, WeightPart) else spec.schedule.warmup
         steps = integer(raw.get("max_steps") or 0, "max_steps")
         if 0 < steps <= warmup:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")

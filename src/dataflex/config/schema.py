@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
-from dataflex.components.requests import Request, names_of
+from dataflex.components.requests import Request, TargetEmbedding, aims_at_target, names_of
 from dataflex.errors import ConfigError
 
 
@@ -229,6 +229,23 @@ class DataflexConfig:
     def signals(self, slot: str) -> list[str]:
         """Names of the signals that the component of a slot takes."""
         return names_of(self.requests(slot))
+
+    @property
+    def target(self) -> tuple[str, tuple[str, ...]]:
+        """The key that names the data sets that selectors and weighters aim at, and these; eval_dataset, where none is named."""
+        for slot, spec in (("select", self.select), ("weight", self.weight)):
+            if spec is not None and spec.target_dataset:
+                return f"dataflex.{slot}.target_dataset", spec.target_dataset
+        return "eval_dataset", ()
+
+    def aiming(self) -> list[str]:
+        """Slots whose component needs the rows of a target."""
+        given = self.offline is not None and self.offline.target_embeddings is not None
+
+        def aims(slot: str) -> bool:
+            return aims_at_target(r for r in self.requests(slot) if not (given and isinstance(r, TargetEmbedding)))
+
+        return [slot for slot in self.components if slot != "mix" and aims(slot)]
 
     def requests(self, slot: str) -> frozenset[Request]:
         component = self.components.get(slot)

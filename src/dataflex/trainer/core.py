@@ -30,7 +30,7 @@ from dataflex.trainer.measure import Measurements
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan, Stage
 from dataflex.trainer.quota import HORIZON
-from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
 MAX_STAGE = HORIZON
@@ -44,7 +44,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.target: Rows | None = kwargs.pop("target_dataset", None)
-        self.reference = kwargs.pop("reference_losses", None)
+        self.references = kwargs.pop("references", {})
         self.held_out: Rows | None = kwargs.pop("held_out", None)
         super().__init__(*args, **kwargs)
         self.rows: Rows = self.train_dataset
@@ -205,7 +205,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
             self.control.should_evaluate = step % self.state.eval_steps != 0
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        self._micro_ids = inputs.pop(SAMPLE_IDS, None)
+        self._micro_ids, self._micro_given = inputs.pop(SAMPLE_IDS, None), inputs.pop(GIVEN_WEIGHTS, None)
         if self._micro_ids is not None:
             self._micro_ids = self._micro_ids.cpu()
         return super().training_step(model, inputs, num_items_in_batch)

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from dataflex.signals.cross_entropy import forward_row_losses, token_losses
+from dataflex.components.requests import ExcessLoss, ReferenceLoss, Request
+from dataflex.config.schema import DataflexConfig
+from dataflex.signals.cross_entropy import forward_row_losses
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
+from dataflex.trainer.objectives import divisor, kind_of, times_processes, token_objective
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.reference import ReferenceLosses
 from dataflex.trainer.rows import SAMPLE_IDS, Rows
+from dataflex.trainer.units import Tokens, hidden_states
 
 
 class RowLosses(Host):  # type: ignore[misc]
     """Mixin: the stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
 
     stage_name: pt, sft, rm, dpo or kto. per_row: whether the stage's loss can be had per row; where it cannot, the
-    stage's own loss is left as it is and only the rows served are noted.
+    stage's own loss is left as it is and only the rows served are noted. references: by the model that they come from.
     """
 
+    config: ClassVar[DataflexConfig]
     stage_name: ClassVar[str]
     per_row: ClassVar[bool]
     rows: Rows
     sums: DomainSums
     exposure: Exposure
     loss_weights: torch.Tensor | None = None  # float32[k]: what the losses of each domain are multiplied by
-    reference: ReferenceLosses | None = None
+    references: Mapping[str, ReferenceLosses]
+    hidden_layers: frozenset[int] = frozenset()  # whose states a weighter reads
     _micro_ids: torch.Tensor | None
+    _micro_given: torch.Tensor | None = None
+    _micro_tags: torch.Tensor | None = None  # kto: bool [B], whether an answer is wanted
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
@@ -38,9 +48,10 @@ class RowLosses(Host):  # type: ignore[misc]
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
-        if not self.per_row or self.stage_name == "dpo":  # dpo: the pairs are seen in compute_preference_loss
+        if not self.per_row or self.stage_name in ("dpo", "kto"):  # seen in compute_preference_loss and kto_loss
             if not self.per_row:
                 self._note(None)
+            self._micro_tags = inputs.get("kto_tags")
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
@@ -49,25 +60,53 @@ class RowLosses(Host):  # type: ignore[misc]
         return self._token_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _token_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items: Any) -> Any:
-        """sum_i w_i sum_t ce_it / num_items, scaled as the Trainer scales the model's own loss."""
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        losses, active = token_losses(outputs.logits, labels)
+        """sum_i w_i sum_t v_it loss_it / num_items, scaled as the Trainer scales the stage's own loss."""
+        kind = self._objective_kind
+        outputs, objective, tokens = self._forward_tokens(model, inputs)
+        losses, active = tokens.losses, tokens.active
         sums, counts = losses.sum(dim=1), active.sum(dim=1)
-        weights = self._observe(sums.detach() / counts, counts, sums.detach(), self._excess(losses.detach(), active))
-        total = sums.sum() if weights is None else (weights * sums).sum()
-        scaled = self.model_accepts_loss_kwargs and num_items is not None
-        loss = total / (num_items if scaled else counts.sum())
-        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs)
+        weights = self._observe(sums / counts, counts, sums, self._excess(tokens), tokens)
+        if weights is not None:
+            objective = without_broken(objective, outputs.logits, sums)
+        if weights is None or weights.ndim == 1:
+            by_row = objective.sum(dim=1)
+            total = by_row.sum() if weights is None else (weights * by_row).sum()
+        else:
+            total = (weights * objective).sum()
+        by, shared = divisor(self, kind, num_items, counts.sum())
+        loss = total / by
+        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs) if kind == "cross_entropy" else None
         if auxiliary is not None:
             loss = loss + auxiliary
-        if scaled and self.args.average_tokens_across_devices:
+        if times_processes(self, kind, num_items, shared):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    @cached_property
+    def _objective_kind(self) -> str:
+        return kind_of(self)
+
+    def _forward_tokens(self, model: Any, inputs: Any) -> tuple[Any, torch.Tensor, Tokens]:
+        """The model's outputs, what is minimised on each token ([B, T], with gradients), and the tokens as weighers see them."""
+        labels = inputs.pop("labels")
+        deeper = self.hidden_layers - {-1}
+        more = {"output_hidden_states": True} if deeper else {}
+        with hidden_states(self.accelerator.unwrap_model(model), self.hidden_layers) as hidden:
+            outputs = model(**inputs, **more)
+        hidden |= {layer: outputs.hidden_states[layer].detach() for layer in deeper}
+        given = None if self._micro_given is None else self._micro_given.to(labels.device)
+        objective, losses, active = token_objective(self, self._objective_kind, outputs.logits, labels, inputs)
+        return (
+            outputs,
+            objective,
+            Tokens(losses, active, inputs, hidden, self._known(losses, active), given),
+        )
 
     def _pair_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         losses = pair_losses(self, inputs, model)
         weights = self._observe(losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
+        if weights is not None:  # a row that does not count would still make the sum NaN
+            losses = torch.where(weights > 0, losses, 0.0)
         return losses.mean() if weights is None else (weights * losses).mean()
 
     def compute_preference_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,35 +118,68 @@ class RowLosses(Host):  # type: ignore[misc]
             losses = losses if weights is None else weights.to(losses.dtype) * losses
         return (losses, *rewards)
 
-    def _excess(self, losses: torch.Tensor, active: torch.Tensor) -> torch.Tensor | None:
-        """Sum over the tokens of each row of what the loss exceeds that of the reference by, [B]. losses, active: [B, T]."""
-        if self.reference is None:
-            return None
-        assert self._micro_ids is not None
-        known = torch.zeros_like(losses)
-        known[active] = torch.from_numpy(self.reference.of(self._micro_ids.numpy())).to(losses)
-        return (losses - known).clamp(min=0).sum(dim=1)
+    def kto_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """kto: one loss per answer, wanted ones first; LLaMA-Factory takes their mean. The KL term in them is a constant."""
+        losses, *rest = super().kto_loss(*args, **kwargs)
+        tags = self._micro_tags
+        if self.per_row and self.model.training and self._micro_ids is not None and tags is not None:
+            order = torch.cat([tags.nonzero().flatten(), (~tags).nonzero().flatten()])  # row of each loss
+            by_row = torch.empty_like(losses).float()
+            by_row[order] = losses.detach().float()
+            weights = self._observe(by_row, torch.ones_like(by_row, dtype=torch.int64), by_row)
+            losses = losses if weights is None else weights[order].to(losses.dtype) * losses
+        return (losses, *rest)
+
+    def _known(self, losses: torch.Tensor, active: torch.Tensor) -> dict[Request, torch.Tensor]:
+        """The losses of the references on the tokens of this micro-batch, [B, T] each."""
+        out: dict[Request, torch.Tensor] = {}
+        for request in self._reference_requests:
+            assert self._micro_ids is not None
+            known = torch.zeros_like(losses)
+            known[active] = torch.from_numpy(self.references[request.model].of(self._micro_ids.numpy())).to(losses)
+            out[request] = known
+        return out
+
+    @cached_property
+    def _reference_requests(self) -> list[ReferenceLoss]:
+        asked = [r for slot in self.config.components for r in self.config.requests(slot)]
+        return [r for r in asked if isinstance(r, ReferenceLoss)]
+
+    def _excess(self, tokens: Tokens) -> torch.Tensor | None:
+        """Sum over the tokens of each row of what the loss exceeds that of the mixer's reference by, [B]."""
+        for request, known in tokens.known.items():
+            if isinstance(request, ExcessLoss):
+                return (tokens.losses - known).clamp(min=0).sum(dim=1)
+        return None
 
     def _observe(
-        self, losses: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor, excess: torch.Tensor | None = None
+        self,
+        losses: torch.Tensor,
+        counts: torch.Tensor,
+        sums: torch.Tensor,
+        excess: torch.Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> torch.Tensor | None:
-        """Note the losses of this micro-batch's rows; returns their weights, None for one each. All inputs are [B]."""
+        """Note the losses of this micro-batch's rows; returns their weights, [B] or one per token, [B, T], None for one each.
+        losses, counts, sums, excess: [B]."""
         assert self._micro_ids is not None
         domains = self.rows.domains.of(self._micro_ids.numpy())
         self.sums.add(domains, losses, counts, sums, excess)
         self._note(losses)
-        weights = self._weigh(losses, counts > 0)
+        weights = self._weigh(losses, counts > 0, tokens)
         if self.loss_weights is None:
             return weights
         of_domain = self.loss_weights[torch.from_numpy(domains).to(self.loss_weights.device)]
-        return of_domain if weights is None else weights * of_domain
+        if weights is None:
+            return of_domain
+        return weights * (of_domain if weights.ndim == 1 else of_domain[:, None])
 
     def _note(self, losses: torch.Tensor | None) -> None:
         assert self._micro_ids is not None
         self.exposure.note(self.state.global_step + 1, self._micro_ids, losses)
 
-    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor) -> torch.Tensor | None:
-        """Row weights with mean one over the rows that count; None leaves every row at one."""
+    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor, tokens: Tokens | None) -> torch.Tensor | None:
+        """Weights [B], or of tokens [B, T], with mean one over those that count; None leaves everything at one."""
         return None
 
     def _score(self, model: Any, batch: Any) -> torch.Tensor:
@@ -140,6 +212,17 @@ def pair_losses(trainer: Any, inputs: dict[str, Any], model: torch.nn.Module) ->
     last = inputs["attention_mask"].sum(dim=-1, keepdim=True) - 1
     chosen, rejected = values.gather(-1, last).squeeze(-1).float().chunk(2)
     return -F.logsigmoid(chosen - rejected)
+
+
+def without_broken(objective: torch.Tensor, logits: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """The objective [B, T] with zeros for rows whose loss is not finite, and no gradient from them into the logits: they weigh
+    nothing, but zero times NaN is NaN."""
+    broken = ~torch.isfinite(sums)
+    if not broken.any():
+        return objective
+    if logits.requires_grad:
+        logits.register_hook(lambda grad: torch.where(broken[:, None, None], 0.0, grad))
+    return torch.where(broken[:, None], 0.0, objective)
 
 
 def auxiliary_loss(model: torch.nn.Module, outputs: Any) -> torch.Tensor | None:

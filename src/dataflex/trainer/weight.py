@@ -2,174 +2,218 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
-from dataflex.components.contracts import WeightContext, Weighter
+from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.config.schema import WeightConfig
-from dataflex.trainer.collectives import gather_rows, sum_over_ranks
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.rows import SAMPLE_IDS
-
-_NO_ROW = -1
+from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS
+from dataflex.trainer.units import Sample, Tokens
+from dataflex.trainer.weighing import Weighing
 
 
 class WeightTrainer(DynamicTrainer):
-    """Row weights with mean one over the rows of the statistics' scope.
+    """Row and token weights with mean one over what they refer to (see `Weighing`).
 
-    Without accumulation the scope is the global batch: its losses are gathered between forward and backward. With
+    Without accumulation that is the global batch: its losses are gathered between forward and backward. With
     accumulation, `running` uses the global batch of the step before (the first step is unweighted), and `global` makes
     a pre-pass over the micro-batches of the step, in training mode and with the random state put back, so that the
-    losses seen are those of the step itself.
+    losses seen are those of the step itself. packed: rows hold several sequences, each weighed by itself.
     """
+
+    packed: ClassVar[bool]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._reference: torch.Tensor | None = None  # [m, 2] float64: loss, sample id
-        self._scope_cache: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-        self._step_losses: list[torch.Tensor] = []
-        # min, max, sum, sum of squares, rows, zeros
-        self._statistics = self._no_statistics()
-
-    def _no_statistics(self) -> torch.Tensor:
-        return torch.tensor([torch.inf, -torch.inf, 0.0, 0.0, 0.0, 0.0], dtype=torch.float32, device=self.args.device)
+        by_level: dict[str, dict[str, Any]] = {}
+        for slot, part in self._spec.slots().items():
+            by_level.setdefault(part.component.level, {})[slot] = part
+        self._levels = {
+            level: Weighing(
+                parts,
+                self.rows.domains,
+                self.args.device,
+                prefix="dataflex/weight" if level == "row" else "dataflex/weight/token",
+                even=level == "row" and not self.packed,
+            )
+            for level, parts in by_level.items()
+        }
+        asked = {r for level in self._levels.values() for r in level.requests()}
+        self.hidden_layers = frozenset(r.layer for r in asked if isinstance(r, Embedding))
+        self._surveying: list[dict[str, Sample]] | None = None
+        self._aimed: dict[str, int] = {}  # step at which a weighter has last taken in its target
 
     @property
     def _spec(self) -> WeightConfig:
         assert self.config.weight is not None
         return self.config.weight
 
-    @property
-    def _active(self) -> bool:
-        return self.state.global_step >= self._spec.warmup
+    # -- one optimizer step ------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        first = inputs is self._step_batches[0] if self._step_batches else False
-        if first and len(self._step_batches) > 1 and self._active and self._spec.scope == "global":
-            self._reference = self._survey()
+        if self._step_batches and inputs is self._step_batches[0]:
+            self._aim()
+            step = self.state.global_step
+            acts = any(part.strength(step) > 0 for part in self._spec.parts)
+            if acts and len(self._step_batches) > 1 and self._spec.scope == "global":
+                self._survey(model)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _survey(self) -> torch.Tensor:
-        """Losses of all micro-batches of this step before the first backward, [m, 2] as in `_reference`."""
-        cpu = torch.random.get_rng_state()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-        self.model.train()
-        found = []
-        with torch.no_grad():
+    def _survey(self, model: Any) -> None:
+        """Refer to the losses of all micro-batches of this step, found before the first backward."""
+        model.train()
+        self._surveying = []
+        with _same_random_state(), torch.no_grad():
             for batch in self._step_batches:
-                ids = batch[SAMPLE_IDS]
-                inputs = self._prepare_inputs({k: v for k, v in batch.items() if k != SAMPLE_IDS})
+                self._micro_ids, self._micro_given = batch[SAMPLE_IDS].cpu(), batch.get(GIVEN_WEIGHTS)
+                rest = {k: v for k, v in batch.items() if k not in (SAMPLE_IDS, GIVEN_WEIGHTS)}
+                inputs = self._prepare_inputs(rest)
                 with self.compute_loss_context_manager():
-                    losses = self._score(self.model, inputs)
-                found.append(self._pair(losses, ids))
-        torch.random.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        return gather_rows(torch.cat(found))
+                    self._look(model, inputs)
+        seen, self._surveying = self._surveying, None
+        for level, weighing in self._levels.items():
+            for found in seen:
+                weighing.see(found[level])
+            weighing.close()
 
-    def _pair(self, losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[per-device batch, 2]: loss and id, short batches filled with rows that do not count."""
-        out = torch.full((self._train_batch_size, 2), torch.nan, dtype=torch.float64, device=self.args.device)
-        out[:, 1] = _NO_ROW
-        out[: len(ids), 0], out[: len(ids), 1] = losses.double(), ids.to(out)
+    def _look(self, model: Any, inputs: Any) -> None:
+        """A forward pass that adds to the survey."""
+        if self.stage_name in ("pt", "sft"):
+            _, _, tokens = self._forward_tokens(model, inputs)
+            counts = tokens.active.sum(dim=1)
+            self._weigh(tokens.losses.sum(dim=1) / counts, counts > 0, tokens)
+        elif self.stage_name == "kto":
+            self._micro_tags = inputs["kto_tags"]
+            self.get_batch_loss_metrics(model, inputs)
+        else:
+            losses = self._score(model, inputs)
+            self._weigh(losses, torch.isfinite(losses), None)
+
+    def _observe(self, losses: torch.Tensor, counts: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        if self._surveying is not None:
+            return self._weigh(losses, counts > 0, None)
+        return super()._observe(losses, counts, *args, **kwargs)
+
+    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor, tokens: Tokens | None) -> torch.Tensor | None:
+        samples, place = self._samples(losses, tokens)
+        if self._surveying is not None:
+            self._surveying.append(samples)
+            return None
+        out: torch.Tensor | None = None
+        for level, weighing in self._levels.items():
+            sample, alone = samples[level], len(self._step_batches) == 1
+            if alone:
+                weighing.refer(sample)
+            elif self._spec.scope == "running":
+                weighing.see(sample)
+            counted = torch.ones(len(sample), dtype=torch.bool, device=sample.losses.device)
+            if level == "row" and place is None:
+                counted[: len(trainable)] = trainable
+            weights = weighing.weigh(sample, counted, self.states, self.state.global_step)
+            if weights is None:
+                continue
+            if level == "row" and place is None:
+                found = weights[: len(losses)]
+            elif level == "row":
+                assert tokens is not None and place is not None
+                found = torch.zeros_like(tokens.losses)
+                found[tokens.active] = weights[place[tokens.active]]
+            else:
+                assert tokens is not None
+                found = torch.zeros_like(tokens.losses)
+                found[tokens.active] = weights
+            out = found if out is None else _times(out, found)
         return out
 
-    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor) -> torch.Tensor | None:
+    def _samples(self, losses: torch.Tensor, tokens: Tokens | None) -> tuple[dict[str, Sample], torch.Tensor | None]:
+        """What each level weighs of this micro-batch; and for sequences of packed rows the entry of every token."""
         assert self._micro_ids is not None
-        mine = self._pair(losses, self._micro_ids)
-        if len(self._step_batches) == 1:
-            self._reference = gather_rows(mine)
-        else:
-            self._step_losses.append(mine)
-        if not self._active or self._reference is None:
-            return None
-        reference, scale = self._scope()
-        if not len(reference):
-            return None
-        weighter, state = self._spec.component, self.states["weight"]
-        counted = trainable & torch.isfinite(losses)
-        safe = torch.where(counted, losses, reference.mean())
-        raw = weighter.weights(state, safe, self._context(reference, self._micro_ids))
-        weights = torch.where(counted, raw / scale, 0.0)
-        self._record(weights, counted)
-        return weights
-
-    def _scope(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses that define the statistics, and the mean of their raw weights; kept while the reference stays."""
-        assert self._reference is not None
-        if self._scope_cache is None or self._scope_cache[0] is not self._reference:
-            reference, ids = self._valid(self._reference)
-            weighter, state = self._spec.component, self.states["weight"]
-            scale = (
-                weighter.weights(state, reference, self._context(reference, ids)).mean()
-                if len(ids)
-                else reference.sum()
-            )
-            self._scope_cache = (self._reference, reference, scale)
-        return self._scope_cache[1:]
-
-    def _valid(self, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses float32[m] and ids int64[m] of the rows that count."""
-        kept = pairs[torch.isfinite(pairs[:, 0]) & (pairs[:, 1] >= 0)]
-        return kept[:, 0].float(), kept[:, 1].long()
-
-    def _context(self, reference: torch.Tensor, ids: torch.Tensor) -> WeightContext:
-        device = reference.device
-        domains = torch.as_tensor(self.rows.domains.of(ids.cpu().numpy()), device=device)
-        return WeightContext(
-            reference=reference,
-            ids=ids.to(device),
-            domains=domains,
-            step=self.state.global_step,
-            names=self.rows.domains.names,
-        )
-
-    def _record(self, weights: torch.Tensor, counted: torch.Tensor) -> None:
-        s, w = self._statistics, weights.float()
-        s[0] = torch.minimum(s[0], torch.where(counted, w, torch.inf).min())
-        s[1] = torch.maximum(s[1], w.max())
-        s[2:] += torch.stack([w.sum(), w.square().sum(), counted.sum().float(), (counted & (w == 0)).sum().float()])
+        ids, place = self._micro_ids, None
+        out = {}
+        for level, weighing in self._levels.items():
+            requests = weighing.requests()
+            if level == "token":
+                assert tokens is not None
+                out[level] = tokens.by_token(ids, requests)
+            elif tokens is None:
+                given = {r: self._micro_given.to(losses) for r in requests if self._micro_given is not None}
+                out[level] = Sample(losses.float(), ids.to(losses.device), given)
+            elif self.packed:
+                out[level], place = tokens.by_sequence(ids, requests)
+            else:
+                out[level] = tokens.by_row(ids, losses, requests)
+            if weighing.even:
+                out[level] = out[level].padded(self._train_batch_size)
+        return out, place
 
     def _close_step(self) -> None:
         super()._close_step()
-        if self._step_losses:
-            self._reference = gather_rows(torch.cat(self._step_losses))
-            self._step_losses = []
-        component = self._spec.component
-        learns = type(component).update is not Weighter.update
-        if learns and self._reference is not None and self._step_batches and self._active:
-            reference, ids = self._valid(self._reference)
-            self.states["weight"] = component.update(self.states["weight"], self._context(reference, ids))
-            self._scope_cache = None
+        if not self._step_batches:
+            return
+        for weighing in self._levels.values():
+            if weighing.close() or len(self._step_batches) == 1 or self._spec.scope == "global":
+                weighing.learn(self.states, self.state.global_step)
         self._step_batches = []
 
+    # -- targets -----------------------------------------------------------------------------------------------------
+
+    def _aim(self) -> None:
+        """Show the target, as the current model sees it, to the weighters that are due."""
+        step = self.state.global_step
+        for slot, part in self._spec.slots().items():
+            interval, weighter = part.component.target_interval, part.component
+            if interval is None or part.strength(step) == 0:
+                continue
+            last = self._aimed.get(slot)
+            if last is not None and step - last < interval:
+                continue
+            begin = time.perf_counter()
+            (request,) = [r for r in weighter.needs if isinstance(r, TargetEmbedding)]
+            self.states[slot] = weighter.aim(self.states[slot], self.signal(request))
+            self._aimed[slot] = step
+            self._log_decision(
+                step, f"{slot}:{part.name}", {"target_rows": len(self._aimed_at)}, {}, time.perf_counter() - begin
+            )
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
     def _extra_state(self) -> dict[str, Any]:
-        reference = {} if self._reference is None else {"reference": self._reference.cpu().numpy()}
-        return {**super()._extra_state(), **reference}
+        out = super()._extra_state()
+        for weighing in self._levels.values():
+            out |= weighing.saved()
+        return out | {f"aimed {slot}": step for slot, step in self._aimed.items()}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
-        if "reference" in extra:
-            self._reference = torch.as_tensor(np.asarray(extra["reference"]), device=self.args.device)
+        for weighing in self._levels.values():
+            weighing.restore(extra)
+        self._aimed = {k.removeprefix("aimed "): int(v) for k, v in extra.items() if k.startswith("aimed ")}
 
     def _scalars(self) -> dict[str, float]:
         out = super()._scalars()
-        low, high = -max_over_ranks(-self._statistics[0]), max_over_ranks(self._statistics[1])
-        total, squares, rows, zeros = sum_over_ranks(self._statistics[2:]).tolist()
-        self._statistics = self._no_statistics()
-        if rows:
-            out |= {
-                "dataflex/weight/min": low,
-                "dataflex/weight/max": high,
-                "dataflex/weight/effective_share": total**2 / squares / rows if squares else 0.0,
-                "dataflex/weight/zero_share": zeros / rows,
-            }
+        for weighing in self._levels.values():
+            out |= weighing.scalars()
         return out
 
 
-def max_over_ranks(value: torch.Tensor) -> float:
-    """The maximum over ranks of a scalar."""
-    return float(gather_rows(value.reshape(1)).max())
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Afterwards torch's generators are as they were before."""
+    cpu = torch.random.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    yield
+    torch.random.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product of weights of rows, [B], or tokens, [B, T]."""
+    if a.ndim == b.ndim:
+        return a * b
+    return a[:, None] * b if a.ndim == 1 else a * b[:, None]

@@ -8,7 +8,7 @@ import torch
 
 from dataflex.components.contracts import State, WeightContext, Weighter
 
-_STRATEGIES = ("linupper", "quadratic", "extremes", "uniform")
+_STRATEGIES = ("linupper", "upper", "quadratic", "extremes", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,34 +18,53 @@ class LossWeighter(Weighter):
         h = 2 delta l / (max - min) - delta (max + min) / (max - min)
 
         linupper   f = min(h + delta, delta)       drop the easiest, keep the rest alike
+        upper      f = (h + delta) / 2             the harder the more
         quadratic  f = 1 - h^2 / delta^2           favour the middle
         extremes   f = |h|                         favour both ends
         uniform    no reweighting at all
 
     min and max are those of `context.reference`; a loss outside them (a row later than the statistics) counts as the
-    nearer bound. r is the temperature of the softmax (1 in the paper).
+    nearer bound. r is the temperature of the softmax, the strength of the KL term that keeps weights together (1 in the
+    paper). r_schedule anneals it: pairs (step, r), r linear between them and constant outside.
     """
 
     strategy: str = "linupper"
     delta: float = 1.0
     r: float = 1.0
+    r_schedule: tuple[tuple[int, float], ...] | None = None
 
     def check(self) -> None:
         self.require_choice("strategy", _STRATEGIES)
         self.require("delta", self.delta > 0, "positive")
         self.require("r", self.r > 0, "positive")
+        if self.r_schedule is not None:
+            steps = [step for step, _ in self.r_schedule]
+            usable = all(r > 0 for _, r in self.r_schedule) and bool(steps) and steps == sorted(set(steps))
+            self.require("r_schedule", usable, "pairs of ascending steps and positive temperatures")
+
+    def temperature(self, step: int) -> float:
+        if self.r_schedule is None:
+            return self.r
+        if step <= self.r_schedule[0][0]:
+            return self.r_schedule[0][1]
+        for (a, before), (b, after) in zip(self.r_schedule, self.r_schedule[1:], strict=False):
+            if step <= b:
+                return before + (after - before) * (step - a) / (b - a)
+        return self.r_schedule[-1][1]
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         if self.strategy == "uniform":
             return torch.ones_like(losses)
         low, high = context.reference.min(), context.reference.max()
         spread = torch.where(high > low, high - low, torch.ones_like(high))  # equal losses: h = 0 for all
-        h = (2 * losses - (high + low)) * self.delta / spread
-        h = h.clamp(-self.delta, self.delta)
-        if self.strategy == "linupper":
-            f = torch.minimum(h + self.delta, torch.full_like(h, self.delta))
-        elif self.strategy == "quadratic":
-            f = 1 - h.square() / self.delta**2
-        else:
-            f = h.abs()
-        return torch.exp(f / self.r)
+
+        def f(values: torch.Tensor) -> torch.Tensor:
+            h = ((2 * values - (high + low)) * self.delta / spread).clamp(-self.delta, self.delta)
+            if self.strategy == "linupper":
+                return torch.minimum(h + self.delta, torch.full_like(h, self.delta))
+            if self.strategy == "upper":
+                return (h + self.delta) / 2
+            return 1 - h.square() / self.delta**2 if self.strategy == "quadratic" else h.abs()
+
+        # Less the greatest, so that no temperature makes exp overflow; only ratios matter.
+        return torch.exp((f(losses) - f(context.reference).max()) / self.temperature(context.step))

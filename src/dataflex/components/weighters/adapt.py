@@ -1,0 +1,72 @@
+"""ADAPT: rows near the target pull harder (the weighter `adapt` of dataflex 1.1.0, here with mean one and one forward pass)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.requests import Embedding, Request, TargetEmbedding
+from dataflex.errors import DataflexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptWeighter(Weighter):
+    """w_i proportional to sigmoid(s_i / tau), s_i = mean over the anchors a of cos(phi_i, phi_a).
+
+    phi: hidden states of the current model, token i of n weighing i in their mean (`weighted_mean`). Anchors are the rows of
+    the target, embedded anew every refresh_interval steps; since cosines are linear in the unit vector of an anchor, the mean
+    of these vectors is all that is kept. clip: greatest ratio of a weight to the mean one of the batch.
+    """
+
+    tau: float = 1.0
+    refresh_interval: int = 50
+    clip: float | None = None
+    embedding_layer: int = -1
+    pooling: Literal["mean", "weighted_mean", "last"] = "weighted_mean"
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "anchor_batch_size": "scoring batches are made by tokens (dataflex.scoring_tokens)",
+        "eps": "a row without an embedding has no weight, and nothing else is divided by zero",
+    }
+
+    def check(self) -> None:
+        self.require("tau", self.tau > 0, "positive")
+        self.require("refresh_interval", self.refresh_interval >= 1, "at least 1")
+        self.require("clip", self.clip is None or self.clip > 1, "above 1")
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        signal = {"layer": self.embedding_layer, "pooling": self.pooling}
+        return frozenset({Embedding(**signal), TargetEmbedding(**signal)})  # type: ignore[arg-type]
+
+    @property
+    def target_interval(self) -> int:  # type: ignore[override]
+        return self.refresh_interval
+
+    def aim(self, state: State, target: np.ndarray) -> State:
+        anchors = unit_vectors(target)
+        return {"anchor": anchors.mean(axis=0)}
+
+    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        anchor = torch.as_tensor(state["anchor"], dtype=torch.float32, device=losses.device)
+        found = self._near(context.signals["embedding"], anchor)
+        if self.clip is not None:
+            found = found.clamp_max(self.clip * self._near(context.reference_signals["embedding"], anchor).mean())
+        return found
+
+    def _near(self, embeddings: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(torch.nn.functional.normalize(embeddings, dim=1) @ anchor / self.tau)
+
+
+def unit_vectors(target: np.ndarray) -> np.ndarray:
+    """float32 [M, hidden]: rows of length one; rows that are not finite, or zero, are left out."""
+    norms = np.linalg.norm(target, axis=1, keepdims=True)
+    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
+    if not usable.any():
+        raise DataflexError("weight: no row of the target has an embedding")
+    return (target[usable] / norms[usable]).astype(np.float32)  # type: ignore[no-any-return]

@@ -1,0 +1,93 @@
+"""Joint update-aware weights: near the target and unlike each other (the weighter of that name of dataflex 1.1.0)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.requests import Embedding, Request, TargetEmbedding
+from dataflex.components.weighters.adapt import unit_vectors
+
+_MODES = ("full", "align_only", "diverse_only", "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointUpdateAwareWeighter(Weighter):
+    """The weights on the simplex over the rows referred to that maximise
+
+        s.w - beta/2 w^T S w + tau H(w),    s_i = z_i.u,  S_ij = z_i.z_j
+
+    z: embeddings of the rows, of length one if embed_normalize; u: the mean embedding of the target, made every
+    target_update_step steps. At the optimum w_i is proportional to exp((s_i - beta z_i.v) / tau) with v = sum_j w_j z_j, which
+    is iterated fixed_point_iters times from equal weights, each time going `damping` of the way. A row is weighed by that
+    formula with the v found. objective_mode: `align_only` without S, `diverse_only` without s.
+    """
+
+    beta: float = 0.1
+    tau: float = 0.05
+    fixed_point_iters: int = 5
+    damping: float = 1.0
+    target_update_step: int = 50
+    embed_normalize: bool = True
+    pooling: Literal["last_token", "mean_pool"] = "last_token"
+    embed_layer: int = -1
+    objective_mode: str = "full"
+
+    retired: ClassVar[Mapping[str, str]] = {
+        "target_batch_size": "scoring batches are made by tokens (dataflex.scoring_tokens)",
+        "target_num_batches": "the target is all rows of target_dataset",
+    }
+
+    def check(self) -> None:
+        self.require("beta", self.beta >= 0, "at least 0")
+        self.require("tau", self.tau > 0, "positive")
+        self.require("fixed_point_iters", self.fixed_point_iters >= 1, "at least 1")
+        self.require("damping", 0 < self.damping <= 1, "in (0, 1]")
+        self.require("target_update_step", self.target_update_step >= 1, "at least 1")
+        self.require_choice("objective_mode", _MODES)
+
+    @property
+    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+        layer, pooling = self.embed_layer, ("last" if self.pooling == "last_token" else "mean")
+        if self.objective_mode == "uniform":
+            return frozenset()
+        target = {TargetEmbedding(layer=layer, pooling=pooling)} if self._aims else set()  # type: ignore[arg-type]
+        return frozenset({Embedding(layer=layer, pooling=pooling), *target})  # type: ignore[arg-type]
+
+    @property
+    def _aims(self) -> bool:
+        return self.objective_mode in ("full", "align_only")
+
+    @property
+    def target_interval(self) -> int | None:  # type: ignore[override]
+        return self.target_update_step if self._aims else None
+
+    def aim(self, state: State, target: np.ndarray) -> State:
+        finite = target[np.isfinite(target).all(axis=1)]
+        return {"u": (unit_vectors(target) if self.embed_normalize else finite).mean(axis=0)}
+
+    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        if self.objective_mode == "uniform":
+            return torch.ones_like(losses)
+        z, others = self._scaled(context.signals["embedding"]), self._scaled(context.reference_signals["embedding"])
+        u = (
+            torch.as_tensor(state["u"], dtype=z.dtype, device=z.device)
+            if self._aims
+            else torch.zeros_like(z[0:1].sum(0))
+        )
+        s, beta = others @ u, (0.0 if self.objective_mode == "align_only" else self.beta)
+        w = torch.full_like(s, 1 / len(s))
+        for _ in range(self.fixed_point_iters):
+            best = torch.softmax((s - beta * (others @ (w @ others))) / self.tau, dim=0)
+            w = (1 - self.damping) * w + self.damping * best
+        v = w @ others
+        highest = ((s - beta * (others @ v)) / self.tau).max()  # taken off so that exp cannot overflow
+        return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(60.0))
+
+    def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(embeddings, dim=1) if self.embed_normalize else embeddings
