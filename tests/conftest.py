@@ -30,3 +30,16 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(ground: Path) -> dict[str, Any]:
     """A LLaMA-Factory configuration that trains in about a second: sft, full, 12 steps of 4 rows, dropout on."""
     return harness.tiny_run(ground)
+
+
+@pytest.fixture(scope="session")
+def reference(ground: Path) -> Path:
+    """Another random model of the same tokenizer."""
+    from dataflex.demo.data import training_texts
+    from dataflex.demo.model import build_model
+
+    path = ground / "reference"
+    texts = list(training_texts(ground / "data"))
+    sizes: dict[str, Any] = {"hidden_size": 48, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
+    build_model(path, texts, seed=1, vocab_size=512, **sizes)
+    return path

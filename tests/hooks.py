@@ -537,3 +537,73 @@ def no_row_losses(out: str, _: str) -> None:
     from dataflex.base import train
 
     train.hides_row_losses = lambda lf: "the kernel hides the logits"
+
+
+def dump_batches(out: str, _: str) -> None:
+    """Save the micro-batches of the first step of this rank, with the ids of their rows, to batches-<rank>.pt; and the target."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer.get_batch_samples
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batches, items = stock(self, *args, **kwargs)
+        file = Path(out) / f"batches-{os.environ.get('RANK', '0')}.pt"
+        if not file.exists():
+            target = [] if self.target is None else [self.target[i] for i in range(len(self.target))]
+            kept = [{k: v.clone() for k, v in b.items() if torch.is_tensor(v)} for b in batches]
+            torch.save({"batches": kept, "target": [r["input_ids"] for r in target]}, file)
+        return batches, items
+
+    DynamicTrainer.get_batch_samples = wrapped
+
+
+def record_weights(out: str, _: str) -> None:
+    """Append the losses of each micro-batch of rank 0 and the weights they got to weights.jsonl."""
+    from dataflex.trainer.weight import WeightTrainer
+
+    stock = WeightTrainer._observe
+
+    def wrapped(self: Any, losses: Any, *args: Any, **kwargs: Any) -> Any:
+        weights = stock(self, losses, *args, **kwargs)
+        if self._surveying is None:
+            with (Path(out) / "weights.jsonl").open("a") as file:
+                found = None if weights is None else weights.tolist()
+                print(json.dumps({"losses": losses.tolist(), "weights": found}), file=file)
+        return weights
+
+    WeightTrainer._observe = wrapped
+
+
+def nan_logits(out: str, ids: str) -> None:
+    """Make the logits of rows `ids` NaN while training, in such a way that gradients pass through unchanged."""
+    from dataflex.trainer import losses
+
+    bad = torch.tensor([int(i) for i in ids.split(",")])
+    stock = losses.RowLosses._forward_tokens
+
+    def wrapped(self: Any, model: Any, inputs: Any) -> Any:
+        broken = torch.isin(self._micro_ids, bad)
+        noise = torch.where(broken, torch.nan, 0.0)[:, None, None]
+        head = model.get_output_embeddings()
+        hook = head.register_forward_hook(lambda _, __, logits: logits + noise)
+        try:
+            return stock(self, model, inputs)
+        finally:
+            hook.remove()
+
+    losses.RowLosses._forward_tokens = wrapped
+
+
+def count_target_rows(out: str, _: str) -> None:
+    """Write how many target rows this rank embedded to target-<rank>.json: a number per pass."""
+    from dataflex.signals import embeddings
+
+    stock, counts = embeddings.row_embeddings, []
+
+    def wrapped(model: Any, batch: Any, *args: Any) -> Any:
+        assert not model.training
+        counts.append(len(batch["input_ids"]))
+        (Path(out) / f"target-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(counts))
+        return stock(model, batch, *args)
+
+    embeddings.row_embeddings = wrapped

@@ -18,22 +18,10 @@ import yaml
 from harness import Result, start, train, train_all
 
 from dataflex.cli import main
-from dataflex.demo.data import training_texts
-from dataflex.demo.model import build_model
 
 Config = dict[str, Any]
 PI = [0.5, 0.3, 0.2]
 K = len(PI)
-
-
-@pytest.fixture(scope="module")
-def reference(ground: Path) -> Path:
-    """Another random model of the same tokenizer."""
-    path = ground / "reference"
-    texts = list(training_texts(ground / "data"))
-    sizes: dict[str, Any] = {"hidden_size": 48, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
-    build_model(path, texts, seed=1, vocab_size=512, **sizes)
-    return path
 
 
 def doremi(base: Config, reference: Path, **mix: Any) -> Config:

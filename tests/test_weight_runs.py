@@ -1,0 +1,427 @@
+"""Weights in runs of the real command line: they reach the loss as written out, on every path, and survive a kill."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import Result, plain, start, train, train_all
+from test_checkpoints import assert_refused
+from test_doremi import load
+from test_invariants import close, kill_and_resume
+
+Config = dict[str, Any]
+ROWS = 8  # of a global batch
+
+
+def still(base: Config, ground: Path, weight: Any, *, ranks: int = 1, accumulation: int = 1, **more: Any) -> Config:
+    """No dropout, a global batch of 8 rows in the order that `mix: static` gives."""
+    return {
+        **base,
+        "model_name_or_path": str(ground / "still"),
+        "max_steps": 3,
+        "per_device_train_batch_size": ROWS // ranks // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "dataflex": {"mix": "static", "weight": weight},
+        **more,
+    }
+
+
+# -- uniform weights are the plain run -------------------------------------------------------------------------------
+
+LORA = {"finetuning_type": "lora", "lora_rank": 4}
+PATHS: dict[str, Config] = {
+    "pt": {"stage": "pt", "dataset": "code_text,docs_text"},
+    "pt unpacked": {"stage": "pt", "dataset": "code_text,docs_text", "packing": False},
+    "sft packed": {"packing": True},
+    "sft neat": {"neat_packing": True},
+    "dft": {"use_dft_loss": True},
+    "eaft": {"use_eaft_loss": True},
+    "asft": {"use_asft_loss": True},
+    "asft packed": {"use_asft_loss": True, "packing": True},
+    "smoothed": {"label_smoothing_factor": 0.1},
+    "pt smoothed": {"stage": "pt", "dataset": "code_text,docs_text", "label_smoothing_factor": 0.1},
+    "rm": {"stage": "rm", "dataset": "arithmetic_pairs", **LORA},
+    "dpo": {"stage": "dpo", "dataset": "arithmetic_pairs", **LORA},
+    "kto": {"stage": "kto", "dataset": "arithmetic_kto", **LORA},
+}
+NEW = ("dft", "eaft", "asft", "smoothed", "pt smoothed", "kto")
+SETTINGS = [
+    pytest.param(
+        name, ranks, accumulation,
+        marks=[] if name in NEW and (ranks, accumulation) in ((1, 4), (2, 1)) else pytest.mark.slow,
+    )
+    for name in PATHS
+    for ranks in (1, 2)
+    for accumulation in (1, 4)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "ranks", "accumulation"), SETTINGS)
+def test_uniform_weights_are_the_plain_run(
+    base: Config, ground: Path, tmp_path: Path, name: str, ranks: int, accumulation: int
+) -> None:
+    against_plain(base, ground, tmp_path, {"name": "loss", "strategy": "uniform"}, PATHS[name], ranks, accumulation)
+
+
+def against_plain(
+    base: Config, ground: Path, tmp_path: Path, weight: Any, path: Config, ranks: int, accumulation: int
+) -> None:
+    weighted = still(base, ground, weight, ranks=ranks, accumulation=accumulation, **path)
+    config = {k: v for k, v in weighted.items() if k != "dataflex"}
+    weighted["dataflex"] = {"weight": weight}
+    ours = start(weighted, tmp_path / "uniform", ranks=ranks)
+    close(*train_all(ours, plain(config, tmp_path / "plain", ranks=ranks)))
+
+
+@pytest.mark.parametrize("name", ["sft neat", "smoothed"])
+def test_uniform_tokens_are_the_plain_run(base: Config, ground: Path, tmp_path: Path, name: str) -> None:
+    weights = [{"name": "focal", "gamma": 0}, {"name": "loss", "strategy": "uniform"}]
+    against_plain(base, ground, tmp_path, weights, PATHS[name], 1, 2)
+
+
+def test_scaling_can_be_fixed(base: Config, ground: Path, tmp_path: Path) -> None:
+    """Plain label smoothing is as many times too large as there are micro-batches; fixed, it is that of one batch."""
+    smooth = {"label_smoothing_factor": 0.1}
+    uniform = {"name": "loss", "strategy": "uniform"}
+    one, two, fixed = train_all(
+        start(still(base, ground, uniform, **smooth), tmp_path / "one"),
+        start(still(base, ground, uniform, accumulation=2, **smooth), tmp_path / "two"),
+        start(still(base, ground, {**uniform, "fix_scaling": True}, accumulation=2, **smooth), tmp_path / "fixed"),
+    )
+    assert fixed.ok.trace()[1] == pytest.approx(one.ok.trace()[1], rel=1e-5)
+    assert two.ok.trace()[1][1] > 1.5 * one.trace()[1][1]
+
+
+# -- the written-out formula -----------------------------------------------------------------------------------------
+
+
+def batches(run: Result, ranks: int) -> list[dict[str, torch.Tensor]]:
+    found = [torch.load(run.out / f"batches-{r}.pt", weights_only=True)["batches"] for r in range(ranks)]
+    return [batch for rank in found for batch in rank]
+
+
+def tokens_of(model: Any, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Of each row: cross entropies of the tokens learned; and the last hidden states, [B, T, H]."""
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "dataflex_sample_ids")}
+    outputs = model(**inputs, output_hidden_states=True)
+    rows = []
+    for logits, labels in zip(outputs.logits, batch["labels"], strict=True):
+        each = F.cross_entropy(logits[:-1].float(), labels[1:], reduction="none", ignore_index=-100)
+        rows.append(each[labels[1:] != -100])
+    return rows, outputs.hidden_states[-1].detach()
+
+
+def check_first_step(run: Result, model: Any, loss: torch.Tensor) -> None:
+    norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).norm()
+    first = run.trace()[1]
+    assert first[0] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert first[1] == pytest.approx(float(norm), rel=1e-4)
+
+
+def linupper(losses: np.ndarray) -> np.ndarray:
+    h = 2 * losses / np.ptp(losses) - (losses.max() + losses.min()) / np.ptp(losses)
+    return np.exp(np.minimum(h + 1, 1))
+
+
+SCOPES = [(1, 1), (2, 1), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), SCOPES)
+def test_row_and_token_weights_reach_the_loss(
+    base: Config, ground: Path, tmp_path: Path, ranks: int, accumulation: int
+) -> None:
+    """loss = sum_i w_i sum_t v_it ce_it / tokens, w by linupper and v by focal, each with mean one over the global batch."""
+    weights = [{"name": "loss", "scope": "global"}, {"name": "focal", "gamma": 1.5}]
+    config = still(base, ground, weights, ranks=ranks, accumulation=accumulation)
+    run = train(config, tmp_path / "run", ranks=ranks, hooks=["dump_batches"]).ok
+    model = load(ground / "still")
+    rows = [row for batch in batches(run, ranks) for row in tokens_of(model, batch)[0]]
+    assert len(rows) == ROWS
+    w = linupper(np.array([float(r.detach().mean()) for r in rows]))
+    v = [(1 - torch.exp(-r.detach())) ** 1.5 for r in rows]
+    mean = torch.cat(v).mean()
+    parts = [wi * (vi / mean * r).sum() for wi, vi, r in zip(w / w.mean(), v, rows, strict=True)]
+    check_first_step(run, model, sum(parts) / sum(map(len, rows)))
+    scalars = run.scalars()[1]
+    assert scalars["dataflex/weight/max"] == pytest.approx(w.max() / w.mean(), rel=1e-4)
+    assert scalars["dataflex/weight/token/max"] == pytest.approx(float(torch.cat(v).max() / mean), rel=1e-4)
+    assert scalars["dataflex/weight/effective_share"] == pytest.approx(w.sum() ** 2 / (w**2).sum() / ROWS, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sft packed", "sft neat"])
+def test_sequences_of_packed_rows_have_weights_of_their_own(
+    base: Config, ground: Path, tmp_path: Path, name: str
+) -> None:
+    config = still(base, ground, {"name": "loss", "strategy": "extremes"}, **{**PATHS[name], "cutoff_len": 512})
+    run = train(config, tmp_path / "run", hooks=["dump_batches"]).ok
+    model, sequences = load(ground / "still"), []
+    for batch in batches(run, 1):
+        inputs = {k: v for k, v in batch.items() if k not in ("labels", "dataflex_sample_ids")}
+        for logits, labels, positions in zip(
+            model(**inputs).logits, batch["labels"], batch["position_ids"], strict=True
+        ):
+            each = F.cross_entropy(logits[:-1].float(), labels[1:], reduction="none", ignore_index=-100)
+            begins = [*(positions == 0).nonzero().flatten().tolist(), len(labels)]
+            for begin, end in pairwise(begins):
+                own = torch.arange(max(begin, 1), end) - 1
+                learned = own[labels[own + 1] != -100]
+                if len(learned):
+                    sequences.append(each[learned])
+    assert len(sequences) > 2 * ROWS
+    losses = np.array([float(s.detach().mean()) for s in sequences])
+    h = 2 * losses / np.ptp(losses) - (losses.max() + losses.min()) / np.ptp(losses)
+    w = np.exp(np.abs(h))
+    total = sum(wi * s.sum() for wi, s in zip(w / w.mean(), sequences, strict=True))
+    check_first_step(run, model, total / sum(map(len, sequences)))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", ["adapt", "joint_update_aware"])
+def test_embeddings_of_the_same_forward_pass(base: Config, ground: Path, tmp_path: Path, name: str, ranks: int) -> None:
+    """Weights worked out row by row from hidden states; targets shared by the ranks, once per refresh, in eval mode."""
+    key = {"adapt": "refresh_interval", "joint_update_aware": "target_update_step"}[name]
+    tau = {"adapt": 0.3, "joint_update_aware": 0.02}[name]
+    weight = {"name": name, "tau": tau, key: 2, "target_dataset": "arithmetic_heldout"}
+    config = still(base, ground, weight, ranks=ranks)
+    hooks = ["dump_batches", "count_target_rows", "count_forwards"]
+    run = train(config, tmp_path / "run", ranks=ranks, hooks=hooks).ok
+    model = load(ground / "still")
+    target = torch.load(run.out / "batches-0.pt", weights_only=True)["target"]
+
+    def embedded(hidden: torch.Tensor) -> np.ndarray:
+        """hidden: [n, H] of one row without padding."""
+        places = torch.arange(1.0, len(hidden) + 1) if name == "adapt" else torch.eye(len(hidden))[-1]
+        found = ((places[:, None] * hidden).sum(0) / places.sum()).numpy().astype(float)
+        return found / np.linalg.norm(found)
+
+    with torch.no_grad():
+        states = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0] for ids in target]
+    u = np.mean([embedded(s) for s in states], axis=0)
+    rows, z = [], []
+    for batch in batches(run, ranks):
+        found, hidden = tokens_of(model, batch)
+        rows += found
+        z += [embedded(h[: int(m.sum())]) for h, m in zip(hidden, batch["attention_mask"], strict=True)]
+    z = np.array(z)
+    if name == "adapt":
+        w = 1 / (1 + np.exp(-(z @ u) / tau))
+    else:
+        w = np.full(ROWS, 1 / ROWS)
+        for _ in range(6):
+            w = np.exp((z @ u - 0.1 * z @ (z.T @ w)) / tau)
+            w /= w.sum()
+    total = sum(wi * r.sum() for wi, r in zip(w / w.mean(), rows, strict=True))
+    check_first_step(run, model, total / sum(map(len, rows)))
+    assert w.max() / w.mean() > 1.0005
+    seen = [json.loads((run.out / f"target-{r}.json").read_text()) for r in range(ranks)]
+    assert sum(map(sum, seen)) - 2 * (ranks - 1) in range(2 * len(target) - 1, 2 * len(target) + 2)  # and a dummy
+    assert [r["step"] for r in run.ledger() if r["component"] == f"weight:{name}"] == [0, 2]
+    assert run.forwards()["train"] == 3  # one forward pass per step
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rho1_trains_on_the_tokens_it_keeps(
+    base: Config,
+    ground: Path,
+    reference: Path,
+    tmp_path: Path,
+    ranks: int,
+) -> None:
+    config = still(base, ground, {"name": "rho1", "reference_model_path": str(reference)}, ranks=ranks)
+    run = train(config, tmp_path / "run", ranks=ranks, hooks=["dump_batches", "one_model_at_a_time"]).ok
+    model, other = load(ground / "still"), load(reference)
+    own, known = [], []
+    for batch in batches(run, ranks):
+        own += tokens_of(model, batch)[0]
+        with torch.no_grad():
+            known += tokens_of(other, batch)[0]
+    own, known = torch.cat(own), torch.cat(known)
+    kept = (own.detach() - known).topk(int(np.ceil(0.6 * len(own)))).indices
+    check_first_step(run, model, own[kept].mean())
+    assert run.scalars()[1]["dataflex/weight/token/zero_share"] == pytest.approx(1 - len(kept) / len(own), abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_pairs_and_answers_are_weighed(
+    base: Config, ground: Path, tmp_path: Path, stage: str, accumulation: int
+) -> None:
+    """The loss of a step is the mean of w_i l_i, with the stage's own losses."""
+    config = still(base, ground, {"name": "loss", "scope": "global"}, accumulation=accumulation, **PATHS[stage])
+    run = train({**config, "max_steps": 2, "learning_rate": 0.05}, tmp_path / "run", hooks=["record_weights"]).ok
+    seen = [json.loads(line) for line in (run.out / "weights.jsonl").read_text().splitlines()]
+    for step in (1, 2):
+        own = seen[(step - 1) * accumulation : step * accumulation]
+        losses = np.array([v for r in own for v in r["losses"]])
+        assert len(losses) == ROWS
+        w = linupper(losses) if np.ptp(losses) > 0 else np.ones(ROWS)
+        np.testing.assert_allclose([v for r in own for v in r["weights"]], w / w.mean(), rtol=1e-4)
+        assert run.trace()[step][0] == pytest.approx(np.mean(w / w.mean() * losses), rel=1e-4)
+    assert np.ptp(losses) > 0
+
+
+# -- scopes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["running", "global"])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (1, 4)])
+def test_one_row_at_a_time_is_still_weighed(
+    base: Config, ground: Path, tmp_path: Path, scope: str, ranks: int, accumulation: int
+) -> None:
+    config = still(base, ground, {"name": "loss", "scope": scope}, ranks=ranks, accumulation=accumulation)
+    config["per_device_train_batch_size"] = 1
+    run = train(config, tmp_path / "run", ranks=ranks).ok
+    found = [s.get("dataflex/weight/max", 1.0) for s in run.scalars().values()]
+    assert all(m > 1.01 for m in found[1:])
+    assert (found[0] > 1.01) == (scope == "global" or accumulation == 1)
+
+
+def test_one_and_two_ranks_weigh_the_same(base: Config, ground: Path, reference: Path, tmp_path: Path) -> None:
+    weights = [
+        {"name": "adapt", "tau": 0.02, "refresh_interval": 2, "target_dataset": "arithmetic_heldout"},
+        {"name": "rho1", "reference_model_path": str(reference)},
+    ]
+    one, two = train_all(
+        start(still(base, ground, weights), tmp_path / "one"),
+        start(still(base, ground, weights, ranks=2), tmp_path / "two", ranks=2),
+    )
+    for step, values in one.ok.trace().items():
+        assert two.ok.trace()[step] == pytest.approx(values, rel=1e-5)
+    for step, scalars in one.scalars().items():
+        for name, value in scalars.items():
+            assert two.scalars()[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_weights_rise_and_fall(base: Config, ground: Path, tmp_path: Path) -> None:
+    weight = {"name": "loss", "strategy": "extremes", "warmup": 1, "ramp": 2, "until": 4, "fade": 2}
+    config = {**still(base, ground, weight), "max_steps": 7}
+    spread = [s.get("dataflex/weight/max", 1.0) for s in train(config, tmp_path / "run").ok.scalars().values()]
+    assert spread[:2] == [1.0, 1.0] and spread[6] == 1.0  # step 1 has strength 0, and so has step 6
+    assert spread[3] > spread[2] > 1.0 and spread[5] > 1.0
+
+
+# -- rows that do not count ------------------------------------------------------------------------------------------
+
+
+def test_broken_and_masked_rows_weigh_nothing(base: Config, ground: Path, tmp_path: Path) -> None:
+    """Their gradients are those of the other rows, and they are counted."""
+    config = {**still(base, ground, {"name": "loss"}), "disable_shuffling": True, "dataset": "code"}
+    bad = "1,4"
+    hooks = ["mask_rows:6", "record_ids", "dump_batches"]
+    run = train(config, tmp_path / "run", hooks=[*hooks, f"nan_logits:{bad}"]).ok
+    assert run.ids()[0] == list(range(8))
+    model = load(ground / "still")
+    rows = [r for batch in batches(run, 1) for r in tokens_of(model, batch)[0]]
+    assert [len(r) == 0 for r in rows] == [i == 6 for i in range(8)]
+    kept = [r for i, r in enumerate(rows) if i not in (1, 4, 6)]
+    w = linupper(np.array([float(r.detach().mean()) for r in kept]))
+    total = sum(wi * r.sum() for wi, r in zip(w / w.mean(), kept, strict=True))
+    check_first_step(run, model, total / sum(map(len, rows)))
+    assert run.scalars()[1]["dataflex/weight/left_out"] == 3
+
+
+# -- killed ----------------------------------------------------------------------------------------------------------
+
+WEIGHTERS: dict[str, Any] = {
+    "adapt": {"name": "adapt", "tau": 0.05, "refresh_interval": 3, "target_dataset": "arithmetic_heldout"},
+    "joint": {"name": "joint_update_aware", "target_update_step": 3, "target_dataset": "arithmetic_heldout"},
+    "rho1": {"name": "rho1"},
+    "focal": {"name": "focal"},
+    "domain": {"name": "domain", "by_domain": [1, 2, 3]},
+    "annealed": {"name": "loss", "r_schedule": [[2, 4.0], [8, 0.5]], "ramp": 4, "until": 9, "fade": 3},
+    "product": [
+        {"name": "loss", "warmup": 1},
+        {"name": "adapt", "refresh_interval": 4, "warmup": 2, "target_dataset": "arithmetic_heldout"},
+        {"name": "focal"},
+    ],
+}
+KILLS = [
+    pytest.param(name, packed, scope, marks=[] if (packed, scope) == (i % 2 == 0, "running") else pytest.mark.slow)
+    for i, name in enumerate(WEIGHTERS)
+    for packed in (False, True)
+    for scope in ("running", "global")
+]
+
+
+@pytest.mark.parametrize(("name", "packed", "scope"), KILLS)
+def test_kill_and_resume(
+    base: Config,
+    reference: Path,
+    tmp_path: Path,
+    name: str,
+    packed: bool,
+    scope: str,
+) -> None:
+    """Exact, dropout on, with accumulation, off a refresh: what weights refer to and what targets gave is in the checkpoint."""
+    given = WEIGHTERS[name] if isinstance(WEIGHTERS[name], list) else [WEIGHTERS[name]]
+    blocks = [{**w, **({"reference_model_path": str(reference)} if w["name"] == "rho1" else {})} for w in given]
+    blocks[0]["scope"] = scope
+    config = {
+        **base,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "neat_packing": packed,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "dataflex": {"mix": "static", "weight": blocks},
+    }
+    kill_and_resume(config, tmp_path, "kill_after:7", 5)
+
+
+@pytest.mark.parametrize("name", [pytest.param("adapt", marks=pytest.mark.slow), "product"])
+def test_kill_and_resume_on_two_ranks(base: Config, tmp_path: Path, name: str) -> None:
+    config = {
+        **base,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "dataflex": {"weight": WEIGHTERS[name]},
+    }
+    kill_and_resume(config, tmp_path, "kill_after:7", 5, ranks=2)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "more", "message"),
+    [
+        ({"name": "adapt"}, {}, ["dataflex.weight.target_dataset", "adapt needs a target"]),
+        ({"name": "adapt", "target_dataset": "code"}, {}, ["dataflex.weight.target_dataset", "also in dataset"]),
+        ({"name": "adapt", "target_dataset": "cod"}, {}, ["dataflex.weight.target_dataset", "'cod' is not defined"]),
+        ({"name": "adapt", "embedding_layer": 9, "target_dataset": "arithmetic_heldout"}, {}, ["embedding_layer"]),
+        ({"name": "rho1"}, {}, ["reference_model_path", "is required by rho1"]),
+        ({"name": "rho1", "reference_model_path": "/no/such"}, {}, ["dataflex.weight.reference_model_path", "no such"]),
+        ({"name": "rho1", "reference_model_path": "x", "keep_ratio": 0}, {}, ["dataflex.weight.keep_ratio", "(0, 1]"]),
+        ({"name": "loss", "until": 3, "warmup": 3}, {}, ["dataflex.weight.until", "above warmup (3)"]),
+        ({"name": "loss", "fade": 3}, {}, ["dataflex.weight.fade", "needs until"]),
+        ({"name": "loss", "ramp": -1}, {}, ["dataflex.weight.ramp", "at least 0"]),
+        ({"name": "loss", "r_schedule": [[3, 1.0], [1, 2.0]]}, {}, ["dataflex.weight.r_schedule", "ascending"]),
+        ([], {}, ["dataflex.weight", "empty list"]),
+        ([{"name": "loss"}, {"name": "focul"}], {}, ["dataflex.weight[1].name", "did you mean 'focal'"]),
+        ([{"name": "loss"}, {"name": "focal", "gama": 1}], {}, ["dataflex.weight[1].gama", "did you mean 'gamma'"]),
+        (
+            [{"name": "loss", "scope": "global"}, {"name": "focal", "scope": "running"}], {},
+            ["dataflex.weight[1].scope", "about all weighters"],
+        ),
+        ({"name": "focal"}, PATHS["dpo"], ["stage: dpo", "focal goes by tokens"]),
+        ({"name": "adapt", "target_dataset": "code_heldout"}, PATHS["kto"], ["stage: kto", "goes by tokens"]),
+        ({"name": "loss"}, {"enable_liger_kernel": True}, ["enable_liger_kernel", "hides the logits"]),
+        ({"name": "domain", "by_domain": [1, 2, 3]}, {"no_mix": True}, ["dataflex.weight.name", "add mix: proportional"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    base: Config, ground: Path, tmp_path: Path, weight: Any, more: Config, message: list[str]
+) -> None:
+    config = still(base, ground, weight, **{k: v for k, v in more.items() if k != "no_mix"})
+    if more.get("no_mix"):
+        config["dataflex"].pop("mix")
+    assert_refused(train(config, tmp_path / "run", hooks=["no_model"]), *message)
