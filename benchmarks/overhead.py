@@ -11,7 +11,6 @@ neighbouring steps.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ import turns
 
 SKIPPED = 10  # first steps of a run: memory pools, thread pools, lazy imports
 DOMAINS = 7
+TARGET = f"d{DOMAINS}"  # a data set that is not trained on
 PROPORTIONS = (0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05)
 LAYER, RUNNING = 1.02, 1.03
 
@@ -41,7 +41,7 @@ class Variant:
 
 
 def variants(reference: Path) -> dict[str, Variant]:
-    """reference: a model that DoReMi compares the losses of its proxy with."""
+    """reference: a model that DoReMi and rho1 compare losses with."""
     static = {"mix": {"name": "static"}}
     doremi = {"name": "doremi", "reference_model_path": str(reference)}
     weight = {"name": "loss", "strategy": "linupper"}
@@ -54,6 +54,13 @@ def variants(reference: Path) -> dict[str, Variant]:
         "weight loss": Variant({"weight": weight}, target=RUNNING),
         "weight loss, running, 4 micro-batches": Variant({"weight": {**weight, "scope": "running"}}, 4, RUNNING),
         "weight loss, global, 4 micro-batches": Variant({"weight": {**weight, "scope": "global"}}, 4),
+        "weight focal": Variant({"weight": {"name": "focal"}}, target=RUNNING),
+        "weight loss and focal": Variant({"weight": [weight, {"name": "focal"}]}, target=RUNNING),
+        "weight rho1": Variant({"weight": {"name": "rho1", "reference_model_path": str(reference)}}, target=RUNNING),
+        "weight adapt": Variant({"weight": {"name": "adapt", "refresh_interval": 20, "target_dataset": TARGET}}),
+        "weight joint_update_aware": Variant(
+            {"weight": {"name": "joint_update_aware", "target_update_step": 20, "target_dataset": TARGET}}
+        ),
         "mix odm": Variant({"mix": odm}),
         "mix odm, over mix static": Variant({"mix": odm}, target=LAYER, over=static),
         "mix ado, over mix static": Variant({"mix": {"name": "ado", "interval": 3}}, target=LAYER, over=static),
@@ -150,12 +157,13 @@ def main() -> None:
         texts = list(training_texts(work / "demo"))
         tokenizer = common.make_model(work / "model", preset, texts)
         steps = SKIPPED + pairs
-        common.write_equal_rows(work / "data", tokenizer, texts, DOMAINS, steps * preset.rows, preset.cutoff)
+        rows = -(-steps * preset.rows // DOMAINS)
+        common.write_equal_rows(work / "data", tokenizer, texts, DOMAINS + 1, rows * (DOMAINS + 1), preset.cutoff)
         lines = []
         asked = {name: variant for name, variant in variants(work / "model").items() if options.only in name}
         for place, (name, variant) in enumerate(asked.items()):
             keys = {
-                "dataset": ",".join(json.loads((work / "data" / "dataset_info.json").read_text())),
+                "dataset": ",".join(f"d{i}" for i in range(DOMAINS)),
                 "max_steps": steps,
                 "per_device_train_batch_size": preset.rows // variant.accumulation,
                 "gradient_accumulation_steps": variant.accumulation,

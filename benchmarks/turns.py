@@ -133,7 +133,7 @@ class _Clock:
         CallbackHandler.on_train_begin = on_train_begin
         CallbackHandler.on_step_end = on_step_end
         Trainer._track_num_input_tokens = track_tokens
-        measure.pool_losses = self.timed("scoring", measure.pool_losses)
+        measure.Measurements._measure = self.timed("scoring", measure.Measurements._measure)
         core.DynamicTrainer._decide = self.timed("deciding", core.DynamicTrainer._decide)
         mix.MixTrainer._adjust = self.timed("deciding", mix.MixTrainer._adjust)
 
