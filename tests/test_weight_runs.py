@@ -107,15 +107,15 @@ def batches(run: Result, ranks: int) -> list[dict[str, torch.Tensor]]:
     return [batch for rank in found for batch in rank]
 
 
-def tokens_of(model: Any, batch: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Of each row: cross entropies of the tokens learned; and the last hidden states, [B, T, H]."""
+def tokens_of(model: Any, batch: dict[str, torch.Tensor], layer: int = -1) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Of each row: cross entropies of the tokens learned; and the hidden states of a layer, [B, T, H]."""
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "dataflex_sample_ids")}
     outputs = model(**inputs, output_hidden_states=True)
     rows = []
     for logits, labels in zip(outputs.logits, batch["labels"], strict=True):
         each = F.cross_entropy(logits[:-1].float(), labels[1:], reduction="none", ignore_index=-100)
         rows.append(each[labels[1:] != -100])
-    return rows, outputs.hidden_states[-1].detach()
+    return rows, outputs.hidden_states[layer].detach()
 
 
 def check_first_step(run: Result, model: Any, loss: torch.Tensor) -> None:
@@ -183,12 +183,15 @@ def test_sequences_of_packed_rows_have_weights_of_their_own(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", ["adapt", "joint_update_aware"])
-def test_embeddings_of_the_same_forward_pass(base: Config, ground: Path, tmp_path: Path, name: str, ranks: int) -> None:
+@pytest.mark.parametrize(("name", "layer"), [("adapt", -1), ("adapt", 1), ("joint_update_aware", -1)])
+def test_embeddings_of_the_same_forward_pass(
+    base: Config, ground: Path, tmp_path: Path, name: str, layer: int, ranks: int
+) -> None:
     """Weights worked out row by row from hidden states; targets shared by the ranks, once per refresh, in eval mode."""
     key = {"adapt": "refresh_interval", "joint_update_aware": "target_update_step"}[name]
     tau = {"adapt": 0.3, "joint_update_aware": 0.02}[name]
     weight = {"name": name, "tau": tau, key: 2, "target_dataset": "arithmetic_heldout"}
+    weight |= {} if layer == -1 else {"embedding_layer": layer}
     config = still(base, ground, weight, ranks=ranks)
     hooks = ["dump_batches", "count_target_rows", "count_forwards"]
     run = train(config, tmp_path / "run", ranks=ranks, hooks=hooks).ok
@@ -202,11 +205,11 @@ def test_embeddings_of_the_same_forward_pass(base: Config, ground: Path, tmp_pat
         return found / np.linalg.norm(found)
 
     with torch.no_grad():
-        states = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0] for ids in target]
+        states = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0] for ids in target]
     u = np.mean([embedded(s) for s in states], axis=0)
     rows, z = [], []
     for batch in batches(run, ranks):
-        found, hidden = tokens_of(model, batch)
+        found, hidden = tokens_of(model, batch, layer)
         rows += found
         z += [embedded(h[: int(m.sum())]) for h, m in zip(hidden, batch["attention_mask"], strict=True)]
     z = np.array(z)

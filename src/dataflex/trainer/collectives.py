@@ -59,15 +59,14 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def gather_ragged(values: torch.Tensor) -> torch.Tensor:
-    """As `gather_rows`, where ranks have different numbers of rows."""
-    if ranks() == 1:
+def gather_ragged(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """As `gather_rows`, where ranks have different numbers of rows, counts."""
+    if ranks() == 1 or not max(counts):
         return values
-    counts = gather_rows(torch.tensor([len(values)], device=values.device)).tolist()
     padded = values.new_zeros((max(counts), *values.shape[1:]))
     padded[: len(values)] = values
-    parts = gather_rows(padded).split(max(counts)) if max(counts) else []
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=False)]) if parts else values
+    parts = gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_arrays(values: np.ndarray) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from dataflex.trainer.objectives import divisor, kind_of, times_processes, token
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.reference import ReferenceLosses
 from dataflex.trainer.rows import SAMPLE_IDS, Rows
-from dataflex.trainer.units import Tokens, hidden_states
+from dataflex.trainer.units import Tokens, forward_with_states
 
 
 class RowLosses(Host):  # type: ignore[misc]
@@ -89,11 +89,8 @@ class RowLosses(Host):  # type: ignore[misc]
     def _forward_tokens(self, model: Any, inputs: Any) -> tuple[Any, torch.Tensor, Tokens]:
         """The model's outputs, what is minimised on each token ([B, T], with gradients), and the tokens as weighers see them."""
         labels = inputs.pop("labels")
-        deeper = self.hidden_layers - {-1}
-        more = {"output_hidden_states": True} if deeper else {}
-        with hidden_states(self.accelerator.unwrap_model(model), self.hidden_layers) as hidden:
-            outputs = model(**inputs, **more)
-        hidden |= {layer: outputs.hidden_states[layer].detach() for layer in deeper}
+        unwrapped = self.accelerator.unwrap_model(model)
+        outputs, hidden = forward_with_states(model, unwrapped, inputs, self.hidden_layers)
         given = None if self._micro_given is None else self._micro_given.to(labels.device)
         objective, losses, active = token_objective(self, self._objective_kind, outputs.logits, labels, inputs)
         return (

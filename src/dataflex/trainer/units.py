@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +59,10 @@ class Sample:
 
     def gathered(self, even: bool) -> Sample:
         """Of all ranks; even: every rank has as many."""
-        return self.mapped(gather_rows if even else gather_ragged)
+        if even:
+            return self.mapped(gather_rows)
+        counts = gather_rows(torch.tensor([len(self)], device=self.losses.device)).tolist()
+        return self.mapped(lambda v: gather_ragged(v, counts))
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
@@ -157,10 +159,11 @@ def sequence_numbers(inputs: Mapping[str, Any]) -> torch.Tensor:
     return F.pad((positions == 0).long().cumsum(dim=1), (0, shape[1] - positions.shape[1]))
 
 
-@contextmanager
-def hidden_states(model: torch.nn.Module, layers: frozenset[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """What the forward pass inside leaves of the last layer (-1), on its way to the output embedding: no second pass, nothing
-    kept for the backward pass. Other layers are for the caller to ask the model for."""
+def forward_with_states(
+    call: torch.nn.Module, model: torch.nn.Module, inputs: Mapping[str, Any], layers: frozenset[int]
+) -> tuple[Any, dict[int, torch.Tensor]]:
+    """The outputs of `call`, and the hidden states after `layers`, [B, T, H] each, from that same forward pass. call: the model
+    as it trains, wrapped or not. The last layer (-1) is caught on its way to the output embedding, so that no others are kept."""
     found: dict[int, torch.Tensor] = {}
     head = output_embedding(model) if -1 in layers else None
 
@@ -168,8 +171,10 @@ def hidden_states(model: torch.nn.Module, layers: frozenset[int]) -> Iterator[di
         found[-1] = args[0].detach()
 
     hook = head.register_forward_pre_hook(keep) if head is not None else None
+    others = layers if head is None else layers - {-1}
     try:
-        yield found
+        outputs = call(**inputs, **({"output_hidden_states": True} if others else {}))
     finally:
         if hook is not None:
             hook.remove()
+    return outputs, found | {layer: outputs.hidden_states[layer].detach() for layer in others}
