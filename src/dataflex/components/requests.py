@@ -16,7 +16,9 @@ PLAIN: Mapping[str, str] = {
     "trainable_tokens": "tokens of each pool row that carry a loss; read from the data",
     "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
     "heldout_loss": "token-mean cross entropy of each held-out row of each domain; one forward pass over those rows",
+    "heldout_tokens": "tokens of each held-out row of each domain that carry a loss (a pair counts as one); the same pass",
 }
+HELD_OUT = ("heldout_loss", "heldout_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

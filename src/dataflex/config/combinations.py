@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import Gradient, PolicyAlignment, TargetEmbedding, aims_at_target, takes_gradients
+from dataflex.components.requests import (
+    HELD_OUT,
+    Gradient,
+    PolicyAlignment,
+    TargetEmbedding,
+    aims_at_target,
+    takes_gradients,
+)
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
@@ -24,7 +31,7 @@ _OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 # What works on data that is read once, from front to back.
 _STREAMED_STAGES = ("pt", "sft")
-_STREAMED_SIGNALS = ("train_loss", "heldout_loss")
+_STREAMED_SIGNALS = ("train_loss", *HELD_OUT)
 
 
 def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
