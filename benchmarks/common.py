@@ -154,6 +154,12 @@ def interval(statistic: Callable[[np.ndarray], float], items: int) -> tuple[floa
     return float(low), float(high)
 
 
+def spread(values: Sequence[float], sign: str = "", digits: int = 3) -> str:
+    """Mean and standard deviation."""
+    mean = f"{np.mean(values):{sign}.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left and the others to the right, readable as it is."""
     widths = [max(len(line[c]) for line in (header, *lines)) for c in range(len(header))]

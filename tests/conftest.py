@@ -8,6 +8,7 @@ import harness
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is computed here is small: threads would wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,11 @@ def warm_up(cache: Path) -> None:
     os.environ.update(
         PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
         ACCELERATE_TORCH_DEVICE="cpu",
+        DS_ACCELERATOR="cpu",
         OMP_NUM_THREADS=_THREADS,
         TOKENIZERS_PARALLELISM="false",
         HF_HUB_OFFLINE="1",
+        PYTORCH_NVML_BASED_CUDA_CHECK="1",  # looking for a GPU must not make a process unfit to be forked
         HF_DATASETS_CACHE=str(cache),
         DATAFLEX_TESTS="1",
     )

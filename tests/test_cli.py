@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_torchrun_is_started_and_resumed_after_a_kill(base: Config, tmp_path: Pa
     )  # fmt: skip
     mark = out / "checkpoint-8" / "dataflex" / "COMPLETE"
     while running.poll() is None and not mark.is_file():
-        pass
+        time.sleep(0.05)
     kill_tree(running)
     ended = command(*arguments, **ranks)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from harness import Result, start, train, train_all
+from harness import Result, Run, start, train, train_all
 
 from dataflex.cli import main
 
@@ -80,7 +80,7 @@ def test_weights_reach_the_loss(
     loss = total / tokens
     norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).norm()
     first = run.trace()[1]
-    assert first[0] == pytest.approx(float(loss), rel=1e-5)
+    assert first[0] == pytest.approx(loss.item(), rel=1e-5)
     assert first[1] == pytest.approx(float(norm), rel=1e-4)
     assert (counts > 0).all()
     raised = np.exp(excess / counts) / K
@@ -247,27 +247,30 @@ def three_steps(base: Config, out: Path) -> Config:
     }  # fmt: skip
 
 
-def run_doremi(config: Config, folder: Path, *more: str) -> Any:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "doremi.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "dataflex", "doremi", str(folder / "doremi.yaml"), *more]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=500)
-
-
-def test_one_command_runs_all_three(base: Config, tmp_path: Path) -> None:
+def test_one_command_runs_all_three(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Reference, proxy and final run; each is a plain file, what is done is not done again, and a later step can be run by
     itself."""
-    out = tmp_path / "out"
-    config = three_steps(base, out)
-    first = run_doremi(config, tmp_path, "dataflex.doremi.steps=[reference,proxy]")
-    assert first.returncode == 0, first.stderr[-3000:]
-    assert not (out / "final").exists() and json.loads((out / "doremi.json").read_text()).keys() == {
-        "reference",
-        "proxy",
-    }
-    second = run_doremi(config, tmp_path)
-    assert second.returncode == 0, second.stderr[-3000:]
-    assert "reference: done before" in second.stderr and "proxy: done before" in second.stderr
+    out, file = tmp_path / "out", tmp_path / "doremi.yaml"
+    file.write_text(yaml.safe_dump(three_steps(base, out)))
+    started: list[str] = []
+
+    def in_a_fork(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "dataflex"]
+        started.append(Path(command[4]).stem)
+        ended = Run(command[3:], tmp_path / "logs" / started[-1], 1, [], {}).wait()
+        return subprocess.CompletedProcess(command, ended.ok.status[0])
+
+    monkeypatch.setattr("dataflex.base.doremi.subprocess.run", in_a_fork)
+    assert main(["doremi", str(file), "dataflex.doremi.steps=[reference,proxy]"]) == 0
+    assert started == ["reference", "proxy"] == list(json.loads((out / "doremi.json").read_text()))
+    assert not (out / "final").exists()
+    capfd.readouterr()
+    assert main(["doremi", str(file)]) == 0
+    said = capfd.readouterr().err
+    assert "reference: done before" in said and "proxy: done before" in said
+    assert started == ["reference", "proxy", "final"]
     found = json.loads((out / "proxy" / "dataflex" / "proportions.json").read_text())
     ledger = [json.loads(line) for line in (out / "final" / "dataflex" / "ledger.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(ledger[0]["stage"]["proportions"], list(found.values()), atol=1e-9)
@@ -276,6 +279,17 @@ def test_one_command_runs_all_three(base: Config, tmp_path: Path) -> None:
     assert [s["max_steps"] for s in states.values()] == [5, 8, 8]
     again = train_again(out / "final.yaml", tmp_path / "plain")
     assert again == [r["loss"] for r in states["final"]["log_history"] if "loss" in r]
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_steps_by_itself(base: Config, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "doremi.yaml"
+    file.write_text(yaml.safe_dump(three_steps(base, out)))
+    command = [sys.executable, "-m", "dataflex", "doremi", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=500)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert list(json.loads((out / "doremi.json").read_text())) == ["reference", "proxy", "final"]
+    assert json.loads((out / "final" / "trainer_state.json").read_text())["global_step"] == 8
 
 
 def train_again(file: Path, out: Path) -> list[float]:

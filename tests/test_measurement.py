@@ -431,17 +431,23 @@ def test_held_out_rows_that_decide_are_part_of_the_run(base: Config, ground: Pat
 def test_loss_gap_follows_held_out_losses(base: Config, ground: Path, tmp_path: Path) -> None:
     """The first decision by hand: rows of the domain whose loss is farthest above its reference are wanted more."""
     block = loss_gap(reference_losses=[9.0, 6.0, 4.0], eval_dataset=HELDOUT, proportions=[0.5, 0.3, 0.2])
-    run = train({**base, "max_steps": 5, "dataflex": block}, tmp_path / "run", hooks=["dump_held_out"])
+    config = {**base, "max_steps": 5, "dataflex": block, "eval_strategy": "steps", "eval_steps": 4}
+    run = train(config, tmp_path / "run", hooks=["dump_held_out"])
     weights = []
     for (_, rows), reference, p in zip(held_out(run).items(), (9.0, 6.0, 4.0), (0.5, 0.3, 0.2), strict=True):
         sums, counts, _ = one_by_one(ground / "model", rows)
-        loss = float(np.mean(np.array(sums) / counts))
-        weights.append(p * exp(max(loss - reference, 0.0)))
+        assert len(set(counts)) > 1, "rows of one length would not tell token means from means of rows"
+        weights.append(p * exp(max(sum(sums) / sum(counts) - reference, 0.0)))
     wanted = {name: w / sum(weights) for name, w in zip(DOMAINS, weights, strict=True)}
     decisions = [r for r in run.ledger() if r["component"] == "mix:loss_gap"]
     assert [r["step"] for r in decisions] == [0, 4]
     assert decisions[0]["decided"]["proportions"] == pytest.approx(wanted, rel=1e-6)
-    assert decisions[0]["from"]["signals"] == ["heldout_loss"]
+    assert decisions[0]["from"]["signals"] == ["heldout_loss", "heldout_tokens"]
+    losses = [evaluations(run)[4][f"eval_dataflex/loss/{name}"] for name in DOMAINS]  # between the two decisions
+    before = list(wanted.values())
+    raised = [p * exp(max(l - r, 0.0)) for p, l, r in zip(before, losses, (9.0, 6.0, 4.0), strict=True)]
+    after = [w / sum(raised) for w in raised]
+    assert list(decisions[1]["decided"]["proportions"].values()) == pytest.approx(after, rel=1e-6)
 
 
 def test_aioli_learns_the_law_that_losses_follow() -> None:

@@ -1,4 +1,4 @@
-"""Mixers that measure gradients or routers, through the real command line."""
+"""Mixers by name, through the real command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from harness import start, train, train_all
+from test_invariants import kill_and_resume
 
 from dataflex.demo.data import training_texts
 from dataflex.demo.model import train_tokenizer
@@ -118,6 +119,53 @@ def test_kill_and_resume_is_exact(base: Config, experts: dict[str, Path], tmp_pa
         found = json.loads((again.out / "dataflex" / "proportions.json").read_text())
         mean = np.mean([list(d["loss_weights"].values()) for d in decided], axis=0) / 3
         np.testing.assert_allclose(list(found.values()), mean, rtol=1e-9)
+
+
+SIZES = {"code": 60, "docs": 24, "arithmetic": 8}
+HELD_OUT = {name: f"{name}_heldout" for name in SIZES}
+GAP = {"name": "loss_gap", "warmup": 1, "interval": 3, "reference_losses": [6.0, 5.8, 5.0], "initial": "stratified"}
+# A curve is fitted at updates 4, 7 and 10, which are steps; the run goes on from step 6.
+ADO = {"name": "ado", "warmup": 1, "interval": 1, "fit_after": 4, "ignore": 1, "fit_every": 3, "initial": "stratified"}
+RESUMED: dict[str, Config] = {
+    "ado": ADO,
+    "loss_gap": {**GAP, "eval_dataset": HELD_OUT},
+    "loss_gap of training losses": {**GAP, "losses": "train"},
+    "temperature": {"name": "temperature", "temperature": 2.0},
+    "uniform": {"name": "uniform"},
+    "proportional": {"name": "proportional"},
+}
+FIXED = {"temperature": np.sqrt([60, 24, 8]), "uniform": np.ones(3), "proportional": np.array([60, 24, 8])}
+
+
+@pytest.fixture(scope="module")
+def uneven(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset_dir whose domains differ in size: the smallest is served more than once in some of these runs."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for file in (ground / "data").glob("*.json*"):
+        lines = file.read_text().splitlines(keepends=True)
+        (folder / file.name).write_text("".join(lines[: SIZES.get(file.stem)]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if c in ("uniform", "proportional") else ()) for c in RESUMED]
+)
+def test_kill_and_resume_is_exact_with_domains_of_several_sizes(
+    base: Config, uneven: Path, tmp_path: Path, case: str
+) -> None:
+    """Killed after step 8, between two updates of loss_gap; on from the checkpoint of step 6."""
+    config = {**base, "dataset_dir": str(uneven), "save_strategy": "steps", "save_steps": 3}
+    kill_and_resume({**config, "dataflex": {"mix": RESUMED[case]}}, tmp_path, "kill_after:8", 6)
+    ledger = [json.loads(line) for line in (tmp_path / "whole" / "dataflex" / "ledger.jsonl").read_text().splitlines()]
+    first, *decided = [list(r["decided"]["proportions"].values()) for r in ledger]
+    wanted = FIXED.get(case, FIXED["proportional"])
+    np.testing.assert_allclose(first, wanted / wanted.sum(), rtol=1e-9)
+    if case in FIXED:
+        assert not decided
+    elif case == "ado":
+        assert decided[:3] == [first] * 3 and len({tuple(d) for d in decided}) == len(decided) - 2 == 9
+    else:
+        assert [r["step"] for r in ledger[1:]] == [1, 4, 7, 10] and len({tuple(d) for d in decided}) == 4
 
 
 @pytest.mark.parametrize("kind", ["doge", "dynamic_moe"])

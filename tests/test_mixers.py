@@ -146,10 +146,15 @@ def test_loss_gap_follows_algorithm_1() -> None:
     state = mixer.init(info(3, pi))
     for losses in ([2.5, 1.1, 2.0], [2.2, 1.0, 4.0], [1.0, 0.5, 0.1]):
         raised = [p * exp(max(loss - r, 0)) for p, loss, r in zip(pi, losses, reference)]
-        rows = [np.array([loss - 0.5, np.nan, loss + 0.5]) for loss in losses]
-        decision, state = mixer.update(state, observe(pi, signals={"heldout_loss": rows}))
+        rows = [np.array([loss - 0.5, np.nan, loss + 1.5]) for loss in losses]
+        tokens = [np.array([9.0, 4.0, 3.0])] * 3  # every token counts alike, and a row without a loss not at all
+        signals = {"heldout_loss": rows, "heldout_tokens": tokens}
+        decision, state = mixer.update(state, observe(pi, signals=signals))
         pi = [r / sum(raised) for r in raised]
         np.testing.assert_allclose(decision.proportions, pi, rtol=1e-12)
+    signals["heldout_loss"] = [*rows[:2], np.full(3, np.nan)]
+    with pytest.raises(DataflexError, match="loss_gap: a domain has no finite held-out loss"):
+        mixer.update(state, observe(pi, signals=signals))
     with pytest.raises(ConfigError, match="reference_losses: 3 given for 2 data sets"):
         mixer.check_domains(("a", "b"))
 

@@ -24,6 +24,7 @@ BLOCK = 4
 STATIC = {"name": "static", "proportions": [0.5, 0.3, 0.2]}
 ODM = {"name": "odm", "warmup": 2, "interval": 3, "proportions": [0.5, 0.3, 0.2]}
 RANDOM = {"name": "random", "warmup": 0, "interval": 4}
+ADO = {"name": "ado", "warmup": 1, "interval": 1, "fit_after": 4, "ignore": 1, "fit_every": 3}
 SFT = {"stage": "sft", "template": "qwen", "dataset": "lists_sft,notes_sft,sums_sft", "cutoff_len": 48}
 
 
@@ -65,6 +66,18 @@ def write_data(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("streamed")
     write_data(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sized(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data, with sizes in dataset_info.json."""
+    path, info = tmp_path_factory.mktemp("sized"), json.loads((folder / "dataset_info.json").read_text())
+    for name, size in (("lists", 600), ("notes", 300), ("sums", 100)):
+        info[name]["num_samples"] = size
+        if "file_name" in info[name]:
+            info[name]["file_name"] = str(folder / info[name]["file_name"])
+    (path / "dataset_info.json").write_text(json.dumps(info))
     return path
 
 
@@ -215,17 +228,11 @@ def test_evaluation_data_is_kept(streamed: Config, tmp_path: Path) -> None:
     assert len(losses) == 2 and losses[1] < losses[0]
 
 
-def test_sizes_from_num_samples(streamed: Config, folder: Path, tmp_path: Path) -> None:
+def test_sizes_from_num_samples(streamed: Config, sized: Path, tmp_path: Path) -> None:
     """`proportional` with the rows that dataset_info.json states; config.yaml shows them."""
     import yaml
 
-    info = json.loads((folder / "dataset_info.json").read_text())
-    for name in NAMES:
-        info[name]["num_samples"] = {"lists": 600, "notes": 300, "sums": 100}[name]
-        if "file_name" in info[name]:
-            info[name]["file_name"] = str(folder / info[name]["file_name"])
-    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    config = {**streamed, "dataset_dir": str(tmp_path), "max_steps": 5, **mixed({"name": "proportional"})}
+    config = {**streamed, "dataset_dir": str(sized), "max_steps": 5, **mixed({"name": "proportional"})}
     run = train(config, tmp_path / "run", hooks=["record_samples"])
     domains = [row[0] // STREAM for step in served(run.ok).values() for row in step]
     assert [domains.count(d) for d in range(3)] == [12, 6, 2]
@@ -263,6 +270,8 @@ PAIRS: dict[str, tuple[Config, int, int]] = {
     "static, packed": ({}, 8, 1),
     "odm, packed, on a boundary of it": ({**mixed(ODM), "save_steps": 8}, 9, 1),
     "odm, packed, off a boundary, workers": ({**mixed(ODM), "dataloader_num_workers": 2}, 10, 1),
+    "ado, packed": (mixed(ADO), 9, 1),
+    "temperature, packed": (mixed({"name": "temperature", "temperature": 2.0}), 9, 1),
     "random, unpacked, two ranks": ({**mixed(RANDOM), "packing": False, "per_device_train_batch_size": 2}, 9, 2),
     "sft packed, odm and weights": (
         {**SFT, **mixed(ODM, weight={"name": "loss", "warmup": 2}), "packing": True, "gradient_accumulation_steps": 2},
@@ -275,10 +284,12 @@ PAIRS: dict[str, tuple[Config, int, int]] = {
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_kill_and_resume_is_exact(streamed: Config, tmp_path: Path, case: str) -> None:
+def test_kill_and_resume_is_exact(streamed: Config, sized: Path, tmp_path: Path, case: str) -> None:
     """In the middle of a block, and after at least one stream has begun anew."""
     changes, kill, ranks = PAIRS[case]
     config = {**streamed, "save_strategy": "steps", "save_steps": 4, **changes}
+    if case.startswith("temperature"):
+        config["dataset_dir"] = str(sized)
     streams = kill_and_resume(config, tmp_path, kill, kill // config["save_steps"] * config["save_steps"], ranks)
     assert any(s["offset"] > 0 and s["place"]["block"] > 0 for s in streams.values()), streams
     assert any(s["place"]["epoch"] > 0 for s in streams.values()), streams

@@ -3,7 +3,8 @@
 Small models from scratch on text like that of SlimPajama (arXiv, books, C4, Common Crawl, GitHub, Stack Exchange, Wikipedia),
 as much of each domain as it has of the whole. Every run has the same number of steps, and within a seed the same weights and the
 same held-out text. `proportional` draws domains by size, as plain training does, and is what the others are compared with.
-DoReMi is its three runs; what is reported is the final one, its time that of all three.
+DoReMi is its three runs; what is reported is the final one, its time that of all three. With --questions, which the largest
+preset has, the model that a run ends with also says which options of multiple-choice questions it finds likeliest.
 
 Each finished run is a file in --work: the same command goes on where it was stopped, and ends with the tables.
 
@@ -30,6 +31,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
 import numpy as np
+import questions
+from common import spread
 
 DOMAINS = ("arxiv", "book", "c4", "commoncrawl", "github", "stackexchange", "wikipedia")
 BASE = "proportional"
@@ -65,7 +68,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {
         "model": {"hidden_size": 768, "layers": 12, "heads": 12, "kv_heads": 12, "intermediate_size": 2048, "vocab_size": 16384},
         "cutoff": 1024, "batch": 64, "steps": 3000, "learning_rate": 6e-4, "characters": 62_000_000, "heldout": 300_000,
+        "questions": 1000,
     },
+}  # fmt: skip
+# Files that questions are taken from; no run trains on them.
+TASKS = {
+    "arc_easy": "arc_easy.heldout", "arc_challenge": "arc_challenge.heldout", "openbookqa": "openbookqa.heldout",
+    "mmlu": "mmlu_test.heldout",
 }  # fmt: skip
 _PARTS = 15
 
@@ -101,7 +110,7 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
         seconds += spent
         found = json.loads((proxy / "dataflex" / "proportions.json").read_text())
         mix = {"name": "static", "proportions": [found[d] for d in DOMAINS]}
-    out, spent = train_once(job, scratch, preset, "final", mix, evaluates=True)
+    out, spent = train_once(job, scratch, preset, "final", mix, evaluates=True, saves=True)
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     evaluated = [
         {k.removeprefix("eval_dataflex/"): v for k, v in r.items() if k.startswith("eval_dataflex/")}
@@ -111,6 +120,8 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
     ]
     shares = [[r[f"dataflex/realized/{d}"] for d in DOMAINS] for r in history if f"dataflex/realized/{DOMAINS[0]}" in r]
     record = {"job": job, "seconds": seconds + spent, "points": evaluated, "shares": np.mean(shares, axis=0).tolist()}
+    if job.get("questions"):
+        record["answers"] = answers_of(job, data, out)
     part = result.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1), encoding="utf-8")
     part.replace(result)
@@ -166,6 +177,26 @@ def train_once(
     return Path(keys["output_dir"]), spent
 
 
+def answers_of(job: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
+    """accuracy: share of the questions whose right option has the highest log-likelihood per byte, and of each task; asked: how
+    many questions each task has; chance: the accuracy of guessing. Of the model in `folder`, in words (`cloze_rows`)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = {task: data / f"{name}.jsonl" for task, name in TASKS.items()}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows, asked, sizes = questions.cloze_rows(tokenizer, files, job["questions"], job["cutoff"])
+    device = torch.device("cuda" if job["gpu"] else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    found = questions.evaluate(model, rows, asked, tokens=32768 if job["gpu"] else 4096, sizes=sizes)
+    return {
+        "accuracy": found["accuracy"],
+        "tasks": found["tasks"],
+        "asked": {task: sum(q["task"] == task for q in asked) for task in TASKS},
+        "chance": float(np.mean([1 / q["options"] for q in asked])),
+    }
+
+
 def write_text(folder: Path, data: Path, job: dict[str, Any]) -> None:
     """A dataset_dir with so many characters of the domains in all, each in its share of the data, documents in an order of the
     seed; and `<domain>_heldout`, the same for every seed."""
@@ -203,8 +234,9 @@ def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides what a run does."""
     job = dict(PRESETS[given.preset], method=method, seed=seed, gpu=given.preset == "gpu")
     job["threads"] = 8 if job["gpu"] else 1
-    if given.steps is not None:
-        job["steps"] = given.steps
+    for name in ("steps", "questions"):
+        if getattr(given, name) is not None:
+            job[name] = getattr(given, name)
     part, mix = job["steps"] / _PARTS, dict(METHODS[method])
     for name in ("warmup", "interval"):
         if name in mix:
@@ -226,8 +258,8 @@ def report(found: Sequence[dict[str, Any]]) -> str:
     by: dict[str, dict[int, dict[str, Any]]] = {}
     for f in found:
         by.setdefault(f["job"]["method"], {})[f["job"]["seed"]] = f
-    base = by.get(BASE, {})
-    averages, perplexities, bits, shares = [], [], [], []
+    base, asks = by.get(BASE, {}), all("answers" in f for f in found)
+    averages, perplexities, bits, shares, answers = [], [], [], [], []
     for method in METHODS:
         runs = by.get(method, {})
         if not runs:
@@ -235,17 +267,18 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         last = {seed: r["points"][-1] for seed, r in runs.items()}
 
         def cell(key: str, digits: int = 3, last: dict[int, dict[str, float]] = last) -> str:
-            values = [p[key] for p in last.values()]
-            spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-            return f"{np.mean(values):.{digits}f}{spread}"
+            return spread([p[key] for p in last.values()], digits=digits)
 
         both = [seed for seed in last if seed in base]
         differences = [last[s]["macro/loss"] - base[s]["points"][-1]["macro/loss"] for s in both]
-        spread = f" ± {np.std(differences, ddof=1):.3f}" if len(differences) > 1 else ""
         averages.append([
-            method, cell("macro/loss"), f"{np.mean(differences):+.3f}{spread}" if both and method != BASE else "-",
+            method, cell("macro/loss"), spread(differences, "+") if both and method != BASE else "-",
             cell("micro/loss"), cell("macro/bits_per_byte"), f"{np.mean([r['seconds'] for r in runs.values()]):.0f}",
         ])  # fmt: skip
+        if asks:
+            given = [r["answers"] for r in runs.values()]
+            averages[-1].append(spread([a["accuracy"] for a in given]))
+            answers.append([method, *(spread([a["tasks"].get(t, np.nan) for a in given]) for t in TASKS)])
         perplexities.append([method, *(cell(f"perplexity/{d}", 1) for d in DOMAINS)])
         bits.append([method, *(cell(f"bits_per_byte/{d}") for d in DOMAINS)])
         drawn = np.mean([r["shares"] for r in runs.values()], axis=0)
@@ -258,11 +291,20 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         " mean and standard deviation over seeds, at the last step."
     )
     header = ("method", *DOMAINS)
+    measured = ["macro loss", f"minus {BASE}", "micro loss", "macro bits per byte", "seconds"]
+    by_task = []
+    if asks:
+        asked, chance = found[0]["answers"]["asked"], found[0]["answers"]["chance"]
+        error = np.sqrt(chance * (1 - chance) / sum(asked.values()))
+        setting += (
+            f" Accuracy: of {sum(asked.values())} questions ({', '.join(f'{n} of {t}' for t, n in asked.items())}); chance is"
+            f" {chance:.3f}, with a standard error of {error:.3f} over so many questions."
+        )
+        measured.append("accuracy")
+        by_task = ["Accuracy by task:", common.table(("method", *TASKS), answers)]
     return "\n\n".join([
         setting,
-        common.table(
-            ("method", "macro loss", f"minus {BASE}", "micro loss", "macro bits per byte", "seconds"), averages
-        ),
+        common.table(("method", *measured), averages), *by_task,
         "Held-out perplexity:", common.table(header, perplexities),
         "Held-out bits per byte:", common.table(header, bits),
         "Share of the rows drawn:", common.table(header, shares),
@@ -279,6 +321,9 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas (all)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds per method (3)")
     parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument(
+        "--questions", type=int, help="multiple-choice questions of each task, at most (none; gpu: 1000)"
+    )
     parser.add_argument("--processes", type=int, help="runs at a time (2; gpu: 1)")
     parser.add_argument("--report", action="store_true", help="start nothing, show what there is")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
@@ -311,6 +356,7 @@ def main() -> None:
         f"python benchmarks/mixture/mixture.py --data DIR --work DIR2 --preset {given.preset} --seeds {given.seeds}"
     )
     command += f" --steps {given.steps}" if given.steps else ""
+    command += f" --questions {given.questions}" if given.questions is not None else ""
     command += f" --methods {given.methods}" if given.methods != ",".join(METHODS) else ""
     text = f"`{command}`: {common.machine(preset, int(threads))}; {processes} runs at a time"
     text += f", {missing} of {len(jobs)} runs missing" if missing else ""

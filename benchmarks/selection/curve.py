@@ -1,24 +1,22 @@
-"""One run of curves.py: its rows and multiple-choice questions, how likely a model finds their options, and the time it takes."""
+"""One run of curves.py: its rows and multiple-choice questions, and the time it takes."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
 import numpy as np
+from questions import evaluate, options_of, prompt_of
 
 POOL = (
     "dolly_3k", "alpaca", "gsm8k_train", "code_alpaca", "squad_xquad_en", "boolq",
@@ -181,30 +179,6 @@ class _Watch:
         self.apart = self.apart + self.now() - begin
 
 
-def options_of(row: dict[str, Any]) -> list[str]:
-    """The answers a row could have, its own among them, as the data writes them; [] if it is not multiple choice.
-
-    The data names its options in one of two ways: "Answer format: answer1/answer2/..." in the instruction, with an answer
-    that ends in one of them, or lines "A. ...", "B. ..." in the input, with a letter as the answer.
-    """
-    answer = row["output"]
-    given = re.search(r"^Answer format: (\S+/\S+)\s*$", row["instruction"], re.M)
-    if given is not None:
-        labels = given[1].split("/")
-        stem = answer.rpartition(" ")[0]
-        options = [f"{stem} {label}".lstrip() for label in labels]
-    else:
-        options = sorted(set(re.findall(r"^([A-Z])\. ", row["input"], re.M)))
-        if options != [chr(ord("A") + i) for i in range(len(options))]:
-            return []
-    return options if len(options) > 1 and answer in options else []
-
-
-def prompt_of(row: dict[str, Any]) -> str:
-    """Instruction and input, as LLaMA-Factory puts them together."""
-    return "\n".join(part for part in (row["instruction"], row["input"]) if part)
-
-
 def texts_of(data: Path, rows: int) -> list[str]:
     """The first rows of every data set of the pool, for a tokenizer: the same for every seed."""
     return [f"{prompt_of(row)} {row['output']}" for name in POOL for row in _read(data, name)[:rows]]
@@ -250,62 +224,6 @@ def write_rows(folder: Path, data: Path, tokenizer: Any, job: dict[str, Any]) ->
     info = {name: {"file_name": f"{name}.jsonl", "columns": _COLUMNS} for name in parts}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return asked
-
-
-def evaluate(
-    model: Any, rows: Sequence[dict[str, Any]], asked: Sequence[dict[str, Any]], tokens: int
-) -> dict[str, Any]:
-    """loss: mean over the tokens of all right answers. accuracy: share of the questions whose right option the model finds
-    likeliest, and the same for each task. guessing: the loss of a model that knows how answers are written and finds all
-    options equally likely. rows: the options of all questions, tokenized by the run."""
-    likelihood, count = likelihoods(model, rows, tokens)
-    starts = np.cumsum([0, *(q["options"] for q in asked)])
-    assert starts[-1] == len(rows), f"{len(rows)} rows for {starts[-1]} options"
-    right = starts[:-1] + [q["right"] for q in asked]
-    hits = np.array([likelihood[a:b].argmax() + a for a, b in pairwise(starts)]) == right
-    of_task = np.array([q["task"] for q in asked])
-    return {
-        "loss": float(-likelihood[right].sum() / count[right].sum()),
-        "guessing": float(np.log([q["options"] for q in asked]).sum() / count[right].sum()),
-        "accuracy": float(hits.mean()),
-        "tasks": {task: float(hits[of_task == task].mean()) for task in dict.fromkeys(of_task.tolist())},
-    }
-
-
-def likelihoods(model: Any, rows: Sequence[dict[str, Any]], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood of each row's labels given what comes before, float64, and how many there are. A batch has at most
-    `tokens` tokens, padding counted; the model is left in the mode it was in."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    out, counts = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
-    lengths = np.array([len(row["input_ids"]) for row in rows])
-    order, mode, place = np.argsort(lengths, kind="stable"), model.training, 0
-    device = next(model.parameters()).device
-    model.eval()
-    while place < len(order):
-        end = place + 1
-        while end < len(order) and lengths[order[end]] * (end + 1 - place) <= tokens:
-            end += 1
-        batch, width = order[place:end], int(lengths[order[end - 1]])
-        ids, labels = torch.zeros(len(batch), width, dtype=torch.long), torch.full((len(batch), width), -100)
-        for i, row in enumerate(batch):
-            ids[i, : lengths[row]] = torch.as_tensor(rows[row]["input_ids"])
-            labels[i, : lengths[row]] = torch.as_tensor(rows[row]["labels"])
-        mask = torch.arange(width) < torch.as_tensor(lengths[batch])[:, None]
-        first = int((labels != -100).any(0).int().argmax())
-        with torch.no_grad():
-            kept = torch.arange(first - 1, width - 1, device=device)
-            logits = model(
-                input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False, logits_to_keep=kept
-            ).logits.float()
-            wanted = labels[:, first:].to(device)
-            found = cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=-100)
-        out[batch] = -found.double().sum(1).cpu().numpy()
-        counts[batch] = (wanted != -100).sum(1).cpu().numpy()
-        place = end
-    model.train(mode)
-    return out, counts
 
 
 def _read(data: Path, name: str) -> list[dict[str, Any]]:

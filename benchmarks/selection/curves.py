@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
 import curve
 import numpy as np
+from common import spread
 
 STATIC, LONGER = "static", "static, longer"
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -116,12 +117,6 @@ def at(result: dict[str, Any], seconds: float, clock: int) -> dict[str, float] |
         "step": step,
         **{key: float(np.interp(step, steps, [p[key] for p in points])) for key in ("loss", "accuracy")},
     }
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation."""
-    mean = f"{np.mean(values):{sign}.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
 def report(found: Sequence[dict[str, Any]], clock: int) -> str:

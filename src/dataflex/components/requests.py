@@ -17,7 +17,9 @@ PLAIN: Mapping[str, str] = {
     "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
     "given_weight": "weight that the data set itself gives a row or a message (read from a column), per row or token trained on",
     "heldout_loss": "token-mean cross entropy of each held-out row of each domain; one forward pass over those rows",
+    "heldout_tokens": "tokens of each held-out row of each domain that carry a loss (a pair counts as one); the same pass",
 }
+HELD_OUT = ("heldout_loss", "heldout_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

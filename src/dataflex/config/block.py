@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from dataflex.components.contracts import Component, Mixer, Weighter
 from dataflex.components.files import read_array
 from dataflex.components.registry import FAMILIES, names, resolve
-from dataflex.components.requests import names_of
+from dataflex.components.requests import HELD_OUT, names_of
 from dataflex.config import mixture
 from dataflex.config.schema import (
     DataflexConfig,
@@ -52,7 +52,7 @@ _SIGNALS = {
         *("loss", "tokens", "trainable_tokens", "embedding", "target_embedding"),
         *("target_alignment", "interaction", "features"),
     },
-    "mix": {"loss", "train_loss", "excess_loss", "heldout_loss", "domain_gradients", "router_load"},
+    "mix": {"loss", "train_loss", "excess_loss", *HELD_OUT, "domain_gradients", "router_load"},
     "weight": {"embedding", "target_embedding", "reference_loss", "given_weight"},
 }
 # Keys of a weighter that are about all of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import Gradient, PolicyAlignment, takes_gradients
+from dataflex.components.requests import HELD_OUT, Gradient, PolicyAlignment, takes_gradients
 from dataflex.config.schema import DataflexConfig, WeightConfig
 from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
@@ -24,7 +24,7 @@ _OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 # What works on data that is read once, from front to back.
 _STREAMED_STAGES = ("pt", "sft")
-_STREAMED_SIGNALS = ("train_loss", "heldout_loss")
+_STREAMED_SIGNALS = ("train_loss", *HELD_OUT)
 
 
 def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
         raise ConfigError(f"{hidden}, but {reader} needs a loss per row")
     for slot in ("select", "mix"):
         name = getattr(getattr(config, slot), "name", "")
-        if stage == "kto" and {"loss", "heldout_loss"} & set(config.signals(slot)):
+        if stage == "kto" and {"loss", *HELD_OUT} & set(config.signals(slot)):
             raise ConfigError(
                 f"stage: kto has a KL term that belongs to the batch, but {slot}: {name} measures rows by themselves"
             )

@@ -51,7 +51,7 @@ def evaluates(lf: Mapping[str, Any]) -> bool:
 def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[str]) -> None:
     """Raise ConfigError if a component needs held-out rows that a domain does not have."""
     found, domains = held_out_of(config, lf), words(lf.get("dataset"))
-    if config.needs("heldout_loss"):
+    if config.reads_held_out:
         assert config.mix is not None
         names = found.names or domains if found else [None] * len(domains)
         lacking = [d for d, name in zip(domains, names) if name is None]

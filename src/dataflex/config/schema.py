@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
-from dataflex.components.requests import Request, TargetEmbedding, aims_at_target, names_of
+from dataflex.components.requests import HELD_OUT, Request, TargetEmbedding, aims_at_target, names_of
 from dataflex.errors import ConfigError
 
 
@@ -225,6 +225,10 @@ class DataflexConfig:
 
     def needs(self, signal: str) -> bool:
         return any(signal in self.signals(slot) for slot in self.components)
+
+    @property
+    def reads_held_out(self) -> bool:
+        return any(map(self.needs, HELD_OUT))
 
     def signals(self, slot: str) -> list[str]:
         """Names of the signals that the component of a slot takes."""

@@ -114,6 +114,12 @@ class DomainEvaluation(Host):  # type: ignore[misc]
         with np.errstate(invalid="ignore"):
             return losses / tokens  # type: ignore[no-any-return]
 
+    def _held_out_tokens(self) -> np.ndarray:
+        """float64 [held-out rows]: trainable tokens; 1 in stages of pairs, whose loss is not one of tokens."""
+        if self.stage_name in ("pt", "sft"):
+            return np.asarray(self.signal(HELD_OUT_SUMS)[:, 1])
+        return np.ones(len(self._kept_apart))
+
     def _measure_held_out(self, pool: Pool) -> np.ndarray:
         """float64 [rows, 2]: sum of the cross entropies of a row, and its trainable tokens."""
 

@@ -69,6 +69,8 @@ class Measurements(Host):  # type: ignore[misc]
         """The value of a signal under the current model for every row, or for the rows `ids`: float [N] or [N, K], equal on
         every rank. NaN where a row has none. That of a TargetEmbedding has a value for each row of the target instead, and those
         of held-out rows one for each of them."""
+        if request == "heldout_tokens":
+            return self._held_out_tokens()
         if request == "heldout_loss" and self.stage_name in ("pt", "sft"):
             return self._held_out_losses()
         step = self.state.global_step

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
-from dataflex.components.requests import DomainGradients, Request, RouterLoad, name_of
+from dataflex.components.requests import HELD_OUT, DomainGradients, Request, RouterLoad, name_of
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import decide
@@ -140,7 +140,7 @@ class MixTrainer(LimitedTrainer):
         values = self.signal(request)
         if isinstance(request, DomainGradients | RouterLoad):
             return list(values)
-        rows = self._kept_apart if request == "heldout_loss" else self.rows
+        rows = self._kept_apart if request in HELD_OUT else self.rows
         return [values[a:b] for a, b in pairwise(rows.domains.offsets)]
 
     def _extra_state(self) -> dict[str, Any]:

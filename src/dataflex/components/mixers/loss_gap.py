@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
-from dataflex.components.requests import Request
+from dataflex.components.requests import HELD_OUT, Request
 from dataflex.errors import ConfigError, DataflexError
 
 
@@ -19,8 +19,8 @@ class LossGapMixer(Mixer):
         alpha_t    = w_{t-1} exp(Delta_t),        w_t = alpha_t / sum(alpha_t)
 
     w_0 are the proportions that the run starts with. reference_losses: l_ref in the order of `dataset`; the paper predicts
-    them by a scaling law, or takes those of another model. losses: `heldout`, mean token losses of held-out rows, as in the
-    paper; or `train`, mean token losses of the interval, which cost nothing (a domain without a token keeps its gap).
+    them by a scaling law, or takes those of another model. losses: `heldout`, token means over the held-out rows, as in the
+    paper; or `train`, token means over the interval, which cost nothing (a domain without a token keeps its gap).
     """
 
     reference_losses: tuple[float, ...]
@@ -33,7 +33,7 @@ class LossGapMixer(Mixer):
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({"heldout_loss" if self.losses == "heldout" else "train_loss"})
+        return frozenset(HELD_OUT if self.losses == "heldout" else {"train_loss"})
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         if len(self.reference_losses) != len(names):
@@ -47,7 +47,8 @@ class LossGapMixer(Mixer):
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         gap, reference = np.array(state["gap"]), np.array(self.reference_losses)
         if self.losses == "heldout":
-            means = np.array([np.nanmean(values) for values in observations.signals["heldout_loss"]])
+            losses, tokens = (observations.signals[name] for name in HELD_OUT)
+            means = np.array([token_mean(l, n) for l, n in zip(losses, tokens, strict=True)])
             if not np.isfinite(means).all():
                 raise DataflexError("loss_gap: a domain has no finite held-out loss; has training diverged?")
             gap = np.maximum(means - reference, 0.0)
@@ -59,3 +60,9 @@ class LossGapMixer(Mixer):
                 return Decision(observations.proportions), state
         alpha = observations.proportions * np.exp(gap - gap.max())
         return Decision(alpha / alpha.sum()), {"gap": gap}
+
+
+def token_mean(losses: np.ndarray, tokens: np.ndarray) -> float:
+    """Of rows with token means `losses`, those that have one; NaN where none has."""
+    known = np.isfinite(losses)
+    return float(np.average(losses[known], weights=tokens[known])) if known.any() else np.nan
