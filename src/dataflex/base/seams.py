@@ -49,9 +49,11 @@ _SIGNATURES = {
     ("llamafactory.data.loader", "_get_dataset_processor"): (
         "data_args", "stage", "template", "tokenizer", "processor", "do_generate",
     ),
-    ("llamafactory.data.template", "Template.encode_oneturn"): ("self", "tokenizer", "messages", "system", "tools"),
     ("llamafactory.data.template", "Template.encode_multiturn"): (
         "self", "tokenizer", "messages", "system", "tools", "discarding_history_cot",
+    ),
+    ("llamafactory.data.processor", "FeedbackDatasetProcessor._encode_data_example"): (
+        "self", "prompt", "response", "kl_response", "system", "tools", "images", "videos", "audios",
     ),
     ("llamafactory.data.processor", "PairwiseDatasetProcessor._encode_data_example"): (
         "self", "prompt", "response", "system", "tools", "images", "videos", "audios",

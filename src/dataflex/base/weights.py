@@ -7,7 +7,6 @@ float32 of its weight in the upper half of an int64, whatever becomes of the lis
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,11 @@ from typing import Any
 
 import numpy as np
 from llamafactory.data import converter, loader, parser
-from llamafactory.data.processor import PairwiseDatasetProcessor, PretrainDatasetProcessor
+from llamafactory.data.processor import (
+    FeedbackDatasetProcessor,
+    PairwiseDatasetProcessor,
+    PretrainDatasetProcessor,
+)
 
 from dataflex.base import seams
 from dataflex.base.raw import stored_numbers
@@ -28,13 +31,14 @@ from dataflex.trainer.rows import GIVEN_WEIGHTS, Rows
 # What a message weighs, beside its role and its content, once LLaMA-Factory has converted it.
 _WEIGHT = "dataflex_weight"
 _KEY = "dataflex.weight.column"
+_LARGEST = float(np.finfo(np.float32).max)
 _WITH_MESSAGES = ("sharegpt", "openai")
 
 
 @contextmanager
 def given_weights(config: DataflexConfig, data_args: Any) -> Iterator[None]:
     """Inside, the rows that LLaMA-Factory prepares of the data sets in `dataset` have a column GIVEN_WEIGHTS, if a weighter needs
-    it: float32, one number for each of `input_ids`, 1 where there is padding; for pairs, one number.
+    it: float32, one number for each of `input_ids`, 1 where there is padding; for rm, dpo and kto, one number.
 
     Held-out rows have none, since nothing is weighed there.
     """
@@ -144,8 +148,7 @@ class _Given:
         return out
 
     def _number(self, value: Any, row: str) -> float:
-        usable = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        if not usable or not math.isfinite(np.float32(value)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
             raise ConfigError(
                 f"{_KEY}: {row} of {self.name!r} has {self.column} {value!r}, which is not a finite non-negative number"
             )
@@ -181,14 +184,14 @@ class _WeighingProcessor:
 
     def preprocess_dataset(self, examples: Mapping[str, list[Any]]) -> dict[str, Any]:
         inner = copy.copy(self.inner)
-        if isinstance(inner, PairwiseDatasetProcessor):
-            return self._of_pairs(inner, examples)
+        if isinstance(inner, PairwiseDatasetProcessor | FeedbackDatasetProcessor):
+            return self._whole_rows(inner, examples)
         if isinstance(inner, PretrainDatasetProcessor):
             inner.tokenizer = _MarkingTokenizer(inner.tokenizer, [texts[0][_WEIGHT] for texts in examples["_prompt"]])
         else:
-            inner.template = _MarkingTemplate(inner.template, trains_on_prompt=inner.data_args.train_on_prompt)
+            inner.template = _MarkingTemplate(inner.template)
         out = dict(inner.preprocess_dataset(examples))
-        marked = {key: out[key] for key in out if key.endswith(("input_ids", "labels"))}
+        marked = {key: out[key] for key in ("input_ids", "labels") if key in out}
         if not marked:  # no row is left
             return out
         arrays = {key: [np.fromiter(row, np.int64, len(row)) for row in rows] for key, rows in marked.items()}
@@ -197,7 +200,8 @@ class _WeighingProcessor:
         out[GIVEN_WEIGHTS] = [_weights_of(ids, own) for ids, own in zip(arrays["input_ids"], labels, strict=True)]
         return out
 
-    def _of_pairs(self, inner: Any, examples: Mapping[str, list[Any]]) -> dict[str, Any]:
+    def _whole_rows(self, inner: Any, examples: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Of processors that make one row of each that they encode."""
         weights: list[float] = []
 
         def encode(prompt: list[dict[str, Any]], **rest: Any) -> Any:
@@ -237,21 +241,13 @@ class _MarkingTokenizer(_Stand):
 
 
 class _MarkingTemplate(_Stand):
-    def __init__(self, inner: Any, trains_on_prompt: bool) -> None:
-        super().__init__(inner)
-        # The token before a prompt is then predicted in its place: the end of the answer before it.
-        self.ends_late = inner.efficient_eos and not trains_on_prompt
-
-    def encode_oneturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any) -> Any:
-        prompt, answer = self.inner.encode_oneturn(tokenizer, messages, *args)
-        return _marked(prompt, _mark(messages[0][_WEIGHT])), _marked(answer, _mark(messages[-1][_WEIGHT]))
-
     def encode_multiturn(self, tokenizer: Any, messages: list[dict[str, Any]], *args: Any) -> Any:
         marks = [_mark(message[_WEIGHT]) for message in messages]
         out = []
         for turn, (prompt, answer) in enumerate(self.inner.encode_multiturn(tokenizer, messages, *args)):
             asked, answered = marks[2 * turn : 2 * turn + 2]
-            first = marks[2 * turn - 1] if turn and self.ends_late else asked
+            # Of such templates, what is learned in the place of a prompt's first token is the end of the answer before it.
+            first = marks[2 * turn - 1] if turn and self.inner.efficient_eos else asked
             out.append(([*_marked(prompt[:1], first), *_marked(prompt[1:], asked)], _marked(answer, answered)))
         return out
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from dataflex.trainer.plan import Domains
 
 SAMPLE_IDS = "dataflex_sample_ids"
-# The column, and the key of a batch, with the weight that the data itself gives every token, or every pair.
+# The column, and the key of a batch, with the weight that the data itself gives every token; in rm, dpo and kto, every row.
 GIVEN_WEIGHTS = "dataflex_weights"
 # What a row holds that is not LLaMA-Factory's.
 OURS = (SAMPLE_IDS, GIVEN_WEIGHTS)
@@ -96,7 +96,7 @@ class Rows(Dataset):
         return {name: _fingerprint(part, (GIVEN_WEIGHTS,)) for name, part in given}
 
     def weigh_something(self) -> bool:
-        """Whether the data's own weight of some token (or pair) that is learned is above zero."""
+        """Whether the data's own weight of something that is learned is above zero."""
         return any(_weighs_something(part) for part in self.parts)
 
 
@@ -117,7 +117,7 @@ def _fingerprint(part: Any, endings: tuple[str, ...] = ("input_ids", "labels", "
         block = table[start : start + _BLOCK]
         for column in columns:
             values = block[column]
-            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            if _nested(values):
                 digest.update(pc.list_value_length(values).to_numpy().astype(np.int32).tobytes())
             flat = np.asarray(_flat(values))
             digest.update(flat.astype(np.float32 if flat.dtype.kind == "f" else np.int32).tobytes())
@@ -130,7 +130,9 @@ def _weighs_something(part: Any) -> bool:
     for start in range(0, len(part), _BLOCK):
         block = table[start : start + _BLOCK]
         weights = _flat(block[GIVEN_WEIGHTS])
-        if (weights[_flat(block["labels"]) != -100] if "labels" in columns else weights).any():
+        if "labels" in columns and _nested(block[GIVEN_WEIGHTS]):
+            weights = weights[_flat(block["labels"]) != -100]
+        if weights.any():
             return True
     return False
 
@@ -149,14 +151,17 @@ def _trainable(part: Any, column: str) -> np.ndarray:
 
 
 def _flat(values: pa.ChunkedArray) -> np.ndarray:
-    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
-    return (pc.list_flatten(values) if nested else values).to_numpy(zero_copy_only=False)
+    return (pc.list_flatten(values) if _nested(values) else values).to_numpy(zero_copy_only=False)
+
+
+def _nested(values: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_list(values.type) or pa.types.is_large_list(values.type))
 
 
 class RowCollator:
     """Takes ids and given weights off the rows, lets LLaMA-Factory's collator do its work, and puts both into the batch.
 
-    Weights are float32, for each of the batch's `input_ids` [B, T], 1 where the collator padded, or for each pair [B]. Of rows
+    Weights are float32, for each of the batch's `input_ids` [B, T], 1 where the collator padded, or for each row [B]. Of rows
     without an id (evaluation data) the batch is the inner collator's.
     """
 
