@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from harness import tiny_run
 
-from dataflex.base.train import load_data
+from dataflex.base.train import _identity, load_data
 from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError
-from dataflex.trainer.rows import GIVEN_WEIGHTS, Rows
+from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
+from dataflex.trainer.streams import Place
 
 SHAREGPT = {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
 OPENAI = {
@@ -364,9 +367,8 @@ def test_a_row_without_a_usable_weight_is_named(bench: Bench, value: Any, said: 
     bench.write("a", alpaca())
     bench.write("b", rows)
     block = {"mix": {"name": "static", "proportions": [0.5, 0.5]}} if mixed else None
-    for keys in ({}, {"preprocessing_num_workers": 2}):
-        with pytest.raises(ConfigError, match=rf"^dataflex.weight.column: row 7 of 'b' {said}"):
-            bench.load(block=block, **keys)
+    with pytest.raises(ConfigError, match=rf"^dataflex.weight.column: row 7 of 'b' {said}"):
+        bench.load(block=block)
 
 
 def test_a_row_is_named_as_it_is_stored(bench: Bench) -> None:
@@ -483,3 +485,166 @@ def test_without_the_weighter_there_is_no_column(bench: Bench) -> None:
     bench.write("a", [{**row, "weight": 5, "other": 6} for row in alpaca()])
     assert {w for own in bench.rows().parts[0][GIVEN_WEIGHTS] for w in own} == {5}
     assert {w for own in bench.rows({**COLUMN, "column": "other"}).parts[0][GIVEN_WEIGHTS] for w in own} == {6}
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def collator(bench: Bench, stage: str, **options: Any) -> RowCollator:
+    """Of the workflow of the stage."""
+    from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+    from llamafactory.data.collator import KTODataCollatorWithPadding, PairwiseDataCollatorWithPadding
+    from transformers import DataCollatorForLanguageModeling
+
+    if stage == "pt":
+        return RowCollator(DataCollatorForLanguageModeling(tokenizer=bench.tokenizer, mlm=False))
+    kinds = {"sft": SFTDataCollatorWith4DAttentionMask, "kto": KTODataCollatorWithPadding}
+    kind = kinds.get(stage, PairwiseDataCollatorWithPadding)
+    return RowCollator(kind(template=bench.template, tokenizer=bench.tokenizer, pad_to_multiple_of=8, **options))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_is_padded_with_ones_where_the_tokens_are(bench: Bench, side: str) -> None:
+    bench.write("a", alpaca())
+    rows = bench.rows()
+    collate = collator(
+        bench, "sft", compute_dtype=torch.bfloat16
+    )  # to which LLaMA-Factory casts whatever is a fraction
+    bench.tokenizer.padding_side = side
+    batch = collate(rows.__getitems__([13, 1, 6]))
+    assert batch[GIVEN_WEIGHTS].dtype == torch.float32 and batch[GIVEN_WEIGHTS].shape == batch["labels"].shape
+    assert batch[GIVEN_WEIGHTS].shape[1] % 8 == 0 and batch[SAMPLE_IDS].tolist() == [13, 1, 6]
+    for i, weight in enumerate((13 / 4, 1 / 4, 6 / 4)):
+        own = torch.where(batch["attention_mask"][i] == 1, weight, 1.0)
+        assert torch.equal(batch[GIVEN_WEIGHTS][i], own) and (i == 2 or (own == 1).any())
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])
+def test_a_batch_of_packed_rows(bench: Bench, attention: str) -> None:
+    """Under flash attention, LLaMA-Factory cuts a row of its own padding off."""
+    bench.write("a", alpaca())
+    rows = bench.rows(packing=True, neat_packing=True, cutoff_len=100)
+    collate = collator(
+        bench, "sft", neat_packing=True, attn_implementation=attention, block_diag_attn=attention == "eager"
+    )
+    sizes = set()
+    for i in range(len(rows)):
+        row, batch = rows[i], collate([rows[i]])
+        width, own = batch["input_ids"].shape[1], torch.tensor(row[GIVEN_WEIGHTS])
+        assert batch[GIVEN_WEIGHTS].shape == batch["labels"].shape == (1, width)
+        shared = min(width, len(own))
+        assert (
+            torch.equal(batch[GIVEN_WEIGHTS][0, :shared], own[:shared])
+            and (batch[GIVEN_WEIGHTS][0, shared:] == 1).all()
+        )
+        assert batch["input_ids"][0, :shared].tolist() == row["input_ids"][:shared]
+        sizes.add(width)
+    assert min(sizes) < 100 if attention == "flash_attention_2" else sizes == {104}
+
+
+def test_batches_of_text_pairs_and_judged_answers(bench: Bench) -> None:
+    bench.write("a", [{"text": f"text {i} " * (1 + i), "weight": i / 8} for i in range(6)], TEXT)
+    rows = bench.rows(stage="pt", packing=False)
+    batch = collator(bench, "pt")(rows.__getitems__([5, 2]))
+    for i, weight in enumerate((5 / 8, 2 / 8)):
+        assert torch.equal(batch[GIVEN_WEIGHTS][i], torch.where(batch["attention_mask"][i] == 1, weight, 1.0))
+    assert batch[GIVEN_WEIGHTS].shape == batch["labels"].shape
+    for stage, entry, more in (
+        ("rm", PAIRS, {"chosen": "a", "rejected": "b"}),
+        ("kto", KTO, {"output": "a", "kto_tag": True}),
+    ):
+        bench.write("a", [{"instruction": f"say {i}", "weight": i / 8, **more} for i in range(6)], entry)
+        rows = bench.rows(stage=stage)
+        batch = collator(bench, stage)(rows.__getitems__([5, 2]))
+        assert torch.equal(batch[GIVEN_WEIGHTS], torch.tensor([5 / 8, 2 / 8]))
+
+
+def test_rows_without_an_id_are_left_to_llamafactory(bench: Bench) -> None:
+    bench.write("a", alpaca())
+    rows = bench.rows()
+    collate = collator(bench, "sft")
+    plain = collate.inner(
+        [{k: v for k, v in row.items() if k != GIVEN_WEIGHTS} for row in rows.parts[0].select([3, 5])]
+    )
+    batch = collate(list(rows.parts[0].select([3, 5])))
+    assert set(batch) == set(plain) and all(torch.equal(batch[k], plain[k]) for k in plain)
+
+
+# -- beside the rows -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_known_by_its_weights(bench: Bench) -> None:
+    """Apart from its rows, so that held-out rows are known as ones that are trained on, weights or not."""
+
+    def known(weight: Any = COLUMN) -> dict[str, Any]:
+        loaded = bench.load(weight, {"mix": {"name": "static", "proportions": [0.5, 0.5]}})
+        config, (_, _, data_args, training_args, stage), module = loaded["config"], loaded["args"], loaded["module"]
+        return _identity(config, data_args, training_args, stage, module, loaded["train_dataset"])
+
+    bench.write("a", alpaca())
+    bench.write("b", alpaca(12))
+    first, unweighed = known(), known({"name": "loss"})
+    assert first == known()
+    bench.write("b", [{**row, "weight": row["weight"] + (i == 11) / 1024} for i, row in enumerate(alpaca(12))])
+    second = known()
+    assert [key for key in first if first[key] != second[key]] == ["weights of b"]
+    assert {k: v for k, v in first.items() if k.startswith("content")} == {
+        k: v for k, v in unweighed.items() if k.startswith("content")
+    }
+    assert not any(key.startswith("weights") for key in unweighed)
+
+
+def test_a_fingerprint_of_weights_sees_every_one_and_where_rows_end() -> None:
+    def digest(own: list[Any]) -> str:
+        return Rows([Dataset.from_dict({GIVEN_WEIGHTS: own})], ["a"]).weight_fingerprints()["a"]
+
+    def own(row: int = -1, value: float = 0.0) -> list[Any]:
+        return [[value if i == row else i / 2] * (1 + i % 3) for i in range(2500)]
+
+    moved = own()
+    moved[1], moved[2] = moved[1][:1], moved[1][1:] + moved[2]
+    prints = [digest(own()), digest(moved), digest([i / 2 for i in range(2500)])]
+    prints += [digest(own(row, row / 2 + 2**-12)) for row in (0, 999, 1000, 2499)]
+    assert len(set(prints)) == len(prints) and digest(own()) == prints[0]
+
+
+def test_selectors_that_read_stored_rows_leave_the_weights_alone(bench: Bench, tmp_path: Path) -> None:
+    bench.write("a", alpaca(), {"num_samples": 20})
+    bench.write("held", alpaca(4))
+    np.save(tmp_path / "near.npy", np.zeros((4, 3), dtype=np.int64))
+    select = {"name": "near", "indices_path": str(tmp_path / "near.npy"), "interval": 1, "updates": 1}
+    rows = bench.rows(block={"select": select}, eval_dataset="held")
+    assert rows.raw is not None and rows.column_names[-1] == GIVEN_WEIGHTS
+    assert [set(rows[i][GIVEN_WEIGHTS]) for i in range(20)] == [{number / 4} for number in rows.raw.tolist()]
+
+
+@pytest.mark.parametrize("keys", [{}, {"packing": True}, {"weight": BY_MESSAGE}], ids=str)
+def test_streams_carry_weights(bench: Bench, keys: dict[str, Any]) -> None:
+    """As an index of the same rows does, with the same digest of the rows only if weights are the same."""
+    options = {"weight": COLUMN, **keys}
+    mix = {"name": "static", "proportions": [1.0]}
+
+    def write(more: float) -> None:
+        told = [talk(i, 2, lambda i, j: i + j + more) for i in range(9)]
+        bench.write("a", [{"conversations": m, "weight": i + more} for i, m in enumerate(told)], SHAREGPT)
+
+    def first_block() -> Any:
+        streams = bench.rows(block={"mix": {**mix, "stream_block": 100}}, streaming=True, max_steps=3, **options)
+        reader = streams.readers(0, shuffle=False)[0]
+        reader.seek(Place())
+        return streams.facts, reader.next().samples
+
+    write(0.5)
+    facts, samples = first_block()
+    part = bench.rows(block={"mix": mix}, **options).parts[0]
+    assert [list(s[GIVEN_WEIGHTS]) for s in samples] == part[GIVEN_WEIGHTS][:]
+    batch = collator(bench, "sft")([{**s, SAMPLE_IDS: i} for i, s in enumerate(samples)])
+    assert (
+        batch[GIVEN_WEIGHTS].shape == batch["labels"].shape and batch[GIVEN_WEIGHTS][0, 0] == part[0][GIVEN_WEIGHTS][0]
+    )
+    write(0.75)
+    changed = first_block()[0]
+    assert changed["content of a"] != facts["content of a"]
+    bench.write("a", [{"conversations": talk(i, 2)} for i in range(9)], SHAREGPT)
+    with pytest.raises(ConfigError, match="of 'a' have no 'weight'"):
+        first_block()
