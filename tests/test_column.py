@@ -343,6 +343,19 @@ def test_messages_in_the_openai_form_with_tools_and_a_system_prompt(bench: Bench
         assert "be short" in runs[0][0]
 
 
+def test_rows_that_llamafactory_drops(bench: Bench) -> None:
+    """Of roles in the wrong order, and judged answers, which are not for sft."""
+    told = [talk(i, 2, own_weight) for i in range(6)]
+    told[2] = told[2][1:]
+    bench.write("a", [{"conversations": m} for m in told], SHAREGPT)
+    bench.write("b", [{"conversations": m, "tag": i > 0} for i, m in enumerate(told[3:])],
+                {**SHAREGPT, "columns": {**SHAREGPT["columns"], "kto_tag": "tag"}})  # fmt: skip
+    part = bench.rows(BY_MESSAGE).parts[0]
+    assert len(part) == 5
+    for i, row in zip((0, 1, 3, 4, 5), part, strict=True):
+        assert all(weight == expected(i, message) for message, weight in messages_of(bench, row))
+
+
 def test_weights_survive_as_float32_from_zero_to_the_largest(bench: Bench) -> None:
     values = [0, -0.0, 1e-45, 1e-30, 0.1, 1 / 3, 1, 7, 2**24 + 1, 3.4e38]
     bench.write(

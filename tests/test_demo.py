@@ -147,6 +147,7 @@ def test_arithmetic_is_right_and_preferences_are_apart_from_it(data: Path) -> No
         for row in _rows(data, f"arithmetic{part}"):
             asked.append(row["input"])
             assert all(holds(line) for line in row["output"].splitlines())
+            assert row["weight"] == len(str(sum(map(int, row["input"].split(" + ")))))
         for row in _rows(data, f"arithmetic_pairs{part}"):
             asked.append(row["instruction"][8:-1])
             assert holds(row["chosen"]) and not holds(row["rejected"])

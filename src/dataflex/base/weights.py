@@ -171,7 +171,8 @@ class _WeighingConverter:
         weights = self.given.weights(example)
         if self.given.per == "row":
             weights = weights * len(messages)
-        for message, weight in zip(messages, weights, strict=bool(messages)):  # of a row it skips there are none
+        # A row that it skips has no messages, and one of two answers is not for sft, which drops it.
+        for message, weight in zip(messages, weights, strict=len(out["_response"]) == 1):
             message[_WEIGHT] = weight
         return out
 
