@@ -87,10 +87,10 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
     """Write the data sets and `dataset_info.json` into `out_dir`; return the number of rows of each data set by name.
 
     A domain D of `DOMAINS` gives D and D_heldout (instruction, input, output) and D_text and D_text_heldout (text);
-    arithmetic also gives arithmetic_pairs (chosen, rejected) and arithmetic_kto (kto_tag) with their held-out parts, and its
-    rows have a weight, the digits of the sum. A domain with too little text gives fewer rows, a fifth of them held out at most, and is left out below 10 rows. No
-    held-out row repeats a training row. Equal arguments give equal files on one Python installation. ValueError if a
-    number of rows is not positive.
+    arithmetic also gives arithmetic_pairs (chosen, rejected) and arithmetic_kto (kto_tag) with their held-out parts,
+    and its rows have a weight, the digits of the sum. A domain with too little text gives fewer rows, a fifth of them
+    held out at most, and is left out below 10 rows. No held-out row repeats a training row. Equal arguments give
+    equal files on one Python installation. ValueError if a number of rows is not positive.
     """
     if rows_per_domain < 1 or heldout < 1:
         raise ValueError(f"rows_per_domain and heldout must be positive, not {rows_per_domain} and {heldout}")
