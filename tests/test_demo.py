@@ -147,6 +147,7 @@ def test_arithmetic_is_right_and_preferences_are_apart_from_it(data: Path) -> No
         for row in _rows(data, f"arithmetic{part}"):
             asked.append(row["input"])
             assert all(holds(line) for line in row["output"].splitlines())
+            assert row["weight"] == len(str(sum(map(int, row["input"].split(" + ")))))
         for row in _rows(data, f"arithmetic_pairs{part}"):
             asked.append(row["instruction"][8:-1])
             assert holds(row["chosen"]) and not holds(row["rejected"])
@@ -166,7 +167,7 @@ def test_llamafactory_knows_every_data_set(data: Path) -> None:
         assert attributes.load_from == "file"
         row = _rows(data, name)[0]
         used = [getattr(attributes, key) for key in ("prompt", "query", "response", "chosen", "rejected", "kto_tag")]
-        assert {column for column in used if column} == set(row)
+        assert {column for column in used if column} == set(row) - {"weight"}
         assert attributes.ranking is ("chosen" in row)
 
 

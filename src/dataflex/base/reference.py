@@ -18,7 +18,7 @@ from dataflex.errors import ConfigError
 from dataflex.signals.batching import Pool, token_budget
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.reference import ReferenceLosses, reference_losses
-from dataflex.trainer.rows import SAMPLE_IDS, Rows
+from dataflex.trainer.rows import Rows, without_ours
 from dataflex.trainer.store import SignalStore
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
@@ -59,9 +59,7 @@ def load_reference(
             lengths=lengths,
             budget=budget or token_budget(training_args.device),
             collate=_collator(model, stage, template, model_args, data_args, tokenizer, processor),
-            prepare=lambda batch: {
-                k: v.to(training_args.device) for k, v in batch.items() if k != SAMPLE_IDS and torch.is_tensor(v)
-            },
+            prepare=lambda batch: {k: v.to(training_args.device) for k, v in batch.items() if torch.is_tensor(v)},
             device=training_args.device,
             workers=training_args.dataloader_num_workers,
         )
@@ -155,7 +153,7 @@ def _unpartitioned() -> Iterator[None]:
 def _collator(
     model: Any, stage: str, template: Any, model_args: Any, data_args: Any, tokenizer: Any, processor: Any
 ) -> Any:
-    """LLaMA-Factory's collator of the stage, without the ids of rows."""
+    """LLaMA-Factory's collator of the stage, without what is ours of rows."""
     if stage == "pt":
         from transformers import DataCollatorForLanguageModeling
 
@@ -174,7 +172,7 @@ def _collator(
             tokenizer=tokenizer,
             processor=processor,
         )
-    return lambda rows: inner([{k: v for k, v in row.items() if k != SAMPLE_IDS} for row in rows])
+    return lambda rows: inner([without_ours(row) for row in rows])
 
 
 def check_reference(path: str, tokenizer_of_run: str, key: str) -> None:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from dataflex.errors import DataflexError
@@ -48,6 +49,15 @@ _SIGNATURES = {
     ("llamafactory.data.loader", "_get_dataset_processor"): (
         "data_args", "stage", "template", "tokenizer", "processor", "do_generate",
     ),
+    ("llamafactory.data.template", "Template.encode_multiturn"): (
+        "self", "tokenizer", "messages", "system", "tools", "discarding_history_cot",
+    ),
+    ("llamafactory.data.processor", "FeedbackDatasetProcessor._encode_data_example"): (
+        "self", "prompt", "response", "kl_response", "system", "tools", "images", "videos", "audios",
+    ),
+    ("llamafactory.data.processor", "PairwiseDatasetProcessor._encode_data_example"): (
+        "self", "prompt", "response", "system", "tools", "images", "videos", "audios",
+    ),
     ("llamafactory.data.loader", "get_dataset"): (
         "template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor",
     ),
@@ -70,7 +80,7 @@ def check() -> None:
 
 def attribute(module: str, name: str) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
+        return attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise DataflexError(f"this version of dataflex needs llamafactory 0.9.5: {error}") from error
 

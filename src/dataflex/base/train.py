@@ -11,6 +11,7 @@ from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
+from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.version import __version__
@@ -91,7 +92,6 @@ def _dynamic(config: RunConfig) -> Any:
     stage = str(config.llamafactory.get("stage", "sft"))
     seam = seams.STAGES[stage]
     base = seams.attribute(seam.trainer_module, seam.trainer)
-    stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
     identity: dict[str, Any] = {}
     run_record: dict[str, Any] = {}
 
@@ -103,29 +103,13 @@ def _dynamic(config: RunConfig) -> Any:
     def get_dataset(
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
-        from dataflex.base.data import check_budgets, load_domains, load_merged
-        from dataflex.base.raw import numbered_rows, take_numbers
+        from dataflex.base.data import check_budgets
 
         if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
             raise ConfigError(
                 "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
             )
-        if dataflex.streams:
-            from dataflex.base.streams import load_streams
-
-            assert dataflex.mix is not None
-            module = load_streams(
-                dataflex.mix, template, model_args, data_args, training_args, stage, **tokenizer_module
-            )
-        elif dataflex.select is not None and dataflex.select.component.reads_raw_rows:
-            with numbered_rows() as stored:
-                module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
-            module = take_numbers(module, stored)
-        elif dataflex.plans_data:
-            module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
-        else:
-            module = stock_loader(template, model_args, data_args, training_args, stage, **tokenizer_module)
-            module = load_merged(module, list(data_args.dataset))
+        module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
             dataflex.mix.settled(_global_batch(training_args))
@@ -181,6 +165,32 @@ def _dynamic(config: RunConfig) -> Any:
     )
 
 
+def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> dict[str, Any]:
+    """What LLaMA-Factory's get_dataset gives, as the run needs it. args: template, model_args, data_args, training_args, stage"""
+    from dataflex.base.data import load_domains, load_merged
+    from dataflex.base.raw import numbered_rows, take_numbers
+    from dataflex.base.weights import check_weights, given_weights
+
+    names = list(args[2].dataset)
+    with given_weights(dataflex, args[2]):
+        if dataflex.streams:
+            from dataflex.base.streams import load_streams
+
+            assert dataflex.mix is not None
+            module = load_streams(dataflex.mix, *args, **tokenizer_module)
+        elif dataflex.select is not None and dataflex.select.component.reads_raw_rows:
+            with numbered_rows() as stored:
+                module = load_domains(*args, **tokenizer_module)
+            module = take_numbers(module, stored)
+        elif dataflex.plans_data:
+            module = load_domains(*args, **tokenizer_module)
+        else:
+            stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
+            module = load_merged(stock_loader(*args, **tokenizer_module), names)
+    check_weights(dataflex, module["train_dataset"])
+    return module
+
+
 def _global_batch(args: Any) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
@@ -219,6 +229,7 @@ def _identity(
         return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
     out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
+    out |= {f"weights of {n}": digest for n, digest in decide(rows.weight_fingerprints).items()}
     return out
 
 

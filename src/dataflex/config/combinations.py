@@ -55,6 +55,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
     if config.weight or any(reads_losses(config, slot) for slot in config.components):
         _check_losses(config, lf, stage)
     if config.weight is not None:
+        _check_given(config, config.weight, lf, stage)
         _check_weights(config, config.weight, stage)
     if config.aiming():
         _check_target(config, lf)
@@ -185,6 +186,35 @@ def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> 
     if given and weight.target_dataset and given != weight.target_dataset:
         raise ConfigError(
             "dataflex.weight.target_dataset: a run has one target, and dataflex.select.target_dataset names another one"
+        )
+
+
+def given_column(config: DataflexConfig) -> tuple[str, str] | None:
+    """The column of the data that weights come from, and whether it is one of rows ("row") or of messages ("message"); None if
+    no weighter reads any."""
+    for component in _readers_of_columns(config):
+        return getattr(component, "column", "weight"), getattr(component, "per", "row")
+    return None
+
+
+def _readers_of_columns(config: DataflexConfig) -> list[Any]:
+    return [config.components[slot] for slot in config.slots("weight") if "given_weight" in config.signals(slot)]
+
+
+def _check_given(config: DataflexConfig, weight: WeightConfig, lf: dict[str, Any], stage: str) -> None:
+    """Weights that the data gives."""
+    given, readers = given_column(config), _readers_of_columns(config)
+    if given is None:
+        return
+    if len(readers) > 1:
+        raise ConfigError(
+            "dataflex.weight: two weighters read a column of the data; multiply the columns in the data instead"
+        )
+    if given[1] == "message" and stage != "sft":
+        raise ConfigError(f"dataflex.weight.per: stage: {stage} does not learn messages; use per: row")
+    if lf.get("tokenized_path"):
+        raise ConfigError(
+            f"tokenized_path keeps no column of the data, and weight: {weight.name} needs {given[0]!r}; leave it out"
         )
 
 

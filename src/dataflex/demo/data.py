@@ -87,10 +87,10 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
     """Write the data sets and `dataset_info.json` into `out_dir`; return the number of rows of each data set by name.
 
     A domain D of `DOMAINS` gives D and D_heldout (instruction, input, output) and D_text and D_text_heldout (text);
-    arithmetic also gives arithmetic_pairs (chosen, rejected) and arithmetic_kto (kto_tag) with their held-out parts. A
-    domain with too little text gives fewer rows, a fifth of them held out at most, and is left out below 10 rows. No
-    held-out row repeats a training row. Equal arguments give equal files on one Python installation. ValueError if a
-    number of rows is not positive.
+    arithmetic also gives arithmetic_pairs (chosen, rejected) and arithmetic_kto (kto_tag) with their held-out parts,
+    and its rows have a weight, the digits of the sum. A domain with too little text gives fewer rows, a fifth of them
+    held out at most, and is left out below 10 rows. No held-out row repeats a training row. Equal arguments give
+    equal files on one Python installation. ValueError if a number of rows is not positive.
     """
     if rows_per_domain < 1 or heldout < 1:
         raise ValueError(f"rows_per_domain and heldout must be positive, not {rows_per_domain} and {heldout}")
@@ -131,7 +131,8 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
             continue
         # Rows arrive file by file; the held-out part has to come from all of them.
         random.Random(f"{seed}/split/{name}").shuffle(rows)
-        write(name, [vars(row) for row in rows], _SFT)
+        weights = [{"weight": len(row.output.split()[-1])} if name == "arithmetic" else {} for row in rows]
+        write(name, [vars(row) | weight for row, weight in zip(rows, weights)], _SFT)
         write(f"{name}_text", [{"text": row.text} for row in rows], _TEXT)
     write("arithmetic_pairs", pairs, _PAIRS, ranking=True)
     write("arithmetic_kto", judged, _KTO)
@@ -148,4 +149,4 @@ def training_texts(data_dir: str | Path) -> Iterator[str]:
                 for line in file:
                     row = json.loads(line)
                     yield row["instruction"]
-                    yield Row(**row).text
+                    yield Row(row["instruction"], row["input"], row["output"]).text

@@ -48,7 +48,7 @@ from dataflex.trainer.host import Host
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.policy import policy_rows
 from dataflex.trainer.random import generator
-from dataflex.trainer.rows import SAMPLE_IDS, Rows
+from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, Rows
 
 _PURPOSE = 0x7A46E7  # keeps the choice of target rows apart from other random numbers
 
@@ -220,6 +220,7 @@ class Measurements(Host):  # type: ignore[misc]
     def _pool(self, request: Request, rows: Rows, lengths: np.ndarray, ids: np.ndarray | None = None) -> Pool:
         def prepare(batch: Any) -> Any:
             inputs = self._prepare_inputs(batch)
+            inputs.pop(GIVEN_WEIGHTS, None)
             if request != "loss":  # whose measure, `_score`, takes them off itself
                 inputs.pop(SAMPLE_IDS, None)
             return inputs

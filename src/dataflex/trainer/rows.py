@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 from dataflex.trainer.plan import Domains
 
 SAMPLE_IDS = "dataflex_sample_ids"
-# The column, and the key of a batch, with the weight that the data itself gives every token.
+# The column, and the key of a batch, with the weight that the data itself gives every token; in rm, dpo and kto, every row.
 GIVEN_WEIGHTS = "dataflex_weights"
+# What a row holds that is not LLaMA-Factory's.
+OURS = (SAMPLE_IDS, GIVEN_WEIGHTS)
 # Larger data sets are fingerprinted by evenly spaced blocks of rows that hold about this many tokens in all.
 _FINGERPRINT_TOKENS = 1 << 28
 _BLOCK = 1000
@@ -87,9 +89,19 @@ class Rows(Dataset):
         """A hash of each part's token ids and labels, row boundaries included; independent of how it is stored."""
         return {name: _fingerprint(part) for name, part in zip(self.domains.names, self.parts, strict=True)}
 
+    def weight_fingerprints(self) -> dict[str, str]:
+        """A hash of each part's own weights, apart from those of the rows, which are the same rows with other weights. Nothing
+        where the data gives none."""
+        given = [(n, p) for n, p in zip(self.domains.names, self.parts, strict=True) if GIVEN_WEIGHTS in p.column_names]
+        return {name: _fingerprint(part, (GIVEN_WEIGHTS,)) for name, part in given}
 
-def _fingerprint(part: Any) -> str:
-    columns = sorted(c for c in part.column_names if c.endswith(("input_ids", "labels", "kto_tags")))
+    def weigh_something(self) -> bool:
+        """Whether the data's own weight of something that is learned is above zero."""
+        return any(_weighs_something(part) for part in self.parts)
+
+
+def _fingerprint(part: Any, endings: tuple[str, ...] = ("input_ids", "labels", "kto_tags")) -> str:
+    columns = sorted(c for c in part.column_names if c.endswith(endings))
     digest = xxhash.xxh3_128()
     digest.update(f"{len(part)}:{columns}".encode())
     blocks = list(range(0, len(part), _BLOCK))
@@ -105,10 +117,24 @@ def _fingerprint(part: Any) -> str:
         block = table[start : start + _BLOCK]
         for column in columns:
             values = block[column]
-            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            if _nested(values):
                 digest.update(pc.list_value_length(values).to_numpy().astype(np.int32).tobytes())
-            digest.update(np.asarray(_flat(values)).astype(np.int32).tobytes())
+            flat = np.asarray(_flat(values))
+            digest.update(flat.astype(np.float32 if flat.dtype.kind == "f" else np.int32).tobytes())
     return digest.hexdigest()
+
+
+def _weighs_something(part: Any) -> bool:
+    columns = [c for c in (GIVEN_WEIGHTS, "labels") if c in part.column_names]
+    table = part.select_columns(columns).with_format("arrow")
+    for start in range(0, len(part), _BLOCK):
+        block = table[start : start + _BLOCK]
+        weights = _flat(block[GIVEN_WEIGHTS])
+        if "labels" in columns and _nested(block[GIVEN_WEIGHTS]):
+            weights = weights[_flat(block["labels"]) != -100]
+        if weights.any():
+            return True
+    return False
 
 
 def _trainable(part: Any, column: str) -> np.ndarray:
@@ -125,23 +151,43 @@ def _trainable(part: Any, column: str) -> np.ndarray:
 
 
 def _flat(values: pa.ChunkedArray) -> np.ndarray:
-    nested = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
-    return (pc.list_flatten(values) if nested else values).to_numpy(zero_copy_only=False)
+    return (pc.list_flatten(values) if _nested(values) else values).to_numpy(zero_copy_only=False)
+
+
+def _nested(values: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_list(values.type) or pa.types.is_large_list(values.type))
 
 
 class RowCollator:
-    """Takes the ids off the rows, lets LLaMA-Factory's collator do its work, and puts the ids into the batch.
+    """Takes ids and given weights off the rows, lets LLaMA-Factory's collator do its work, and puts both into the batch.
 
-    Rows without an id (evaluation data) pass through untouched.
+    Weights are float32, for each of the batch's `input_ids` [B, T], 1 where the collator padded, or for each row [B]. Of rows
+    without an id (evaluation data) the batch is the inner collator's.
     """
 
     def __init__(self, inner: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.inner = inner
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
+        batch = self.inner([without_ours(f) for f in features])
         if not features or SAMPLE_IDS not in features[0]:
-            return self.inner(features)
-        ids = [f[SAMPLE_IDS] for f in features]
-        batch = self.inner([{k: v for k, v in f.items() if k != SAMPLE_IDS} for f in features])
-        batch[SAMPLE_IDS] = torch.tensor(ids, dtype=torch.int64)
+            return batch
+        batch[SAMPLE_IDS] = torch.tensor([f[SAMPLE_IDS] for f in features], dtype=torch.int64)
+        if GIVEN_WEIGHTS in features[0]:
+            batch[GIVEN_WEIGHTS] = self._padded([f[GIVEN_WEIGHTS] for f in features], batch)
         return batch
+
+    def _padded(self, weights: list[Any], batch: Any) -> torch.Tensor:
+        if isinstance(weights[0], float):
+            return torch.tensor(weights, dtype=torch.float32)
+        left = getattr(getattr(self.inner, "tokenizer", None), "padding_side", "right") == "left"
+        out = torch.ones(batch["input_ids"].shape, dtype=torch.float32)
+        for row, own in zip(out, weights, strict=True):
+            own = torch.as_tensor(own, dtype=torch.float32)[: len(row)]  # neat packing cuts its padding off again
+            row[len(row) - len(own) if left else 0 :][: len(own)] = own
+        return out
+
+
+def without_ours(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as LLaMA-Factory made it."""
+    return {k: v for k, v in row.items() if k not in OURS}
