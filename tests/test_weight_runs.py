@@ -270,6 +270,72 @@ def test_pairs_and_answers_are_weighed(
     assert np.ptp(losses) > 0
 
 
+# -- weights that the data gives ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["sft", "sft neat", "pt unpacked", "dpo", "kto"])
+def test_a_column_reaches_the_loss(base: Config, ground: Path, tmp_path: Path, path: str) -> None:
+    """Rows whose weight is zero train nothing, and the others have a mean of one together; of packed rows, each sequence."""
+    more = {"sft": {"dataset": "code"}, "sft neat": {"dataset": "code", "neat_packing": True, "cutoff_len": 512}}
+    source = {**PATHS, **more}[path]
+    name = str(source["dataset"]).split(",")[0]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    entry = json.loads((ground / "data" / "dataset_info.json").read_text())[name]
+    rows = [json.loads(line) for line in (ground / "data" / entry["file_name"]).read_text().splitlines()]
+    lines = [json.dumps({**row, "quality": float(i % 4)}) for i, row in enumerate(rows)]
+    (folder / entry["file_name"]).write_text("\n".join(lines))
+    (folder / "dataset_info.json").write_text(json.dumps({name: entry}))
+    given = {"name": "column", "column": "quality"}
+    config = still(base, ground, given, **{**source, "dataset": name, "dataset_dir": str(folder)})
+    run = train(config, tmp_path / "run", hooks=["record_weights", "dump_batches", "record_ids"]).ok
+    found = json.loads((run.out / "weights.jsonl").read_text().splitlines()[0])["weights"]
+    if path in ("dpo", "kto"):
+        stored = batches(run, 1)[0]["dataflex_weights"].numpy()
+        assert len(set(stored.tolist())) > 1
+        np.testing.assert_allclose(found, stored / stored.mean(), rtol=1e-5)
+        return
+    model, batch = load(ground / "still"), batches(run, 1)[0]
+    given = batch.pop("dataflex_weights")
+    losses, units = tokens_of(model, batch)[0], []  # a unit: its losses, and the weight of its tokens
+    for row, (own, weights, labels) in enumerate(zip(losses, given, batch["labels"], strict=True)):
+        learned = labels[1:] != -100
+        number = torch.zeros(len(own))
+        if path == "sft neat":
+            number = (batch["position_ids"][row] == 0).cumsum(0)[1:][learned]
+        units += [(own[number == n], weights[1:][learned][number == n]) for n in number.unique()]
+    assert all(len(set(w.tolist())) == 1 for _, w in units)
+    w = np.array([float(values[0]) for _, values in units])
+    assert len(set(w)) > 2
+    total = sum(wi * own.sum() for wi, (own, _) in zip(w / w.mean(), units, strict=True))
+    check_first_step(run, model, total / sum(len(own) for own, _ in units))
+
+
+def test_messages_have_weights_of_their_own(base: Config, ground: Path, tmp_path: Path) -> None:
+    """A token weighs what its message says, with a mean of one over all tokens that are learned."""
+    folder, rows = tmp_path / "data", []
+    folder.mkdir()
+    for i in range(12):
+        turns = []
+        for turn, weight in enumerate((i % 3, None, 2.5)):
+            turns.append({"role": "user", "content": f"def f{i + turn}"})
+            turns.append({"role": "assistant", "content": "return " * (2 + turn), "weight": weight})
+        rows.append({"messages": turns})
+    (folder / "chats.json").write_text(json.dumps(rows))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"file_name": "chats.json", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    (folder / "dataset_info.json").write_text(json.dumps({"chats": entry}))
+    more = {"dataset": "chats", "dataset_dir": str(folder), "cutoff_len": 256}
+    config = still(base, ground, {"name": "column", "per": "message"}, **more)
+    run = train(config, tmp_path / "run", hooks=["dump_batches"]).ok
+    model, batch = load(ground / "still"), batches(run, 1)[0]
+    given = batch.pop("dataflex_weights")
+    losses = torch.cat(tokens_of(model, batch)[0])
+    v = given[:, 1:][batch["labels"][:, 1:] != -100]
+    assert set(v.tolist()) == {0.0, 1.0, 2.0, 2.5}
+    check_first_step(run, model, (v / v.mean() * losses).mean())
+
+
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
