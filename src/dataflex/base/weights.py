@@ -136,11 +136,9 @@ class _Given:
         if self.attribute.formatting != "openai":
             return numbers[start:]
         out: list[float] = []
-        tools: list[float] = []
+        tools: list[float] = []  # what tools say one after the other becomes one message, if another follows
         for role, number in zip(roles[start:], numbers[start:], strict=True):
-            if (
-                role == self.attribute.observation_tag
-            ):  # what tools say in a row becomes one message, if another follows
+            if role == self.attribute.observation_tag:
                 tools.append(number)
                 continue
             out += [*tools[:1], number]
