@@ -436,6 +436,14 @@ REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {
         mixed({"name": "doremi", "reference_model_path": "nowhere/nothing"}),
         ("streaming", "mix: doremi", "'excess_loss'"),
     ),
+    "weights by a reference": (
+        mixed(STATIC, weight={"name": "rho1", "reference_model_path": "nowhere/nothing"}),
+        ("streaming", "dataflex.weight", "'reference_loss'"),
+    ),
+    "weights by a target": (
+        mixed(STATIC, weight=[{"name": "loss"}, {"name": "adapt", "target_dataset": "anything"}]),
+        ("streaming", "dataflex.weight.1", "'target_embedding'"),
+    ),
     "proportional": (
         mixed({"name": "proportional"}),
         ("mix: proportional", "num_samples of 'lists'", "dataflex.mix.proportions"),

@@ -112,6 +112,12 @@ def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> No
             f"streaming shows no rows to measure ahead, and mix: {config.mix.name} needs the signal {indexed[0]!r}; mixers"
             f" that need {' or '.join(_STREAMED_SIGNALS)} or nothing work"
         )
+    for slot in config.slots("weight"):
+        ahead = {"reference_loss", "target_embedding"} & set(config.signals(slot))
+        if ahead:
+            raise ConfigError(
+                f"streaming shows no rows to measure ahead or to compare with, and dataflex.{slot} needs {ahead.pop()!r}"
+            )
     if config.mix.unit == "tokens":
         raise ConfigError(
             "dataflex.mix.unit: tokens needs the lengths of all rows, which streaming does not know; use samples"
