@@ -32,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
 import numpy as np
+from common import spread
 
 SETS = ("dolly_3k", "alpaca", "gsm8k_train", "code_alpaca", "squad_xquad_en", "boolq")
 TRAIN, HELD_OUT, TARGET = "mixed", "held_out", "target"
@@ -245,10 +246,6 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         by.setdefault(f["job"]["method"], {})[f["job"]["seed"]] = f
     base, lines = by.get(BASE, {}), []
 
-    def cell(values: Sequence[float], sign: str = "") -> str:
-        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        return f"{np.mean(values):{sign}.3f}{spread}"
-
     for method in METHODS:
         runs = by.get(method, {})
         if not runs:
@@ -256,9 +253,9 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         both = [seed for seed in runs if seed in base]
         weights = [r["weights"] for r in runs.values() if r["weights"] is not None]
         lines.append([
-            method, cell([r["losses"][-1] for r in runs.values()]),
-            cell([runs[s]["losses"][-1] - base[s]["losses"][-1] for s in both], "+") if both and method != BASE else "-",
-            cell([min(r["losses"]) for r in runs.values()]),
+            method, spread([r["losses"][-1] for r in runs.values()]),
+            spread([runs[s]["losses"][-1] - base[s]["losses"][-1] for s in both], "+") if both and method != BASE else "-",
+            spread([min(r["losses"]) for r in runs.values()]),
             *([f"{np.mean([w[i] for w in weights]):.3f}" for i in (0, 1)] if weights else ["-", "-"]),
             f"{np.mean([r['seconds'] for r in runs.values()]):.0f}",
         ])  # fmt: skip
