@@ -26,12 +26,13 @@ REAL = sorted((ROOT / "examples" / "real").glob("*.yaml"))
 EXTENSION = ROOT / "examples" / "extension"
 STEPS = 13
 # Ledger lines of 13 steps: the first stage and one a decision, and one an evaluation by domain (at its step, at the last step and
-# after training); a run that is only weighted decides nothing about data.
+# after training); a run that is only weighted decides nothing about data, but has a line for every look at a target.
 LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
     "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
+    "weight_adapt": 2, "weight_joint_update_aware": 2, "weight_rho1": 0, "weight_focal": 0, "weight_product": 0,
     "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4, "weight_domain": 1,
     "weight_column": 0,
@@ -52,8 +53,10 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     config |= {"model_name_or_path": str(ground / "model"), "dataset_dir": str(ground / "data"), "disable_tqdm": True}
     if "dataflex" in config:
         config["dataflex"]["total_steps"] = STEPS
-        if "reference_model_path" in config["dataflex"].get("mix", {}):
-            config["dataflex"]["mix"]["reference_model_path"] = str(ground / "still")
+        for _, spec in slots_of(config):
+            if "reference_model_path" in spec:
+                assert Path(spec["reference_model_path"]) == Path("dataflex-demo/model")
+                spec["reference_model_path"] = str(ground / "still")
     else:
         config["train_step"] = STEPS
     run = train_all(start(config, tmp_path / "run", hooks=["extension_example"]))[0]
@@ -69,13 +72,16 @@ def test_every_component_has_a_demo_example() -> None:
     """And one to start from for real. The model of the demonstration is no mixture of experts."""
     for slot, (table, _, _) in registry.FAMILIES.items():
         for files, missing in ((DEMO, {"dynamic_moe"}), (REAL, set[str]())):
-            used = {spec.get("name") for path in files for s, spec in slots_of(path).items() if s == slot}
+            configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
+            used = {spec.get("name") for config in configs for s, spec in slots_of(config) if s == slot}
             assert set(table.values()) <= {table[name] for name in (used | missing) & set(table)}
 
 
-def slots_of(path: Path) -> dict[str, Any]:
-    block = yaml.safe_load(path.read_text(encoding="utf-8")).get("dataflex", {})
-    return {slot: block[slot] for slot in registry.FAMILIES if slot in block}
+def slots_of(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each component of the block, with the key it stands under; there may be several weighters."""
+    block = config.get("dataflex", {})
+    given = {slot: block[slot] for slot in registry.FAMILIES if slot in block}
+    return [(slot, spec) for slot, specs in given.items() for spec in (specs if isinstance(specs, list) else [specs])]
 
 
 @pytest.mark.parametrize("path", REAL, ids=name)
