@@ -442,7 +442,7 @@ REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {
     ),
     "weights by a target": (
         mixed(STATIC, weight=[{"name": "loss"}, {"name": "adapt", "target_dataset": "anything"}]),
-        ("streaming", "dataflex.weight.1", "'target_embedding'"),
+        ("streaming", "dataflex.weight[1]", "'target_embedding'"),
     ),
     "proportional": (
         mixed({"name": "proportional"}),

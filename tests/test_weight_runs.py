@@ -566,6 +566,8 @@ def test_kill_and_resume_on_two_ranks(base: Config, tmp_path: Path, name: str) -
         ),
         ({"name": "focal"}, PATHS["dpo"], ["stage: dpo", "focal goes by tokens"]),
         ({"name": "adapt", "target_dataset": "code_heldout"}, PATHS["kto"], ["stage: kto", "goes by tokens"]),
+        ({"name": "loss"}, {**PATHS["kto"], "pref_ftx": 0.1}, ["pref_ftx", "weight: loss"]),
+        ({"name": "loss", "r": 2.0, "r_schedule": [[0, 1.0]]}, {}, ["dataflex.weight.r", "r_schedule"]),
         ({"name": "loss"}, {"enable_liger_kernel": True}, ["enable_liger_kernel", "hides the logits"]),
         ({"name": "domain", "by_domain": [1, 2, 3]}, {"no_mix": True}, ["dataflex.weight.name", "add mix: proportional"]),
     ],

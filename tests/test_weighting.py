@@ -40,7 +40,7 @@ def context(reference: torch.Tensor, step: int = 0, **signals: Any) -> WeightCon
 
 
 def test_temperatures_follow_their_schedule() -> None:
-    weighter = LossWeighter(r=9.0, r_schedule=((10, 4.0), (20, 1.0), (22, 0.5)))
+    weighter = LossWeighter(r_schedule=((10, 4.0), (20, 1.0), (22, 0.5)))
     found = [weighter.temperature(step) for step in (0, 10, 15, 20, 21, 22, 99)]
     assert found == [4.0, 4.0, 2.5, 1.0, 0.75, 0.5, 0.5]
     losses = torch.tensor([1.0, 2.0, 3.0])  # h = -1, 0, 1 and f = 0, 1, 1

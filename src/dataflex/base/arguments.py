@@ -117,8 +117,9 @@ def _check_models(config: DataflexConfig, values: dict[str, Any]) -> None:
         if isinstance(request, Embedding) and request.model is None:
             layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
             if layers is not None and not -layers - 1 <= request.layer <= layers:
+                key = "embed_layer" if hasattr(config.components[slot], "embed_layer") else "embedding_layer"
                 raise ConfigError(
-                    f"dataflex.{slot}.embedding_layer must be between {-layers - 1} and {layers} (the last; 0 is the input),"
+                    f"dataflex.{slot}.{key} must be between {-layers - 1} and {layers} (the last; 0 is the input),"
                     f" got {request.layer}"
                 )
         if isinstance(request, PolicyAlignment) and request.reward_model is not None:

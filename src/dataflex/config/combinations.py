@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.components.requests import HELD_OUT, Gradient, PolicyAlignment, takes_gradients
-from dataflex.config.schema import DataflexConfig, WeightConfig
+from dataflex.components.requests import (
+    HELD_OUT,
+    Embedding,
+    Gradient,
+    PolicyAlignment,
+    TargetEmbedding,
+    takes_gradients,
+)
+from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
 from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
 
@@ -168,12 +175,11 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Non
         changed = changed_loss(lf, stage)
         if changed and takes_gradients(config.requests(slot)):
             raise ConfigError(f"{changed} changes the loss, and {slot}: {name} takes gradients of the cross entropy")
-    if stage == "dpo":
-        if number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
-            raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
-        trained = config.weight is not None or config.needs("train_loss")
-        if trained and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
-            raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
+    if stage == "dpo" and number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
+        raise ConfigError(f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row")
+    trained = config.weight is not None or config.needs("train_loss")
+    if stage in ("dpo", "kto") and trained and number(lf.get("pref_ftx") or 0, "pref_ftx") > 0:
+        raise ConfigError(f"pref_ftx cannot be combined with {reader} in this version")
 
 
 def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> None:
@@ -183,6 +189,7 @@ def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> 
                 f"dataflex.{slot}.name: {part.name} goes by the data set of a row, which weight alone does not know; add"
                 " mix: proportional"
             )
+        _check_requests(slot, part)
         by_token = part.component.level == "token" or set(config.signals(slot)) - {"given_weight"}
         if by_token and stage not in ("pt", "sft"):
             raise ConfigError(
@@ -222,6 +229,22 @@ def _check_given(config: DataflexConfig, weight: WeightConfig, lf: dict[str, Any
         raise ConfigError(
             f"tokenized_path keeps no column of the data, and weight: {weight.name} needs {given[0]!r}; leave it out"
         )
+
+
+def _check_requests(slot: str, part: WeightPart) -> None:
+    """What a weighter asks for can be given."""
+    needs = part.component.needs
+    of_rows = [r for r in needs if isinstance(r, Embedding) and not isinstance(r, TargetEmbedding)]
+    targets = [r for r in needs if isinstance(r, TargetEmbedding)]
+    fault = ""
+    if any(isinstance(r, Embedding) and r.model is not None for r in needs):
+        fault = "asks for vectors of another model, and rows are embedded by the model that trains"
+    elif of_rows and part.component.level == "token":
+        fault = "weighs tokens, and embeddings are those of rows"
+    elif len(targets) != (part.component.target_interval is not None):
+        fault = "must have a target_interval with one TargetEmbedding, and none without"
+    if fault:
+        raise ConfigError(f"dataflex.{slot}.name: {part.name} {fault}")
 
 
 def _check_mixer(config: DataflexConfig, lf: dict[str, Any], stage: str) -> None:
@@ -265,8 +288,8 @@ def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
     )
     if not names and number(lf.get("val_size") or 0, "val_size") <= 0:
         raise ConfigError(
-            f"dataflex.{slot.split('.')[0]}.target_dataset: {name} needs a target; name data sets here, or set eval_dataset or"
-            " val_size"
+            f"dataflex.{slot.partition('[')[0]}.target_dataset: {name} needs a target; name data sets here, or set"
+            " eval_dataset or val_size"
         )
     datasets = lf.get("dataset") or []
     trained = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else datasets

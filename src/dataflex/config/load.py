@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dataflex.components.requests import aims_at_target
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
@@ -75,9 +74,9 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
         notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
-    if config.select and config.select.target_dataset and not aims_at_target(config.requests("select")):
+    if config.select and config.select.target_dataset and not config.aiming():
         notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
-    if config.weight and config.weight.target_dataset and not any(s.startswith("weight") for s in config.aiming()):
+    if config.weight and config.weight.target_dataset and not config.aiming():
         notices.append(f"dataflex.weight.target_dataset has no effect: {config.weight.name} aims at no target")
     slots = {"select": config.select, "mix": config.mix, **(config.weight.slots() if config.weight else {})}
     for slot, spec in slots.items():

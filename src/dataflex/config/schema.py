@@ -160,8 +160,8 @@ class WeightConfig:
         return " and ".join(part.name for part in self.parts)
 
     def slots(self) -> dict[str, WeightPart]:
-        """Parts by the name that their state and their keys go by: weight, weight.1, weight.2, ..."""
-        return {f"weight.{i}" if i else "weight": part for i, part in enumerate(self.parts)}
+        """Parts by the name that their state and their keys go by: weight, weight[1], weight[2], ..."""
+        return {f"weight[{i}]" if i else "weight": part for i, part in enumerate(self.parts)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ class DataflexConfig:
 
     def slots(self, family: str) -> list[str]:
         """The names in `components` of a family (select, mix or weight)."""
-        return [slot for slot in self.components if slot.split(".")[0] == family]
+        return [slot for slot in self.components if slot.partition("[")[0] == family]
 
     def needs(self, signal: str) -> bool:
         return any(signal in self.signals(slot) for slot in self.components)

@@ -112,7 +112,8 @@ class RowLosses(Host):  # type: ignore[misc]
         if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
             detached = losses.detach().float().clone()  # LLaMA-Factory goes on adding to `losses` in place
             weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
-            losses = losses if weights is None else weights.to(losses.dtype) * losses
+            if weights is not None:  # as in _pair_loss
+                losses = torch.where(weights > 0, weights.to(losses.dtype) * losses, 0.0)
         return (losses, *rewards)
 
     def kto_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -46,6 +46,7 @@ class WeightTrainer(DynamicTrainer):
         asked = {r for level in self._levels.values() for r in level.requests()}
         self.hidden_layers = frozenset(r.layer for r in asked if isinstance(r, Embedding))
         self._surveying: list[dict[str, Sample]] | None = None
+        self._surveyed = False  # whether the reference is that of this step
         self._aimed: dict[str, int] = {}  # step at which a weighter has last taken in its target
 
     @property
@@ -75,7 +76,7 @@ class WeightTrainer(DynamicTrainer):
                 inputs = self._prepare_inputs(rest)
                 with self.compute_loss_context_manager():
                     self._look(model, inputs)
-        seen, self._surveying = self._surveying, None
+        seen, self._surveying, self._surveyed = self._surveying, None, True
         for level, weighing in self._levels.items():
             for found in seen:
                 weighing.see(found[level])
@@ -156,9 +157,9 @@ class WeightTrainer(DynamicTrainer):
         if not self._step_batches:
             return
         for weighing in self._levels.values():
-            if weighing.close() or len(self._step_batches) == 1 or self._spec.scope == "global":
+            if weighing.close() or len(self._step_batches) == 1 or self._surveyed:
                 weighing.learn(self.states, self.state.global_step)
-        self._step_batches = []
+        self._step_batches, self._surveyed = [], False
 
     # -- targets -----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ class AdaptWeighter(Weighter):
 
     phi: hidden states of the current model, token i of n weighing i in their mean (`weighted_mean`). Anchors are the rows of
     the target, embedded anew every refresh_interval steps; since cosines are linear in the unit vector of an anchor, the mean
-    of these vectors is all that is kept. clip: greatest ratio of a weight to the mean one of the batch.
+    of these vectors is all that is kept. clip: a weight above so many times the mean one of the rows referred to is cut to that,
+    before weights are normalised.
     """
 
     tau: float = 1.0

@@ -12,6 +12,7 @@ import torch
 from dataflex.components.contracts import State, WeightContext, Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.weighters.adapt import unit_vectors
+from dataflex.errors import DataflexError
 
 _MODES = ("full", "align_only", "diverse_only", "uniform")
 
@@ -25,7 +26,8 @@ class JointUpdateAwareWeighter(Weighter):
     z: embeddings of the rows, of length one if embed_normalize; u: the mean embedding of the target, made every
     target_update_step steps. At the optimum w_i is proportional to exp((s_i - beta z_i.v) / tau) with v = sum_j w_j z_j, which
     is iterated fixed_point_iters times from equal weights, each time going `damping` of the way. A row is weighed by that
-    formula with the v found. objective_mode: `align_only` without S, `diverse_only` without s.
+    formula with the v found, a row better than all of these as the best of them. objective_mode: `align_only` without S,
+    `diverse_only` without s.
     """
 
     beta: float = 0.1
@@ -68,8 +70,10 @@ class JointUpdateAwareWeighter(Weighter):
         return self.target_update_step if self._aims else None
 
     def aim(self, state: State, target: np.ndarray) -> State:
-        finite = target[np.isfinite(target).all(axis=1)]
-        return {"u": (unit_vectors(target) if self.embed_normalize else finite).mean(axis=0)}
+        vectors = unit_vectors(target) if self.embed_normalize else target[np.isfinite(target).all(axis=1)]
+        if not len(vectors):
+            raise DataflexError("weight: no row of the target has an embedding")
+        return {"u": vectors.mean(axis=0)}
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         if self.objective_mode == "uniform":
@@ -86,8 +90,9 @@ class JointUpdateAwareWeighter(Weighter):
             best = torch.softmax((s - beta * (others @ (w @ others))) / self.tau, dim=0)
             w = (1 - self.damping) * w + self.damping * best
         v = w @ others
-        highest = ((s - beta * (others @ v)) / self.tau).max()  # taken off so that exp cannot overflow
-        return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(60.0))
+        highest = ((s - beta * (others @ v)) / self.tau).max()
+        # A row later than the reference counts as its best at most, so that one row cannot outweigh all the others.
+        return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
     def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(embeddings, dim=1) if self.embed_normalize else embeddings

@@ -41,6 +41,7 @@ class LossWeighter(Weighter):
             steps = [step for step, _ in self.r_schedule]
             usable = all(r > 0 for _, r in self.r_schedule) and bool(steps) and steps == sorted(set(steps))
             self.require("r_schedule", usable, "pairs of ascending steps and positive temperatures")
+            self.require("r", self.r == 1.0, "left out where r_schedule says it for every step")
 
     def temperature(self, step: int) -> float:
         if self.r_schedule is None:
