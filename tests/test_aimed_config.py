@@ -44,13 +44,13 @@ REFUSED: list[tuple[Config, str]] = [
     ({**less(), "stage": "dpo"}, "stage: dpo has pairs of answers, and select: less takes rows of one; use pt or sft"),
     (
         {**less(), "stage": "kto"},
-        "stage: kto has a KL term that belongs to the batch, but select: less needs a loss per row",
+        "stage: kto has pairs of answers, and select: less takes rows of one",
     ),
     (
         {**less(), "enable_liger_kernel": True},
         "enable_liger_kernel hides the logits, but select: less needs a loss per row",
     ),
-    ({**less(), "use_dft_loss": True}, "use_dft_loss gives one loss per batch, but select: less needs a loss per row"),
+    ({**less(), "use_dft_loss": True}, "use_dft_loss changes the loss, and select: less takes gradients of the cross"),
     (less(proj_dim=0), "dataflex.select.proj_dim must be between 1 and 16777216, got 0"),
     (less(gradient_type="adm"), "dataflex.select.gradient_type: 'adm' is not a choice; did you mean 'adam'?"),
     (less(parameters="every"), "dataflex.select.parameters: 'every' is not a choice"),
@@ -223,7 +223,7 @@ def test_target_rows_are_drawn_from_those_with_an_answer(half_masked: Config, tm
         ),
         (
             {"dataset": "code", "target_dataset": "twin"},
-            "'twin' has the rows of 'code', and a selector must not train on",
+            "'twin' has the rows of 'code', and what is aimed at must not be trained on",
         ),
         ({"target_dataset": "nothing"}, "dataflex.select.target_dataset: 'nothing' is empty"),
     ],

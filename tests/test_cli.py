@@ -79,8 +79,11 @@ BAD: dict[str, tuple[Config, tuple[str, ...]]] = {
         {"enable_liger_kernel": True, **block(weight={"name": "loss"})},
         ("enable_liger_kernel", "weight: loss"),
     ),
-    "loss per batch": ({"use_dft_loss": True, **block(weight={"name": "loss"})}, ("use_dft_loss", "weight: loss")),
-    "label smoothing": ({"label_smoothing_factor": 0.1, **block(weight={"name": "loss"})}, ("label_smoothing_factor",)),
+    "hidden logits": (
+        {"enable_liger_kernel": True, **block(weight={"name": "loss"})},
+        ("enable_liger", "weight: loss"),
+    ),
+    "several weighters": (block(weight=[{"name": "loss"}, {"name": "focle"}]), ("dataflex.weight[1].name", "'focal'")),
     "no training": ({"do_train": False, **block(select=SELECT)}, ("do_train",)),
     "no such model": ({"model_name_or_path": "./nowhere", **block(select=SELECT)}, ("model_name_or_path", "./nowhere")),
     "no such checkpoint": (

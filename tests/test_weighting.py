@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,13 @@ from dataflex.components.contracts import WeightContext, Weighter
 from dataflex.components.requests import Embedding, ReferenceLoss
 from dataflex.components.weighters.adapt import AdaptWeighter
 from dataflex.components.weighters.column import ColumnWeighter
+from dataflex.components.weighters.domain import DomainWeighter
 from dataflex.components.weighters.focal import FocalWeighter
 from dataflex.components.weighters.joint_update_aware import JointUpdateAwareWeighter
 from dataflex.components.weighters.loss import LossWeighter
 from dataflex.components.weighters.rho1 import Rho1Weighter
 from dataflex.config.schema import WeightPart
+from dataflex.errors import DataflexError
 from dataflex.trainer.objectives import token_objective
 from dataflex.trainer.plan import Domains
 from dataflex.trainer.units import Sample, Tokens
@@ -200,10 +203,74 @@ def test_rows_that_do_not_count() -> None:
 
 
 def test_all_weights_zero_stay_zero() -> None:
+    """But a row later than a reference of zeros has nothing to be compared with."""
     one = weighing(WeightPart(name="x", component=Given()))
     one.refer(sample(0.0, 0.0))
     assert weigh(one, sample(0.0, 0.0)).tolist() == [0.0, 0.0]
     assert one.scalars()["w/zero_share"] == 1.0
+    later = one.weigh(sample(50.0, 0.0), torch.ones(2, dtype=torch.bool), {"weight.0": {}}, 0, within=False)
+    assert later.tolist() == [1.0, 1.0]
+
+
+def test_what_weights_are_divided_by_is_found_anew_at_every_step() -> None:
+    """Also where the reference stays: a second weighter may have begun to act."""
+    second = WeightPart(name="y", component=Given(2.0), warmup=1)
+    two = weighing(WeightPart(name="x", component=Given()), second)
+    rows = sample(1.0, 2.0, 3.0)
+    two.refer(rows)
+    assert weigh(two, rows, step=0).tolist() == [0.5, 1.0, 1.5]
+    cubes = torch.tensor([1.0, 8.0, 27.0])
+    torch.testing.assert_close(weigh(two, rows, step=1), cubes / cubes.mean())
+
+
+class Wrong(Weighter):
+    """Returns what it was made with."""
+
+    def __init__(self, found: Any) -> None:
+        object.__setattr__(self, "found", found)
+
+    def weights(self, state: dict[str, Any], losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (torch.ones(2, 1), r"x returned \[2, 1\] for 2 losses"),
+        ([1.0, 2.0], "x returned list for 2 losses"),
+        (torch.tensor([1.0, -1.0]), "negative or not finite"),
+        (torch.tensor([1.0, torch.nan]), "negative or not finite"),
+    ],
+)
+def test_what_is_no_weight_is_refused(found: Any, message: str) -> None:
+    one = weighing(WeightPart(name="x", component=Wrong(found)))
+    one.refer(sample(1.0, 2.0))
+    with pytest.raises(DataflexError, match=message):
+        weigh(one, sample(1.0, 2.0))
+
+
+def test_signals_are_gathered_in_one_order_on_all_ranks() -> None:
+    """The order of a set of requests is that of hashes, which differ between processes."""
+    known, embedding = ReferenceLoss(model="m"), Embedding()
+    values = {known: torch.ones(2), embedding: torch.zeros(2, 3), "given_weight": torch.ones(2)}
+    orders = []
+    for keys in (list(values), list(reversed(values))):
+        seen: list[tuple[int, ...]] = []
+        rows = Sample(torch.ones(2), torch.arange(2), {k: values[k] for k in keys})
+        rows.mapped(lambda v, seen=seen: seen.append(tuple(v.shape)) or v)
+        orders.append(seen)
+    assert orders[0] == orders[1] and len(orders[0]) == 5
+
+
+def test_a_file_of_weights_is_read_once(tmp_path: Path) -> None:
+    file = tmp_path / "proportions.json"
+    file.write_text('{"a": 0.25, "b": 0.75}')
+    weighter = DomainWeighter(by_domain=str(file))
+    weighter.check_domains(("a", "b"))
+    file.unlink()
+    rows = torch.zeros(3)
+    given = WeightContext(reference=rows, ids=NONE, domains=torch.tensor([1, 0, 1]), step=0, names=("a", "b"))
+    assert weighter.weights({}, rows, given).tolist() == [0.75, 0.25, 0.75]
 
 
 def test_the_reference_survives_a_checkpoint() -> None:

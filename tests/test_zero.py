@@ -113,3 +113,34 @@ def test_kill_and_resume_is_exact(aimed: Config, tmp_path: Path, compiled: Confi
         file.unlink()
     resumed = under(3, config, tmp_path / "killed", compiled).wait()
     assert_same_continuation(resumed, whole, 4)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_weights_are_those_under_ddp(
+    base: Config, ground: Path, tmp_path: Path, compiled: dict[str, str], stage: int
+) -> None:
+    """Rows and tokens, a survey of every step, and a target embedded between the steps."""
+    weights = [
+        {"name": "loss", "strategy": "extremes", "scope": "global"},
+        {"name": "adapt", "tau": 0.1, "refresh_interval": 2, "target_dataset": "arithmetic_heldout"},
+        {"name": "focal"},
+    ]
+    config = {
+        **base,
+        "model_name_or_path": str(ground / "still"),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "dataflex": {"mix": "static", "weight": weights},
+    }
+    ours, ddp = train_all(
+        under(stage, config, tmp_path / "zero", compiled),
+        start(config, tmp_path / "ddp", ranks=2, hooks=["record_ids"]),
+    )
+    assert ours.ok.ids() == ddp.ok.ids()
+    for step, (loss, _) in ddp.trace().items():
+        assert ours.trace()[step][0] == pytest.approx(loss, rel=1e-4)
+    for step, scalars in ddp.scalars().items():
+        for name in ("dataflex/weight/max", "dataflex/weight/effective_share", "dataflex/weight/token/max"):
+            assert ours.scalars()[step][name] == pytest.approx(scalars[name], rel=1e-3)
+    assert ddp.scalars()[1]["dataflex/weight/max"] > 1.1

@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load_reference(
     tokens = _trainable(rows, stage, tokenizer)
     made_from = {
         "signal": "reference token losses",
-        "model": decide(lambda: _fingerprint(path, key)),
+        "model": fingerprint(path, key),
         "data": decide(rows.fingerprints),
         "dtype": str(model_args.compute_dtype),
         "stage": stage,
@@ -86,8 +87,13 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
     return np.concatenate(found).astype(np.int64)
 
 
-def _fingerprint(path: str, key: str) -> str:
-    """A hash of the model's files; of a model of the hub, its commit."""
+@lru_cache
+def fingerprint(path: str, key: str) -> str:
+    """A hash of the model's files; of a model of the hub, its commit. Equal on every rank."""
+    return decide(lambda: _hash_model(path, key))
+
+
+def _hash_model(path: str, key: str) -> str:
     from transformers import AutoConfig
 
     folder = Path(path).expanduser()

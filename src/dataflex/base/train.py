@@ -9,6 +9,7 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
+from dataflex.components.requests import ReferenceLoss, Request
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig
@@ -16,6 +17,8 @@ from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.version import __version__
 
+# Keys of the block that say where something is: what is there counts.
+_PATHS = ("eval_dataset", "store", "reference_store")
 # Keys that are not written down.
 _SECRET = ("token", "api_key", "secret")
 
@@ -83,7 +86,6 @@ def _refuse_to_restart(arguments: dict[str, Any]) -> None:
 def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
     from dataflex.base.callbacks import log_callback
-    from dataflex.components.requests import ReferenceLoss
     from dataflex.trainer import build_trainer
     from dataflex.trainer.state import newest_complete
 
@@ -136,7 +138,7 @@ def _dynamic(config: RunConfig) -> Any:
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
         references: dict[str, Any] = {}
-        for slot, request in [(s, r) for s in dataflex.components for r in dataflex.requests(s)]:
+        for slot, request in asked_of(dataflex):
             if isinstance(request, ReferenceLoss) and request.model not in references:
                 from dataflex.base.reference import load_reference
 
@@ -206,13 +208,22 @@ def _identity(
     out: dict[str, Any] = {}
     for key, value in config.dataflex.to_json().items():
         if isinstance(value, dict):
-            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k != "eval_dataset"}  # its rows count
+            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in _PATHS}
         else:
             out[f"dataflex.{key}"] = value
     out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
     file = getattr(config.dataflex.components.get("select"), "file", None)
     if file is not None:
         out["content of the selector's file"] = decide(lambda: hash_file(Path(file)))
+    for slot in config.dataflex.slots("weight"):
+        by_domain = getattr(config.dataflex.components[slot], "by_domain", None)
+        if isinstance(by_domain, str):
+            out[f"content of dataflex.{slot}.by_domain"] = decide(lambda path=by_domain: hash_file(Path(path)))  # type: ignore[misc]
+    for slot, request in asked_of(config.dataflex):
+        if isinstance(request, ReferenceLoss):
+            from dataflex.base.reference import fingerprint
+
+            out[f"content of the reference of {slot}"] = fingerprint(request.model, f"dataflex.{slot}")
     ledger = getattr(config.dataflex.components.get("mix"), "ledger", None)
     if ledger is not None:
         out["content of the mixer's ledger"] = decide(lambda: hash_file(Path(ledger)))
@@ -231,6 +242,11 @@ def _identity(
     out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
     out |= {f"weights of {n}": digest for n, digest in decide(rows.weight_fingerprints).items()}
     return out
+
+
+def asked_of(dataflex: DataflexConfig) -> list[tuple[str, Request]]:
+    """What every slot asks for, in the order that all ranks share."""
+    return [(slot, request) for slot in dataflex.components for request in sorted(dataflex.requests(slot), key=str)]
 
 
 def hash_file(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -202,7 +203,7 @@ class Measurements(Host):  # type: ignore[misc]
 
     def _policy_pool(self, request: PolicyAlignment, target: Pool) -> Pool:
         rows, report = policy_rows(
-            request, self._aimed_at, model=self.model, tokenizer=self.processing_class, collate=self.data_collator,
+            request, self._aimed_at, model=self.model, tokenizer=self.processing_class, collate=self._collate_single,
             step=self.state.global_step, budget=target.budget, device=self.args.device,
         )  # fmt: skip
         self._pending_scalars |= report
@@ -230,11 +231,20 @@ class Measurements(Host):  # type: ignore[misc]
             ids=np.arange(len(rows), dtype=np.int64) if ids is None else ids,
             lengths=lengths if ids is None else lengths[ids],
             budget=self.config.scoring_tokens or token_budget(self.args.device, isinstance(request, Gradient)),
-            collate=self.data_collator,
+            collate=self.data_collator if rows is self.rows else self._collate_single,
             prepare=prepare,
             device=self.args.device,
             workers=self.args.dataloader_num_workers,
         )
+
+    @cached_property
+    def _collate_single(self) -> Any:
+        """For rows that are never packed: with FlashAttention, LLaMA-Factory's collator of packs takes one row at a time."""
+        collator = copy.copy(self.data_collator)
+        if getattr(collator.inner, "neat_packing", False):
+            collator.inner = copy.copy(collator.inner)
+            collator.inner.neat_packing = False
+        return collator
 
     @cached_property
     def _frozen(self) -> dict[Any, np.ndarray]:

@@ -29,7 +29,9 @@ class Sample:
         return len(self.ids)
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
-        return Sample(change(self.losses), change(self.ids), {k: change(v) for k, v in self.signals.items()})
+        """In an order that all ranks share, since a change may be a collective: that of a set differs between processes."""
+        signals = {k: change(self.signals[k]) for k in sorted(self.signals, key=str)}
+        return Sample(change(self.losses), change(self.ids), signals)
 
     def finite(self) -> torch.Tensor:
         """bool [n]: a row, with a loss and everything else."""

@@ -11,6 +11,7 @@ import torch
 from dataflex.components.contracts import WeightContext, Weighter
 from dataflex.components.requests import Request, TargetEmbedding, name_of
 from dataflex.config.schema import WeightPart
+from dataflex.errors import DataflexError
 from dataflex.trainer.collectives import gather_rows, sum_over_ranks
 from dataflex.trainer.plan import Domains
 from dataflex.trainer.units import Sample, joined
@@ -33,7 +34,8 @@ class Weighing:
         self.parts, self.domains, self.device, self.prefix, self.even = parts, domains, device, prefix, even
         self.reference: Sample | None = None
         self._seen: list[Sample] = []
-        self._divisors: tuple[Sample, Sample, list[torch.Tensor]] | None = None  # of which reference, what counts of it
+        # For which reference and step, what counts of it, and the means found there.
+        self._means: tuple[Sample, int, Sample, list[torch.Tensor]] | None = None
         self._statistics = self._nothing()
         self._offsets = torch.as_tensor(domains.offsets, device=device)
 
@@ -67,29 +69,31 @@ class Weighing:
                 continue
             reference = self.reference.valid()
             states[slot] = part.component.update(states[slot], self._context(part, reference, reference, step))
-            self._divisors = None
+            self._means = None
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def weigh(self, sample: Sample, counted: torch.Tensor, states: States, step: int) -> torch.Tensor | None:
-        """float32 [n], zero where not counted, bool [n]; None if all weigh one."""
+    def weigh(
+        self, sample: Sample, counted: torch.Tensor, states: States, step: int, within: bool = True
+    ) -> torch.Tensor | None:
+        """float32 [n], zero where not counted, bool [n]; None if all weigh one. within: the sample is part of the reference."""
         strengths = {slot: part.strength(step) for slot, part in self.parts.items()}
         acting = {slot: part for slot, part in self.parts.items() if strengths[slot] > 0}
         if not acting or self.reference is None:
             return None
         counted = counted & sample.finite()
-        if self._divisors is None or self._divisors[0] is not self.reference:
+        if self._means is None or self._means[0] is not self.reference or self._means[1] != step:
             valid = self.reference.valid()
             if not len(valid):
                 return None
-            divisors: list[torch.Tensor] = []
-            self._product(valid, valid, acting, strengths, states, step, divisors)
-            self._divisors = (self.reference, valid, divisors)
-        _, valid, divisors = self._divisors
+            found: list[torch.Tensor] = []
+            self._product(valid, valid, acting, strengths, states, step, found)
+            self._means = (self.reference, step, valid, found)
+        _, _, valid, means = self._means
         # A weighter is given finite values only; what it makes of the rows that do not count is thrown away.
         safe = sample.mapped(lambda v: torch.where(_aligned(counted, v), v, torch.zeros_like(v)))
         safe = Sample(torch.where(counted, sample.losses, valid.losses.mean()), sample.ids.clamp_min(0), safe.signals)
-        product = self._product(safe, valid, acting, strengths, states, step, list(divisors), known=True)
+        product = self._product(safe, valid, acting, strengths, states, step, list(means), known=True, within=within)
         weights = torch.where(counted, product, 0.0)
         self._record(weights, counted, sample.ids >= 0)
         return weights
@@ -102,23 +106,24 @@ class Weighing:
         strengths: Mapping[str, float],
         states: States,
         step: int,
-        divisors: list[torch.Tensor],
+        means: list[torch.Tensor],
         known: bool = False,
+        within: bool = True,
     ) -> torch.Tensor:
-        """The normalised product; the divisors are taken from the list (known), or found on this sample and put there."""
+        """The normalised product; the means are taken from the list (known), or found on this sample and put there."""
 
         def divided(values: torch.Tensor) -> torch.Tensor:
-            if known:
-                return values / divisors.pop(0)
-            mean = values.mean()
-            divisors.append(torch.where(mean > 0, mean, torch.ones_like(mean)))  # all zero: they stay zero
-            return values / divisors[-1]
+            if not known:
+                means.append(values.mean())
+            mean = means.pop(0) if known else means[-1]
+            ratios = values / torch.where(mean > 0, mean, 1.0)
+            # All zero in the reference: zero they stay there, and elsewhere there is nothing to compare with.
+            return ratios if within else torch.where(mean > 0, ratios, 1.0)
 
         product = torch.ones_like(sample.losses)
         for slot, part in acting.items():
-            own = divided(
-                part.component.weights(states[slot], sample.losses, self._context(part, sample, reference, step))
-            )
+            found = part.component.weights(states[slot], sample.losses, self._context(part, sample, reference, step))
+            own = divided(checked(found, sample, part.name, values_too=not known))
             product = product * (own if strengths[slot] == 1 else 1 + strengths[slot] * (own - 1))
         return divided(product) if len(acting) > 1 else product
 
@@ -184,6 +189,17 @@ class Weighing:
             return torch.as_tensor(np.asarray(extra[f"{self.prefix}/{name}"]), device=self.device)
 
         self.reference = Sample(read("losses"), read("ids"), {r: read(name) for name, r in self._places().items()})
+
+
+def checked(weights: Any, sample: Sample, name: str, values_too: bool) -> torch.Tensor:
+    """As float32; DataflexError if these are no weights of the sample. values_too: look at them, which waits for the device."""
+    if not torch.is_tensor(weights) or weights.shape != sample.losses.shape:
+        shape = list(weights.shape) if torch.is_tensor(weights) else type(weights).__name__
+        raise DataflexError(f"weight: {name} returned {shape} for {len(sample)} losses; one weight each was expected")
+    weights = weights.to(sample.losses.dtype)
+    if values_too and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise DataflexError(f"weight: {name} returned weights that are negative or not finite")
+    return weights
 
 
 def _aligned(counted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -68,6 +68,10 @@ class WeightTrainer(DynamicTrainer):
     def _survey(self, model: Any) -> None:
         """Refer to the losses of all micro-batches of this step, found before the first backward."""
         model.train()
+        if hasattr(self.optimizer, "train") and callable(
+            self.optimizer.train
+        ):  # schedule-free ones, as the Trainer does
+            self.optimizer.train()
         self._surveying = []
         with _same_random_state(), torch.no_grad():
             for batch in self._step_batches:
@@ -115,7 +119,8 @@ class WeightTrainer(DynamicTrainer):
             counted = torch.ones(len(sample), dtype=torch.bool, device=sample.losses.device)
             if level == "row" and place is None:
                 counted[: len(trainable)] = trainable
-            weights = weighing.weigh(sample, counted, self.states, self.state.global_step)
+            within = alone or self._spec.scope == "global"
+            weights = weighing.weigh(sample, counted, self.states, self.state.global_step, within)
             if weights is None:
                 continue
             if level == "row" and place is None:

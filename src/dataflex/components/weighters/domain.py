@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,9 +35,7 @@ class DomainWeighter(Weighter):
         self._in_order(names)
 
     def _in_order(self, names: tuple[str, ...]) -> list[float]:
-        given = self.by_domain
-        if isinstance(given, str):
-            given = dict(read_proportions("by_domain", given))
+        given = self._given
         if isinstance(given, dict):
             check_names("by_domain", given, names)
             missing = [n for n in names if n not in given]
@@ -49,6 +48,13 @@ class DomainWeighter(Weighter):
         if not usable or not any(given):
             raise ConfigError(f"by_domain must be non-negative numbers, not all zero, got {list(given)}")
         return [float(v) for v in given]
+
+    @cached_property
+    def _given(self) -> Any:
+        """A file is read once: it may change while the run goes on."""
+        return (
+            dict(read_proportions("by_domain", self.by_domain)) if isinstance(self.by_domain, str) else self.by_domain
+        )
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         values = torch.tensor(self._in_order(context.names), dtype=losses.dtype, device=losses.device)
