@@ -12,10 +12,12 @@ import os
 import platform
 import random
 import re
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,33 @@ def end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def begin_run(job: dict[str, Any], result: Path) -> tuple[Path, Preset]:
+    """At the start of a run of a grid, in a process of its own, which from now on ends with the one that started it and prints to
+    a log beside `result`: an empty folder, and the preset with the sizes of the job."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    scratch = result.with_suffix(".running")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    handle = os.open(result.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    preset = replace(PRESETS["gpu" if job["gpu"] else "cpu"], cutoff=job["cutoff"], rows=job["batch"])
+    settle_environment(scratch, preset, job["threads"])
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    return scratch, preset
+
+
+def end_run(record: dict[str, Any], result: Path) -> None:
+    """Write what came out, last of all, and clean up."""
+    part = result.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    part.replace(result)
+    shutil.rmtree(result.with_suffix(".running"))
+    result.with_suffix(".log").unlink()
 
 
 def file_of(work: Path, job: dict[str, Any]) -> Path:

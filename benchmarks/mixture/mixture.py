@@ -18,13 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +81,7 @@ _PARTS = 15
 
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """All trainings of a job, in a process of its own; what came out is written to `result`, last of all."""
-    threading.Thread(target=common.end_with_parent, daemon=True).start()
-    scratch, log = result.with_suffix(".running"), result.with_suffix(".log")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    preset = replace(common.PRESETS["gpu" if job["gpu"] else "cpu"], cutoff=job["cutoff"], rows=job["batch"])
-    common.settle_environment(scratch, preset, job["threads"])
-    import torch
-
-    torch.set_num_threads(job["threads"])
+    scratch, preset = common.begin_run(job, result)
     from dataflex.demo.model import build_model
 
     write_text(scratch / "data", data, job)
@@ -122,11 +108,7 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
     record = {"job": job, "seconds": seconds + spent, "points": evaluated, "shares": np.mean(shares, axis=0).tolist()}
     if job.get("questions"):
         record["answers"] = answers_of(job, data, out)
-    part = result.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    part.replace(result)
-    shutil.rmtree(scratch)
-    log.unlink()
+    common.end_run(record, result)
 
 
 def train_once(

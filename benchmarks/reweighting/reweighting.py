@@ -19,13 +19,10 @@ import argparse
 import json
 import os
 import random
-import shutil
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +70,7 @@ _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """All trainings of a job, in a process of its own; what came out is written to `result`, last of all."""
-    threading.Thread(target=common.end_with_parent, daemon=True).start()
-    scratch, log = result.with_suffix(".running"), result.with_suffix(".log")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    preset = replace(common.PRESETS["gpu" if job["gpu"] else "cpu"], cutoff=job["cutoff"], rows=job["batch"])
-    common.settle_environment(scratch, preset, job["threads"])
-    import torch
-
-    torch.set_num_threads(job["threads"])
+    scratch, preset = common.begin_run(job, result)
     corrupted = write_rows(scratch / "data", data, job)
     model = job["model"]
     if not isinstance(model, str):
@@ -105,11 +91,7 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
         watch.attach()
     _, spent, losses = train_once(job, scratch, preset, model, "run", weights)
     record = {"job": job, "seconds": seconds + spent, "losses": losses, "weights": watch.means()}
-    part = result.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    part.replace(result)
-    shutil.rmtree(scratch)
-    log.unlink()
+    common.end_run(record, result)
 
 
 def train_once(

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 import sys
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +31,7 @@ _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """One training run in a process of its own, which ends with its parent; what it saw is written to `result`, last of all."""
-    threading.Thread(target=common.end_with_parent, daemon=True).start()
-    scratch, log = result.with_suffix(".running"), result.with_suffix(".log")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    preset = replace(common.PRESETS["gpu" if job["gpu"] else "cpu"], cutoff=job["cutoff"], rows=job["batch"])
-    common.settle_environment(scratch, preset, job["threads"])
-    import torch
-
-    torch.set_num_threads(job["threads"])
+    scratch, preset = common.begin_run(job, result)
     from dataflex.base.train import train
     from dataflex.config import parse
 
@@ -69,11 +54,7 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
     watch = _Watch(job, asked)
     watch.attach()
     train(parse(keys))
-    part = result.with_suffix(".part")
-    part.write_text(json.dumps({"job": job, **watch.seen()}, indent=1), encoding="utf-8")
-    part.replace(result)
-    shutil.rmtree(scratch)
-    log.unlink()
+    common.end_run({"job": job, **watch.seen()}, result)
 
 
 def _model(job: dict[str, Any], data: Path, scratch: Path) -> tuple[str, Any]:
