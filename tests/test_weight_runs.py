@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,34 @@ def test_kill_and_resume_on_two_ranks(base: Config, tmp_path: Path, name: str) -
         "dataflex": {"weight": WEIGHTERS[name]},
     }
     kill_and_resume(config, tmp_path, "kill_after:7", 5, ranks=2)
+
+
+def test_what_weights_are_made_from_must_not_change(base: Config, reference: Path, tmp_path: Path) -> None:
+    """Another reference model at the same place, or another file of weights, is refused; where losses are kept is free."""
+    model, file = tmp_path / "reference", tmp_path / "weights.json"
+    shutil.copytree(reference, model)
+    file.write_text('{"code": 1, "docs": 2, "arithmetic": 3}')
+    rho1 = {"name": "rho1", "reference_model_path": str(model), "store": str(tmp_path / "one")}
+    config = {
+        **base,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 4,
+        "dataflex": {"mix": "static", "weight": [rho1, {"name": "domain", "by_domain": str(file)}]},
+    }
+    assert train(config, tmp_path / "run", hooks=["kill_after:3"]).status == [-9]
+    settings = model / "config.json"
+    kept = settings.read_text()
+    settings.write_text(kept + " ")
+    refused = train(config, tmp_path / "run", hooks=["no_model"])
+    assert_refused(refused, "cannot resume", "content of the reference of weight")
+    settings.write_text(kept)
+    file.write_text('{"code": 1, "docs": 2, "arithmetic": 4}')
+    refused = train(config, tmp_path / "run", hooks=["no_model"])
+    assert_refused(refused, "cannot resume", "content of dataflex.weight[1].by_domain")
+    file.write_text('{"code": 1, "docs": 2, "arithmetic": 3}')
+    rho1["store"] = str(tmp_path / "two")
+    assert len(train(config, tmp_path / "run").ok.history()) == 4
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
