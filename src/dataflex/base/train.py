@@ -106,11 +106,9 @@ def _dynamic(config: RunConfig) -> Any:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import check_budgets
+        from dataflex.base.engine import check_engine
 
-        if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
-            raise ConfigError(
-                "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
-            )
+        check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
