@@ -75,13 +75,12 @@ def under(engine: str, config: Config, out: Path, *, ranks: int = 2, hooks: Sequ
     hooks = ["distributed_type", "record_ids", *hooks]
     if engine == "ddp":
         return start(config, out, ranks=ranks, hooks=hooks)
-    config = {k: v for k, v in config.items() if k != "use_cpu"}
+    config, alone = {k: v for k, v in config.items() if k != "use_cpu"}, dict[str, str]()
+    if ranks == 1:  # engines want what torchrun sets even then
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if engine in _VERSIONS:
-        return start(config, out, ranks=ranks, hooks=["fsdp_on_cpu", *hooks], **_FSDP | _VERSIONS[engine])
+        return start(config, out, ranks=ranks, hooks=["fsdp_on_cpu", *hooks], **_FSDP | _VERSIONS[engine] | alone)
     settings = out / "deepspeed.json"
     settings.write_text(json.dumps({**_DEEPSPEED, "zero_optimization": _ZERO[engine]}))
-    env = extensions()
-    if ranks == 1:  # DeepSpeed wants what torchrun sets even then
-        env = env | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return start({**config, "deepspeed": str(settings)}, out, ranks=ranks, hooks=hooks, **env)
+    return start({**config, "deepspeed": str(settings)}, out, ranks=ranks, hooks=hooks, **extensions() | alone)

@@ -1,30 +1,18 @@
-"""The engine that a run trains on, known before a model is loaded, and what cannot be measured there."""
+"""What the engine that a run trains on cannot do, said before a model is loaded."""
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from dataflex.components.requests import Gradient
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError
+from dataflex.trainer.engine import engine_of
+from dataflex.trainer.state import Snapshot
 
 # Keys of a DeepSpeed configuration with which ranks no longer read rows of their own.
 _SPLIT = {"tensor_parallel": "autotp_size", "pipeline": "stages"}
-
-
-def engine_of(training_args: Any) -> str:
-    """`DDP` (or a single process), `ZeRO-<stage>`, `FSDP 1` or `FSDP 2`, whether the run's own keys or accelerate's launcher ask
-    for it."""
-    plugin = getattr(training_args, "deepspeed_plugin", None)
-    if plugin is not None:
-        return f"ZeRO-{plugin.zero_stage}"
-    if getattr(training_args, "fsdp_plugin_args", None):
-        return f"FSDP {training_args.fsdp_plugin_args.get('fsdp_version', 1)}"
-    if truth(os.environ.get("ACCELERATE_USE_FSDP"), "ACCELERATE_USE_FSDP"):
-        return f"FSDP {os.environ.get('FSDP_VERSION', '1')}"
-    return "DDP"
 
 
 def check_engine(config: DataflexConfig, training_args: Any, stage: str) -> None:
@@ -57,3 +45,19 @@ def check_engine(config: DataflexConfig, training_args: Any, stage: str) -> None
 def _name(config: DataflexConfig, slot: str) -> str:
     spec = config.select if slot == "select" else config.mix
     return spec.name if spec is not None else slot
+
+
+def check_same_engine(saved: Snapshot, training_args: Any, folder: Path) -> None:
+    """ConfigError for a checkpoint that the engine of this run cannot load."""
+    engine, ranks = engine_of(training_args), training_args.world_size
+    if saved.engine not in (None, engine):
+        raise ConfigError(
+            f"cannot resume from {folder}: it was saved under {saved.engine} and this run is under {engine}"
+        )
+    if not engine.startswith("ZeRO") or saved.ranks in (None, ranks):
+        return
+    if not (training_args.deepspeed_plugin.deepspeed_config.get("checkpoint") or {}).get("load_universal"):
+        raise ConfigError(
+            f"cannot resume from {folder}: it was saved by {saved.ranks} ranks and there are {ranks} now; DeepSpeed can go on"
+            " with others once ds_to_universal has converted the checkpoint and its configuration has checkpoint.load_universal"
+        )

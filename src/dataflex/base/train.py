@@ -281,6 +281,7 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
+    from dataflex.base.engine import check_same_engine
     from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
 
     folder = training_args.resume_from_checkpoint
@@ -291,6 +292,7 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
         raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
+    check_same_engine(snapshot, training_args, Path(folder))
     if fixed_batch not in (None, snapshot.global_batch):
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
