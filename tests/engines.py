@@ -69,8 +69,11 @@ def extensions() -> dict[str, str]:
     return {"TORCH_EXTENSIONS_DIR": str(folder), "NINJA_STATUS": ""}
 
 
-def under(engine: str, config: Config, out: Path, *, ranks: int = 2, hooks: Sequence[str] = ()) -> Run:
-    """`dataflex-cli train` of a configuration on an engine, with hooks that say which one it was and record ids."""
+def under(
+    engine: str, config: Config, out: Path, *, ranks: int = 2, hooks: Sequence[str] = (), settings: Config | None = None
+) -> Run:
+    """`dataflex-cli train` of a configuration on an engine, with hooks that say which one it was and record ids. settings:
+    changes of zero_optimization, or of FSDP's variables."""
     out.mkdir(parents=True, exist_ok=True)
     hooks = ["distributed_type", "record_ids", *hooks]
     if engine == "ddp":
@@ -80,7 +83,13 @@ def under(engine: str, config: Config, out: Path, *, ranks: int = 2, hooks: Sequ
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if engine in _VERSIONS:
-        return start(config, out, ranks=ranks, hooks=["fsdp_on_cpu", *hooks], **_FSDP | _VERSIONS[engine] | alone)
-    settings = out / "deepspeed.json"
-    settings.write_text(json.dumps({**_DEEPSPEED, "zero_optimization": _ZERO[engine]}))
-    return start({**config, "deepspeed": str(settings)}, out, ranks=ranks, hooks=hooks, **extensions() | alone)
+        return start(
+            config,
+            out,
+            ranks=ranks,
+            hooks=["fsdp_on_cpu", *hooks],
+            **_FSDP | _VERSIONS[engine] | (settings or {}) | alone,
+        )
+    file = out / "deepspeed.json"
+    file.write_text(json.dumps({**_DEEPSPEED, "zero_optimization": {**_ZERO[engine], **(settings or {})}}))
+    return start({**config, "deepspeed": str(file)}, out, ranks=ranks, hooks=hooks, **extensions() | alone)

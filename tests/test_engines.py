@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import ENGINES, KINDS, under
-from harness import Result, tiny_run, train_all
+from harness import Result, start, tiny_run, train_all
 from test_invariants import assert_same_continuation, close
 from test_less import LORA, table
 
@@ -177,6 +177,66 @@ def test_as_under_ddp(
     assert_same_run(run, under_ddp(case))
 
 
+EFFICIENT = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true"}
+WAYS: dict[str, tuple[str, str, Config, str]] = {
+    # case, engine, changes of its settings, what it is then
+    "a reference beside a model that one rank reads": ("weight rho1", "fsdp2", EFFICIENT, "FSDP 2"),
+    "a model that one rank reads": ("less", "fsdp2", EFFICIENT, "FSDP 2"),
+    "stage 1": ("less full", "zero2", {"stage": 1}, "DEEPSPEED 1"),
+    "moments offloaded": ("less full", "zero2", {"offload_optimizer": {"device": "cpu"}}, "DEEPSPEED 2"),
+    "all offloaded": (
+        "less full", "zero3", {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}, "DEEPSPEED 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(w, marks=() if w == "a reference beside a model that one rank reads" else pytest.mark.slow)
+        for w in WAYS
+    ],
+)
+def test_other_settings_of_an_engine(
+    configured: Callable[[str], Config], under_ddp: Callable[[str], Result], tmp_path: Path, way: str
+) -> None:
+    case, engine, settings, kind = WAYS[way]
+    run = under(engine, configured(case), tmp_path / "run", settings=settings).wait().ok
+    assert (run.out / "distributed_type").read_text() == kind
+    assert_same_run(run, under_ddp(case))
+
+
+@pytest.mark.slow
+def test_fsdp_by_the_keys_of_the_run(
+    configured: Callable[[str], Config], under_ddp: Callable[[str], Result], tmp_path: Path
+) -> None:
+    """Not by accelerate's launcher."""
+    config = {k: v for k, v in configured("less").items() if k != "use_cpu"} | {"fsdp": "full_shard auto_wrap"}
+    config["fsdp_config"] = {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": "Qwen2DecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    hooks = ["fsdp_on_cpu", "distributed_type", "record_ids"]
+    run = start(config, tmp_path / "run", ranks=2, hooks=hooks).wait().ok
+    assert (run.out / "distributed_type").read_text() == KINDS["fsdp2"]
+    assert_same_run(run, under_ddp("less"))
+    config["fsdp_config"]["version"] = 1
+    run = start(config, tmp_path / "flat", ranks=2, hooks=[*hooks, "no_model"]).wait()
+    assert run.status == [2, 2] and "less takes the gradients of parameters, which FSDP 1 flattens" in run.log
+
+
+@pytest.mark.parametrize("engine", ["zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_one_and_two_ranks_decide_the_same(configured: Callable[[str], Config], tmp_path: Path, engine: str) -> None:
+    """Invariant 5, both from the start."""
+    config = configured("less full")
+    one, two = train_all(
+        under(engine, {**config, "per_device_train_batch_size": 4}, tmp_path / "one", ranks=1),
+        under(engine, config, tmp_path / "two"),
+    )
+    assert_same_run(one.ok, two.ok)
+
+
 @pytest.mark.parametrize(("case", "engine"), [("less", "fsdp1"), ("doge", "fsdp1"), ("rm", "fsdp1"), ("rm", "fsdp2")])
 def test_what_an_engine_cannot_give_is_refused_before_a_model_is_loaded(
     configured: Callable[[str], Config], tmp_path: Path, case: str, engine: str
@@ -230,10 +290,20 @@ def test_measuring_leaves_no_trace(base: Config, tmp_path: Path, engine: str, ki
     assert (ignored.out / "distributed_type").read_text() == KINDS[engine]
 
 
-@pytest.mark.parametrize("engine", [pytest.param("zero2", marks=pytest.mark.slow), "zero3", "fsdp2"])
-@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
-def test_kill_and_resume_is_exact(base: Config, tmp_path: Path, engine: str, kind: str) -> None:
+# engine, what is trained, whether each rank saves its own shards
+RESUMED = [("zero3", "lora", False), ("fsdp2", "lora", False)]
+RESUMED_TOO = [(e, "full", False) for e in ("zero2", "zero3", "fsdp2")] + [
+    ("zero2", "lora", False),
+    ("fsdp2", "lora", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "sharded"), [*RESUMED, *(pytest.param(*r, marks=pytest.mark.slow) for r in RESUMED_TOO)]
+)
+def test_kill_and_resume_is_exact(base: Config, tmp_path: Path, engine: str, kind: str, sharded: bool) -> None:
     """Invariant 4, dropout on, for all three at once; killed off a boundary, on from the checkpoint of step 4."""
+    changes = {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"} if sharded else None
     block = {
         "select": {"name": "less", "warmup": 2, "interval": 3},
         "mix": {"name": "odm", "warmup": 1, "interval": 2},
@@ -242,11 +312,29 @@ def test_kill_and_resume_is_exact(base: Config, tmp_path: Path, engine: str, kin
     config = {**base, **LORA, **AIMED, "finetuning_type": kind, "per_device_train_batch_size": 2, "dataflex": block}
     config |= {"gradient_accumulation_steps": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 2}
     whole, killed = train_all(
-        under(engine, config, tmp_path / "whole"),
-        under(engine, config, tmp_path / "killed", hooks=["kill_after:5"]),
+        under(engine, config, tmp_path / "whole", settings=changes),
+        under(engine, config, tmp_path / "killed", hooks=["kill_after:5"], settings=changes),
     )
     assert killed.status == [-9, -9]
     for file in (tmp_path / "killed").glob("served-*.jsonl"):
         file.unlink()
-    resumed = under(engine, config, tmp_path / "killed").wait()
+    resumed = under(engine, config, tmp_path / "killed", settings=changes).wait()
     assert_same_continuation(resumed, whole.ok, 4)
+
+
+@pytest.mark.slow
+def test_fsdp_1_goes_on_with_its_rows_and_says_what_it_does_not_restore(base: Config, tmp_path: Path) -> None:
+    """Invariant 4 where LLaMA-Factory's own resume is not exact."""
+    block = {"mix": {"name": "random", "warmup": 1, "interval": 2}}
+    config = {**base, "per_device_train_batch_size": 2, "max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    config["dataflex"] = block
+    whole, killed = train_all(
+        under("fsdp1", config, tmp_path / "whole"), under("fsdp1", config, tmp_path / "killed", hooks=["kill_after:5"])
+    )
+    assert killed.status == [-9, -9]
+    for file in (tmp_path / "killed").glob("served-*.jsonl"):
+        file.unlink()
+    resumed = under("fsdp1", config, tmp_path / "killed").wait().ok
+    assert resumed.ids() == {s: i for s, i in whole.ok.ids().items() if s >= 4}
+    assert resumed.ledger() == whole.ledger()
+    assert resumed.log.count("dataflex: under FSDP 1 the Trainer does not restore the optimizer's moments") == 1
