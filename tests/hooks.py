@@ -621,3 +621,18 @@ def count_target_rows(out: str, _: str) -> None:
         return stock(model, batch, *args)
 
     embeddings.row_embeddings = wrapped
+
+
+def full_from(out: str, step: str) -> None:
+    """From the decision before optimizer step `step` on, the ledger is on a device that has no room left."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, ledger = DynamicTrainer._decide, Path(out) / "dataflex" / "ledger.jsonl"
+
+    def wrapped(self: Any, at: int) -> None:
+        if at >= int(step):
+            ledger.unlink()
+            ledger.symlink_to("/dev/full")
+        stock(self, at)
+
+    DynamicTrainer._decide = wrapped
