@@ -65,7 +65,7 @@ def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if type(inner).__module__.startswith("deepspeed.runtime"):
-        return _deepspeed_moments(inner)
+        return _remembered(_deepspeed_moments(inner))
     groups = {id(p): group for group in inner.param_groups for p in group["params"]}
     for group in inner.param_groups:
         _constants(group, inner)
@@ -79,7 +79,7 @@ def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]
         step = int(state["step"]) if state else 0
         return Moments(_whole(m), _whole(v), step, beta1, beta2, eps)
 
-    return moments
+    return _remembered(moments)
 
 
 def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
@@ -93,6 +93,18 @@ def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
     beta1, beta2, eps = _constants(base.param_groups[0], base)
     states = [s for s in base.state.values() if "exp_avg" in s]
     step = int(states[0].get("step", base.param_groups[0].get("step", 0))) if states else 0
+
+    def moments(parameter: torch.nn.Parameter) -> Moments:
+        m = v = None
+        if step:
+            m, v = (_gathered(zero, parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+        return Moments(m, v, step, beta1, beta2, eps)
+
+    return moments
+
+
+def _remembered(read: Callable[[torch.nn.Parameter], Moments]) -> Callable[[torch.nn.Parameter], Moments]:
+    """What has been read once, as long as there is room: the parts of a sharded moment are on other ranks."""
     kept: dict[torch.nn.Parameter, Moments] = {}
     room = _KEPT
 
@@ -100,11 +112,8 @@ def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
         nonlocal room
         if parameter in kept:
             return kept[parameter]
-        m = v = None
-        if step:
-            m, v = (_gathered(zero, parameter, key) for key in ("exp_avg", "exp_avg_sq"))
-        found = Moments(m, v, step, beta1, beta2, eps)
-        size = 0 if m is None else 2 * m.numel()
+        found = read(parameter)
+        size = 0 if found.m is None else 2 * found.m.numel()
         if size <= room:
             room -= size
             kept[parameter] = found
