@@ -323,29 +323,35 @@ def import_from(out: str, folder: str) -> None:
 
 
 def small_shards(out: str, tokens: str) -> None:
-    """Keep signals in shards of so many tokens."""
+    """Keep signals in shards of so many tokens, and of texts in shards of 50."""
     from dataflex.signals import batching
+    from dataflex.trainer import passes
 
-    batching._SHARD_TOKENS = int(tokens)
+    batching._SHARD_TOKENS, passes._TEXTS = int(tokens), 50
 
 
-def kill_after_shards(out: str, count: str) -> None:
-    """SIGKILL when so many shards have been measured and kept, those of all signals counted together."""
+def kill_after_shards(out: str, argument: str) -> None:
+    """`<count>[=<place>]`: SIGKILL when so many shards of a signal have been measured, of the first one that is kept or of
+    the one at that place."""
     from dataflex.trainer import passes, store
 
-    left = [int(count)]
+    count, _, place = argument.partition("=")
+    left = [int(place or 0), int(count)]
 
-    def killing(stock: Any) -> Any:
-        def put(self: Any, shard: int, values: Any) -> None:
-            stock(self, shard, values)
+    for kind in (store.Stored, passes.KeptPass):
+
+        def opened(self: Any, *args: Any, stock: Any = kind.__init__) -> None:
+            stock(self, *args)
+            self.counted = left[0] == 0
             left[0] -= 1
-            if left[0] == 0:
+
+        def put(self: Any, shard: int, values: Any, stock: Any = kind.put) -> None:
+            stock(self, shard, values)
+            left[1] -= self.counted
+            if left[1] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return put
-
-    store.Stored.put = killing(store.Stored.put)
-    passes.KeptPass.put = killing(passes.KeptPass.put)
+        kind.__init__, kind.put = opened, put
 
 
 def count_measured(out: str, _: str) -> None:
