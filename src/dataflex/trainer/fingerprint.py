@@ -25,7 +25,7 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
     whole; so a split model has another hash on another number of ranks, and a whole one has not.
     """
     whole: list[tuple[int, bytes]] = []
-    split, gone = xxhash.xxh3_128(), False
+    split, parts, gone = xxhash.xxh3_128(), 0, False
     for place, (name, tensor) in enumerate(t for m in models for t in _tensors(m)):
         part = own_part(tensor)
         if part is None:
@@ -35,6 +35,7 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
         if part is not tensor:
             split.update(said)
             _add(split, part)
+            parts += 1
         elif place % ranks() == rank():
             digest = xxhash.xxh3_128(said)
             _add(digest, part)
@@ -42,7 +43,8 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
     if any(other.any() for other in gather_arrays(np.array([gone]))):
         return None
     found = dict(_gathered(whole))
-    return xxhash.xxh3_128_hexdigest(b"".join(found[p] for p in sorted(found)) + _of_all(split))
+    digests = b"".join(found[place] for place in sorted(found))
+    return xxhash.xxh3_128_hexdigest(digests + (_of_all(split) if parts else b""))
 
 
 def moments_fingerprint(optimizer: Any) -> str | None:
