@@ -83,18 +83,18 @@ OTHERS = [(name, ranks) for name in RUNS for ranks in (1, 2) if (name, ranks) no
 
 @pytest.mark.parametrize(("name", "ranks"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
 def test_a_killed_pass_goes_on(base: Config, tmp_path: Path, name: str, ranks: int) -> None:
-    """Killed after two shards of the second pass, before step 6; on from the checkpoint of step 4. Only the other shards are
-    measured, and everything is as in the run that was not killed: dropout on, Adam's moments, LoRA."""
+    """Killed after two shards of the pass before step 6; on from the checkpoint of step 4, or on two ranks of step 6. Only the
+    other shards are measured, and everything is as in the run that was not killed: dropout on, Adam's moments, LoRA."""
     config = saved(base, name)
     if ranks == 2:
-        config |= {"per_device_train_batch_size": 2}
+        config |= {"per_device_train_batch_size": 2, "save_steps": 2}
     at = 2 if name == "cluster_less" else 1  # whose first decision takes two passes
     whole, killed = start_pair(config, tmp_path, f"kill_after_shards:2={at}", ranks)
     assert killed.status == [-9] * ranks and kept(killed.out) == ["step_6"]
     done, rows = measured(killed)[at], measured(whole.ok)
     assert len(rows) == at + 2 and 0 < done < rows[at] and rows[0] == 180
     resumed = go_on(config, killed.out, ranks)
-    assert_same_continuation(resumed, whole, 4)
+    assert_same_continuation(resumed, whole, 6 if ranks == 2 else 4)
     assert measured(resumed) == [rows[at] - done, rows[at + 1]]
     assert "dataflex: step 6: 2 of " in resumed.log
     assert not (resumed.out / "dataflex" / "signals").exists()
@@ -357,7 +357,7 @@ def test_a_fingerprint_is_of_every_bit() -> None:
     assert model_fingerprint(model, torch.nn.Linear(2, 2)) != found[-1]
 
 
-def test_a_fingerprint_of_moments() -> None:
+def test_a_fingerprint_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter = torch.nn.Parameter(torch.arange(6.0))
     optimizer = torch.optim.AdamW([parameter], lr=0.1)
     found = [moments_fingerprint(optimizer)]
@@ -372,6 +372,10 @@ def test_a_fingerprint_of_moments() -> None:
     optimizer.param_groups[0]["betas"] = (0.8, 0.999)
     found.append(moments_fingerprint(optimizer))
     assert len(set(found)) == 5
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own])  # whole on two ranks
+    assert moments_fingerprint(optimizer) == found[-1]
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own + 1])  # in parts
+    assert moments_fingerprint(optimizer) != found[-1]
 
 
 def test_a_fingerprint_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:

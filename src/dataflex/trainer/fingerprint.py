@@ -32,7 +32,9 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
             gone = True
             continue
         said = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
-        if part is not tensor:
+        if part is not tensor or hasattr(
+            tensor, "_fsdp_flattened"
+        ):  # a part of FSDP 1 is put in the place of the whole
             split.update(said)
             _add(split, part)
             parts += 1
@@ -91,8 +93,9 @@ def _add(digest: Any, tensor: Any) -> None:
 
 
 def _of_all(digest: Any) -> bytes:
-    """The digests of all ranks, in their order."""
-    return b"".join(part.tobytes() for part in gather_arrays(np.frombuffer(digest.digest(), np.uint8)))
+    """The digests of all ranks, in their order; one of them where all have the same."""
+    found = [part.tobytes() for part in gather_arrays(np.frombuffer(digest.digest(), np.uint8))]
+    return found[0] if len(set(found)) == 1 else b"".join(found)
 
 
 def _gathered(digests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
