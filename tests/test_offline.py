@@ -261,7 +261,7 @@ def test_a_killed_selection_goes_on(offline: Config, tmp_path: Path, ranks: int)
     assert np.array_equal(one["score"], other["score"]) and np.array_equal(one["times"], other["times"])
 
 
-@pytest.mark.parametrize("name", ["less", "nice", "cluster_less"])
+@pytest.mark.parametrize("name", ["less", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nice", "cluster_less"))])
 def test_the_target_is_measured_once(offline: Config, tmp_path: Path, name: str) -> None:
     """Not once per shard; and not at all where nothing is left to measure."""
     block = {"name": name, "target_dataset": ["arithmetic_heldout", "code_heldout"], "gradient_type": "sgd"}
