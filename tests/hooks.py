@@ -116,10 +116,24 @@ def distributed_type(out: str, _: str) -> None:
         kind, stage = self.accelerator.distributed_type.name, ""
         if kind == "DEEPSPEED":
             stage = f" {self.accelerator.state.deepspeed_plugin.zero_stage}"
+        if kind == "FSDP":
+            stage = f" {self.accelerator.state.fsdp_plugin.fsdp_version}"
         (Path(out) / "distributed_type").write_text(kind + stage)
         return stock(self, *args)
 
     DynamicTrainer.get_batch_samples = wrapped
+
+
+def fsdp_on_cpu(out: str, _: str) -> None:
+    """accelerate knows FSDP on accelerators only: let it take the CPU for one."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    def set_device(self: Any) -> None:
+        self.device = torch.device("cpu")
+
+    PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = set_device
 
 
 def kill_in_gradients(out: str, step: str) -> None:

@@ -106,11 +106,9 @@ def _dynamic(config: RunConfig) -> Any:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import check_budgets
+        from dataflex.base.engine import check_engine
 
-        if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
-            raise ConfigError(
-                "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
-            )
+        check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
@@ -283,6 +281,7 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
+    from dataflex.base.engine import check_same_engine
     from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
 
     folder = training_args.resume_from_checkpoint
@@ -293,6 +292,7 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
         raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
+    check_same_engine(snapshot, training_args, Path(folder))
     if fixed_batch not in (None, snapshot.global_batch):
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"

@@ -37,7 +37,8 @@ class Snapshot:
     """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
 
     stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
-    extra: the trainer's own scalars and arrays (open sums, last losses).
+    extra: the trainer's own scalars and arrays (open sums, last losses). engine, ranks: what the Trainer's own files were saved
+    by; None where an older version did not say.
     """
 
     step: int
@@ -47,6 +48,8 @@ class Snapshot:
     stages: list[Stage]
     components: dict[str, dict[str, Any]]
     extra: dict[str, Any]
+    engine: str | None
+    ranks: int | None
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
@@ -67,6 +70,8 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
         "step": snapshot.step,
         "position": snapshot.position,
         "global_batch": snapshot.global_batch,
+        "engine": snapshot.engine,
+        "ranks": snapshot.ranks,
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
@@ -115,6 +120,8 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             stages=stages,
             components=components,
             extra=extra,
+            engine=content.get("engine"),
+            ranks=content.get("ranks"),
         ),
         ledger,
     )
