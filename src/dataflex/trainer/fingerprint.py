@@ -32,9 +32,7 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
             gone = True
             continue
         said = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
-        if part is not tensor or hasattr(
-            tensor, "_fsdp_flattened"
-        ):  # a part of FSDP 1 is put in the place of the whole
+        if part is not tensor or hasattr(tensor, "_fsdp_flattened"):  # FSDP 1 leaves a part in the place of the whole
             split.update(said)
             _add(split, part)
             parts += 1
@@ -57,14 +55,16 @@ def moments_fingerprint(optimizer: Any) -> str | None:
         optimizer = optimizer.optimizer
     digest = xxhash.xxh3_128()
     for group in optimizer.param_groups:
-        digest.update(repr((group.get("betas"), group.get("eps"), group.get("step"))).encode())
+        for name in ("betas", "eps", "step"):
+            _add_numbers(digest, name, group.get(name, ()))
         for parameter in group["params"]:
             for name, value in sorted(optimizer.state.get(parameter, {}).items()):
-                digest.update(name.encode())
-                if torch.is_tensor(value):
-                    _add(digest, own_part(value))
+                part = own_part(value)
+                if torch.is_tensor(part) and part.numel() > 1:
+                    digest.update(name.encode())
+                    _add(digest, part)
                 else:
-                    digest.update(repr(value).encode())
+                    _add_numbers(digest, name, part.tolist() if torch.is_tensor(part) else part)
     return xxhash.xxh3_128_hexdigest(_of_all(digest))
 
 
@@ -90,6 +90,11 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _add(digest: Any, tensor: Any) -> None:
     for block in tensor.detach().reshape(-1).split(_BLOCK):
         digest.update(block.cpu().contiguous().view(torch.uint8).numpy())
+
+
+def _add_numbers(digest: Any, name: str, numbers: Any) -> None:
+    """Whatever they are kept as: loading a checkpoint makes lists of tuples, and tensors of numbers."""
+    digest.update(f"{name}{np.asarray(numbers, dtype=np.float64).ravel().tolist()}".encode())
 
 
 def _of_all(digest: Any) -> bytes:
