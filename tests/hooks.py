@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -335,49 +336,106 @@ def import_from(out: str, folder: str) -> None:
     sys.path.append(folder)
 
 
-def small_shards(out: str, rows: str) -> None:
-    """Store signals in shards of so many rows."""
-    from dataflex.trainer import store
+def small_shards(out: str, tokens: str) -> None:
+    """Keep signals in shards of so many tokens, and of texts in shards of 50."""
+    from dataflex.signals import batching
+    from dataflex.trainer import passes
 
-    store._SHARD = int(rows)
+    batching._SHARD_TOKENS, passes._TEXTS = int(tokens), 50
 
 
-def kill_after_shards(out: str, count: str) -> None:
-    """SIGKILL when so many shards of a signal are sealed."""
-    from dataflex.trainer import store
+def kill_after_shards(out: str, argument: str) -> None:
+    """`<count>[=<place>]`: SIGKILL when so many shards of a signal have been measured, of the first one that is kept or of
+    the one at that place."""
+    from dataflex.trainer import passes, store
 
-    left, stock = [int(count)], store.SignalStore.measured
+    count, _, place = argument.partition("=")
+    left = [int(place or 0), int(count)]
 
-    def measured(self: Any, key: Any, rows: int, measure: Any, edges: Any = None) -> Any:
-        def counted(places: Any) -> Any:
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    for kind in (store.Stored, passes.KeptPass):
+
+        def opened(self: Any, *args: Any, stock: Any = kind.__init__) -> None:
+            stock(self, *args)
+            self.counted = left[0] == 0
             left[0] -= 1
-            return measure(places)
 
-        return stock(self, key, rows, counted, edges)
+        def put(self: Any, shard: int, values: Any, stock: Any = kind.put) -> None:
+            stock(self, shard, values)
+            left[1] -= self.counted
+            if left[1] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    store.SignalStore.measured = measured
+        kind.__init__, kind.put = opened, put
 
 
 def count_measured(out: str, _: str) -> None:
-    """Write to measured.json how many rows of each signal were measured."""
+    """Write to measured.json how many rows (of a reference, tokens) were measured of each signal that is kept."""
+    from dataflex.trainer import passes, store
+
+    counts: list[int] = []
+
+    def note() -> None:
+        if os.environ.get("RANK", "0") == "0":
+            (Path(out) / "measured.json").write_text(json.dumps(counts))
+
+    for kind in (store.Stored, passes.KeptPass):
+
+        def opened(self: Any, *args: Any, stock: Any = kind.__init__) -> None:
+            counts.append(0)
+            stock(self, *args)
+            note()
+
+        def put(self: Any, shard: int, values: Any, stock: Any = kind.put) -> None:
+            stock(self, shard, values)
+            counts[-1] += len(values)
+            note()
+
+        kind.__init__, kind.put = opened, put
+
+
+def count_passes(out: str, _: str) -> None:
+    """Write to passes.json how many passes over rows of what kind were begun: {"gradients": n, ...}."""
+    from dataflex.signals import batching
+    from dataflex.signals.gradients import alignment
+
+    stock, counts = batching.batches_of, {}
+
+    def wrapped(pool: Any, what: str, shards: Any = None) -> Any:
+        counts[what] = counts.get(what, 0) + 1
+        (Path(out) / "passes.json").write_text(json.dumps(counts))
+        return stock(pool, what, shards)
+
+    batching.batches_of = alignment.batches_of = wrapped
+
+
+def full_store(out: str, shards: str) -> None:
+    """No space is left for signals once so many shards are written."""
     from dataflex.trainer import store
 
-    stock, counts = store.SignalStore.measured, []
+    left, stock = [int(shards)], store._write_rows
 
-    def measured(self: Any, key: Any, rows: int, measure: Any, edges: Any = None) -> Any:
-        counts.append(0)
+    def wrapped(*args: Any) -> None:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= 1
+        stock(*args)
 
-        def counted(places: Any) -> Any:
-            counts[-1] += len(places)
-            return measure(places)
+    store._write_rows = wrapped
 
-        found = stock(self, key, rows, counted, edges)
-        (Path(out) / "measured.json").write_text(json.dumps(counts))
-        return found
 
-    store.SignalStore.measured = measured
+def damage_shard(out: str, argument: str) -> None:
+    """`<step>=<what>`: before the run starts, spoil what is kept of that step: `values`, a byte of them; `line`, the last line
+    of what is sealed, which is torn."""
+    step, what = argument.split("=")
+    (folder,) = (Path(out) / "dataflex" / "signals" / f"step_{step}").iterdir()
+    if what == "line":
+        sealed = folder / "done.jsonl"
+        sealed.write_text(sealed.read_text()[:-9])
+        return
+    values = np.load(folder / "values.npy", mmap_mode="r+")
+    found = np.flatnonzero(values.reshape(len(values), -1)[:, 0])  # a row that is there
+    values[found[0]] += 1
+    values.flush()
 
 
 def no_encoder(out: str, _: str) -> None:

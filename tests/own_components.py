@@ -83,3 +83,8 @@ class HeldOutRecorder(Mixer):
             "values": np.concatenate(found),
             "sizes": np.array([len(v) for v in found]),
         }
+
+
+def length(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
+    """A reward."""
+    return [float(len(r) % 5) for r in responses]

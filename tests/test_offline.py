@@ -244,21 +244,56 @@ def test_drawn_rows_are_the_same_each_time(offline: Config, base: Config, tmp_pa
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_selection_goes_on(offline: Config, tmp_path: Path, ranks: int) -> None:
-    """Killed after two shards of 50 rows: the other two are measured, and the selection is that of a run not killed."""
+    """Killed after two shards of the rows: the others are measured, and the selection is that of a run not killed."""
+    hooks = ("small_shards:2000", "count_measured")
     whole, killed = train_all(
-        start_select(offline, tmp_path / "whole", ranks=ranks, hooks=("small_shards:50",)),
-        start_select(offline, tmp_path / "killed", ranks=ranks, hooks=("small_shards:50", "kill_after_shards:2")),
+        start_select(offline, tmp_path / "whole", ranks=ranks, hooks=hooks),
+        start_select(offline, tmp_path / "killed", ranks=ranks, hooks=(*hooks, "kill_after_shards:2")),
     )
     assert whole.ok and killed.status == [-9] * ranks and not (killed.out / "scores.parquet").exists()
-    resumed = select(offline, tmp_path / "killed", ranks=ranks, hooks=("small_shards:50", "count_measured")).ok
-    assert json.loads((resumed.out / "measured.json").read_text()) == [80, 10]  # of 180 rows, and the target's
+    (done,) = json.loads((killed.out / "measured.json").read_text())
+    resumed = select(offline, tmp_path / "killed", ranks=ranks, hooks=hooks).ok
+    assert 0 < done < 180 and json.loads((resumed.out / "measured.json").read_text()) == [
+        180 - done,
+        10,
+    ]  # the target's
     one, other = scores(whole.out), scores(resumed.out)
     assert np.array_equal(one["score"], other["score"]) and np.array_equal(one["times"], other["times"])
 
 
+@pytest.mark.parametrize("name", ["less", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nice", "cluster_less"))])
+def test_the_target_is_measured_once(offline: Config, tmp_path: Path, name: str) -> None:
+    """Not once per shard; and not at all where nothing is left to measure."""
+    block = {"name": name, "target_dataset": ["arithmetic_heldout", "code_heldout"], "gradient_type": "sgd"}
+    block |= {"mc_samples": 2, "max_new_tokens": 4} if name == "nice" else {}
+    config = with_block({**offline, **LORA}, block)
+    hooks = ("small_shards:2000", "count_measured", "count_passes")
+    first = select(config, tmp_path / "out", hooks=hooks).ok
+    passes = json.loads((first.out / "passes.json").read_text())
+    assert passes.pop("embedding", None) == (1 if name == "cluster_less" else None)
+    assert passes == {"target norms": 1, "mean gradients": 2, "gradients": 1}
+    (first.out / "passes.json").unlink()
+    again = select(config, tmp_path / "out", hooks=hooks).ok
+    assert not any(json.loads((again.out / "measured.json").read_text()))
+    assert not (again.out / "passes.json").exists()
+    assert np.array_equal(scores(first.out)["score"], scores(again.out)["score"], equal_nan=True)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_line(offline: Config, tmp_path: Path, ranks: int) -> None:
+    """What was kept before it is taken up again."""
+    hooks = ("small_shards:2000", "count_measured")
+    full = select(offline, tmp_path / "out", ranks=ranks, hooks=(*hooks, "full_store:2"))
+    (done,) = json.loads((full.out / "measured.json").read_text())
+    assert full.status != [0] * ranks and "Traceback" not in full.log
+    assert full.log.count("what is measured cannot be kept in ") == 1 and "(No space left on device)" in full.log
+    again = select(offline, tmp_path / "out", ranks=ranks, hooks=hooks).ok
+    assert 0 < done < 180 and json.loads((again.out / "measured.json").read_text()) == [180 - done, 10]
+
+
 def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.trainer.store._SHARD", 4)
-    store, asked = SignalStore(tmp_path, writes=True), []
+    monkeypatch.setattr("dataflex.trainer.store._ROWS", 4)
+    store, asked = SignalStore(tmp_path), []
 
     def measure(places: np.ndarray) -> np.ndarray:
         asked.append(places.tolist())
@@ -268,6 +303,8 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
     key = {"model": "a", "signal": "embedding"}
     assert np.array_equal(store.measured(key, 10, measure), expected) and asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     asked.clear()
+    found = store.measured(key, 10, measure)
+    found[:] = 0  # what is kept stays as it is
     assert np.array_equal(store.measured(key, 10, measure), expected) and not asked
     assert np.array_equal(store.measured({**key, "model": "b"}, 10, measure), expected) and len(asked) == 3
     asked.clear()
@@ -276,7 +313,7 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
     values[5] = 7  # a shard that is not what was written
     values.flush()
     with (folder / "done.jsonl").open("a") as file:
-        file.write('{"start": 8, "st')
+        file.write('{"shard": 2, "ha')
     assert np.array_equal(store.measured(key, 10, measure), expected) and asked == [[4, 5, 6, 7]]
     asked.clear()
     (folder / "values.npy").write_bytes((folder / "values.npy").read_bytes()[:90])

@@ -64,7 +64,7 @@ def load_reference(
             workers=training_args.dataloader_num_workers,
         )
 
-    found = reference_losses(pool, tokens, SignalStore(folder, writes=training_args.should_save), made_from)
+    found = reference_losses(pool, tokens, SignalStore(folder), made_from)
     gc.collect()  # the reference must be gone before the model is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -109,9 +109,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     spec, offline = config.select, config.offline
     assert spec is not None and offline is not None
     selector = spec.component
-    signals = _signals(
-        config, rows, target, SignalStore(Path(offline.store or Path(output_dir) / "signals"), writes=True)
-    )
+    signals = _signals(config, rows, target, SignalStore(Path(offline.store or Path(output_dir) / "signals")))
     own = {name: values for name, values in signals.items() if name != TargetEmbedding.name}
     measured = np.ones(len(rows), dtype=bool)
     for values in own.values():

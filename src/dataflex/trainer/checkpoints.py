@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
@@ -39,6 +39,7 @@ class Checkpoints(Host):  # type: ignore[misc]
     states: dict[str, dict[str, Any]]
     _origin: tuple[int, int]
     _unsealed: Path | None = None
+    _forget_passes: Callable[..., None]
 
     def _restore(self, folder: Path) -> None:
         snapshot, ledger = read_snapshot(folder)
@@ -59,6 +60,7 @@ class Checkpoints(Host):  # type: ignore[misc]
                 flush=True,
             )
         self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
+        self._forget_passes(before=snapshot.step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -112,6 +114,7 @@ class Checkpoints(Host):  # type: ignore[misc]
             if self.args.should_save:
                 mark_complete(folder)
         collectives.barrier()
+        self._forget_passes(before=self.state.global_step)
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(folder.parent),

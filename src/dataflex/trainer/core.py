@@ -110,6 +110,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
         else:
+            self._forget_passes(before=0)  # of other runs in this directory
             self.run_files.start(self.run_record)
             self.states = {slot: self._init_component(slot) for slot in self.config.components}
             if self.config.plans_data:
@@ -120,6 +121,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
             if self._feed is not None:
                 self._feed.close()
         self._close_step()
+        self._forget_passes()
         self._measured = (-1, {})  # the best model may have been loaded
         self._write_exposure()
         self._conclude()

@@ -27,7 +27,7 @@ from dataflex.components.requests import (
 )
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool, over_pool, token_budget
+from dataflex.signals.batching import Held, Pool, over_pool, token_budget
 from dataflex.signals.embeddings import encoded_texts, load_encoder, pool_embeddings
 from dataflex.signals.gradients.alignment import (
     DEFAULT_DIM,
@@ -45,7 +45,7 @@ from dataflex.signals.losses import pool_losses
 from dataflex.signals.routing import expert_counts
 from dataflex.trainer.collectives import rank
 from dataflex.trainer.evaluate import HELD_OUT_SUMS
-from dataflex.trainer.host import Host
+from dataflex.trainer.passes import KeptPasses, shard_rows
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.policy import policy_rows
 from dataflex.trainer.random import generator
@@ -54,7 +54,7 @@ from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, Rows
 _PURPOSE = 0x7A46E7  # keeps the choice of target rows apart from other random numbers
 
 
-class Measurements(Host):  # type: ignore[misc]
+class Measurements(KeptPasses):
     """Mixin: `signal(request)`. rows: the data of the run. target: the rows selectors aim at, None if there is no target."""
 
     config: ClassVar[DataflexConfig]
@@ -62,7 +62,7 @@ class Measurements(Host):  # type: ignore[misc]
     plan: Plan
     target: Rows | None
     _pending_scalars: dict[str, float]
-    _measured: tuple[int, dict[Any, np.ndarray]] = (-1, {})
+    _measured: tuple[int, dict[Any, Any]] = (-1, {})
     _described: frozenset[str] = frozenset()
     _keeps_encoder: ClassVar[bool] = False
 
@@ -78,19 +78,29 @@ class Measurements(Host):  # type: ignore[misc]
         if self._measured[0] != step:
             self._measured = (step, {})
         key = (request, None if ids is None else ids.tobytes())
-        kept = self._measured[1]
+        # A text encoder does not change while training, so neither do its vectors: they are made once.
+        kept = self._frozen if isinstance(request, Embedding) and request.model is not None else self._measured[1]
         if key not in kept:
             begin = time.perf_counter()
             if isinstance(request, TargetEmbedding):
                 rows = self._aimed_at
-                kept[key] = self._measure(request, self._pool(request, rows, rows.lengths()))
+                kept[key] = self._taken_up(request, self._pool(request, rows, rows.lengths()))
             elif request in ("heldout_loss", HELD_OUT_SUMS):
                 kept[key] = self._measure(request, self._pool(request, self._kept_apart, self._kept_apart.lengths()))
             else:
-                kept[key] = self._measure(request, self._pool(request, self.rows, self._lengths, ids))
+                kept[key] = self._taken_up(request, self._pool(request, self.rows, self._lengths, ids))
+            if not self._keeps_encoder:  # it would take memory from training
+                load_encoder.cache_clear()
             spent = self._pending_scalars.get("dataflex/scoring/seconds", 0.0)
             self._pending_scalars["dataflex/scoring/seconds"] = spent + time.perf_counter() - begin
         return kept[key]
+
+    def _taken_up(self, request: Request, pool: Pool) -> np.ndarray:
+        """Measure what has not been measured before the run was killed."""
+        pool = replace(pool, keep=self._keep(request, pool))
+        if pool.keep is not None and not pool.keep.missing:
+            return pool.keep.values()
+        return self._measure(request, pool)
 
     def _measure(self, request: Request, pool: Pool) -> np.ndarray:
         if request == HELD_OUT_SUMS:
@@ -101,7 +111,7 @@ class Measurements(Host):  # type: ignore[misc]
             counts = self._lengths if request == "tokens" else pool.rows.trainable_tokens()
             return np.where(counts > 0, counts.astype(np.float64), np.nan)[pool.ids]
         if isinstance(request, Embedding) and request.model is not None:
-            return self._encoded(request.model, pool)
+            return self._encoded(request, request.model, pool)
         if isinstance(request, Embedding):
             return pool_embeddings(self.model, pool, layer=request.layer, pooling=request.pooling)
         if isinstance(request, TargetAlignment | PolicyAlignment):
@@ -123,12 +133,12 @@ class Measurements(Host):  # type: ignore[misc]
 
     def _alignment(self, request: TargetAlignment | PolicyAlignment, pool: Pool) -> np.ndarray:
         rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)
-        target = self._target_pool(request)
         if isinstance(request, PolicyAlignment):
             subtasks = subtasks_of(self._aimed_at, None)
-            target = self._policy_pool(request, target)
+            target = self._policy_pool(request)
         else:
             subtasks = subtasks_of(self._aimed_at, request.boundaries)
+            target = self._target_pool(request)
         exact = is_exact(aims, len(subtasks), request.proj_dim)
         how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
         count, size = len(subtasks), rows.sites.values if exact else request.proj_dim or DEFAULT_DIM
@@ -136,20 +146,20 @@ class Measurements(Host):  # type: ignore[misc]
         self._describe(f"{rows.sites.describe()}; {how}, {held}")
         return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
 
-    def _encoded(self, model: str, pool: Pool) -> np.ndarray:
-        """Vectors of a text encoder. It does not change while training, so neither do they: they are made once."""
-        kept, key = self._frozen, (model, id(pool.rows), pool.ids.tobytes())
-        if key not in kept:
+    def _encoded(self, request: Request, model: str, pool: Pool) -> np.ndarray:
+        """Vectors of a text encoder."""
+        shards = shard_rows(request, pool)
+        keep = pool.keep or Held(shards, len(pool))
+        for shard in keep.missing:
+            ids = pool.ids[shards[shard]]
 
-            def text(place: int) -> str:
-                row = pool.rows[int(pool.ids[place])]
+            def text(place: int, ids: np.ndarray = ids) -> str:
+                row = pool.rows[int(ids[place])]
                 tokens = row.get("input_ids", row.get("chosen_input_ids"))
                 return str(self.processing_class.decode(tokens, skip_special_tokens=True)).strip()
 
-            kept[key] = encoded_texts(load_encoder(model, self.args.device), len(pool), text, self.args.device)
-            if not self._keeps_encoder:  # it would take memory from training
-                load_encoder.cache_clear()
-        return kept[key]
+            keep.put(shard, encoded_texts(load_encoder(model, self.args.device), len(ids), text, self.args.device))
+        return keep.values()
 
     def _interaction(self, request: Interaction, pool: Pool) -> np.ndarray:
         rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)
@@ -201,13 +211,24 @@ class Measurements(Host):  # type: ignore[misc]
     def _target_pool(self, request: Request) -> Pool:
         return self._pool(request, self._aimed_at, self._aimed_at.lengths())
 
-    def _policy_pool(self, request: PolicyAlignment, target: Pool) -> Pool:
-        rows, report = policy_rows(
-            request, self._aimed_at, model=self.model, tokenizer=self.processing_class, collate=self._collate_single,
-            step=self.state.global_step, budget=target.budget, device=self.args.device,
-        )  # fmt: skip
-        self._pending_scalars |= report
-        return replace(target, rows=rows, lengths=rows.lengths(), collate=rows.collate, workers=0)
+    def _policy_pool(self, request: PolicyAlignment) -> Pool:
+        """Responses to the target's prompts, drawn once per step."""
+        kept, key = self._measured[1], ("responses", request)
+        if key not in kept:
+            target = self._target_pool(request)
+            rows, report = policy_rows(
+                request, self._aimed_at, model=self.model, tokenizer=self.processing_class, collate=self._collate_single,
+                step=self.state.global_step, budget=target.budget, device=self.args.device,
+            )  # fmt: skip
+            self._pending_scalars |= report
+            kept[key] = replace(target, rows=rows, lengths=rows.lengths(), collate=rows.collate, workers=0)
+        return kept[key]  # type: ignore[no-any-return]
+
+    def _depends_on(self, request: Request, pool: Pool) -> dict[str, Any] | None:
+        out = super()._depends_on(request, pool)
+        if out is not None and isinstance(request, PolicyAlignment):  # a reward may be anything, so it is asked again
+            out["responses"] = self._policy_pool(request).rows.fingerprint()
+        return out
 
     def _gradients(self, request: Gradient) -> BatchGradients:
         direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,21 +12,21 @@ import torch
 from dataflex.components.files import read_array
 from dataflex.components.requests import (
     Embedding,
-    Gradient,
+    Features,
     PolicyAlignment,
     Request,
     TargetAlignment,
     TargetEmbedding,
     aims_at_target,
-    name_of,
     takes_gradients,
 )
 from dataflex.config.schema import OfflineConfig
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool
+from dataflex.signals.batching import Keep, Pool
 from dataflex.trainer.collectives import decide
+from dataflex.trainer.passes import shard_rows
 from dataflex.trainer.select import SelectTrainer
-from dataflex.trainer.store import SignalStore, model_fingerprint
+from dataflex.trainer.store import SignalStore
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,9 @@ class OfflineTrainer(SelectTrainer):
             self._load_optimizer(Path(str(resume_from_checkpoint)))
         self.model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[has-type]
         folder = Path(self.offline.store or Path(str(self.args.output_dir)) / "signals")
-        self._store = SignalStore(folder, writes=self.args.should_save)
-        self._depends: dict[str, Any] = {
-            "model": model_fingerprint(self.model),
-            "data": decide(self.rows.fingerprints),
-            "target": decide(self._aimed_at.fingerprints) if aims_at_target(requests) and self.target else None,
-            "moments": str(resume_from_checkpoint),
-            "seed": self.plan.seed,
-        }
+        self._store = SignalStore(folder)
+        self._data = decide(self.rows.fingerprints)
+        self._target = decide(self._aimed_at.fingerprints) if aims_at_target(requests) and self.target else None
         self.states = {"select": self._init_component("select")}
         chosen, scores, measured = self._choose(0)
         raise Selected(Chosen(chosen[0], scores, measured), self)
@@ -90,16 +85,18 @@ class OfflineTrainer(SelectTrainer):
         if type(request) is Embedding and self.offline.embeddings:
             assert self.rows.raw is not None
             return given_embeddings(self.offline, self.rows.raw, self.rows.raw_total)
-        of_rows = request == "loss" or isinstance(request, Embedding | TargetAlignment)
-        if not of_rows or len(pool) != len(pool.rows):
-            return super()._measure(request, pool)
-        key = {**self._depends, "signal": name_of(request), **(asdict(request) if is_dataclass(request) else {})}  # type: ignore[arg-type]
-        if not isinstance(request, Gradient):
-            key |= {"moments": None}
-        if not isinstance(request, Gradient | TargetEmbedding | PolicyAlignment):
-            key |= {"target": None}
-        measure = super()._measure
-        return self._store.measured(key, len(pool), lambda places: measure(request, pool.subset(places)))
+        return super()._measure(request, pool)
+
+    def _keep(self, request: Request, pool: Pool) -> Keep | None:
+        of_rows = request == "loss" or isinstance(request, Embedding | TargetAlignment | PolicyAlignment | Features)
+        given = self.offline.target_embeddings if isinstance(request, TargetEmbedding) else self.offline.embeddings
+        if not of_rows or not len(pool) or (isinstance(request, Embedding) and given):
+            return None
+        key = self._depends_on(request, pool)
+        assert key is not None
+        aims = aims_at_target([request])
+        key |= {"data": self._data, "target": self._target if aims else None, "seed": self.plan.seed}
+        return self._store.open(key, len(pool), shard_rows(request, pool))
 
     def _get_learning_rate(self) -> float:
         return float(self.args.learning_rate)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.rewards import resolve_reward
@@ -41,6 +42,11 @@ class PolicyRows:
             [dict(row) for rows, _ in items for row in rows]
         )  # collators take keys off their rows
         return {**batch, UNIT_WEIGHTS: torch.tensor([weights for _, weights in items])}
+
+    def fingerprint(self) -> str:
+        """A hash of all tokens, labels and weights."""
+        shown = [([(list(r["input_ids"]), list(r["labels"])) for r in rows], weights) for rows, weights in self.items]
+        return xxhash.xxh3_64_hexdigest(repr(shown).encode())
 
     def lengths(self) -> np.ndarray:
         return np.array([len(rows) * max(len(r["input_ids"]) for r in rows) for rows, _ in self.items], dtype=np.int64)

@@ -1,38 +1,114 @@
-"""Values of a signal on disk: memory-mapped, written a shard at a time, taken up again where a measurement was cut off."""
+"""Values of a signal on disk: written a shard at a time, taken up again where a measurement was cut off."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 
-from dataflex.trainer.collectives import decide
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import Places
+from dataflex.trainer.collectives import decide, rank
 from dataflex.writing import write_atomically
 
-# Rows of a shard.
-_SHARD = 4096
+# Rows of a shard, where nothing is known about their lengths.
+_ROWS = 4096
+
+
+class ShardFile:
+    """The directory of one signal, for the process that writes it. key: what the values depend on; count: rows in all; rows:
+    places of each shard.
+
+        key.json       the key
+        values.npy     float [count] or [count, K]
+        done.jsonl     a line per shard that is complete, with a hash of its values
+
+    done: the shards that are there as they were written; one that does not match its hash is not. Raises OSError.
+    """
+
+    def __init__(self, parent: Path, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> None:
+        composed = xxhash.xxh3_64()
+        for part in rows:
+            composed.update(repr(part).encode() if isinstance(part, slice) else part.tobytes() + b"|")
+        whole = {**key, "rows": count, "shards": composed.hexdigest()}
+        text = json.dumps(whole, indent=1, sort_keys=True, default=str)
+        self.folder = parent / xxhash.xxh3_64_hexdigest(text.encode())
+        self.rows, self.count = rows, count
+        write_atomically(self.folder / "key.json", text.encode())
+        self._values = self._found()
+        self.done = self._verified()
+
+    def read(self, shard: int) -> np.ndarray:
+        """The values of a shard that is done."""
+        assert self._values is not None
+        return np.array(self._values[self.rows[shard]])
+
+    def write(self, shard: int, values: np.ndarray) -> None:
+        """Not through the map: a full disk would then end the process instead of raising OSError."""
+        path = self.folder / "values.npy"
+        if self._values is None:
+            (self.folder / "done.jsonl").unlink(missing_ok=True)
+            shape = (self.count, *values.shape[1:])
+            with path.open("wb") as file:
+                form = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, form)
+                file.truncate(file.tell() + self.count * values[:1].nbytes)
+            self._values = np.load(path, mmap_mode="r")
+        with path.open("r+b") as file:
+            _write_rows(file, int(self._values.offset), self.rows[shard], values)  # type: ignore[union-attr]
+            file.flush()
+            os.fsync(file.fileno())
+        line = json.dumps({"shard": shard, "hash": _hash(values)})
+        with (self.folder / "done.jsonl").open("a") as done:
+            done.write(f"{line}\n")
+            done.flush()
+            os.fsync(done.fileno())
+
+    def values(self) -> np.ndarray:
+        """All of them, mapped into memory; what is written to the array is not written to the file."""
+        return np.load(self.folder / "values.npy", mmap_mode="c")  # type: ignore[no-any-return]
+
+    def _found(self) -> np.ndarray | None:
+        try:
+            values = np.load(self.folder / "values.npy", mmap_mode="r")
+            return values if len(values) == self.count else None
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def _verified(self) -> set[int]:
+        if self._values is None:
+            return set()
+        try:
+            lines = (self.folder / "done.jsonl").read_text(errors="replace").splitlines()
+        except OSError:
+            return set()
+        found = set()
+        for line in lines:
+            try:
+                shard = json.loads(line)
+                if _hash(self.read(shard["shard"])) == shard["hash"]:
+                    found.add(int(shard["shard"]))
+            except (ValueError, KeyError, TypeError, IndexError):  # a torn line
+                continue
+        return found
 
 
 class SignalStore:
-    """A directory with one subdirectory per signal, named by a hash of all that its values depend on (`key`):
+    """A directory with one subdirectory per signal. Rank 0 writes; what it finds there it sends to the others. DataflexError
+    on every rank if it cannot be written."""
 
-        key.json       what they depend on
-        values.npy     float [N] or [N, K]
-        done.jsonl     a line per shard that is complete, with a hash of its values
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    A shard whose values do not match its hash is measured again. writes: whether this rank is the one that writes.
-    """
-
-    def __init__(self, folder: Path, *, writes: bool) -> None:
-        self.folder, self.writes = folder, writes
+    def open(self, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> Stored:
+        return Stored(self.folder, key, count, rows)
 
     def measured(
         self,
@@ -44,73 +120,72 @@ class SignalStore:
         """measure(places) for all of range(rows), equal on every rank; only what is not there yet is measured.
 
         edges: where shards begin and the last one ends, ascending from 0 to `rows`; None: every 4096 rows."""
+        if not rows:
+            return np.empty(0)
         if edges is None:
-            edges = np.append(np.arange(0, rows, _SHARD), rows)
-        text = json.dumps({**key, "rows": rows}, indent=1, sort_keys=True, default=str)
-        folder = self.folder / xxhash.xxh3_64_hexdigest(text.encode())
-        if self.writes:
-            write_atomically(folder / "key.json", text.encode())
-        kept, done = _kept(folder, edges) if self.writes else (None, set[int]())
-        done = decide(lambda: done)
-        out: np.ndarray | None = kept
-        for start, stop in pairwise(edges.tolist()):
-            if start in done:
-                values = decide(lambda: np.asarray(out[start:stop]))  # type: ignore[index]  # noqa: B023
-            else:
-                values = measure(np.arange(start, stop))
-            if out is None:
-                out = self._whole(folder, (rows, *values.shape[1:]), values.dtype)
-            if start not in done or not self.writes:
-                out[start:stop] = values
-            if start not in done and self.writes:
-                _seal(folder, out, start, stop)
-        return np.empty(0) if out is None else out
-
-    def _whole(self, folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        if not self.writes:  # backed by a file that nobody else sees, since it may not fit into memory
-            return np.memmap(TemporaryFile(), dtype, "w+", shape=shape)
-        (folder / "done.jsonl").unlink(missing_ok=True)
-        return np.lib.format.open_memmap(folder / "values.npy", mode="w+", dtype=dtype, shape=shape)
+            edges = np.append(np.arange(0, rows, _ROWS), rows)
+        stored = self.open(key, rows, [slice(a, b) for a, b in pairwise(edges.tolist())])
+        for shard in stored.missing:
+            stored.put(shard, measure(np.arange(edges[shard], edges[shard + 1])))
+        return stored.values()
 
 
-def _seal(folder: Path, values: np.ndarray, start: int, stop: int) -> None:
-    assert isinstance(values, np.memmap)
-    values.flush()
-    line = json.dumps({"start": start, "stop": stop, "hash": _hash(values[start:stop])})
-    with (folder / "done.jsonl").open("a") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+class Stored:
+    """A `Keep` on disk: on rank 0 the file itself is the values, memory-mapped, on the others a file that nobody else sees."""
 
+    def __init__(self, folder: Path, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> None:
+        self._file: ShardFile | None = None
+        self._parent, self._rows, self._count = folder, rows, count
+        self._elsewhere: np.ndarray | None = None
 
-def _kept(folder: Path, edges: np.ndarray) -> tuple[np.ndarray | None, set[int]]:
-    """The values, and the starts of the shards that are there whole, as they were written; None where there are none."""
-    try:
-        values = np.load(folder / "values.npy", mmap_mode="r+")
-        lines = (folder / "done.jsonl").read_text().splitlines()
-    except (OSError, ValueError, EOFError):
-        return None, set()
-    found, shards = set(), set(pairwise(edges.tolist()))
-    for line in lines:
+        def begin() -> list[int]:
+            self._file = ShardFile(folder, key, count, rows)
+            return sorted(self._file.done)
+
+        done = decide(lambda: self._or_end(begin))
+        self.missing: Sequence[int] = sorted(set(range(len(rows))) - set(done))
+        for shard in done:
+            self._put_elsewhere(shard, decide(lambda: self._file.read(shard)))  # type: ignore[union-attr]  # noqa: B023
+
+    def put(self, shard: int, values: np.ndarray) -> None:
+        decide(lambda: self._or_end(lambda: self._file.write(shard, values)))  # type: ignore[union-attr]
+        self._put_elsewhere(shard, values)
+
+    def values(self) -> np.ndarray:
+        if self._file is not None:
+            return self._file.values()
+        assert self._elsewhere is not None
+        return self._elsewhere
+
+    def _put_elsewhere(self, shard: int, values: np.ndarray) -> None:
+        if rank() == 0:
+            return
+        if self._elsewhere is None:
+            shape = (self._count, *values.shape[1:])
+            self._elsewhere = np.memmap(TemporaryFile(), values.dtype, "w+", shape=shape)  # noqa: SIM115
+        self._elsewhere[self._rows[shard]] = values
+
+    def _or_end(self, act: Callable[[], Any]) -> Any:
         try:
-            shard = json.loads(line)
-            start, stop = int(shard["start"]), int(shard["stop"])
-            if (start, stop) in shards and _hash(values[start:stop]) == shard["hash"]:
-                found.add(start)
-        except (ValueError, KeyError, TypeError):  # a torn line
-            continue
-    return (values, found) if found and len(values) == edges[-1] else (None, set())
+            return act()
+        except OSError as error:
+            raise DataflexError(
+                f"what is measured cannot be kept in {self._parent} ({error.strerror or error}); what is there is taken up"
+                " when the command is run again"
+            ) from error
+
+
+def _write_rows(file: Any, start: int, rows: Places, values: np.ndarray) -> None:
+    """Rows of an array that begins `start` bytes into a file, runs of neighbours at once."""
+    width = values[:1].nbytes
+    if isinstance(rows, slice):
+        file.seek(start + rows.start * width)
+        file.write(values.tobytes())
+        return
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+        file.seek(start + int(rows[run[0]]) * width)
+        file.write(values[run[0] : run[-1] + 1].tobytes())
 
 
 def _hash(values: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(values).tobytes())
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the names, shapes and types of all parameters and of some thousands of evenly spaced values of each."""
-    digest = xxhash.xxh3_128()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(flat[:: max(1, len(flat) // 4096)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

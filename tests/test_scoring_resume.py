@@ -1,0 +1,431 @@
+"""A scoring pass of a run that is killed goes on where it was, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engines import under
+from harness import Result, start, train, train_all
+from test_embeddings import build_encoder
+from test_invariants import SELECT, assert_same_continuation
+from test_less import LESS, LORA, table
+
+from dataflex.signals.batching import Pool, over_pool, shards_of, token_batches
+from dataflex.trainer.fingerprint import model_fingerprint, moments_fingerprint
+from dataflex.trainer.passes import Passes
+
+Config = dict[str, Any]
+SHARDS = "small_shards:2000"
+RDS = {"name": "rds", "warmup": 2, "interval": 4, "target_dataset": "arithmetic_heldout"}
+NICE = {
+    "name": "nice",
+    "warmup": 2,
+    "interval": 4,
+    "mc_samples": 2,
+    "max_new_tokens": 4,
+    "reward": "own_components:length",
+}
+CLUSTERS = {"name": "cluster_less", "warmup": 2, "interval": 4, "num_clusters": 6, "samples_per_cluster": 20}
+AIMED = {**LORA, "eval_dataset": "arithmetic_heldout,code_heldout"}
+RUNS: dict[str, Config] = {
+    "loss": {"dataflex": SELECT},
+    "less": {**AIMED, "dataflex": {"select": LESS}},
+    "rds": {"dataflex": {"select": RDS}},
+    "nice": {**AIMED, "dataflex": {"select": NICE}},
+    "cluster_less": {**AIMED, "dataflex": {"select": CLUSTERS}},
+}
+
+
+def measured(run: Result) -> list[int]:
+    """Rows measured in each pass that is kept."""
+    return json.loads((run.out / "measured.json").read_text())
+
+
+def kept(out: Path) -> list[str]:
+    return sorted((f.name for f in (out / "dataflex" / "signals").glob("step_*")), key=len)
+
+
+def saved(base: Config, name: str = "loss") -> Config:
+    """Decisions before steps 2, 6 and 10, checkpoints at 4, 8 and 12."""
+    return {**base, "save_strategy": "steps", "save_steps": 4, **RUNS[name]}
+
+
+def go_on(config: Config, out: Path, ranks: int = 1, hooks: Sequence[str] = ()) -> Result:
+    for file in out.glob("served-*.jsonl"):
+        file.unlink()
+    return train(config, out, ranks=ranks, hooks=["record_ids", "own_component", SHARDS, "count_measured", *hooks])
+
+
+def start_pair(config: Config, folder: Path, kill: str, ranks: int = 1) -> tuple[Result, Result]:
+    hooks = ["record_ids", "own_component", SHARDS, "count_measured"]
+    return tuple(
+        train_all(
+            start(config, folder / "whole", ranks=ranks, hooks=hooks),
+            start(config, folder / "killed", ranks=ranks, hooks=[*hooks, kill]),
+        )
+    )
+
+
+# -- killed in the middle of a pass ----------------------------------------------------------------------------------
+
+
+FAST = [("loss", 1), ("less", 2)]
+OTHERS = [(name, ranks) for name in RUNS for ranks in (1, 2) if (name, ranks) not in FAST]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
+def test_a_killed_pass_goes_on(base: Config, tmp_path: Path, name: str, ranks: int) -> None:
+    """Killed after two shards of the pass before step 6; on from the checkpoint of step 4, or on two ranks of step 6. Only the
+    other shards are measured, and everything is as in the run that was not killed: dropout on, Adam's moments, LoRA."""
+    config = saved(base, name)
+    if ranks == 2:
+        config |= {"per_device_train_batch_size": 2, "save_steps": 2}
+    at = 2 if name == "cluster_less" else 1  # whose first decision takes two passes
+    whole, killed = start_pair(config, tmp_path, f"kill_after_shards:2={at}", ranks)
+    assert killed.status == [-9] * ranks and kept(killed.out) == ["step_6"]
+    done, rows = measured(killed)[at], measured(whole.ok)
+    assert len(rows) == at + 2 and 0 < done < rows[at] and rows[0] == 180
+    resumed = go_on(config, killed.out, ranks)
+    assert_same_continuation(resumed, whole, 6 if ranks == 2 else 4)
+    assert measured(resumed) == [rows[at] - done, rows[at + 1]]
+    assert "dataflex: step 6: 2 of " in resumed.log
+    assert not (resumed.out / "dataflex" / "signals").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2", "fsdp1"])
+def test_on_every_engine(base: Config, tmp_path: Path, engine: str) -> None:
+    """Parameters and moments are partitioned, so every rank reads its parts. Under FSDP 1, where moments are not restored, a
+    pass is taken up directly after a checkpoint."""
+    exact = engine != "fsdp1"
+    config = {**saved(base, "less" if exact else "loss"), "per_device_train_batch_size": 2}
+    config |= {"max_steps": 7, "save_steps": 4 if exact else 2}
+    hooks = [SHARDS, "count_measured"]
+    whole = under(engine, config, tmp_path / "whole", hooks=hooks).wait().ok
+    killed = under(engine, config, tmp_path / "killed", hooks=[*hooks, "kill_after_shards:2=1"]).wait()
+    assert killed.status == [-9, -9] and kept(killed.out) == ["step_6"]
+    done = measured(killed)[1]
+    for file in killed.out.glob("served-*.jsonl"):
+        file.unlink()
+    resumed = under(engine, config, killed.out, hooks=hooks).wait().ok
+    assert 0 < done < 180 and measured(resumed) == [180 - done]
+    assert np.array_equal(table(resumed, 6)["score"], table(whole, 6)["score"])
+    if exact:
+        assert_same_continuation(resumed, whole, 4)
+
+
+@pytest.mark.slow
+def test_a_text_encoder_goes_on(base: Config, tmp_path: Path) -> None:
+    encoder = build_encoder(tmp_path / "encoder", base["model_name_or_path"])
+    config = saved(base, "rds")
+    config["dataflex"] = {"select": {**RDS, "embedding_model": str(encoder)}}
+    whole, killed = start_pair(config, tmp_path, "kill_after_shards:3")
+    assert killed.status == [-9] and measured(killed) == [150]
+    resumed = go_on(config, killed.out)
+    assert_same_continuation(resumed, whole, 0)
+    assert measured(resumed) == [30] and measured(whole) == [180]
+
+
+# -- killed after it -------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_is_whole_is_not_made_again(base: Config, tmp_path: Path) -> None:
+    """Killed after step 7: no row of the pass before step 6 is measured again, nor the target. Those of before the last
+    checkpoint are gone."""
+    config = saved(base, "less")
+    whole, killed = start_pair(config, tmp_path, "kill_after:7")
+    assert measured(killed) == [180, 180] and kept(killed.out) == ["step_6"]
+    resumed = go_on(config, killed.out, hooks=["count_passes"])
+    assert_same_continuation(resumed, whole, 4)
+    assert measured(resumed) == [0, 180]
+    passes = json.loads((resumed.out / "passes.json").read_text())
+    assert passes == {"target norms": 1, "mean gradients": 2, "gradients": 1}  # of step 10, which aims at two subtasks
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_over_takes_up_its_first_pass(base: Config, tmp_path: Path) -> None:
+    """On any number of ranks a whole model has one hash; values are taken up on the same number only."""
+    config = saved(base)
+    config["dataflex"] = {"select": {**SELECT["select"], "warmup": 0, "interval": 12}}
+    half = {**config, "per_device_train_batch_size": 2}
+    hooks = ["record_ids", SHARDS, "count_measured", "kill_after_shards:2"]
+    one, two = train_all(
+        start(config, tmp_path / "one", hooks=hooks), start(half, tmp_path / "two", hooks=hooks, ranks=2)
+    )
+    keys = [json.loads(next(r.out.glob("dataflex/signals/step_0/*/key.json")).read_text()) for r in (one, two)]
+    assert keys[0]["model"] == keys[1]["model"] and (keys[0]["ranks"], keys[1]["ranks"]) == (1, 2)
+    done = measured(one)[0]
+    assert one.status == [-9] and 0 < done < 180
+    shutil.copytree(one.out, tmp_path / "as-two")
+    assert measured(go_on(config, one.out).ok) == [180 - done]
+    other = go_on(half, tmp_path / "as-two", ranks=2).ok
+    assert measured(other) == [180] and other.ids() == go_on(half, two.out, ranks=2).ok.ids()
+
+
+# -- what is not taken up --------------------------------------------------------------------------------------------
+
+
+def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp_path: Path) -> None:
+    config = saved(base)
+    whole, killed = start_pair(config, tmp_path, "kill_after_shards:3=1")
+    done = measured(killed)[1]
+    cases: dict[str, tuple[Config, list[str]]] = {
+        "intact": ({}, []),
+        "values": ({}, ["damage_shard:6=values"]),
+        "line": ({}, ["damage_shard:6=line"]),
+        "model": ({"max_grad_norm": 0.5}, []),  # trains to another model from the checkpoint on
+    }
+    found = {}
+    for case, (changes, hooks) in cases.items():
+        shutil.copytree(killed.out, tmp_path / case)
+        found[case] = go_on({**config, **changes}, tmp_path / case, hooks=hooks).ok
+    for case in ("intact", "values", "line"):
+        assert_same_continuation(found[case], whole, 4)
+    assert measured(found["intact"]) == [180 - done, 180] and "step 6: 3 of " in found["intact"].log
+    for case in ("values", "line"):
+        assert 180 - done < measured(found[case])[0] < 180 and "step 6: 2 of " in found[case].log
+    assert measured(found["model"]) == [180, 180] and "shards of loss are there" not in found["model"].log
+    assert found["model"].trace() != whole.trace()
+
+
+# -- where it cannot be kept -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_does_not_end_a_run(base: Config, tmp_path: Path, ranks: int) -> None:
+    """Nor does a directory that cannot be made. One line says so, and the run is the same."""
+    config = saved(base) | {"per_device_train_batch_size": 4 // ranks}
+    (tmp_path / "barred" / "dataflex").mkdir(parents=True)
+    (tmp_path / "barred" / "dataflex" / "signals").write_text("")
+    hooks = ["record_ids", SHARDS]
+    whole, full, barred = train_all(
+        start(config, tmp_path / "whole", ranks=ranks, hooks=hooks),
+        start(config, tmp_path / "full", ranks=ranks, hooks=[*hooks, "full_store:2", "kill_after:7"]),
+        start(config, tmp_path / "barred", ranks=ranks, hooks=hooks),
+    )
+    assert full.status == [-9] * ranks and kept(full.out) == []
+    assert full.log.count("what scoring measures is not kept from here on (No space left on device: ") == 1
+    assert barred.log.count("what scoring measures is not kept from here on") == 1
+    assert_same_continuation(barred, whole, 0)
+    assert_same_continuation(go_on(config, full.out, ranks), whole, 4)
+
+
+# -- what it costs, and what stays the same --------------------------------------------------------------------------
+
+
+def test_shards_change_no_decision(base: Config, tmp_path: Path) -> None:
+    """Of a pool that is one shard nothing is written. Shards have other batches, so values differ by rounding."""
+    config = saved(base, "less")
+    hooks = ["record_ids", "count_measured"]
+    small, cut = train_all(
+        start(config, tmp_path / "small", hooks=[*hooks, "kill_after:7"]),
+        start(config, tmp_path / "cut", hooks=[*hooks, SHARDS, "kill_after:7"]),
+    )
+    assert not (small.out / "measured.json").exists() and kept(small.out) == []
+    assert measured(cut) == [180, 180] and kept(cut.out) == ["step_6"]
+    for step in (2, 6):
+        a, b = table(small, step), table(cut, step)
+        assert np.abs(a["score"] - b["score"]).max() <= 1e-5 and np.array_equal(a["selected"], b["selected"])
+    assert small.ids() == cut.ids()
+
+
+@pytest.mark.slow
+def test_one_and_two_ranks_decide_the_same(base: Config, tmp_path: Path) -> None:
+    """Invariant 5, in shards, from one checkpoint."""
+    config = {**saved(base, "less"), "per_device_train_batch_size": 2}
+    config["dataflex"] = {"select": {**LESS, "warmup": 4, "interval": 8}}
+    train(config, tmp_path / "start", ranks=2, hooks=["kill_after:4"])
+    resume = {**config, "resume_from_checkpoint": str(tmp_path / "start" / "checkpoint-4")}
+    hooks = ["record_ids", SHARDS, "count_measured"]
+    one, two = train_all(
+        start({**resume, "per_device_train_batch_size": 4}, tmp_path / "1", hooks=hooks),
+        start(resume, tmp_path / "2", ranks=2, hooks=hooks),
+    )
+    assert two.ok.ids() == one.ok.ids() and two.ledger() == one.ledger() and measured(one) == [180] == measured(two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_keeping_leaves_no_trace(base: Config, tmp_path: Path, ranks: int) -> None:
+    """Invariant 3, dropout on."""
+    block = {"mix": {"name": "static", "proportions": [0.5, 0.3, 0.2]}}
+    config = saved(base, "less")
+    without, scored = train_all(
+        start({**config, "dataflex": block}, tmp_path / "without", ranks=ranks),
+        start(
+            {**config, "dataflex": {**block, "select": LESS}},
+            tmp_path / "with",
+            ranks=ranks,
+            hooks=["ignore_scores", SHARDS, "count_measured"],
+        ),
+    )
+    assert scored.ok.trace() == without.ok.trace() and measured(scored) == [180] * 3
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_in_one_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longest first, about as many tokens each; and with all rows in one shard, its batches are those of the pool."""
+    lengths = np.random.default_rng(0).integers(0, 90, size=400)
+    (whole,) = shards_of(lengths)
+    for ours, stock in zip(token_batches(lengths[whole], 512), token_batches(lengths, 512), strict=True):
+        assert np.array_equal(whole[ours], stock)
+    monkeypatch.setattr("dataflex.signals.batching._SHARD_TOKENS", 1000)
+    shards = shards_of(lengths)
+    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(400))
+    assert (np.diff(lengths[np.concatenate(shards)]) <= 0).all()
+    tokens = [np.maximum(lengths[s], 1).sum() for s in shards]
+    assert all(1000 - 90 < t < 1000 + 90 for t in tokens[:-1]) and tokens[-1] < 1090
+
+
+def test_shards_that_are_there_are_not_measured() -> None:
+    class Half:
+        """Knows the second shard of two."""
+
+        missing = (0,)
+
+        def put(self, shard: int, values: np.ndarray) -> None:
+            assert shard == 0
+            self.found = values
+
+        def values(self) -> np.ndarray:
+            return np.append(self.found, 7.0)
+
+    lengths = np.array([1 << 21, 5, 1])
+    pool = Pool(
+        rows=[10.0, 11.0, 12.0], ids=np.arange(3), lengths=lengths, budget=8, collate=torch.tensor,
+        prepare=lambda batch: batch, device=torch.device("cpu"), keep=Half(),
+    )  # fmt: skip
+    assert over_pool(pool, lambda batch: batch * 2, "test").tolist() == [20.0, 7.0]
+    assert pool.subset(np.array([2, 1])).keep is None
+
+
+def place(passes: Passes, step: int, name: str = "loss", shards: int = 1) -> None:
+    rows = [np.array([0, 2]), np.array([1, 3])]
+    kept_pass = passes.open(step, {"signal": name}, 4, rows)
+    for shard in kept_pass.missing[:shards]:
+        kept_pass.put(shard, rows[shard] * 1.5)
+
+
+def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, other = (Passes(tmp_path / "dataflex" / "signals", run) for run in ("a", "b"))
+    for step in (2, 6, 10):
+        place(passes, step)
+    place(other, 14)
+    passes.forget(before=6)
+    assert kept(tmp_path) == ["step_6", "step_10"]
+    monkeypatch.setattr("dataflex.trainer.passes._ROOM", 0)
+    place(passes, 12)
+    assert kept(tmp_path) == ["step_12"]  # the latest pass, when there is no room for more
+    place(passes, 12, "embedding")
+    assert len(list((tmp_path / "dataflex" / "signals" / "step_12").iterdir())) == 2
+    passes.forget(before=13)
+    assert not (tmp_path / "dataflex" / "signals").exists()
+    place(passes, 12)
+    passes.forget()
+    assert not (tmp_path / "dataflex" / "signals").exists()
+
+
+def test_a_kept_pass_is_what_was_measured(tmp_path: Path) -> None:
+    passes = Passes(tmp_path, "a")
+    place(passes, 3)
+    again = passes.open(3, {"signal": "loss"}, 4, [np.array([0, 2]), np.array([1, 3])])
+    assert list(again.missing) == [1]
+    again.put(1, np.array([10.0, 30.0]))
+    assert again.values().tolist() == [0.0, 10.0, 3.0, 30.0]
+    for changed in ([np.array([0, 1]), np.array([2, 3])], [np.array([0, 2, 1]), np.array([3])]):
+        assert list(passes.open(3, {"signal": "loss"}, 4, changed).missing) == [0, 1]
+    assert list(passes.open(3, {"signal": "embedding"}, 4, changed).missing) == [0, 1]
+    assert list(passes.open(4, {"signal": "loss"}, 4, again.rows).missing) == [0, 1]
+    assert list(Passes(tmp_path, "b").open(3, {"signal": "loss"}, 4, again.rows).missing) == [0, 1]
+
+
+def test_a_fingerprint_is_of_every_bit() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(300, 40), torch.nn.BatchNorm1d(40)).bfloat16()
+    model.register_buffer("passing", torch.zeros(3), persistent=False)
+    found = [model_fingerprint(model)]
+    with torch.no_grad():
+        model[0].weight[17, 211] += 0.01
+        found.append(model_fingerprint(model))
+        model[1].running_mean[3] += 1
+        found.append(model_fingerprint(model))
+        model.passing += 1  # is computed, not learned
+    assert len(set(found)) == 3 and model_fingerprint(model) == found[-1]
+    assert model_fingerprint(model, torch.nn.Linear(2, 2)) != found[-1]
+
+
+def test_a_fingerprint_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = torch.nn.Parameter(torch.arange(6.0))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    found = [moments_fingerprint(optimizer)]
+    for gradient in (torch.ones(6), torch.zeros(6)):
+        parameter.grad = gradient
+        optimizer.step()
+        found.append(moments_fingerprint(optimizer))
+    optimizer.param_groups[0]["lr"] = 0.2  # a direction does not depend on it
+    assert moments_fingerprint(optimizer) == found[-1]
+    optimizer.param_groups[0]["betas"] = list(optimizer.param_groups[0]["betas"])  # as loading leaves it, and
+    optimizer.state[parameter]["step"] = int(optimizer.state[parameter]["step"])
+    assert moments_fingerprint(optimizer) == found[-1]
+    optimizer.state[parameter]["exp_avg_sq"][5] *= 2
+    found.append(moments_fingerprint(optimizer))
+    optimizer.param_groups[0]["betas"] = (0.8, 0.999)
+    found.append(moments_fingerprint(optimizer))
+    assert len(set(found)) == 5
+    single = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    other = torch.optim.AdamW([single])
+    single.grad = torch.ones_like(single)
+    other.step()
+    assert moments_fingerprint(other) not in found
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own])  # whole on two ranks
+    assert moments_fingerprint(optimizer) == found[-1]
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own + 1])  # in parts
+    assert moments_fingerprint(optimizer) != found[-1]
+
+
+def test_a_fingerprint_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what FSDP or ZeRO-3 have split, this rank's part counts: not the rest, and not what a last part is filled up with."""
+
+    class Part:
+        shape, dtype = (5,), torch.float32
+
+        def __init__(self, part: torch.Tensor) -> None:
+            self.part = part
+
+        def to_local(self) -> torch.Tensor:
+            return self.part
+
+    class Model:
+        def __init__(self, tensor: Any) -> None:
+            self.tensor = tensor
+
+        def named_parameters(self) -> Any:
+            return [("weight", self.tensor)]
+
+        def named_modules(self) -> Any:
+            return []
+
+    def partitioned(*values: float, status: str = "AVAILABLE") -> Model:
+        """The second of two parts of a parameter of seven values."""
+        parameter = torch.zeros(0)
+        parameter.ds_numel, parameter.ds_process_group = 7, None
+        parameter.ds_tensor = torch.tensor(values)
+        parameter.ds_tensor.ds_numel, parameter.ds_tensor.status = 4, SimpleNamespace(name=status)
+        return Model(parameter)
+
+    monkeypatch.setattr("torch.distributed.get_rank", lambda group=None: 1)
+    monkeypatch.setattr("dataflex.trainer.fingerprint.rank", lambda: 0)
+    parts = [model_fingerprint(Model(Part(torch.tensor(v)))) for v in ([1.0, 2.0], [1.0, 2.5])]
+    assert parts[0] != parts[1] and None not in parts
+    found = [model_fingerprint(m) for m in (partitioned(5, 6, 7, 0), partitioned(5, 6, 7, 9), partitioned(5, 6, 8, 0))]
+    assert found[0] == found[1] != found[2]
+    assert model_fingerprint(partitioned(5, 6, 7, 0, status="NOT_AVAILABLE")) is None
