@@ -607,3 +607,10 @@ def count_target_rows(out: str, _: str) -> None:
         return stock(model, batch, *args)
 
     embeddings.row_embeddings = wrapped
+
+
+def ray_on_cpus(out: str, _: str) -> None:
+    """Let LLaMA-Factory's Ray driver start workers on CPUs."""
+    from ray_hooks import on_cpus
+
+    on_cpus()

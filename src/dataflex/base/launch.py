@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-from dataflex.config import load, load_offline
+from dataflex.config import RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
 
@@ -20,32 +22,50 @@ _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 def launch(command: str, arguments: Sequence[str]) -> int:
     """Exit status of `<command> <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
     try:
-        if command == "select":
-            config = load_offline(arguments)
-            from dataflex.base.offline import needs_model, select
-
-            assert config.dataflex is not None
-            if needs_model(config.dataflex) and _wants_torchrun():
-                return _torchrun(command, arguments)
-            select(config)
-            return 0
-        if command == "doremi":
-            from dataflex.base.doremi import doremi
-
-            return doremi(load_doremi(arguments))
-        config = load(arguments)
-        if _wants_torchrun():
-            return _torchrun(command, arguments)
-        from dataflex.base.train import train
-
-        train(config)
-        return 0
+        with readable():
+            return _launch(command, arguments)
     except DataflexError as error:
         return report(error)
+
+
+def _launch(command: str, arguments: Sequence[str]) -> int:
+    if command == "select":
+        config = load_offline(arguments)
+        from dataflex.base.offline import needs_model, select
+
+        assert config.dataflex is not None
+        if needs_model(config.dataflex) and _wants_torchrun():
+            return _torchrun(command, arguments)
+        select(config)
+        return 0
+    if command == "doremi":
+        from dataflex.base.doremi import doremi
+
+        return doremi(load_doremi(arguments))
+    config = load(arguments)
+    on_ray = _wants_ray(config)
+    if _wants_torchrun():
+        return _torchrun(command, arguments)
+    if on_ray:
+        from dataflex.base.ray_workers import train_on_ray
+
+        train_on_ray(config)
+        return 0
+    from dataflex.base.train import train
+
+    train(config)
+    return 0
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """What LLaMA-Factory refuses before a model is loaded becomes a ConfigError."""
+    try:
+        yield
     except (ValueError, OSError, ImportError) as error:
         if not _before_model(error):
             raise
-        return report(ConfigError(" ".join(str(error).split())))
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def report(error: DataflexError) -> int:
@@ -73,6 +93,17 @@ def _before_model(error: BaseException) -> bool:
         names.add(frame.tb_frame.f_code.co_name)
         frame = frame.tb_next
     return bool(names & {"get_train_args", "get_dataset", "get_template_and_fix_tokenizer", "load_tokenizer"})
+
+
+def _wants_ray(config: RunConfig) -> bool:
+    """Whether we see to Ray; without our block LLaMA-Factory does. ConfigError if it cannot be used."""
+    if not _enabled("USE_RAY"):
+        return False
+    if find_spec("ray") is None:
+        raise ConfigError("USE_RAY: the package ray is not installed; it comes with the extra ray (dataflex[ray])")
+    if config.dataflex is not None and (_enabled("FORCE_TORCHRUN") or "LOCAL_RANK" in os.environ):
+        raise ConfigError("USE_RAY starts the ranks by Ray and FORCE_TORCHRUN by torchrun; leave one of them out")
+    return config.dataflex is not None
 
 
 def _wants_torchrun() -> bool:

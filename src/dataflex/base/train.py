@@ -20,7 +20,7 @@ from dataflex.version import __version__
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")
 # Keys that are not written down.
-_SECRET = ("token", "api_key", "secret")
+_SECRET = ("token", "api_key", "secret", "ray_init_kwargs")
 
 
 def train_file(path: str, overrides: Sequence[str] = ()) -> None:
@@ -29,7 +29,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 
 
 def train(config: RunConfig) -> None:
-    """Run one training in this process (one rank of it under torchrun)."""
+    """Run one training in this process (one rank of it under torchrun or on Ray)."""
     check_arguments(config)
     say(config.notices)
     from llamafactory.train import tuner

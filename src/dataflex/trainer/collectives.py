@@ -78,6 +78,14 @@ def gather_arrays(values: np.ndarray) -> list[np.ndarray]:
     return out
 
 
+def lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is no longer there."""
+    if isinstance(error, dist.DistError):
+        return True
+    said = str(error)
+    return any(sign in said for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
+
+
 def barrier() -> None:
     if ranks() > 1:
         dist.barrier()
