@@ -614,3 +614,13 @@ def ray_on_cpus(out: str, _: str) -> None:
     from ray_hooks import on_cpus
 
     on_cpus()
+
+
+def broken(out: str, _: str) -> None:
+    """A fault nobody foresaw, in the first step."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    def broken_step(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("a fault of the test's")
+
+    DynamicTrainer.training_step = broken_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _HOOKS, _OUT = "DATAFLEX_TEST_WORKER_HOOKS", "DATAFLEX_TEST_OUT"
@@ -31,7 +32,7 @@ def on_cpus() -> None:
 
 
 def variables(out: Any, hooks: Sequence[str]) -> dict[str, str]:
-    """What `in_worker` is told."""
+    """What `in_worker` is told. `1@name:argument` is a hook of rank 1 alone."""
     return {_OUT: str(out), _HOOKS: "|".join(hooks)}
 
 
@@ -43,6 +44,10 @@ def in_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    rank, out = os.environ["RANK"], os.environ[_OUT]
+    (Path(out) / f"pid-{rank}").write_text(str(os.getpid()))
     for hook in filter(None, os.environ.get(_HOOKS, "").split("|")):
-        name, _, argument = hook.partition(":")
-        getattr(hooks, name)(os.environ[_OUT], argument)
+        only, at, call = hook.rpartition("@")
+        name, _, argument = call.partition(":")
+        if not at or only == rank:
+            getattr(hooks, name)(out, argument)

@@ -135,7 +135,7 @@ def _errors_in_one_line() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, DataflexError):
             raise error.cause from None
-        print(error.traceback_str, file=sys.stderr)  # a fault to be found: where it happened
+        print(error, file=sys.stderr, flush=True)  # a fault to be found: the worker's traceback
         raise DataflexError(f"a worker of Ray failed: {_first_line(error.cause)}") from None
     except RayError as error:
         raise DataflexError(_death(str(error), lambda: _first_line(error))) from None
