@@ -624,3 +624,10 @@ def broken(out: str, _: str) -> None:
         raise ZeroDivisionError("a fault of the test's")
 
     DynamicTrainer.training_step = broken_step
+
+
+def own_cache(out: str, folder: str) -> None:
+    """A data set cache that no other node shares."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = Path(folder)

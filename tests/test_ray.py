@@ -110,7 +110,9 @@ def test_a_run_on_ray_is_the_run_on_two_ranks(base: Config, tmp_path: Path, clus
 
 
 RUNS: dict[str, Config] = {
-    "gradients": {"select": {"name": "less", "warmup": 2, "interval": 4, "proj_dim": 16, "target_dataset": "arithmetic_heldout"}},
+    "gradients": {
+        "select": {"name": "less", "warmup": 2, "interval": 4, "proj_dim": 16, "target_dataset": "arithmetic_heldout"}
+    },
     "a mixture and weights": {"mix": ODM, "weight": {"name": "loss", "strategy": "linupper", "warmup": 2}},
 }
 

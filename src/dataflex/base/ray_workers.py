@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -138,15 +138,15 @@ def _errors_in_one_line() -> Iterator[None]:
         print(error, file=sys.stderr, flush=True)  # a fault to be found: the worker's traceback
         raise DataflexError(f"a worker of Ray failed: {_first_line(error.cause)}") from None
     except RayError as error:
-        raise DataflexError(_death(str(error), lambda: _first_line(error))) from None
+        raise DataflexError(_death(str(error), _first_line(error))) from None
     except ValueError as error:  # LLaMA-Factory's own: too few devices, an address that is not in the cluster
         raise ConfigError(f"ray_num_workers, master_addr: {_first_line(error)}") from None
 
 
-def _death(account: str, otherwise: Callable[[], str]) -> str:
+def _death(account: str, otherwise: str) -> str:
     actor = _ACTOR.search(account)
     if actor is None:
-        return f"Ray failed: {otherwise()}"
+        return f"Ray failed: {otherwise}"
     if missing := re.search(r"ModuleNotFoundError: (.*)", account):
         return f"a worker of Ray cannot start ({missing[1].strip()}); dataflex must be installed on every node"
     fields = dict(re.findall(r"^\s*(pid|ip): (\S+)$", account, re.MULTILINE))

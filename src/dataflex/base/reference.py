@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 
+from dataflex.base.nodes import same_everywhere
 from dataflex.errors import ConfigError
 from dataflex.signals.batching import Pool, token_budget
-from dataflex.trainer.collectives import decide
+from dataflex.trainer.collectives import decide, rank
 from dataflex.trainer.reference import ReferenceLosses, reference_losses
 from dataflex.trainer.rows import Rows, without_ours
 from dataflex.trainer.store import SignalStore
@@ -65,7 +66,7 @@ def load_reference(
             workers=training_args.dataloader_num_workers,
         )
 
-    found = reference_losses(pool, tokens, SignalStore(folder, writes=training_args.should_save), made_from)
+    found = reference_losses(pool, tokens, SignalStore(folder, writes=rank() == 0), made_from)
     gc.collect()  # the reference must be gone before the model is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -89,8 +90,12 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
 
 @lru_cache
 def fingerprint(path: str, key: str) -> str:
-    """A hash of the model's files; of a model of the hub, its commit. Equal on every rank."""
-    return decide(lambda: _hash_model(path, key))
+    """A hash of the model's files; of a model of the hub, its commit. Equal on every rank; ConfigError if a node has another
+    model there."""
+    return same_everywhere(
+        lambda: {path: _hash_model(path, key)},
+        f"{key}: the model in {{key}} is another one on {{second}} than on {{first}}; every node must have the same",
+    )[path]
 
 
 def _hash_model(path: str, key: str) -> str:

@@ -106,11 +106,13 @@ def _dynamic(config: RunConfig) -> Any:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import check_budgets
+        from dataflex.base.nodes import same_rows, same_run, settle_checkpoint
 
         if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
             raise ConfigError(
                 "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
             )
+        settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
@@ -126,15 +128,15 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update(identity_of(dataflex, module["held_out"]))
         if dataflex.aiming():
             from dataflex.base.targets import check_apart, check_cut, load_target
-            from dataflex.trainer.collectives import decide
 
             module["target_dataset"] = load_target(
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], module["train_dataset"])
-            digests = decide(module["target_dataset"].fingerprints)
+            digests = same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
+        same_run(identity, config.llamafactory)
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
         references: dict[str, Any] = {}
@@ -202,6 +204,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What a resumed run must share with the run it goes on from, as flat keys."""
     from dataflex.base.data import tokenization_signature
+    from dataflex.base.nodes import OTHER_SETTING, same_everywhere, same_rows
     from dataflex.trainer.collectives import decide
 
     assert config.dataflex is not None
@@ -218,7 +221,8 @@ def _identity(
     for slot in config.dataflex.slots("weight"):
         by_domain = getattr(config.dataflex.components[slot], "by_domain", None)
         if isinstance(by_domain, str):
-            out[f"content of dataflex.{slot}.by_domain"] = decide(lambda path=by_domain: hash_file(Path(path)))  # type: ignore[misc]
+            key = f"content of dataflex.{slot}.by_domain"  # every rank reads it
+            out |= same_everywhere(lambda key=key, path=by_domain: {key: hash_file(Path(path))}, OTHER_SETTING)  # type: ignore[misc]
     for slot, request in asked_of(config.dataflex):
         if isinstance(request, ReferenceLoss):
             from dataflex.base.reference import fingerprint
@@ -239,8 +243,9 @@ def _identity(
     if config.dataflex.streams:
         return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
-    out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
-    out |= {f"weights of {n}": digest for n, digest in decide(rows.weight_fingerprints).items()}
+    out |= {f"content of {n}": digest for n, digest in same_rows(rows.fingerprints, "dataset").items()}
+    weights = same_rows(rows.weight_fingerprints, "dataset: weights and")
+    out |= {f"weights of {n}": digest for n, digest in weights.items()}
     return out
 
 
@@ -283,16 +288,15 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
-    from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
+    from dataflex.base.nodes import check_generators
+    from dataflex.trainer.state import check_identity, read_snapshot
 
     folder = training_args.resume_from_checkpoint
     if not folder:
         return
-    reason = what_is_missing(Path(folder))
-    if reason is not None:
-        raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
+    check_generators(training_args, snapshot.ranks)
     if fixed_batch not in (None, snapshot.global_batch):
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"

@@ -24,7 +24,7 @@ from dataflex.components.requests import (
 from dataflex.config.schema import OfflineConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool
-from dataflex.trainer.collectives import decide
+from dataflex.trainer.collectives import decide, rank
 from dataflex.trainer.select import SelectTrainer
 from dataflex.trainer.store import SignalStore, model_fingerprint
 
@@ -65,7 +65,7 @@ class OfflineTrainer(SelectTrainer):
             self._load_optimizer(Path(str(resume_from_checkpoint)))
         self.model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[has-type]
         folder = Path(self.offline.store or Path(str(self.args.output_dir)) / "signals")
-        self._store = SignalStore(folder, writes=self.args.should_save)
+        self._store = SignalStore(folder, writes=rank() == 0)
         self._depends: dict[str, Any] = {
             "model": model_fingerprint(self.model),
             "data": decide(self.rows.fingerprints),

@@ -34,7 +34,8 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 @dataclass
 class Snapshot:
-    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
+    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys). ranks: how
+    many there were (0: not known).
 
     stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
     extra: the trainer's own scalars and arrays (open sums, last losses).
@@ -47,6 +48,7 @@ class Snapshot:
     stages: list[Stage]
     components: dict[str, dict[str, Any]]
     extra: dict[str, Any]
+    ranks: int = 0
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
@@ -67,6 +69,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
         "step": snapshot.step,
         "position": snapshot.position,
         "global_batch": snapshot.global_batch,
+        "ranks": snapshot.ranks,
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
@@ -115,6 +118,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             stages=stages,
             components=components,
             extra=extra,
+            ranks=content.get("ranks", 0),
         ),
         ledger,
     )
@@ -152,20 +156,28 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
+def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Checkpoints of a run that are marked as complete, by step, the newest first."""
+    return [(step, path) for step, path in _checkpoints(output_dir) if what_is_missing(path) is None]
+
+
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    if not output_dir.is_dir():
+        return []
+    return sorted(
+        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
+        reverse=True,
+    )
+
+
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
 
     ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
     """
-    if not output_dir.is_dir():
-        return None, []
-    found = sorted(
-        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
-        reverse=True,
-    )
     passed_over: list[str] = []
     foreign: list[bool] = []
-    for _, path in found:
+    for _, path in _checkpoints(output_dir):
         reason = what_is_missing(path)
         if reason is None:
             return path, passed_over
