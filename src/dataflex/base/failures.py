@@ -43,6 +43,8 @@ def place() -> str:
 
 def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
     """Call `end`, in a thread, once another rank has failed or the store is gone. Returns what stops the watch."""
+    import torch.distributed  # noqa: F401  # not in a thread: two that import it at once have aborted
+
     stopped = threading.Event()
 
     def look() -> None:

@@ -58,7 +58,8 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
 
     ConfigError, on every rank, where a node has none."""
     automatic = str(asked).lower() in ("none", "true", "false")
-    own, output = training_args.resume_from_checkpoint, Path(training_args.output_dir)
+    own, output = training_args.resume_from_checkpoint or None, Path(training_args.output_dir)
+    training_args.resume_from_checkpoint = own
     record: dict[str, Any] = {"place": collectives.place(), "output": str(output.absolute()), "steps": []}
     if own and automatic:
         record["steps"] = [step for step, _ in complete_checkpoints(output)]

@@ -92,10 +92,8 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
 def fingerprint(path: str, key: str) -> str:
     """A hash of the model's files; of a model of the hub, its commit. Equal on every rank; ConfigError if a node has another
     model there."""
-    return same_everywhere(
-        lambda: {path: _hash_model(path, key)},
-        f"{key}: the model in {{key}} is another one on {{second}} than on {{first}}; every node must have the same",
-    )[path]
+    other = f"{key}: the model in {path} is another one on {{second}} than on {{first}}; every node must have the same"
+    return str(same_everywhere(lambda: {"model": _hash_model(path, key)}, other)["model"])
 
 
 def _hash_model(path: str, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,19 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
         _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
+    if _of_another_rank():  # which may be on another node; see settle_checkpoint
+        del arguments["resume_from_checkpoint"]
+        return
     found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
     say(passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
+
+
+def _of_another_rank() -> bool:
+    """Before ranks can speak to each other."""
+    return os.getenv("RANK", "0") != "0"
 
 
 def _refuse_to_restart(arguments: dict[str, Any]) -> None:
@@ -98,8 +107,15 @@ def _dynamic(config: RunConfig) -> Any:
     run_record: dict[str, Any] = {}
 
     def last_checkpoint(folder: str) -> str | None:
-        found, passed_over = newest_complete(Path(folder))
+        try:
+            found, passed_over = newest_complete(Path(folder))
+        except ConfigError:
+            if not _of_another_rank():
+                raise
+            found, passed_over = None, []
         say(passed_over)
+        if found is None and _of_another_rank():
+            return ""  # None could end this rank, where the checkpoints are on another node; see settle_checkpoint
         return str(found) if found else None
 
     def get_dataset(
