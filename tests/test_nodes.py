@@ -98,7 +98,8 @@ def test_two_nodes_are_one_node_with_two_ranks(
     assert (tmp_path / "node-0" / "out" / "dataflex" / "ledger.jsonl").is_file()
     assert not (tmp_path / "node-1" / "out" / "dataflex").exists()
     if slots == "losses of a reference":  # a second run takes them from the store, which node 1 does not have
-        again = train_all(*nodes(config, ground, tmp_path, hooks=["record_ids", "count_measured"]))
+        fresh = config | {"overwrite_output_dir": True}
+        again = train_all(*nodes(fresh, ground, tmp_path, hooks=["count_measured"]))
         assert json.loads((again[0].out / "measured.json").read_text()) == [0]
         assert again[0].ok.trace() == whole.trace()
 
@@ -138,9 +139,13 @@ def launch(
         }  # fmt: skip
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "dataflex", "train", "config.yaml"], cwd=home, env=environment(**env),
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "dataflex", "train", "config.yaml"],
+                cwd=home,
+                env=environment(**env),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
     return started
 
@@ -172,9 +177,7 @@ def history(folder: Path) -> dict[int, tuple[float, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", [False, True])
-def test_the_command_meets_itself_on_another_node(
-    two: Config, ground: Path, tmp_path: Path, rendezvous: bool
-) -> None:
+def test_the_command_meets_itself_on_another_node(two: Config, ground: Path, tmp_path: Path, rendezvous: bool) -> None:
     """By NODE_RANK, and by RDZV_ID, where the nodes settle between them which is which."""
     config = {**two, "dataflex": RUNS["select and mix"]}
     both = ended(launch(config, ground, tmp_path, rendezvous=rendezvous))

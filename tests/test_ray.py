@@ -14,11 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from harness import Result, Run, free_port, start
 from ray_hooks import variables
 from test_checkpoints import assert_refused
 
-from dataflex.config import RunConfig
+from dataflex.config import RunConfig, load_offline
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
@@ -242,6 +243,17 @@ def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"USE_RAY: the package ray is not installed; .* \(dataflex\[ray\]\)"):
         launch._wants_ray(RunConfig(dataflex=None, llamafactory={}))
+
+
+def test_a_selection_before_training_is_refused_on_ray(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USE_RAY", "1")
+    file = tmp_path / "config.yaml"
+    block = {"select": {"name": "random"}, "offline": {"budget": 4}}
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path), "dataflex": block}))
+    with pytest.raises(ConfigError, match="USE_RAY starts workers that train"):
+        load_offline([str(file)])
 
 
 def test_two_ways_to_start_ranks_are_refused(base: Config, tmp_path: Path) -> None:
