@@ -631,3 +631,10 @@ def own_cache(out: str, folder: str) -> None:
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = Path(folder)
+
+
+def no_dataflex(out: str, _: str) -> None:
+    """As where the package is not installed."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "dataflex"]:
+        del sys.modules[name]
+    sys.modules["dataflex"] = None  # type: ignore[assignment]

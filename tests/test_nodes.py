@@ -123,6 +123,33 @@ def test_a_run_on_two_nodes_is_resumed_from_each_nodes_checkpoint(two: Config, g
     assert re.search(r"checkpoint-8 is complete on rank 0 \(.*\) but not on every node; checkpoint-4", resumed[0].log)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_is_copied_to_the_other_node_is_gone_on_from(
+    two: Config, ground: Path, tmp_path: Path
+) -> None:
+    """Exactly, where the file that rank 1 has written itself is kept; without it, one line says what is not."""
+    config = {**two, **SAVING, "save_on_each_node": False, "dataflex": RUNS["select and mix"]}
+    runs = nodes(config, ground, tmp_path, hooks=["kill_after:10"])
+    assert [run.wait().status for run in runs] == [[-9], [-9]]
+    here, there = (tmp_path / f"node-{node}" / "out" / "checkpoint-8" for node in range(2))
+    assert [p.name for p in there.iterdir()] == ["rng_state_1.pth"]
+    shutil.copytree(here, there, dirs_exist_ok=True)
+    shutil.copytree(tmp_path, tmp_path / "lacking")
+    resumed = train_all(*nodes(config, ground, tmp_path, hooks=["record_ids"]))
+    whole = start(config, tmp_path / "single", ranks=2, hooks=["record_ids"]).wait()
+    assert resumed[0].ok.trace() == whole.ok.trace()
+    assert ids(resumed) == {step: rows for step, rows in whole.ids().items() if step >= 8}
+    assert "dropout does not" not in resumed[0].log
+
+    (tmp_path / "lacking" / "node-1" / "out" / "checkpoint-8" / "rng_state_1.pth").unlink()
+    lacking = train_all(*nodes(config, ground, tmp_path / "lacking", hooks=["record_ids"]))
+    assert ids(lacking) == ids(resumed)
+    assert lacking[0].ok.trace() != whole.trace()
+    assert re.search(
+        r"dataflex: checkpoint-8 lacks rng_state_1.pth on rank 1 \(.*\); rows and decisions", lacking[0].log
+    )
+
+
 def launch(
     config: Config, ground: Path, path: Path, *, second: Config | None = None, rendezvous: bool = False
 ) -> list[subprocess.Popen[str]]:

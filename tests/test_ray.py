@@ -154,6 +154,46 @@ def test_a_worker_that_is_killed_ends_the_run_and_it_is_resumed(base: Config, tm
     assert resumed.ledger() == whole.ledger()
 
 
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_worker_behind(base: Config, tmp_path: Path, cluster: str) -> None:
+    """The cluster goes on, and notices."""
+    run = on_ray(pair(base, mix=ODM) | {"max_steps": 100_000}, tmp_path / "run", cluster)
+    ledger, begin = tmp_path / "run" / "dataflex" / "ledger.jsonl", time.monotonic()
+    while not (ledger.is_file() and len(ledger.read_text().splitlines()) > 2):
+        assert time.monotonic() < begin + 90 and run.processes[0].is_alive()
+        time.sleep(0.1)
+    run.processes[0].kill()
+    assert_gone(run.wait())
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_ends_with_the_run(base: Config, tmp_path: Path) -> None:
+    """Nothing of the cluster that the command starts is left, whether the run ends well or not."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    try:
+        for hooks, status in ((["record_ids"], [0]), (["1@broken"], [1])):
+            own = {"ray_init_kwargs": {"num_cpus": 2, "include_dashboard": False, "_temp_dir": folder}}
+            run = on_ray(pair(base, select=SELECT) | own, tmp_path / str(status), "local", hooks=hooks).wait()
+            assert run.status == status, run.log[-3000:]
+            assert_gone(run)
+            left = [p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
+            psutil.wait_procs(left, timeout=15)
+            assert not [p for p in left if p.is_running()]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_nodes_without_dataflex_are_one_line(base: Config, tmp_path: Path, cluster: str) -> None:
+    run = on_ray(pair(base, select=SELECT), tmp_path / "run", cluster, hooks=["1@no_dataflex"]).wait()
+    assert run.status == [1]
+    (line,) = errors(run)
+    assert re.fullmatch(
+        r"dataflex: error: a worker of Ray cannot start \(.*dataflex.*\); dataflex must be installed on every node",
+        line,
+    )
+
+
 def test_an_error_on_a_worker_is_one_line(base: Config, tmp_path: Path, cluster: str) -> None:
     """Found once the data have been read, on the workers: exit status 2."""
     run = on_ray(pair(base, select={"name": "random", "interval": 46}), tmp_path / "run", cluster).wait()

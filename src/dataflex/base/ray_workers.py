@@ -140,7 +140,7 @@ def _errors_in_one_line() -> Iterator[None]:
     except RayError as error:
         raise DataflexError(_death(str(error), _first_line(error))) from None
     except ValueError as error:  # LLaMA-Factory's own: too few devices, an address that is not in the cluster
-        raise ConfigError(f"ray_num_workers, master_addr: {_first_line(error)}") from None
+        raise ConfigError(f"ray_num_workers, master_addr: {error}") from None
 
 
 def _death(account: str, otherwise: str) -> str:

@@ -45,15 +45,20 @@ def decide(make: Callable[[], T]) -> T:
 
 
 def by_node(make: Callable[[], T]) -> list[tuple[str, T]]:
-    """What `make` gives on the first rank of every node, with that rank's place, in rank order, on every rank; so is a
-    DataflexError, the first of them."""
+    """What `make` gives on the first rank of every node, with that rank's place, in rank order, on every rank. Errors are dealt
+    with as by `decide`."""
     value: Any = None
+    fault: Exception | None = None
     if os.environ.get("LOCAL_RANK", "0") == "0" or rank() == 0:
         try:
             value = (place(), make())
         except DataflexError as error:
             value = error
+        except Exception as error:
+            value, fault = DataflexError(f"{place()} failed: {type(error).__name__}: {error}"), error
     found = [v for v in gather(value) if v is not None]
+    if fault is not None:
+        raise fault
     for other in found:
         if isinstance(other, DataflexError):
             raise other
