@@ -98,7 +98,7 @@ def test_two_nodes_are_one_node_with_two_ranks(
     assert (tmp_path / "node-0" / "out" / "dataflex" / "ledger.jsonl").is_file()
     assert not (tmp_path / "node-1" / "out" / "dataflex").exists()
     if slots == "losses of a reference":  # a second run takes them from the store, which node 1 does not have
-        fresh = config | {"overwrite_output_dir": True}
+        fresh = config | {"overwrite_output_dir": True, "save_on_each_node": True}
         again = train_all(*nodes(fresh, ground, tmp_path, hooks=["count_measured"]))
         assert json.loads((again[0].out / "measured.json").read_text()) == [0]
         assert again[0].ok.trace() == whole.trace()
