@@ -11,6 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is computed here is small: threads would wait for each other
 
 
+EXPERTS = 4
+
+
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `data` (a dataset_dir of the demo's domains) and `model` (tiny, with dropout)."""
@@ -44,3 +47,36 @@ def reference(ground: Path) -> Path:
     sizes: dict[str, Any] = {"hidden_size": 48, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
     build_model(path, texts, seed=1, vocab_size=512, **sizes)
     return path
+
+
+@pytest.fixture(scope="session")
+def experts(ground: Path) -> dict[str, Path]:
+    """Tiny mixture-of-experts models, by family."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dataflex.demo.data import training_texts
+    from dataflex.demo.model import train_tokenizer
+
+    tokenizer = train_tokenizer(training_texts(ground / "data"), 512)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "num_experts_per_tok": 2, "max_position_embeddings": 256, "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "initializer_range": 0.2,
+    }  # fmt: skip
+    extra: dict[str, dict[str, Any]] = {
+        "mixtral": {"num_local_experts": EXPERTS},
+        "qwen2_moe": {
+            "num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+            "decoder_sparse_step": 1,
+        },
+    }  # fmt: skip
+    out = {}
+    for family, more in extra.items():
+        out[family] = ground / family
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(family, **sizes, **more)
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(out[family])
+        tokenizer.save_pretrained(out[family])
+    return out

@@ -115,10 +115,24 @@ def distributed_type(out: str, _: str) -> None:
         kind, stage = self.accelerator.distributed_type.name, ""
         if kind == "DEEPSPEED":
             stage = f" {self.accelerator.state.deepspeed_plugin.zero_stage}"
+        if kind == "FSDP":
+            stage = f" {self.accelerator.state.fsdp_plugin.fsdp_version}"
         (Path(out) / "distributed_type").write_text(kind + stage)
         return stock(self, *args)
 
     DynamicTrainer.get_batch_samples = wrapped
+
+
+def fsdp_on_cpu(out: str, _: str) -> None:
+    """accelerate knows FSDP on accelerators only: let it take the CPU for one."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    def set_device(self: Any) -> None:
+        self.device = torch.device("cpu")
+
+    PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = set_device
 
 
 def kill_in_gradients(out: str, step: str) -> None:
@@ -638,3 +652,18 @@ def no_dataflex(out: str, _: str) -> None:
     for name in [n for n in sys.modules if n.partition(".")[0] == "dataflex"]:
         del sys.modules[name]
     sys.modules["dataflex"] = None  # type: ignore[assignment]
+
+
+def full_from(out: str, step: str) -> None:
+    """From the decision before optimizer step `step` on, the ledger is on a device that has no room left."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, ledger = DynamicTrainer._decide, Path(out) / "dataflex" / "ledger.jsonl"
+
+    def wrapped(self: Any, at: int) -> None:
+        if at >= int(step):
+            ledger.unlink()
+            ledger.symlink_to("/dev/full")
+        stock(self, at)
+
+    DynamicTrainer._decide = wrapped

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from dataflex import Decision, DomainInfo, Mixer, Observations, State
+from dataflex import Decision, DomainInfo, Mixer, Observations, Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Embedding, PolicyAlignment, TargetAlignment, TargetEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,28 @@ class ShareMixer(Mixer):
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         return Decision(observations.proportions, observations.proportions), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutGradients(Selector):
+    """Asks for a forward pass of every kind, and takes the first rows."""
+
+    needs: ClassVar[frozenset[Any]] = frozenset({"loss", Embedding(), TargetEmbedding(layer=1, pooling="last")})
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        return Selection(np.arange(context.budget)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything(WithoutGradients):
+    """Responses and gradients too."""
+
+    needs: ClassVar[frozenset[Any]] = WithoutGradients.needs | {
+        TargetAlignment(),
+        PolicyAlignment(samples=2, max_new_tokens=5, reward="own_components:digits"),
+    }
 
 
 class OldSelector:

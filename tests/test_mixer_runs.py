@@ -9,47 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import EXPERTS
 from harness import start, train, train_all
 from test_invariants import kill_and_resume
 
-from dataflex.demo.data import training_texts
-from dataflex.demo.model import train_tokenizer
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool
 from dataflex.signals.routing import expert_counts
 
 Config = dict[str, Any]
 DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}
-EXPERTS = 4
-
-
-@pytest.fixture(scope="module")
-def experts(ground: Path) -> dict[str, Path]:
-    """Tiny mixture-of-experts models, by family."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = train_tokenizer(training_texts(ground / "data"), 512)
-    sizes: dict[str, Any] = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "num_experts_per_tok": 2, "max_position_embeddings": 256, "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "initializer_range": 0.2,
-    }  # fmt: skip
-    extra: dict[str, Config] = {
-        "mixtral": {"num_local_experts": EXPERTS},
-        "qwen2_moe": {
-            "num_experts": EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
-            "decoder_sparse_step": 1,
-        },
-    }  # fmt: skip
-    out = {}
-    for family, more in extra.items():
-        out[family] = ground / family
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            config = AutoConfig.for_model(family, **sizes, **more)
-            AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(out[family])
-        tokenizer.save_pretrained(out[family])
-    return out
 
 
 def rows_of(lengths: list[int]) -> list[list[int]]:

@@ -122,6 +122,16 @@ def test_a_run_on_two_nodes_is_resumed_from_each_nodes_checkpoint(two: Config, g
     assert resumed[0].ledger() == whole.ledger()
     assert re.search(r"checkpoint-8 is complete on rank 0 \(.*\) but not on every node; checkpoint-4", resumed[0].log)
 
+    state = tmp_path / "node-1" / "out" / "checkpoint-12" / "dataflex" / "state.json"  # of another run, as it were
+    state.write_text(state.read_text().replace('"position": 48', '"position": 84'))
+    other = train_all(*nodes(config, ground, tmp_path))
+    assert [run.status for run in other] == [[2], [2]]
+    assert re.fullmatch(
+        r"resume_from_checkpoint: .*/node-1/out/checkpoint-12 on rank 1 \(.*\) is not the checkpoint that"
+        r" .*/node-0/out/checkpoint-12 is on rank 0 \(.*\); copy one of them to every node",
+        error(other[0].log),
+    )
+
 
 @pytest.mark.slow
 def test_a_checkpoint_that_is_copied_to_the_other_node_is_gone_on_from(

@@ -18,6 +18,10 @@ class ConfigError(DataflexError):
     exit_status = 2
 
 
+class WriteError(DataflexError, OSError):
+    """A file could not be written."""
+
+
 def closest(word: str, choices: Iterable[str]) -> str:
     """A hint to append to an error: the one of `choices` that `word` may stand for, if there is one."""
     close = get_close_matches(word, sorted(set(choices)), n=1, cutoff=0.6)

@@ -14,6 +14,7 @@ from typing import Any
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.values import truth
 from dataflex.errors import ConfigError, nearest
 
 
@@ -35,6 +36,7 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
     for key, value in values.items():
         if key in hints:
             _check_value(key, value, hints[key])
+    _check_output(values)
     _check_template(values)
     _check_paths(values, needs_model)
     for key in ("dataset", "eval_dataset"):
@@ -83,6 +85,21 @@ def _members(hint: Any) -> list[Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return [a for a in typing.get_args(hint) if a is not type(None)]
     return [hint]
+
+
+def _check_output(values: dict[str, Any]) -> None:
+    """Whether the rank that will write can."""
+    folder = values.get("output_dir")
+    everywhere = truth(values.get("save_on_each_node"), "save_on_each_node")
+    if not folder or os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") != "0":
+        return
+    probe = Path(str(folder)).expanduser() / f".dataflex-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder} cannot be written to: {error.strerror or error}") from None
 
 
 def _check_template(values: dict[str, Any]) -> None:

@@ -60,9 +60,9 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
     automatic = str(asked).lower() in ("none", "true", "false")
     own, output = training_args.resume_from_checkpoint or None, Path(training_args.output_dir)
     training_args.resume_from_checkpoint = own
-    record: dict[str, Any] = {"place": collectives.place(), "output": str(output.absolute()), "steps": []}
+    record: dict[str, Any] = {"place": collectives.place(), "output": str(output.absolute()), "steps": {}}
     if own and automatic:
-        record["steps"] = [step for step, _ in complete_checkpoints(output)]
+        record["steps"] = {step: _digest(path) for step, path in complete_checkpoints(output)}
     elif own:
         record |= {"folder": str(own), "reason": what_is_missing(Path(own)), "digest": _digest(Path(own))}
     record["writes"] = (collectives.host(), str(output.resolve())) if training_args.should_save else None
@@ -79,14 +79,10 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
                 f"resume_from_checkpoint: {other.get('folder', 'it')} is not complete"
                 f"{_on(other, found)}: {other.get('reason', 'it is not set there')}{_hint(found)}"
             )
-        if other["digest"] != found[0]["digest"]:
-            raise ConfigError(
-                f"resume_from_checkpoint: {other['folder']} on {other['place']} is not the checkpoint that"
-                f" {found[0]['folder']} is on {found[0]['place']}; copy one of them to every node"
-            )
+        _check_same(found[0], found[0]["folder"], found[0]["digest"], other, other["folder"], other["digest"])
 
 
-def check_generators(training_args: Any, saved_ranks: int) -> None:
+def check_generators(training_args: Any, saved_ranks: int | None) -> None:
     """One line where the state of a rank's random numbers is not among the files of its node."""
     ranks, folder = collectives.ranks(), training_args.resume_from_checkpoint
     name = "rng_state.pth" if ranks == 1 else f"rng_state_{collectives.rank()}.pth"
@@ -124,7 +120,20 @@ def _newest_common(found: list[dict[str, Any]]) -> int:
                 f" checkpoint-{step} is used"
             ]
         )
+    for other in found:
+        folders = (f"{r['output']}/checkpoint-{step}" for r in (found[0], other))
+        _check_same(found[0], next(folders), found[0]["steps"][step], other, next(folders), other["steps"][step])
     return step
+
+
+def _check_same(
+    one: dict[str, Any], folder: str, digest: str, other: dict[str, Any], its: str, its_digest: str
+) -> None:
+    if its_digest != digest:
+        raise ConfigError(
+            f"resume_from_checkpoint: {its} on {other['place']} is not the checkpoint that {folder} is on {one['place']}; copy"
+            " one of them to every node"
+        )
 
 
 def _check_writers(found: list[dict[str, Any]]) -> None:

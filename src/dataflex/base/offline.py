@@ -73,7 +73,11 @@ def _with_model(config: RunConfig) -> Outcome | None:
         from dataflex.base.data import load_domains
         from dataflex.base.nodes import same_rows
         from dataflex.base.targets import check_apart, check_cut, load_target
+        from dataflex.trainer.engine import engine_of
 
+        engine = engine_of(training_args)
+        if engine != "DDP":
+            raise ConfigError(f"{engine} splits the model over ranks, and a selection before training runs without it")
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]

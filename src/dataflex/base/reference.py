@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import xxhash
 from dataflex.base.nodes import same_everywhere
 from dataflex.errors import ConfigError
 from dataflex.signals.batching import Pool, token_budget
+from dataflex.signals.isolation import loaded_whole
 from dataflex.trainer.collectives import decide, rank
 from dataflex.trainer.reference import ReferenceLosses, reference_losses
 from dataflex.trainer.rows import Rows, without_ours
@@ -128,7 +127,7 @@ def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.de
         "token": model_args.hf_hub_token,
     }
     try:
-        with _unpartitioned():
+        with loaded_whole():
             if (Path(path) / "adapter_config.json").is_file():
                 from peft import AutoPeftModelForCausalLM
 
@@ -144,19 +143,6 @@ def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.de
             " same tokens"
         )
     return model.to(device).eval()
-
-
-@contextmanager
-def _unpartitioned() -> Iterator[None]:
-    """Under ZeRO-3 transformers would load the weights partitioned, for an engine that the reference never has."""
-    from transformers.integrations import deepspeed
-
-    kept = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _collator(

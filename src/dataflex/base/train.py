@@ -122,12 +122,10 @@ def _dynamic(config: RunConfig) -> Any:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import check_budgets
+        from dataflex.base.engine import check_engine
         from dataflex.base.nodes import same_rows, same_run, settle_checkpoint
 
-        if getattr(training_args, "parallelism_config", None) is not None:  # also set by accelerate's environment
-            raise ConfigError(
-                "parallelism_config splits rows or models over ranks and cannot be combined with dataflex"
-            )
+        check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
@@ -304,6 +302,7 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
+    from dataflex.base.engine import check_same_engine
     from dataflex.base.nodes import check_generators
     from dataflex.trainer.state import check_identity, read_snapshot
 
@@ -312,6 +311,7 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
         return
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
+    check_same_engine(snapshot, training_args, Path(folder))
     check_generators(training_args, snapshot.ranks)
     if fixed_batch not in (None, snapshot.global_batch):
         raise ConfigError(

@@ -174,5 +174,10 @@ def aims_at_target(requests: Iterable[Request]) -> bool:
     return any(isinstance(r, TargetAlignment | PolicyAlignment | Interaction | TargetEmbedding) for r in requests)
 
 
+def adam_directions(requests: Iterable[Request]) -> bool:
+    """Whether any of them reads the moments of the run's optimizer."""
+    return any(isinstance(r, Gradient) and r.gradient_type == "adam" for r in requests)
+
+
 def takes_gradients(requests: Iterable[Request]) -> bool:
     return any(isinstance(r, Gradient) for r in requests)

@@ -8,9 +8,9 @@ from typing import Any
 from dataflex.components.requests import (
     HELD_OUT,
     Embedding,
-    Gradient,
     PolicyAlignment,
     TargetEmbedding,
+    adam_directions,
     takes_gradients,
 )
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
@@ -268,7 +268,7 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
         raise ConfigError(f"stage: {stage} has pairs of answers, and {reader} takes rows of one; use pt or sft")
     if stage == "pt" and any(isinstance(r, PolicyAlignment) for r in requests):
         raise ConfigError(f"stage: pt has no prompts to respond to, and {reader} needs them; use sft")
-    if any(isinstance(r, Gradient) and r.gradient_type == "adam" for r in requests):
+    if adam_directions(requests):
         optim = str(lf.get("optim") or "adamw_torch")
         if not optim.startswith(("adamw_torch", "OptimizerNames.ADAMW_TORCH")) or optim in _OTHER_MOMENTS:
             raise ConfigError(f"optim: {optim} keeps no moments that {reader} can read; set gradient_type: sgd")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, over_pool
 from dataflex.signals.cross_entropy import forward_inputs, output_embedding
-from dataflex.signals.isolation import isolated
+from dataflex.signals.isolation import isolated, loaded_whole
 
 # Texts given to the encoder at once; it forms batches of its own.
 _TEXTS = 1024
@@ -85,7 +85,8 @@ def load_encoder(name: str, device: torch.device) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(name, device=str(device))
+        with loaded_whole():
+            return SentenceTransformer(name, device=str(device))
     except (OSError, ValueError) as error:
         raise DataflexError(f"embedding_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
 

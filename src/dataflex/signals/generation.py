@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import GenerationConfig
 
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import share, token_batches
-from dataflex.signals.isolation import isolated
+from dataflex.signals.isolation import isolated, loaded_whole
 
 
 def sample_responses(
@@ -94,7 +93,7 @@ def model_rewards(path: str, device: torch.device, budget: int) -> Callable[...,
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            with _unpartitioned():
+            with loaded_whole():
                 model = AutoModelForSequenceClassification.from_pretrained(path).to(device).eval()
             tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
@@ -125,16 +124,3 @@ def _render(tokenizer: Any, prompt: str, response: str) -> str:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False))
     return f"{prompt}\n{response}"
-
-
-@contextmanager
-def _unpartitioned() -> Iterator[None]:
-    """Under ZeRO-3 transformers partitions whatever is loaded; this model is to be whole."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed._hf_deepspeed_config_weak_ref = None
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = kept

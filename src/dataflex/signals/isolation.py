@@ -1,7 +1,8 @@
-"""Runs a measurement in the middle of training so that nothing of it remains."""
+"""Runs a measurement in the middle of training so that nothing of it remains, and nothing of training gets into it."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,3 +29,20 @@ def isolated(model: torch.nn.Module) -> Iterator[None]:
         torch.random.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Models loaded inside are whole on every rank. Under ZeRO-3 transformers would partition them for an engine that they never
+    have, and under FSDP with memory-efficient loading read their weights on one rank only."""
+    from transformers.integrations import deepspeed
+
+    key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    partitioned, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(key, None)
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = partitioned
+        if efficient is not None:
+            os.environ[key] = efficient

@@ -14,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
+from dataflex.trainer.engine import engine_of
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
 from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles
@@ -61,7 +62,18 @@ class Checkpoints(Host):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_renamed(self.model if model is None else model, Path(resume_from_checkpoint))
+        model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            if self.accelerator.is_fsdp2:
+                load_adapter(model, folder)
+            elif collectives.rank() == 0:
+                print(
+                    "dataflex: under FSDP 1 the Trainer does not restore the optimizer's moments: rows go on as they would"
+                    " have, losses do not",
+                    flush=True,
+                )
+        else:
+            load_renamed(model, folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's files and ours; older checkpoints stay until this one is sealed."""
@@ -77,6 +89,7 @@ class Checkpoints(Host):  # type: ignore[misc]
             stages=self.plan.stages_from(position),
             components=self.states,
             extra=self._extra_state(),
+            engine=engine_of(self.args),
             ranks=collectives.ranks(),
         )
         with self._saving(step):
@@ -150,6 +163,32 @@ def load_renamed(model: Any, folder: Path) -> None:
         return
     read = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
     model.load_state_dict(read.state_dict())
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """An adapter of a model sharded by FSDP 2, from the file that holds it whole. Of what accelerate writes beside it, each shard
+    but the first rank's is lost."""
+    file = folder / "adapter_model.safetensors"
+    if not hasattr(model, "peft_config") or not collectives.decide(file.is_file):
+        return
+    from peft import get_peft_model_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    stored: dict[str, Any] = {}
+
+    def read() -> None:
+        names = get_peft_model_state_dict(
+            model, state_dict={n: n for n in model.state_dict()}
+        )  # in the file: in the model
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                if key not in names:
+                    raise DataflexError(f"{file} holds {key}, which the model does not have")
+                stored[names[key]] = weights.get_tensor(key)
+
+    collectives.decide(read)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, stored, options=options)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 
 from dataflex.trainer.plan import Domains
-from dataflex.writing import write_atomically, write_table
+from dataflex.writing import append, write_atomically, write_table
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
@@ -69,8 +69,7 @@ class RunFiles:
         line = json.dumps(decision, default=_plain).encode() + b"\n"
         self.ledger_text += line
         if self.writes:
-            with (self.path / LEDGER).open("ab") as file:
-                file.write(line)
+            append(self.path / LEDGER, line)
 
     def write_selection(
         self, step: int, scores: np.ndarray | None, selected: np.ndarray, candidates: np.ndarray

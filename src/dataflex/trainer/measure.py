@@ -185,7 +185,7 @@ class Measurements(Host):  # type: ignore[misc]
         groups = [np.arange(a, b) for a, b in pairwise(edges)]
         part = pool.subset(np.concatenate(drawn))
         if isinstance(request, RouterLoad):
-            counts = expert_counts(self.accelerator.unwrap_model(self.model), part, request.layer)
+            counts = expert_counts(self.model, part, request.layer)
             sums = np.stack([counts[g].sum(axis=0) for g in groups])
             return sums / sums.sum(axis=1, keepdims=True)
         engine = self._gradients(request)
@@ -212,8 +212,6 @@ class Measurements(Host):  # type: ignore[misc]
     def _gradients(self, request: Gradient) -> BatchGradients:
         direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None
         engine = BatchGradients(self.model, request.parameters, direction, half=self.args.fp16)
-        if request.parameters == "all" and any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in engine.names):
-            raise DataflexError("parameters: all needs parameters that are whole; under ZeRO-3 and FSDP use linear")
         if not engine.names:
             raise DataflexError(f"there is no gradient to measure: {engine.sites.describe()}")
         return engine

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dataflex.components.contracts import SelectionContext
-from dataflex.components.requests import TargetEmbedding, name_of
+from dataflex.components.requests import TargetEmbedding, adam_directions, name_of
 from dataflex.errors import DataflexError
+from dataflex.signals.gradients.directions import optimizer_moments
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
 from dataflex.trainer.plan import Pool, chosen_pool
@@ -39,8 +40,13 @@ class SelectTrainer(DynamicTrainer):
     domain's rows.
     """
 
+    _readable = False  # whether the optimizer is known to be one whose moments can be read, where they will be
+
     def _select(self, step: int) -> None:
         spec = self.config.select
+        if not self._readable and adam_directions(self.config.requests("select")):
+            optimizer_moments(self.optimizer)
+        self._readable = True
         if spec is None or not spec.schedule.due(step):
             return super()._select(step)
         begin = time.perf_counter()

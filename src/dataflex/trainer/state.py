@@ -34,11 +34,11 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 @dataclass
 class Snapshot:
-    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys). ranks: how
-    many there were (0: not known).
+    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
 
     stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
-    extra: the trainer's own scalars and arrays (open sums, last losses).
+    extra: the trainer's own scalars and arrays (open sums, last losses). engine, ranks: what the Trainer's own files were saved
+    by; None where an older version did not say.
     """
 
     step: int
@@ -48,7 +48,8 @@ class Snapshot:
     stages: list[Stage]
     components: dict[str, dict[str, Any]]
     extra: dict[str, Any]
-    ranks: int = 0
+    engine: str | None
+    ranks: int | None
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
@@ -69,6 +70,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
         "step": snapshot.step,
         "position": snapshot.position,
         "global_batch": snapshot.global_batch,
+        "engine": snapshot.engine,
         "ranks": snapshot.ranks,
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
@@ -118,7 +120,8 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             stages=stages,
             components=components,
             extra=extra,
-            ranks=content.get("ranks", 0),
+            engine=content.get("engine"),
+            ranks=content.get("ranks"),
         ),
         ledger,
     )

@@ -46,11 +46,12 @@ class AdamDirection:
         first, second = 1 - at.beta1 ** (at.step + 1), 1 - at.beta2 ** (at.step + 1)
 
         def direction(gradients: torch.Tensor) -> torch.Tensor:
+            m, v = (None if t is None else t.to(gradients.device) for t in (at.m, at.v))  # offloaded ones are elsewhere
             scale = gradients.square().mul_((1 - at.beta2) / second)
             gradients.mul_((1 - at.beta1) / first)
-            if at.m is not None and at.v is not None:
-                gradients.add_(at.m, alpha=at.beta1 / first)
-                scale.add_(at.v, alpha=at.beta2 / second)
+            if m is not None and v is not None:
+                gradients.add_(m, alpha=at.beta1 / first)
+                scale.add_(v, alpha=at.beta2 / second)
             return gradients.div_(scale.sqrt_().add_(at.eps))
 
         return direction
@@ -60,12 +61,14 @@ def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]
     """Reads an Adam or AdamW of torch or DeepSpeed, through accelerate's wrapper, also under ZeRO and FSDP 2; a sharded moment
     is gathered when it is asked for.
 
-    DataflexError for an optimizer without full-precision moments.
+    DataflexError, at once, for an optimizer without full-precision moments.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if type(inner).__module__.startswith("deepspeed.runtime"):
-        return _deepspeed_moments(inner)
+        return _remembered(_deepspeed_moments(inner))
     groups = {id(p): group for group in inner.param_groups for p in group["params"]}
+    for group in inner.param_groups:
+        _constants(group, inner)
 
     def moments(parameter: torch.nn.Parameter) -> Moments:
         group, state = groups.get(id(parameter)), inner.state.get(parameter, {})
@@ -76,15 +79,32 @@ def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]
         step = int(state["step"]) if state else 0
         return Moments(_whole(m), _whole(v), step, beta1, beta2, eps)
 
-    return moments
+    return _remembered(moments)
 
 
 def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
     """zero: DeepSpeed's optimizer of any ZeRO stage, around the one that knows about Adam."""
+    if not any(hasattr(zero, accessor) for accessor in ("get_full_hp_param", "single_partition_of_fp32_groups")):
+        raise DataflexError(
+            f"gradient_type: adam cannot read the moments of DeepSpeed's {type(zero).__name__}; set gradient_type: sgd, or a"
+            " ZeRO stage from 1 to 3"
+        )
     base = zero.optimizer
     beta1, beta2, eps = _constants(base.param_groups[0], base)
     states = [s for s in base.state.values() if "exp_avg" in s]
     step = int(states[0].get("step", base.param_groups[0].get("step", 0))) if states else 0
+
+    def moments(parameter: torch.nn.Parameter) -> Moments:
+        m = v = None
+        if step:
+            m, v = (_gathered(zero, parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+        return Moments(m, v, step, beta1, beta2, eps)
+
+    return moments
+
+
+def _remembered(read: Callable[[torch.nn.Parameter], Moments]) -> Callable[[torch.nn.Parameter], Moments]:
+    """What has been read once, as long as there is room: the parts of a sharded moment are on other ranks."""
     kept: dict[torch.nn.Parameter, Moments] = {}
     room = _KEPT
 
@@ -92,11 +112,8 @@ def _deepspeed_moments(zero: Any) -> Callable[[torch.nn.Parameter], Moments]:
         nonlocal room
         if parameter in kept:
             return kept[parameter]
-        m = v = None
-        if step:
-            m, v = (_gathered(zero, parameter, key) for key in ("exp_avg", "exp_avg_sq"))
-        found = Moments(m, v, step, beta1, beta2, eps)
-        size = 0 if m is None else 2 * m.numel()
+        found = read(parameter)
+        size = 0 if found.m is None else 2 * found.m.numel()
         if size <= room:
             room -= size
             kept[parameter] = found
@@ -109,10 +126,6 @@ def _gathered(zero: Any, parameter: Any, key: str) -> torch.Tensor:
     """One moment of a parameter from the parts that the ranks hold, float32, flat; a collective."""
     if hasattr(parameter, "ds_id"):  # stage 3
         return zero.get_full_hp_param(parameter, key).float().flatten()  # type: ignore[no-any-return]
-    if not (hasattr(parameter, "_hp_mapping") and hasattr(zero, "single_partition_of_fp32_groups")):
-        raise DataflexError(
-            f"gradient_type: adam cannot read the moments of {type(zero).__name__}; set gradient_type: sgd"
-        )
     whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
     part = parameter._hp_mapping
     if part is not None:  # a part of it is in this rank's partition
@@ -130,9 +143,9 @@ def _constants(group: Any, optimizer: Any) -> tuple[float, float, float]:
     return beta1, beta2, float(group["eps"])
 
 
-def _whole(moment: torch.Tensor | None) -> torch.Tensor | None:
+def _whole(moment: Any) -> torch.Tensor | None:
     if moment is None:
         return None
     if hasattr(moment, "full_tensor"):  # FSDP 2
-        moment = moment.full_tensor()
+        moment = moment.to(moment.device_mesh.device_type).full_tensor()
     return moment.float().flatten()

@@ -1,0 +1,82 @@
+"""What goes wrong outside the program: nothing already saved is lost, and one line says what happened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from harness import Run, start, train, train_all
+from test_cli import environment, kill_tree
+
+from dataflex.trainer.state import newest_complete
+
+Config = dict[str, Any]
+BLOCK: Config = {
+    "select": {"name": "loss", "warmup": 2, "interval": 4},
+    "mix": {"name": "odm", "warmup": 1, "interval": 3},
+}
+
+
+@pytest.mark.parametrize("where", ["a system's own folder", "a file in the way"])
+def test_an_output_dir_that_cannot_be_written_to(base: Config, tmp_path: Path, where: str) -> None:
+    """Refused before a model is loaded."""
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("kept")
+    out = "/proc/dataflex/out" if where == "a system's own folder" else str(in_the_way / "out")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": out, "dataflex": BLOCK}))
+    run = Run(["train", str(file)], tmp_path / "log", 1, ["no_model"], {}).wait()
+    assert run.status == [2] and "Traceback" not in run.log
+    assert f"dataflex: error: output_dir: {out} cannot be written to: " in run.log
+    assert in_the_way.read_text() == "kept"
+
+
+def test_a_disk_that_fills_up_between_two_checkpoints(base: Config, tmp_path: Path) -> None:
+    """The ledger cannot be added to at step 7: the run ends there, and goes on exactly once there is room."""
+    config = {**base, "dataflex": BLOCK, "save_strategy": "steps", "save_steps": 3}
+    full = start(config, tmp_path / "full", hooks=["full_from:7"])
+    whole, ended = train_all(start(config, tmp_path / "whole"), full)
+    assert ended.status == [1] and "Traceback" not in ended.log
+    assert (
+        ended.log.count("dataflex: error: ") == 1
+        and "ledger.jsonl cannot be written: No space left on device" in ended.log
+    )
+    resumed = train(config, tmp_path / "full", hooks=["record_ids"])
+    assert min(resumed.ok.ids()) == 6
+    assert resumed.trace() == whole.ok.trace() and resumed.ledger() == whole.ledger()
+    assert not list((tmp_path / "full").rglob("*.partial"))
+
+
+def test_a_rank_that_dies_ends_the_run(base: Config, tmp_path: Path) -> None:
+    """By torchrun, killed in the middle: the other rank waits for it in a collective, and is stopped."""
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
+    config = {**base, "per_device_train_batch_size": 2, "max_steps": 100_000, "dataflex": BLOCK}
+    config |= {"output_dir": str(out), "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    file.write_text(yaml.safe_dump(config))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "dataflex", "train", str(file)],
+        env=environment(FORCE_TORCHRUN="1", NPROC_PER_NODE="2"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while running.poll() is None and not list(out.glob("checkpoint-*/dataflex/COMPLETE")):
+            time.sleep(0.05)
+        family = psutil.Process(running.pid).children(recursive=True)
+        ranks = {p.environ().get("RANK"): p for p in family if "RANK" in p.environ()}
+        ranks["1"].kill()
+        begin = time.monotonic()
+        _, said = running.communicate(timeout=120)
+        assert time.monotonic() - begin < 60
+    finally:
+        kill_tree(running)
+    assert running.returncode == 1
+    lines = [line for line in said.splitlines() if line.startswith("dataflex: error: ")]
+    assert lines == ["dataflex: error: rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"]
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert newest_complete(out)[0] is not None
