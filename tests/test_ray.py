@@ -194,6 +194,7 @@ def test_nodes_without_dataflex_are_one_line(base: Config, tmp_path: Path, clust
     )
 
 
+@pytest.mark.slow
 def test_an_error_on_a_worker_is_one_line(base: Config, tmp_path: Path, cluster: str) -> None:
     """Found once the data have been read, on the workers: exit status 2."""
     run = on_ray(pair(base, select={"name": "random", "interval": 46}), tmp_path / "run", cluster).wait()
@@ -266,6 +267,7 @@ def test_a_component_of_ones_own_comes_with_py_modules(base: Config, tmp_path: P
     assert min(i for ids in run.wait().ids().values() for i in ids) >= 180 - 16
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_worker_shows_where_it_is(base: Config, tmp_path: Path, cluster: str) -> None:
     """Not one to be named in advance: its traceback, and one line."""
     run = on_ray(pair(base, select=SELECT), tmp_path / "run", cluster, hooks=["0@broken"]).wait()
