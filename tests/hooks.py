@@ -681,6 +681,37 @@ def count_target_rows(out: str, _: str) -> None:
     embeddings.row_embeddings = wrapped
 
 
+def ray_on_cpus(out: str, _: str) -> None:
+    """Let LLaMA-Factory's Ray driver start workers on CPUs."""
+    from ray_hooks import on_cpus
+
+    on_cpus()
+
+
+def broken(out: str, _: str) -> None:
+    """A fault nobody foresaw, in the first step."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    def broken_step(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("a fault of the test's")
+
+    DynamicTrainer.training_step = broken_step
+
+
+def own_cache(out: str, folder: str) -> None:
+    """A data set cache that no other node shares."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = Path(folder)
+
+
+def no_dataflex(out: str, _: str) -> None:
+    """As where the package is not installed."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "dataflex"]:
+        del sys.modules[name]
+    sys.modules["dataflex"] = None  # type: ignore[assignment]
+
+
 def full_from(out: str, step: str) -> None:
     """From the decision before optimizer step `step` on, the ledger is on a device that has no room left."""
     from dataflex.trainer.core import DynamicTrainer

@@ -368,7 +368,7 @@ def test_what_cannot_be_combined_is_refused_by_name(slot: str, key: str) -> None
     assert parse({**raw, key: PLAIN.get(key, 0)}).dataflex == config(raw)
 
 
-@pytest.mark.parametrize("variable", ["USE_MCA", "USE_KT", "USE_RAY"])
+@pytest.mark.parametrize("variable", ["USE_MCA", "USE_KT"])
 def test_what_cannot_be_combined_is_refused_by_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")
     assert refusal(nested("mix")).upper().startswith(variable)

@@ -43,7 +43,10 @@ def test_a_disk_that_fills_up_between_two_checkpoints(base: Config, tmp_path: Pa
     full = start(config, tmp_path / "full", hooks=["full_from:7"])
     whole, ended = train_all(start(config, tmp_path / "whole"), full)
     assert ended.status == [1] and "Traceback" not in ended.log
-    assert ended.log.count("dataflex: error: ") == 1 and "ledger.jsonl cannot be written: No space left on device" in ended.log
+    assert (
+        ended.log.count("dataflex: error: ") == 1
+        and "ledger.jsonl cannot be written: No space left on device" in ended.log
+    )
     resumed = train(config, tmp_path / "full", hooks=["record_ids"])
     assert min(resumed.ok.ids()) == 6
     assert resumed.trace() == whole.ok.trace() and resumed.ledger() == whole.ledger()

@@ -39,7 +39,9 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error.strerror or error}; what was saved before is untouched") from error
+        raise WriteError(
+            f"{path} cannot be written: {error.strerror or error}; what was saved before is untouched"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dataflex.base.data import process_rows, read_raw, single_rows
+from dataflex.base.nodes import same_rows
 from dataflex.config.heldout import evaluates, held_out_of
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError
@@ -74,7 +75,7 @@ def identity_of(config: DataflexConfig, held_out: Rows | None) -> dict[str, str]
 
 def _check(config: DataflexConfig, key: str, held_out: Rows, trained: Mapping[str, str]) -> None:
     """Raise ConfigError for held-out rows that are trained on, or without which the mixer cannot be."""
-    for name, digest in decide(held_out.fingerprints).items():
+    for name, digest in same_rows(held_out.fingerprints, key).items():
         if digest in trained:
             raise ConfigError(
                 f"{key}: what is held out of {name!r} has the rows of {trained[digest]!r}, which is trained on"

@@ -7,10 +7,13 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-from dataflex.config import load, load_offline
+from dataflex.base import failures
+from dataflex.config import RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
 
@@ -19,33 +22,90 @@ _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 
 def launch(command: str, arguments: Sequence[str]) -> int:
     """Exit status of `<command> <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
+    stop = failures.watch(_end) if failures.several_nodes() else None
     try:
-        if command == "select":
-            config = load_offline(arguments)
-            from dataflex.base.offline import needs_model, select
-
-            assert config.dataflex is not None
-            if needs_model(config.dataflex) and _wants_torchrun():
-                return _torchrun(command, arguments)
-            select(config)
-            return 0
-        if command == "doremi":
-            from dataflex.base.doremi import doremi
-
-            return doremi(load_doremi(arguments))
-        config = load(arguments)
-        if _wants_torchrun():
-            return _torchrun(command, arguments)
-        from dataflex.base.train import train
-
-        train(config)
-        return 0
+        with readable():
+            return _launch(command, arguments)
     except DataflexError as error:
-        return report(error)
+        return _give_up(error, stop)
+    except Exception as error:
+        if stop is None:
+            raise
+        from dataflex.trainer.collectives import lost_contact
+
+        if lost_contact(error):
+            failures.wait_for_word()
+            return _give_up(DataflexError(f"another rank is gone ({_in_short(error)})"), stop)
+        _tell(f"failed: {_in_short(error)}", 1, stop)
+        raise
+    finally:
+        if stop is not None:
+            stop()
+
+
+def _give_up(error: DataflexError, stop: Callable[[], None] | None) -> int:
+    status = report(error)
+    if stop is not None:
+        _tell(str(error), status, stop)
+    return status
+
+
+def _tell(line: str, status: int, stop: Callable[[], None]) -> None:
+    stop()  # or this process would hear itself
+    failures.tell(f"{failures.place()}: {line}", status, hearers=int(os.environ["WORLD_SIZE"]) - 1)
+
+
+def _end(error: DataflexError) -> None:
+    """Another node has failed: this process waits for it, perhaps within a collective, and cannot be woken."""
+    report(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_status)
+
+
+def _in_short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _launch(command: str, arguments: Sequence[str]) -> int:
+    if command == "select":
+        config = load_offline(arguments)
+        from dataflex.base.offline import needs_model, select
+
+        assert config.dataflex is not None
+        if needs_model(config.dataflex) and _wants_torchrun():
+            return _torchrun(command, arguments)
+        select(config)
+        return 0
+    if command == "doremi":
+        from dataflex.base.doremi import doremi
+
+        return doremi(load_doremi(arguments))
+    config = load(arguments)
+    on_ray = _wants_ray(config)
+    if _wants_torchrun():
+        return _torchrun(command, arguments)
+    if on_ray:
+        from dataflex.base.ray_workers import train_on_ray
+
+        train_on_ray(config)
+        return 0
+    from dataflex.base.train import train
+
+    train(config)
+    return 0
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """What LLaMA-Factory refuses before a model is loaded becomes a ConfigError."""
+    try:
+        yield
     except (ValueError, OSError, ImportError) as error:
         if not _before_model(error):
             raise
-        return report(ConfigError(" ".join(str(error).split())))
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def report(error: DataflexError) -> int:
@@ -75,6 +135,17 @@ def _before_model(error: BaseException) -> bool:
     return bool(names & {"get_train_args", "get_dataset", "get_template_and_fix_tokenizer", "load_tokenizer"})
 
 
+def _wants_ray(config: RunConfig) -> bool:
+    """Whether we see to Ray; without our block LLaMA-Factory does. ConfigError if it cannot be used."""
+    if not _enabled("USE_RAY"):
+        return False
+    if find_spec("ray") is None:
+        raise ConfigError("USE_RAY: the package ray is not installed; it comes with the extra ray (dataflex[ray])")
+    if config.dataflex is not None and (_enabled("FORCE_TORCHRUN") or "LOCAL_RANK" in os.environ):
+        raise ConfigError("USE_RAY starts the ranks by Ray and FORCE_TORCHRUN by torchrun; leave one of them out")
+    return config.dataflex is not None
+
+
 def _wants_torchrun() -> bool:
     if "LOCAL_RANK" in os.environ:  # already a rank
         return False
@@ -86,11 +157,17 @@ def _wants_torchrun() -> bool:
 
 
 def _torchrun(command: str, arguments: Sequence[str]) -> int:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     env = os.environ
     nodes = env.get("NNODES", "1")
+    if nodes != "1" and not env.get("MASTER_PORT"):
+        raise ConfigError(
+            f"MASTER_PORT: {nodes} nodes (NNODES) need MASTER_ADDR and MASTER_PORT to meet at, the same on each"
+        )
     options = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(max(_devices(), 1)))]
     address, port = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT") or str(_free_port())
     if rendezvous := env.get("RDZV_ID"):
@@ -118,10 +195,16 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
                 print(line.strip(), file=sys.stderr, flush=True)
                 return int(status)
             rank, failure = error.get_first_failure()
-            print(
-                f"dataflex: error: rank {rank} ended with exit status {failure.exitcode}", file=sys.stderr, flush=True
-            )
+            line = f"rank {rank} ended with exit status {failure.exitcode}"
+            print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
+            if nodes != "1" and env.get("MAX_RESTARTS", "0") == "0":
+                env.update(MASTER_ADDR=address, MASTER_PORT=port)
+                failures.tell(f"{line} on {socket.gethostname()}", 1, hearers=int(nodes.split(":")[0]) - 1)
             return 1
+        except (RendezvousError, DistError) as error:
+            raise DataflexError(
+                f"the {nodes} nodes did not meet at {address}:{port}, or one of them has ended: {_in_short(error)}"
+            ) from None
         finally:
             del env[_ERROR_FILE]
 

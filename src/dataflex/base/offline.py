@@ -71,6 +71,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import load_domains
+        from dataflex.base.nodes import same_rows
         from dataflex.base.targets import check_apart, check_cut, load_target
         from dataflex.trainer.engine import engine_of
 
@@ -82,11 +83,13 @@ def _with_model(config: RunConfig) -> Outcome | None:
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]
         module = take_numbers(module, stored)
         loaded["stored"], rows = stored, module["train_dataset"]
+        same_rows(rows.fingerprints, "dataset")
         _check(dataflex, rows.raw_total, len(rows))
         if _aims_at_rows(dataflex):
             module["target_dataset"] = load_target(
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
+            same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], rows)
         loaded["names"], loaded["dir"] = list(data_args.dataset), data_args.dataset_dir

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 import xxhash
 
+from dataflex.base.nodes import same_everywhere
 from dataflex.errors import ConfigError
 from dataflex.signals.batching import Pool, token_budget
 from dataflex.signals.isolation import loaded_whole
@@ -88,8 +89,10 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
 
 @lru_cache
 def fingerprint(path: str, key: str) -> str:
-    """A hash of the model's files; of a model of the hub, its commit. Equal on every rank."""
-    return decide(lambda: _hash_model(path, key))
+    """A hash of the model's files; of a model of the hub, its commit. Equal on every rank; ConfigError if a node has another
+    model there."""
+    other = f"{key}: the model in {path} is another one on {{second}} than on {{first}}; every node must have the same"
+    return str(same_everywhere(lambda: {"model": _hash_model(path, key)}, other)["model"])
 
 
 def _hash_model(path: str, key: str) -> str:

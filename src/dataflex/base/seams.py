@@ -65,11 +65,21 @@ _SIGNATURES = {
     ("llamafactory.train.tuner", "_training_function"): ("config",),
     ("llamafactory.hparams.parser", "get_last_checkpoint"): ("folder",),
 }  # fmt: skip
+# Used with Ray alone, and there with Ray alone.
+_RAY_SIGNATURES = {
+    ("llamafactory.train.tuner", "_ray_training_function"): ("ray_args", "config"),
+    ("llamafactory.train.tuner", "Worker._training_function"): ("self", "config"),
+    ("llamafactory.train.tuner", "get_placement_group"): ("num_workers",),
+    ("llamafactory.train.tuner", "get_ray_head_node_ip"): (),
+    ("llamafactory.train.tuner", "get_ray_remote_config_for_worker"): (
+        "placement_group", "bundle_idx", "rank", "world_size", "master_addr", "master_port", "env",
+    ),
+}  # fmt: skip
 
 
-def check() -> None:
+def check(*, on_ray: bool = False) -> None:
     """Raise DataflexError if the installed LLaMA-Factory does not have the seams this version attaches to."""
-    for (module, name), parameters in _SIGNATURES.items():
+    for (module, name), parameters in (_SIGNATURES | (_RAY_SIGNATURES if on_ray else {})).items():
         found = tuple(inspect.signature(attribute(module, name)).parameters)
         if found != parameters:
             raise DataflexError(

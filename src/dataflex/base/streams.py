@@ -15,9 +15,9 @@ from llamafactory.data import parser as data_parser
 
 from dataflex.base import seams
 from dataflex.base.data import _evaluation, _joined, process_rows, read_raw
+from dataflex.base.nodes import same_rows
 from dataflex.config.schema import MixConfig
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer.collectives import decide
 from dataflex.trainer.streams import BlockReader, Place, Sample, Streams
 
 
@@ -70,8 +70,9 @@ def load_streams(
     def first_blocks() -> list[str]:
         return [_first_block(source, name, rows, made) for source, name in zip(sources, names, strict=True)]
 
+    blocks = same_rows(lambda: dict(zip(names, first_blocks(), strict=True)), "dataset")
     facts: dict[str, Any] = {}
-    for name, attribute, content in zip(names, attributes, decide(first_blocks), strict=True):
+    for name, attribute, content in zip(names, attributes, blocks.values(), strict=True):
         facts[f"entry of {name}"] = {k: v for k, v in sorted(vars(attribute).items()) if v is not None}
         facts[f"files of {name}"] = _files(attribute, data_args)
         facts[f"content of {name}"] = content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dataflex.version import __version__
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")
 # Keys that are not written down.
-_SECRET = ("token", "api_key", "secret")
+_SECRET = ("token", "api_key", "secret", "ray_init_kwargs")
 
 
 def train_file(path: str, overrides: Sequence[str] = ()) -> None:
@@ -29,7 +30,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 
 
 def train(config: RunConfig) -> None:
-    """Run one training in this process (one rank of it under torchrun)."""
+    """Run one training in this process (one rank of it under torchrun or on Ray)."""
     check_arguments(config)
     say(config.notices)
     from llamafactory.train import tuner
@@ -61,11 +62,19 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
         _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
+    if _of_another_rank():  # which may be on another node; see settle_checkpoint
+        del arguments["resume_from_checkpoint"]
+        return
     found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
     say(passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
+
+
+def _of_another_rank() -> bool:
+    """Before ranks can speak to each other."""
+    return os.getenv("RANK", "0") != "0"
 
 
 def _refuse_to_restart(arguments: dict[str, Any]) -> None:
@@ -98,8 +107,15 @@ def _dynamic(config: RunConfig) -> Any:
     run_record: dict[str, Any] = {}
 
     def last_checkpoint(folder: str) -> str | None:
-        found, passed_over = newest_complete(Path(folder))
+        try:
+            found, passed_over = newest_complete(Path(folder))
+        except ConfigError:
+            if not _of_another_rank():
+                raise
+            found, passed_over = None, []
         say(passed_over)
+        if found is None and _of_another_rank():
+            return ""  # None could end this rank, where the checkpoints are on another node; see settle_checkpoint
         return str(found) if found else None
 
     def get_dataset(
@@ -107,8 +123,10 @@ def _dynamic(config: RunConfig) -> Any:
     ) -> Any:
         from dataflex.base.data import check_budgets
         from dataflex.base.engine import check_engine
+        from dataflex.base.nodes import same_rows, same_run, settle_checkpoint
 
         check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
+        settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
         check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
@@ -124,15 +142,15 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update(identity_of(dataflex, module["held_out"]))
         if dataflex.aiming():
             from dataflex.base.targets import check_apart, check_cut, load_target
-            from dataflex.trainer.collectives import decide
 
             module["target_dataset"] = load_target(
                 dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
             )
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], module["train_dataset"])
-            digests = decide(module["target_dataset"].fingerprints)
+            digests = same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
+        same_run(identity, config.llamafactory)
         run_record.update(_record(config, identity, module["train_dataset"]))
         _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
         references: dict[str, Any] = {}
@@ -200,6 +218,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What a resumed run must share with the run it goes on from, as flat keys."""
     from dataflex.base.data import tokenization_signature
+    from dataflex.base.nodes import OTHER_SETTING, same_everywhere, same_rows
     from dataflex.trainer.collectives import decide
 
     assert config.dataflex is not None
@@ -216,7 +235,8 @@ def _identity(
     for slot in config.dataflex.slots("weight"):
         by_domain = getattr(config.dataflex.components[slot], "by_domain", None)
         if isinstance(by_domain, str):
-            out[f"content of dataflex.{slot}.by_domain"] = decide(lambda path=by_domain: hash_file(Path(path)))  # type: ignore[misc]
+            key = f"content of dataflex.{slot}.by_domain"  # every rank reads it
+            out |= same_everywhere(lambda key=key, path=by_domain: {key: hash_file(Path(path))}, OTHER_SETTING)  # type: ignore[misc]
     for slot, request in asked_of(config.dataflex):
         if isinstance(request, ReferenceLoss):
             from dataflex.base.reference import fingerprint
@@ -237,8 +257,9 @@ def _identity(
     if config.dataflex.streams:
         return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
-    out |= {f"content of {n}": digest for n, digest in decide(rows.fingerprints).items()}
-    out |= {f"weights of {n}": digest for n, digest in decide(rows.weight_fingerprints).items()}
+    out |= {f"content of {n}": digest for n, digest in same_rows(rows.fingerprints, "dataset").items()}
+    weights = same_rows(rows.weight_fingerprints, "dataset: weights and")
+    out |= {f"weights of {n}": digest for n, digest in weights.items()}
     return out
 
 
@@ -282,17 +303,16 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
     from dataflex.base.engine import check_same_engine
-    from dataflex.trainer.state import check_identity, read_snapshot, what_is_missing
+    from dataflex.base.nodes import check_generators
+    from dataflex.trainer.state import check_identity, read_snapshot
 
     folder = training_args.resume_from_checkpoint
     if not folder:
         return
-    reason = what_is_missing(Path(folder))
-    if reason is not None:
-        raise ConfigError(f"resume_from_checkpoint: {folder} is not complete: {reason}")
     snapshot, _ = read_snapshot(Path(folder))
     check_identity(snapshot.identity, identity, Path(folder))
     check_same_engine(snapshot, training_args, Path(folder))
+    check_generators(training_args, snapshot.ranks)
     if fixed_batch not in (None, snapshot.global_batch):
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"

@@ -45,8 +45,8 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
     for key in ("use_mca", "use_hyper_parallel", "use_kt"):
         if truth(lf.get(key), key) or (key != "use_hyper_parallel" and truth(os.getenv(key.upper()), key.upper())):
             raise ConfigError(f"{key} replaces the Trainer and cannot be combined with {what}")
-    if truth(os.getenv("USE_RAY"), "USE_RAY"):
-        raise ConfigError(f"USE_RAY cannot be combined with {what} in this version")
+    if config.offline is not None and truth(os.getenv("USE_RAY"), "USE_RAY"):
+        raise ConfigError("USE_RAY starts workers that train; leave it out for a selection before training")
     if not truth(lf.get("do_train"), "do_train"):
         raise ConfigError(f"do_train must be true with {what}")
     if truth(lf.get("push_to_hub"), "push_to_hub") and lf.get("hub_strategy") in ("checkpoint", "all_checkpoints"):

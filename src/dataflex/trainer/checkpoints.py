@@ -138,12 +138,17 @@ class Checkpoints(Host):  # type: ignore[misc]
             ) from error
 
     def _write_exposure(self, folder: Path | None = None) -> None:
-        """Collect the notes of all ranks and write the table to the run's files and into `folder`."""
+        """Collect the notes of all ranks and write the table to the run's files and into `folder`, on every node that keeps
+        checkpoints: another one may have rank 0 when the run goes on."""
         self.exposure.collect()
+        spread = folder is not None and self.args.save_on_each_node
+        if not spread and collectives.rank() > 0:
+            return
+        table = collectives.decide(self.exposure.table) if spread else self.exposure.table()
         if collectives.rank() == 0:
-            table = self.exposure.table()
-            for target in [self.run_files.path / EXPOSURE, *([exposure_path(folder)] if folder else [])]:
-                write_table(target, table)
+            write_table(self.run_files.path / EXPOSURE, table)
+        if folder is not None and self.args.should_save:
+            write_table(exposure_path(folder), table)
 
 
 def load_renamed(model: Any, folder: Path) -> None:

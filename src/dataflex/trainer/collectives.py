@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,6 +44,45 @@ def decide(make: Callable[[], T]) -> T:
     return box[0]
 
 
+def by_node(make: Callable[[], T]) -> list[tuple[str, T]]:
+    """What `make` gives on the first rank of every node, with that rank's place, in rank order, on every rank. Errors are dealt
+    with as by `decide`."""
+    value: Any = None
+    fault: Exception | None = None
+    if os.environ.get("LOCAL_RANK", "0") == "0" or rank() == 0:
+        try:
+            value = (place(), make())
+        except DataflexError as error:
+            value = error
+        except Exception as error:
+            value, fault = DataflexError(f"{place()} failed: {type(error).__name__}: {error}"), error
+    found = [v for v in gather(value) if v is not None]
+    if fault is not None:
+        raise fault
+    for other in found:
+        if isinstance(other, DataflexError):
+            raise other
+    return found
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank."""
+    if ranks() == 1:
+        return [value]
+    out: list[Any] = [None] * ranks()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def host() -> str:
+    return socket.gethostname()
+
+
+def place() -> str:
+    """Where this rank is, in words."""
+    return f"rank {rank()} ({host()})"
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum, on every rank; the input is left alone."""
     total = values.clone()
@@ -71,11 +112,15 @@ def gather_ragged(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 def gather_arrays(values: np.ndarray) -> list[np.ndarray]:
     """Every rank's array (of any length), in rank order, on every rank."""
-    if ranks() == 1:
-        return [values]
-    out: list[Any] = [None] * ranks()
-    dist.all_gather_object(out, values)
-    return out
+    return gather(values)
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is no longer there."""
+    if isinstance(error, dist.DistError):
+        return True
+    said = str(error)
+    return any(sign in said for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
 
 
 def barrier() -> None:

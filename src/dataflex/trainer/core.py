@@ -50,7 +50,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self.rows: Rows = self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
         domains = self.rows.domains
-        self.run_files = RunFiles(self.args.output_dir, domains, writes=self.args.should_save)
+        self.run_files = RunFiles(self.args.output_dir, domains, writes=collectives.rank() == 0)
         self.exposure = Exposure(domains)
         self.sums = DomainSums(len(domains), self.args.device)
         self.states: dict[str, dict[str, Any]] = {}

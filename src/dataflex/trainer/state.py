@@ -159,20 +159,28 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
+def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Checkpoints of a run that are marked as complete, by step, the newest first."""
+    return [(step, path) for step, path in _checkpoints(output_dir) if what_is_missing(path) is None]
+
+
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    if not output_dir.is_dir():
+        return []
+    return sorted(
+        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
+        reverse=True,
+    )
+
+
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
 
     ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
     """
-    if not output_dir.is_dir():
-        return None, []
-    found = sorted(
-        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
-        reverse=True,
-    )
     passed_over: list[str] = []
     foreign: list[bool] = []
-    for _, path in found:
+    for _, path in _checkpoints(output_dir):
         reason = what_is_missing(path)
         if reason is None:
             return path, passed_over

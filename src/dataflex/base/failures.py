@@ -1,0 +1,104 @@
+"""Several nodes under torchrun: what goes wrong on one of them ends all, each with a line that says what it was.
+
+torchrun stops the ranks of the node on which one has failed, and no others: these would wait for it as long as the backend
+lets them. So a rank that fails says so in the store that torchrun keeps for the ranks, and every rank has an eye on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from dataflex.errors import DataflexError
+
+_EVERY = 1.0  # seconds between two looks
+_GRACE = 10.0  # seconds for the other nodes to hear of it before the store is closed
+_FAILED, _HEARD = "failed", "heard"
+
+
+class Reported(DataflexError):
+    """What another rank has said."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def several_nodes() -> bool:
+    """Whether this process is a rank of several nodes. With restarts torchrun starts all nodes anew by itself."""
+    env = os.environ
+    here, all_ranks = env.get("LOCAL_WORLD_SIZE", "1"), env.get("WORLD_SIZE", "1")
+    return "TORCHELASTIC_RUN_ID" in env and here != all_ranks and env.get("TORCHELASTIC_MAX_RESTARTS") == "0"
+
+
+def place() -> str:
+    return f"rank {os.environ['RANK']} ({socket.gethostname()})"
+
+
+def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
+    """Call `end`, in a thread, once another rank has failed or the store is gone. Returns what stops the watch."""
+    import torch.distributed  # noqa: F401  # not in a thread: two that import it at once have aborted
+
+    stopped = threading.Event()
+
+    def look() -> None:
+        store = None
+        while not stopped.wait(_EVERY):
+            try:
+                store = store or _store()
+                if not store.check([_FAILED]):
+                    continue
+                said = json.loads(store.get(_FAILED))
+                store.add(_HEARD, 1)
+            except Exception as error:  # of torch's own kinds: nobody listens any more
+                said = {"message": f"the node at {_address()} has ended; its output says why ({_short(error)})"}
+            if not stopped.is_set():
+                end(Reported(said["message"], said.get("status", 1)))
+            return
+
+    threading.Thread(target=look, daemon=True).start()
+    return stopped.set
+
+
+def tell(message: str, status: int, *, hearers: int) -> None:
+    """Say that this node has failed, unless another one has said so before, and wait until all others know."""
+    try:
+        store = _store(_GRACE)
+        said = json.dumps({"message": message, "status": status})
+        if store.compare_set(_FAILED, "", said).decode() != said:
+            store.add(_HEARD, 1)
+            return
+        begin = time.monotonic()
+        while store.add(_HEARD, 0) < hearers and time.monotonic() < begin + _GRACE:
+            time.sleep(0.1)
+    except RuntimeError:  # the store is gone, and its node with it
+        return
+
+
+def wait_for_word() -> None:
+    """A rank is gone: its node may have something to say, in which case the watch ends this process."""
+    time.sleep(_GRACE)
+
+
+def _address() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+def _store(patience: float = 30) -> Any:
+    from torch.distributed import PrefixStore, TCPStore
+
+    host, port = _address().rsplit(":", 1)
+    store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=patience), wait_for_workers=False)
+    run = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("RDZV_ID") or "none"
+    return PrefixStore(f"dataflex/{run}", store)
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
