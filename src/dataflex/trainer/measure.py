@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import xxhash
 
 from dataflex.components.requests import (
     DomainGradients,
@@ -77,7 +78,7 @@ class Measurements(Host):  # type: ignore[misc]
         step = self.state.global_step
         if self._measured[0] != step:
             self._measured = (step, {})
-        key = (request, None if ids is None else ids.tobytes())
+        key = (request, None if ids is None else _digest(ids))
         kept = self._measured[1]
         if key not in kept:
             begin = time.perf_counter()
@@ -91,6 +92,10 @@ class Measurements(Host):  # type: ignore[misc]
             spent = self._pending_scalars.get("dataflex/scoring/seconds", 0.0)
             self._pending_scalars["dataflex/scoring/seconds"] = spent + time.perf_counter() - begin
         return kept[key]
+
+    def _forget_measured(self) -> None:
+        """Once the parameters change, what was measured is of no use, and it may be large."""
+        self._measured = (-1, {})
 
     def _measure(self, request: Request, pool: Pool) -> np.ndarray:
         if request == HELD_OUT_SUMS:
@@ -138,7 +143,7 @@ class Measurements(Host):  # type: ignore[misc]
 
     def _encoded(self, model: str, pool: Pool) -> np.ndarray:
         """Vectors of a text encoder. It does not change while training, so neither do they: they are made once."""
-        kept, key = self._frozen, (model, id(pool.rows), pool.ids.tobytes())
+        kept, key = self._frozen, (model, id(pool.rows), _digest(pool.ids))
         if key not in kept:
 
             def text(place: int) -> str:
@@ -259,6 +264,10 @@ class Measurements(Host):  # type: ignore[misc]
         if line not in self._described and rank() == 0:
             print(f"dataflex: {line}", flush=True)
         self._described |= {line}
+
+
+def _digest(ids: np.ndarray) -> bytes:
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(ids).data)
 
 
 def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarray]:
