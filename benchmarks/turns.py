@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.connection
 import os
 import time
@@ -43,13 +44,17 @@ def run_pair(first: dict[str, Any], second: dict[str, Any], threads: int, proces
 
 def _receive(answer: Any, processes: list[Any], logs: list[Path]) -> dict[str, Any]:
     pending = [p.sentinel for p in processes]
-    while not answer.poll():
+    while True:
         ended = multiprocessing.connection.wait([answer, *pending])
+        with contextlib.suppress(EOFError):  # its run has ended without one
+            if answer in ended:
+                return answer.recv()
+        for process in processes:
+            process.join(1 if process.sentinel in ended or answer in ended else 0)
         pending = [s for s in pending if s not in ended]
         for process, log in zip(processes, logs, strict=True):
             if process.exitcode not in (None, 0):
                 raise RuntimeError(f"a run failed:\n{log.read_text(errors='replace')[-3000:]}")
-    return answer.recv()
 
 
 def _train(config: dict[str, Any], log: str, threads: int, answer: Any, shared: tuple[Any, ...]) -> None:

@@ -103,9 +103,8 @@ def plans(largest: int) -> str:
             if power <= 7 or not kind.endswith("tokens"):
                 lines.append(apart.fresh(plan_of, kind, 10**power))
     header = ("pool", "to start, s", "alone, us", "as read, us", "at epoch 3, us", "ids, MiB", "else, MiB", "objects")
-    return (
-        f"The plan: processor time for global batches of {BATCH} rows, and what it allocates.\n\n"
-        + common.table(header, lines)
+    return f"The plan: processor time for global batches of {BATCH} rows, and what it allocates.\n\n" + common.table(
+        header, lines
     )
 
 
@@ -183,7 +182,14 @@ def decision_of(block: dict[str, Any], count: int, folder: str) -> list[str]:
     from dataflex.trainer.select import SelectTrainer
 
     datasets.disable_progress_bars()
-    keys = {"model_name_or_path": "none", "stage": "sft", "do_train": True, "dataset": "rows", "template": "qwen", "output_dir": folder}
+    keys = {
+        "model_name_or_path": "none",
+        "stage": "sft",
+        "do_train": True,
+        "dataset": "rows",
+        "template": "qwen",
+        "output_dir": folder,
+    }
 
     class Rows:
         domains = Domains(("rows",), (count,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -182,9 +183,7 @@ def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
         + common.table(("run", "steps done", "a checkpoint, ms", "ours of it, ms", "its ledger, KiB"), saved)
         + "\n\nA ledger of so many decisions over 7 domains, without a run around it. Every checkpoint holds the whole"
         " text, so what it takes to save and to check one grows with the decisions taken:\n\n"
-        + common.table(
-            ("decisions", "each, us", "ledger, MiB", "stages held", "writing, ms", "reading, ms"), costs
-        )
+        + common.table(("decisions", "each, us", "ledger, MiB", "stages held", "writing, ms", "reading, ms"), costs)
     )
 
 
@@ -222,10 +221,8 @@ def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float,
         raise _Done
 
     SelectTrainer._select = decision  # type: ignore[method-assign]
-    try:
+    with contextlib.suppress(_Done):
         train(parse(keys))
-    except _Done:
-        pass
     return found[0]
 
 
@@ -256,7 +253,12 @@ def scoring(preset: common.Preset, count: int) -> str:
             wall = float(np.median([w for w, _ in one])), float(np.median([w for w, _ in two[0][2]]))
             # of two ranks, the one that has more to do
             spent = float(np.median([p for _, p in one])), max(float(np.median([p for _, p in r[2]])) for r in two)
-            rates = [f"{rows / wall[0]:.1f}", f"{rows / wall[1]:.1f}", f"{tokens / wall[0]:.0f}", f"{tokens / wall[1]:.0f}"]
+            rates = [
+                f"{rows / wall[0]:.1f}",
+                f"{rows / wall[1]:.1f}",
+                f"{tokens / wall[0]:.0f}",
+                f"{tokens / wall[1]:.0f}",
+            ]
             lines.append([name, *rates, f"{wall[0] / wall[1]:.2f}", f"{spent[0] / spent[1]:.2f}"])
     header = (
         "signal", "rows/s, 1 rank", "2 ranks", "tokens/s, 1 rank", "2 ranks", "times as fast", "by processor time",

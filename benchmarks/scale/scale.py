@@ -1,9 +1,9 @@
 """What grows with the size of a pool and the length of a run, and what does not.
 
-    python benchmarks/scale/scale.py                    # all parts, pools of up to 10^8 rows
-    python benchmarks/scale/scale.py --only plan,resume
-    python benchmarks/scale/scale.py --preset tiny      # whether the script works
-    python benchmarks/scale/scale.py --write            # and put the tables into RESULTS.md beside this file
+python benchmarks/scale/scale.py                    # all parts, pools of up to 10^8 rows
+python benchmarks/scale/scale.py --only plan,resume
+python benchmarks/scale/scale.py --preset tiny      # whether the script works
+python benchmarks/scale/scale.py --write            # and put the tables into RESULTS.md beside this file
 """
 
 from __future__ import annotations
