@@ -13,6 +13,7 @@ from typing import Any
 import apart
 import common
 import numpy as np
+from pools import SHARES
 
 TINY = common.PRESETS["tiny"]
 REPEATS = 3
@@ -168,18 +169,44 @@ def ledger_cost(stages: Sequence[int]) -> list[list[str]]:
     return lines
 
 
+def stage_cost(positions: Sequence[int]) -> list[list[str]]:
+    """The first global batch of a run resumed so far into a stage of 7 domains: as a checkpoint lets it go on, and with the order
+    of the stage followed from its beginning."""
+    import json
+
+    from dataflex.trainer.plan import Domains, Plan, Stage
+
+    domains = Domains(tuple("abcdefg"), (10**6,) * 7)
+    plan = Plan(domains, 0)
+    plan.append(0, plan.domain_pools(), SHARES)
+    lines = []
+    for position in positions:
+        records = json.loads(json.dumps([stage.to_json() for stage in plan.stages_from(position)]))
+        took = []
+        for stages in ([Stage.from_json(r, {}) for r in records], list(plan.stages)):
+            begin = time.process_time()
+            Plan(domains, 0, stages=stages).rows(position, position + 64)
+            took.append(1000 * (time.process_time() - begin))
+        lines.append([f"{position:,}", f"{took[0]:.1f}", f"{took[1]:.1f}"])
+    return lines
+
+
 def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
     batch = 16
     with tempfile.TemporaryDirectory(prefix="dataflex-scale-") as folder:
         work = Path(folder)
         _prepare(work, TINY, rows=3000, tokens=16)
         resumed, saved = _runs(work, steps, batch)
+    stages = apart.fresh(stage_cost, [10**power for power in range(2, 7)])
     costs = apart.fresh(ledger_cost, ledgers)
     names = ("run", "steps done", "reading, ms", "restoring, ms", "first batch, ms", "to first batch in all, ms")
     return (
         f"Resuming real runs of a tiny model, {batch} rows a step, medians of {REPEATS}, processor time. *Reading* is what"
         " happens twice, to check and to restore, in all; *restoring* holds one of them; the *first batch* holds a decision"
-        f" where one is due.\n\n{common.table(names, resumed)}\n\nSaving in these runs:\n\n"
+        f" where one is due.\n\n{common.table(names, resumed)}\n\nThe first global batch of 64 rows, so many positions into a"
+        " stage of 7 domains:\n\n"
+        + common.table(("positions", "resumed, ms", "followed from the beginning, ms"), stages)
+        + "\n\nSaving in these runs:\n\n"
         + common.table(("run", "steps done", "a checkpoint, ms", "ours of it, ms", "its ledger, KiB"), saved)
         + "\n\nA ledger of so many decisions over 7 domains, without a run around it. Every checkpoint holds the whole"
         " text, so what it takes to save and to check one grows with the decisions taken:\n\n"

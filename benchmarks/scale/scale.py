@@ -23,7 +23,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 # Powers of ten of rows; steps at which runs are resumed, and stages of a ledger; rows scored.
 PRESETS = {
     "tiny": (5, (5, 10), (10, 100), 40),
-    "cpu": (8, (10, 100, 1000), (10, 1000, 100_000), 300),
+    "cpu": (8, (10, 100, 1000), (10, 1000, 100_000), 200),
 }
 
 
