@@ -148,6 +148,18 @@ def train_until(keys: dict[str, Any], done: type[Exception]) -> None:
         train(parse(keys))
 
 
+def in_use(field: str) -> int:
+    """VmRSS or VmHWM of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def forget_peak() -> int:
+    """From now on VmHWM is the peak since this call; gives VmRSS, in KiB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return in_use("VmRSS")
+
+
 def interval(statistic: Callable[[np.ndarray], float], items: int) -> tuple[float, float]:
     """Bootstrap 90% interval: the 5th and 95th percentile of `statistic` (of an index array) over resampled items."""
     rng = np.random.default_rng(0)

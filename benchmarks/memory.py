@@ -10,22 +10,16 @@ less what it had before, on short rows and a tiny LoRA model.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+import apart
 import common
+from common import in_use
 
 SIZES = (2_000, 20_000, 200_000)
 TARGET = 50
-
-
-def in_use(field: str) -> int:
-    """VmRSS or VmHWM of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def one(rows: int) -> tuple[int, float, float]:
@@ -72,8 +66,7 @@ def one(rows: int) -> tuple[int, float, float]:
     engine, target, small = BatchGradients(model), pool(data(TARGET, 1)), pool(data(500, 2))
     everything = pool(data(rows, 0))
     alignment(small, target, [np.arange(TARGET)], engine, engine)  # what a first pass sets up
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before, begin = in_use("VmRSS"), time.perf_counter()
+    before, begin = common.forget_peak(), time.perf_counter()
     scores = alignment(everything, target, [np.arange(TARGET)], engine, engine)
     seconds, peak = time.perf_counter() - begin, in_use("VmHWM")
     assert scores.shape == (rows, 1) and np.isfinite(scores).all()
@@ -86,8 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = []
     for size in SIZES:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows, peak, seconds = pool.apply(one, (size,))
+        rows, peak, seconds = apart.fresh(one, size)
         lines.append([f"{rows:,}", f"{peak:.1f}", f"{rows * 8 / 2**20:.1f}", f"{seconds:.1f}"])
     table = common.table(("rows", "MiB beyond before", "scores, MiB", "seconds"), lines)
     text = f"`python benchmarks/memory.py`: {common.machine(common.PRESETS['tiny'], 1)}. Rows of 6 to 13 tokens.\n\n{table}"

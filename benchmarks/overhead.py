@@ -66,11 +66,12 @@ def variants(reference: Path) -> dict[str, Variant]:
         "mix ado, over mix static": Variant({"mix": {"name": "ado", "interval": 3}}, target=LAYER, over=static),
         "mix doremi, over mix static": Variant({"mix": doremi}, target=LAYER, over=static),
         "select loss": Variant({"select": scored}),
+        "select less": Variant({"select": {"name": "less", "interval": 20, "target_dataset": TARGET}}),
         "select loss, mix odm, weight loss": Variant({"select": scored, "mix": odm, "weight": weight}),
     }
 
 
-_HEADER = (
+HEADER = (
     "run", "plain ms", "more ms", "ratio", "90% interval", "of totals", "target", "verdict", "decision ms", "scoring s",
 )  # fmt: skip
 
@@ -182,7 +183,7 @@ def main() -> None:
     command += " --processor-time" if options.processor_time else ""
     text = (
         f"`{command}`: {common.machine(preset, options.threads)}. A step is {preset.rows} rows of {preset.cutoff} tokens;"
-        f" each line is 2 x {pairs} pairs of steps, once each way round.\n\n{common.table(_HEADER, lines)}\n\n"
+        f" each line is 2 x {pairs} pairs of steps, once each way round.\n\n{common.table(HEADER, lines)}\n\n"
         f"The plan alone, per optimizer step:\n\n{plan_cost()}"
     )
     print(f"\n{text}")

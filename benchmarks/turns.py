@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import multiprocessing.connection
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOAD = (
-    "datasets.formatting.torch_formatter",
-    "llamafactory.train.tuner",
-    "transformers.models.qwen2.modeling_qwen2",
-    "transformers.models.qwen2.tokenization_qwen2",
-    "transformers.trainer_seq2seq",
-    "dataflex.base.data",
-    "dataflex.base.train",
-    "dataflex.trainer",
-)
+import apart
 
 
 def run_pair(first: dict[str, Any], second: dict[str, Any], threads: int, processor_time: bool) -> list[dict[str, Any]]:
@@ -28,16 +18,16 @@ def run_pair(first: dict[str, Any], second: dict[str, Any], threads: int, proces
     A configuration with a `dataflex` block goes through `dataflex.base.train.train`, another one through LLaMA-Factory's
     own entry. RuntimeError with the end of its log if a run fails.
     """
-    _CONTEXT.set_forkserver_preload(list(_PRELOAD))
-    turns = [_CONTEXT.Semaphore(1), _CONTEXT.Semaphore(0)]
-    together = _CONTEXT.Barrier(2)
+    apart.CONTEXT.set_forkserver_preload(list(apart.PRELOAD))
+    turns = [apart.CONTEXT.Semaphore(1), apart.CONTEXT.Semaphore(0)]
+    together = apart.CONTEXT.Barrier(2)
     processes, answers, logs = [], [], []
     for place, config in enumerate((first, second)):
-        receive, send = _CONTEXT.Pipe(duplex=False)
+        receive, send = apart.CONTEXT.Pipe(duplex=False)
         logs.append(Path(f"{config['output_dir']}.log"))
         logs[-1].parent.mkdir(parents=True, exist_ok=True)
         shared = (turns[place], turns[1 - place], together, processor_time)
-        processes.append(_CONTEXT.Process(target=_train, args=(config, str(logs[-1]), threads, send, shared)))
+        processes.append(apart.CONTEXT.Process(target=_train, args=(config, str(logs[-1]), threads, send, shared)))
         processes[-1].start()
         send.close()
         answers.append(receive)
@@ -54,13 +44,17 @@ def run_pair(first: dict[str, Any], second: dict[str, Any], threads: int, proces
 
 def _receive(answer: Any, processes: list[Any], logs: list[Path]) -> dict[str, Any]:
     pending = [p.sentinel for p in processes]
-    while not answer.poll():
+    while True:
         ended = multiprocessing.connection.wait([answer, *pending])
+        with contextlib.suppress(EOFError):  # its run has ended without one
+            if answer in ended:
+                return answer.recv()
+        for process in processes:
+            process.join(1 if process.sentinel in ended or answer in ended else 0)
         pending = [s for s in pending if s not in ended]
         for process, log in zip(processes, logs, strict=True):
             if process.exitcode not in (None, 0):
                 raise RuntimeError(f"a run failed:\n{log.read_text(errors='replace')[-3000:]}")
-    return answer.recv()
 
 
 def _train(config: dict[str, Any], log: str, threads: int, answer: Any, shared: tuple[Any, ...]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,18 +14,33 @@ import pyarrow.parquet as pq
 from dataflex.errors import WriteError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write and fsync beside `path`, then rename: a reader sees the old file or the whole new one. WriteError if it fails."""
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to beside `path`, which takes its place once it is complete and on disk: a reader sees the old file or the
+    whole new one. WriteError if that fails."""
     with _replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
 
 
+def write_atomically(path: Path, content: bytes | bytearray) -> None:
+    with atomically(path) as file:
+        file.write(content)
+
+
 def write_table(path: Path, table: pa.Table) -> None:
-    """The same for a Parquet file."""
-    with _replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_tables(path, [table])
+
+
+def write_tables(path: Path, parts: Iterable[pa.Table]) -> None:
+    """Parts of one table, at least one, as one Parquet file, which is there whole or not at all. WriteError if that fails."""
+    parts = iter(parts)
+    first = next(parts)
+    with _replacing(path) as temporary, pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for part in parts:
+            writer.write_table(part)
 
 
 def append(path: Path, content: bytes) -> None:

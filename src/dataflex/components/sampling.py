@@ -14,5 +14,19 @@ def draw(weights: np.ndarray, count: int, rng: np.random.Generator, *, replaceme
     if replacement:
         return rng.choice(len(weights), size=count, p=weights / weights.sum())
     with np.errstate(divide="ignore"):
-        arrival = rng.exponential(size=len(weights)) / weights
-    return np.argsort(arrival, kind="stable")[:count]
+        arrival = rng.exponential(size=len(weights))
+        arrival /= weights
+    return lowest(arrival, count)
+
+
+def lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` lowest values, ascending; ties go to the earlier position and NaN comes last, int64[count].
+
+    What `np.argsort(values, kind="stable")[:count]` gives, without sorting what is not asked for.
+    """
+    if 0 < count < len(values):
+        edge = np.partition(values, count - 1)[count - 1]
+        if not np.isnan(edge):
+            places = np.flatnonzero(values <= edge)
+            return places[np.argsort(values[places], kind="stable")[:count]]
+    return np.argsort(values, kind="stable")[:count]

@@ -36,6 +36,8 @@ def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     Sorted by length, longest first, so that a run short of memory fails at the start. A row longer than the budget is a
     batch by itself. Does not depend on the number of ranks.
     """
+    if len(lengths) and lengths.max() < 1 << 15:
+        lengths = lengths.astype(np.int16)  # numpy sorts these by radix
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):

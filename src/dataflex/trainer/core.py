@@ -122,7 +122,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
                 self._feed.close()
         self._close_step()
         self._forget_passes()
-        self._measured = (-1, {})  # the best model may have been loaded
+        self._forget_measured()  # the best model may have been loaded
         self._write_exposure()
         self._conclude()
         return result
@@ -210,6 +210,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self._micro_ids, self._micro_given = inputs.pop(SAMPLE_IDS, None), inputs.pop(GIVEN_WEIGHTS, None)
         if self._micro_ids is not None:
             self._micro_ids = self._micro_ids.cpu()
+        self._forget_measured()
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _close_step(self) -> None:
@@ -242,6 +243,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     def _decide(self, step: int) -> None:
         """Let the components that are due before `step` append their stages: select first, then mix."""
         position = self.position(step)
+        self.plan.forget(position - 1)
         if position - self.plan.stages[-1].start >= MAX_STAGE:
             last = self.plan.stages[-1]
             stage = self.plan.append(position, last.pools, last.proportions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pyarrow as pa
 import yaml
 
 from dataflex.trainer.plan import Domains
-from dataflex.writing import append, write_atomically, write_table
+from dataflex.writing import append, write_atomically, write_tables
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
 EXPOSURE = "exposure.parquet"
+ROWS_AT_ONCE = 1 << 20  # of a selection's table; also the size of its row groups
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ class RunFiles:
 
     def __init__(self, output_dir: str | Path, domains: Domains, *, writes: bool) -> None:
         self.path, self.domains, self.writes = Path(output_dir) / DIRECTORY, domains, writes
-        self.ledger_text = b""
+        self.ledger_text = bytearray()  # grows in place, whatever the number of decisions
 
     def start(self, config: dict[str, Any]) -> None:
         """A new run: what an earlier one left in the directory is removed."""
@@ -51,7 +53,7 @@ class RunFiles:
 
     def cut_back(self, config: dict[str, Any], ledger: bytes, step: int, exposure: Path) -> None:
         """A resumed run: the files say what was known at the checkpoint of `step`, and nothing later."""
-        self.ledger_text = ledger
+        self.ledger_text = bytearray(ledger)
         if not self.writes:
             return
         for file in (self.path / "selections").glob("step_*.parquet"):
@@ -72,32 +74,39 @@ class RunFiles:
             append(self.path / LEDGER, line)
 
     def write_selection(
-        self, step: int, scores: np.ndarray | None, selected: np.ndarray, candidates: np.ndarray
+        self, step: int, scores: np.ndarray | None, selected: np.ndarray, candidates: np.ndarray | None
     ) -> str:
-        """selections/step_<n>.parquet over `candidates` (ids), with their scores and whether each was selected.
+        """selections/step_<n>.parquet over `candidates` (ids, ascending; None: every row), with their scores (of all rows, by
+        id) and whether each was selected. Written a part at a time: of all rows at once the columns would take many bytes each.
 
         Returns the path relative to the run directory."""
         relative = f"selections/step_{step}.parquet"
-        if self.writes:
-            names = pa.array(self.domains.names)
-            table = pa.table(
-                {
-                    "sample_id": candidates,
-                    "domain": pa.DictionaryArray.from_arrays(self.domains.of(candidates).astype(np.int32), names),
-                    "score": pa.array(
-                        np.full(len(candidates), np.nan) if scores is None else scores,
-                        type=pa.float64(),
-                        from_pandas=True,
-                    ),
-                    "selected": np.isin(candidates, selected),
-                }
-            )
-            ids, times = np.unique(selected, return_counts=True)
-            if (times > 1).any():  # drawn with replacement
-                count = np.zeros(len(candidates), dtype=np.int64)
-                count[np.searchsorted(candidates, ids)] = times
-                table = table.append_column("times", pa.array(count))
-            write_table(self.path / relative, table)
+        if not self.writes:
+            return relative
+        chosen = np.zeros(self.domains.total, dtype=bool)
+        chosen[selected] = True
+        times: np.ndarray | None = None
+        if np.count_nonzero(chosen) < len(selected):  # drawn with replacement
+            times = np.bincount(selected, minlength=self.domains.total)
+        names = pa.array(self.domains.names)
+        count = self.domains.total if candidates is None else len(candidates)
+
+        def parts() -> Iterator[pa.Table]:
+            for begin in range(0, max(count, 1), ROWS_AT_ONCE):
+                end = min(begin + ROWS_AT_ONCE, count)
+                ids = np.arange(begin, end, dtype=np.int64) if candidates is None else candidates[begin:end]
+                score = np.full(len(ids), np.nan) if scores is None else scores[ids]
+                table = pa.table(
+                    {
+                        "sample_id": ids,
+                        "domain": pa.DictionaryArray.from_arrays(self.domains.of(ids).astype(np.int32), names),
+                        "score": pa.array(score, type=pa.float64(), from_pandas=True),
+                        "selected": chosen[ids],
+                    }
+                )
+                yield table if times is None else table.append_column("times", pa.array(times[ids]))
+
+        write_tables(self.path / relative, parts())
         return relative
 
 

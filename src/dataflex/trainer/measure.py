@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import xxhash
 
 from dataflex.components.requests import (
     DomainGradients,
@@ -77,7 +78,7 @@ class Measurements(KeptPasses):
         step = self.state.global_step
         if self._measured[0] != step:
             self._measured = (step, {})
-        key = (request, None if ids is None else ids.tobytes())
+        key = (request, None if ids is None else _digest(ids))
         # A text encoder does not change while training, so neither do its vectors: they are made once.
         kept = self._frozen if isinstance(request, Embedding) and request.model is not None else self._measured[1]
         if key not in kept:
@@ -101,6 +102,10 @@ class Measurements(KeptPasses):
         if pool.keep is not None and not pool.keep.missing:
             return pool.keep.values()
         return self._measure(request, pool)
+
+    def _forget_measured(self) -> None:
+        """Once the parameters change, what was measured is of no use, and it may be large."""
+        self._measured = (-1, {})
 
     def _measure(self, request: Request, pool: Pool) -> np.ndarray:
         if request == HELD_OUT_SUMS:
@@ -278,6 +283,10 @@ class Measurements(KeptPasses):
         if line not in self._described and rank() == 0:
             print(f"dataflex: {line}", flush=True)
         self._described |= {line}
+
+
+def _digest(ids: np.ndarray) -> bytes:
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(ids).data)
 
 
 def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarray]:

@@ -74,7 +74,9 @@ class Stage:
 
     proportions: float per pool (adding up to one); cursors: rows of each pool served before `start`, as
     epoch * len(pool) + offset; carry: remainders owed to each pool at `start`, in units of 1 / SCALE of a sample, or of a
-    token. unit: what the proportions are shares of.
+    token. unit: what the proportions are shares of. reached: of a stage with several pools that a run is resumed in, how many
+    of its positions were served, and the rows and (in unit tokens) the tokens of each pool in them, so that the order need not
+    be followed from `start` on.
     """
 
     index: int
@@ -84,6 +86,7 @@ class Stage:
     cursors: tuple[int, ...]
     carry: tuple[int, ...]
     unit: Unit = "samples"
+    reached: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
     parts: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ class Stage:
             ],
             "carry": list(self.carry),
             "unit": self.unit,
+            **({"reached": self.reached} if self.reached is not None else {}),
             "pools": [
                 {"key": p.key, "size": len(p), **({"start": p.start} if p.ids is None else {"chosen": True})}
                 for p in self.pools
@@ -121,6 +125,7 @@ class Stage:
             for d, p in enumerate(record["pools"])
         )
         cursors = tuple(epoch * len(p) + offset for (epoch, offset), p in zip(record["cursors"], pools, strict=True))
+        reached = record.get("reached")
         return cls(
             index=record["index"],
             start=record["start"],
@@ -129,6 +134,7 @@ class Stage:
             cursors=cursors,
             carry=tuple(record["carry"]),
             unit=record["unit"],
+            reached=None if reached is None else (reached[0], tuple(reached[1]), tuple(reached[2])),
         )
 
 
@@ -149,10 +155,15 @@ class Plan:
         stages: Sequence[Stage] = (),
     ) -> None:
         self.domains, self.seed, self.shuffle = domains, seed, shuffle
-        # a row without a token counts as one, so that tokens go on with every position
-        self.lengths = None if lengths is None else np.maximum(lengths, 1).astype(np.int32)
+        if lengths is not None:
+            lengths = np.asarray(lengths).astype(np.int32, copy=False)
+            if (
+                lengths.min(initial=1) < 1
+            ):  # a row without a token counts as one, so that tokens go on with every position
+                lengths = np.maximum(lengths, 1)
+        self.lengths = lengths
         self.stages: list[Stage] = list(stages)
-        self._quotas: dict[Stage, Quota] = {}
+        self._quotas: dict[tuple[Stage, bool], Quota] = {}
         self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
 
     # -- the whole data of a run -------------------------------------------------------------------------------------
@@ -217,7 +228,7 @@ class Plan:
         length = position - stage.start
         if len(stage.pools) == 1:
             return [stage.cursors[0] + length], [0]
-        quota = self._quota(stage)
+        quota = self._quota(stage, length)
         counts = quota.counts(length)
         return [c + int(n) for c, n in zip(stage.cursors, counts, strict=True)], quota.remainder(length)
 
@@ -234,8 +245,21 @@ class Plan:
         return place
 
     def stages_from(self, position: int) -> list[Stage]:
-        """Those that serve `position` or a later one."""
-        return self.stages[self._place(position) :] if self.stages else []
+        """Those that serve `position` or a later one, the first of them as it is at that position."""
+        if not self.stages:
+            return []
+        first, *later = self.stages[self._place(position) :]
+        length = position - first.start
+        if len(first.pools) > 1 and length:
+            quota = self._quota(first, length)
+            tokens = quota.tokens(length) if isinstance(quota, TokenQuota) else ()
+            first = replace(first, reached=(length, tuple(quota.counts(length).tolist()), tuple(tokens)))
+        return [first, *later]
+
+    def forget(self, position: int) -> None:
+        """Drop the stages, and the rows chosen for them, that serve no position from this one on."""
+        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        del self.stages[: max(place, 0)]
 
     def first_reach(self, counts: Sequence[int | None], stop: int) -> tuple[int, int] | None:
         """The first position in the latest stage, at most `stop`, by which a pool has been served counts[d] rows in all, and
@@ -244,10 +268,14 @@ class Plan:
         served, length = self._progress(stage, stop)[0], stop - stage.start
         for d, (count, before, after) in enumerate(zip(counts, stage.cursors, served, strict=True)):
             if count is not None and before < count <= after:
-                place = count - before if len(stage.pools) == 1 else self._quota(stage).reach(d, count - before, length)
+                place = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
                 assert place is not None
                 found.append((stage.start + place, d))
         return min(found, default=None)
+
+    def _reach(self, stage: Stage, d: int, count: int, length: int) -> int | None:
+        begun = stage.reached is not None and count > stage.reached[1][d]
+        return self._quota(stage, length if begun else 0).reach(d, count, length)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Sample ids at positions [start, stop), int64."""
@@ -267,7 +295,7 @@ class Plan:
     def _stage_rows(self, stage: Stage, begin: int, end: int) -> np.ndarray:
         if len(stage.pools) == 1:
             return self._draw(stage, 0, stage.cursors[0] + np.arange(begin, end, dtype=np.int64))
-        quota = self._quota(stage)
+        quota = self._quota(stage, begin)
         domains = quota.domains(begin, end)
         before = quota.counts(begin)
         rows = np.empty(end - begin, dtype=np.int64)
@@ -297,16 +325,18 @@ class Plan:
             self._permutations[key] = Permutation(n, derive_key(self.seed, pool_key, d, epoch))
         return self._permutations[key]
 
-    def _quota(self, stage: Stage) -> Quota:
-        if stage not in self._quotas:
+    def _quota(self, stage: Stage, length: int) -> Quota:
+        """The order of a stage from `length` positions on, or from an earlier one."""
+        begun = stage.reached if stage.reached is not None and length >= stage.reached[0] else None
+        key = (stage, begun is not None)
+        if key not in self._quotas:
             while len(self._quotas) >= 4:  # reading moves forwards; a few stages may meet in one batch
                 self._quotas.pop(next(iter(self._quotas)))
-            self._quotas[stage] = (
-                Quota(stage.parts, stage.carry)
-                if stage.unit == "samples"
-                else TokenQuota(stage.parts, stage.carry, partial(self._lengths, stage))
-            )
-        return self._quotas[stage]
+            if stage.unit == "samples":
+                self._quotas[key] = Quota(stage.parts, stage.carry, None if begun is None else begun[:2])
+            else:
+                self._quotas[key] = TokenQuota(stage.parts, stage.carry, partial(self._lengths, stage), begun)
+        return self._quotas[key]
 
 
 def chosen_pool(key: int, ids: np.ndarray) -> Pool:

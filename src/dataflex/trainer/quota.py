@@ -29,6 +29,7 @@ import numpy as np
 SCALE = 1 << 40  # proportions are exact multiples of 2**-40
 HORIZON = 1 << 20  # positions a stage may last; p * j stays within 64 bits
 _BLOCK = 256
+_MARK = 4096  # positions between two that the counts are kept of
 
 
 def quantise(proportions: Sequence[float]) -> list[int]:
@@ -83,14 +84,19 @@ def feasible(carry: Sequence[int], parts: Sequence[int]) -> bool:
 class Quota:
     """The domain sequence of one stage, computed forwards and kept (one int32 per position).
 
-    parts: integers from `quantise`; carry: integers from `normalise_carry`, both of length k.
+    parts: integers from `quantise`; carry: integers from `normalise_carry`, both of length k. begun: positions that were served
+    before, and how often each domain was in them: the sequence is the same from there on, and what came before is not known.
     """
 
-    def __init__(self, parts: Sequence[int], carry: Sequence[int]) -> None:
+    def __init__(
+        self, parts: Sequence[int], carry: Sequence[int], begun: tuple[int, Sequence[int]] | None = None
+    ) -> None:
         self.parts, self.carry = list(parts), list(carry)
-        self._served = [0] * len(self.parts)
+        self._first, served = begun or (0, [0] * len(self.parts))
+        self._served = list(served)
+        self._marks = [self._served.copy()]  # at the first position, and every _MARK positions on
         self._sequence = np.empty(0, dtype=np.int32)
-        self._length = 0
+        self._length = self._first
         self._waiting: list[tuple[int, int, int]] = []  # (release, deadline, domain)
         self._ready: list[tuple[int, int]] = []  # (deadline, domain)
         for d, part in enumerate(self.parts):
@@ -108,32 +114,47 @@ class Quota:
         """Compute the sequence up to `length` positions."""
         if length <= self._length:
             return
-        self._sequence = with_room(self._sequence, self._length, length)
+        self._sequence = with_room(self._sequence, self._length - self._first, length - self._first)
         waiting, ready = self._waiting, self._ready
-        for j in range(self._length + 1, length + 1):
-            while waiting and waiting[0][0] <= j:
+        for place in range(self._length - self._first, length - self._first):
+            while waiting and waiting[0][0] <= self._first + place + 1:
                 _, deadline, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (deadline, d))
             _, d = heapq.heappop(ready)
-            self._sequence[j - 1] = d
+            self._sequence[place] = d
             self._served[d] += 1
             self._announce(d)
+            if not (place + 1) % _MARK:
+                self._marks.append(self._served.copy())
         self._length = length
 
     def domains(self, start: int, stop: int) -> np.ndarray:
         """Domain of each position in [start, stop) of the stage, int32."""
+        if start < self._first:
+            raise IndexError(f"the sequence is known from position {self._first} on")
         self.extend(stop)
-        return self._sequence[start:stop]
+        return self._sequence[start - self._first : stop - self._first]
+
+    def _since_mark(self, length: int) -> tuple[int, slice]:
+        """The last mark up to `length` positions, and the places between the two."""
+        if length < self._first:
+            raise IndexError(f"the sequence is known from position {self._first} on")
+        self.extend(length)
+        mark = (length - self._first) // _MARK
+        return mark, slice(mark * _MARK, length - self._first)
 
     def counts(self, length: int) -> np.ndarray:
         """Samples of each domain among the first `length` positions, int64[k]."""
-        self.extend(length)
-        return np.bincount(self._sequence[:length], minlength=len(self.parts)).astype(np.int64)
+        mark, since = self._since_mark(length)
+        return np.asarray(self._marks[mark]) + np.bincount(self._sequence[since], minlength=len(self.parts))
 
     def reach(self, d: int, count: int, length: int) -> int | None:
         """After how many positions domain d has been served `count` times; None if that is beyond `length`."""
-        places = np.flatnonzero(self.domains(0, length) == d)
-        return int(places[count - 1]) + 1 if len(places) >= count else None
+        missing = count - self._marks[0][d]
+        if missing < 1:
+            raise IndexError(f"the sequence is known from position {self._first} on")
+        places = np.flatnonzero(self.domains(self._first, length) == d)
+        return self._first + int(places[missing - 1]) + 1 if len(places) >= missing else None
 
     def remainder(self, length: int) -> list[int]:
         """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE."""

@@ -11,6 +11,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 # Below this many rows a permutation is the argsort of hashes (better mixed than a very small Feistel network, and
 # cheap); above it, a Feistel network needs no memory at all.
@@ -20,11 +21,19 @@ _ROUNDS = 8
 
 def mix64(x: np.ndarray | int) -> np.ndarray:
     """The splitmix64 finaliser (Steele et al., 2014): a bijection on uint64 that scatters every input bit."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(x, dtype=np.uint64) + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * _M1
-        z = (z ^ (z >> np.uint64(27))) * _M2
-        return z ^ (z >> np.uint64(31))
+    with np.errstate(over="ignore"):  # of numbers; arrays wrap around without a word
+        return _mixed(np.asarray(x, dtype=np.uint64))
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """`mix64` of an array uint64."""
+    z = x + _GOLDEN
+    z ^= z >> _S30
+    z *= _M1
+    z ^= z >> _S27
+    z *= _M2
+    z ^= z >> _S31
+    return z
 
 
 def derive_key(*parts: int) -> int:
@@ -65,7 +74,7 @@ class Permutation:
     def _feistel(self, x: np.ndarray) -> np.ndarray:
         left, right = x >> self._half, x & self._mask
         for round_key in self._round_keys:
-            left, right = right, left ^ (mix64(right ^ round_key) & self._mask)
+            left, right = right, left ^ (_mixed(right ^ round_key) & self._mask)
         return (left << self._half) | right
 
     def __call__(self, index: np.ndarray) -> np.ndarray:

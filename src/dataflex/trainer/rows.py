@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ OURS = (SAMPLE_IDS, GIVEN_WEIGHTS)
 # Larger data sets are fingerprinted by evenly spaced blocks of rows that hold about this many tokens in all.
 _FINGERPRINT_TOKENS = 1 << 28
 _BLOCK = 1000
+# Labels that are looked at together, and the rows these may be.
+_LABELS, _MOST_ROWS = 1 << 21, 1 << 14
 
 
 class Rows(Dataset):
@@ -35,6 +38,7 @@ class Rows(Dataset):
         self, parts: Sequence[Any], names: Sequence[str], raw: np.ndarray | None = None, raw_total: int = 0
     ) -> None:
         self.parts, self.raw, self.raw_total = list(parts), raw, raw_total
+        self._tokens: np.ndarray | None = None
         self._learned: np.ndarray | None = None
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))
 
@@ -66,23 +70,35 @@ class Rows(Dataset):
         return list(self.parts[0].column_names)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64[N]; for pairs, of both sides together."""
-        columns = [c for c in self.column_names if c.endswith("input_ids")]
-        out = []
-        for part in self.parts:
-            table = part.with_format("arrow")[:]
-            out.append(sum(pc.list_value_length(table[c]).to_numpy().astype(np.int64) for c in columns))
-        return np.concatenate(out)
+        """Tokens of each row, int32[N]; for pairs, of both sides together. Not to be written to."""
+        if self._tokens is None:
+            out = np.zeros(len(self), dtype=np.int32)
+            for part, place in zip(self.parts, self._places(), strict=True):
+                for column in (c for c in self.column_names if c.endswith("input_ids")):
+                    _add_lengths(part, column, out[place])
+            out.flags.writeable = False
+            self._tokens = out
+        return self._tokens
+
+    def _places(self) -> list[slice]:
+        """The ids of each part."""
+        return [slice(int(a), int(b)) for a, b in pairwise(self.domains.offsets)]
 
     def trainable_tokens(self) -> np.ndarray:
-        """Tokens of each row that carry a loss, int64[N]; for pairs, of both sides together. The first token of a row is
-        predicted from nothing and never counts."""
+        """Tokens of each row that carry a loss, int32[N]; for pairs, of both sides together. The first token of a row is
+        predicted from nothing and never counts. Not to be written to."""
         if self._learned is None:
             columns = [c for c in self.column_names if c.endswith("labels")]
             if columns:
-                self._learned = np.concatenate([sum(_trainable(part, c) for c in columns) for part in self.parts])
+                out = np.zeros(len(self), dtype=np.int32)
+                for part, place in zip(self.parts, self._places(), strict=True):
+                    for column in columns:
+                        _add_trainable(part, column, out[place])
             else:  # pre-training: every token but the first is learned
-                self._learned = np.maximum(self.lengths() - 1, 0)
+                out = self.lengths() - np.int32(1)
+                np.maximum(out, 0, out=out)
+            out.flags.writeable = False
+            self._learned = out
         return self._learned
 
     def fingerprints(self) -> dict[str, str]:
@@ -137,17 +153,35 @@ def _weighs_something(part: Any) -> bool:
     return False
 
 
-def _trainable(part: Any, column: str) -> np.ndarray:
-    """Labels of each row that are not -100, the first label aside: int64 [rows]."""
-    table, out = part.with_format("arrow"), np.zeros(len(part), dtype=np.int64)
-    for start in range(0, len(part), _BLOCK):
-        values = table[start : start + _BLOCK][column]
+def _add_lengths(part: Any, column: str, out: np.ndarray) -> None:
+    """Add the length of each row's list, from where the lists begin: the tokens themselves are not read. Of a data set that names
+    rows of another one, by their indices, all stored rows are looked at, which is far less work than gathering the lists."""
+    stored, indices = part.data.column(column), part._indices
+    into = out if indices is None else np.zeros(len(stored), dtype=out.dtype)
+    start = 0
+    for chunk in stored.chunks:
+        into[start : start + len(chunk)] += pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    if indices is not None:
+        out += into[indices.column(0).to_numpy()]
+
+
+def _add_trainable(part: Any, column: str, out: np.ndarray) -> None:
+    """Add the number of each row's labels that are not -100, the first label aside."""
+    table = part.select_columns([column]).with_format("arrow")
+    if not len(part):
+        return
+    block = _BLOCK  # of rows that are gathered by their indices, many at once take longer
+    if part._indices is None:
+        block = min(max(_LABELS * _BLOCK // max(len(_flat(table[0:_BLOCK][column])), 1), 1), _MOST_ROWS)
+    for start in range(0, len(part), block):
+        values = table[start : start + block][column]
         lengths = pc.list_value_length(values).to_numpy().astype(np.int64)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
+        ends = np.cumsum(lengths)
         active = _flat(values) != -100
-        active[(np.cumsum(lengths) - lengths)[lengths > 0]] = False
-        out[start : start + len(lengths)] = np.bincount(owner[active], minlength=len(lengths))
-    return out
+        active[(ends - lengths)[lengths > 0]] = False
+        counted = np.concatenate([[0], np.cumsum(active)])
+        out[start : start + len(lengths)] += (counted[ends] - counted[ends - lengths]).astype(out.dtype)
 
 
 def _flat(values: pa.ChunkedArray) -> np.ndarray:

@@ -23,11 +23,10 @@ _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of th
 
 @dataclass
 class _Group:
-    """Rows one call of the selector chooses from: a domain, or all data (name None). ids: of the rows; candidates: those
-    with a finite value for every signal; shortlist: positions among the candidates that the costly signals are known of."""
+    """Rows one call of the selector chooses from: a domain, or all data (name None). candidates: ids of those with a finite
+    value for every signal."""
 
     name: str | None
-    ids: np.ndarray
     candidates: np.ndarray
     context: SelectionContext
     signals: dict[str, np.ndarray]
@@ -96,18 +95,19 @@ class SelectTrainer(DynamicTrainer):
         assert spec is not None
         selector, offsets = spec.component, domains.offsets
         if self.config.mix is None:
-            parts: list[tuple[str | None, np.ndarray]] = [(None, np.arange(len(self.rows), dtype=np.int64))]
+            parts: list[tuple[str | None, int, int]] = [(None, 0, len(self.rows))]
         else:
-            parts = [(name, np.arange(offsets[d], offsets[d + 1])) for d, name in enumerate(domains.names)]
+            parts = [(name, int(offsets[d]), int(offsets[d + 1])) for d, name in enumerate(domains.names)]
         out = []
-        for place, (name, ids) in enumerate(parts):
-            candidates = ids[measured[ids]]
+        for place, (name, begin, end) in enumerate(parts):
+            candidates = np.flatnonzero(measured[begin:end])
+            candidates += begin
             budget = self._budget(len(candidates), name is not None)
             if not len(candidates) or (budget > len(candidates) and not selector.with_replacement):
                 where = f" of {name}" if name else ""
                 raise DataflexError(
                     f"select: {spec.name} was asked for {budget} rows at step {step}, but only {len(candidates)} of the"
-                    f" {len(ids)} rows{where} have a finite {' and '.join(sorted(signals)) or 'score'}"
+                    f" {end - begin} rows{where} have a finite {' and '.join(sorted(signals)) or 'score'}"
                 )
             context = SelectionContext(
                 budget=budget,
@@ -123,7 +123,7 @@ class SelectTrainer(DynamicTrainer):
                 raw_rows=self.rows.raw[candidates] if self.rows.raw is not None else None,
             )
             own = {n: v[candidates] for n, v in signals.items()}
-            out.append(_Group(name, ids, candidates, context, own | aims))
+            out.append(_Group(name, candidates, context, own | aims))
         return out
 
     @cached_property
@@ -164,11 +164,11 @@ class SelectTrainer(DynamicTrainer):
         key = self._key
         pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
         stage = self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
-        selected = np.concatenate(chosen)
-        looked_at = np.arange(len(self.rows), dtype=np.int64)
+        selected = np.concatenate(chosen) if len(chosen) > 1 else chosen[0]
+        looked_at = None
         if spec.component.refines:  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
-        file = self.run_files.write_selection(step, scores[looked_at], selected, looked_at)
+        file = self.run_files.write_selection(step, scores, selected, looked_at)
         self._log_decision(
             step,
             f"select:{spec.name}",
@@ -202,7 +202,11 @@ def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats:
         )
     if budget and (chosen.min() < 0 or chosen.max() >= rows):
         raise DataflexError(f"select: {name} returned positions outside its {rows} candidates")
-    if not repeats and len(np.unique(chosen)) != budget:
+    if repeats:
+        return
+    taken = np.zeros(rows, dtype=bool)  # faster than sorting where a large part is chosen
+    taken[chosen] = True
+    if np.count_nonzero(taken) != budget:
         raise DataflexError(f"select: {name} returned a row more than once")
 
 

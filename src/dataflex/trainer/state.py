@@ -10,7 +10,6 @@ checkpoint-<n>/dataflex/
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import numpy as np
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, LEDGER
 from dataflex.trainer.plan import Stage
-from dataflex.writing import write_atomically
+from dataflex.writing import atomically, write_atomically
 
 FORMAT = 2
 MARK = "COMPLETE"
@@ -52,7 +51,7 @@ class Snapshot:
     ranks: int | None
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
+def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
     """Write all but the exposure and the completeness mark."""
     arrays: dict[str, np.ndarray] = {}
 
@@ -80,11 +79,10 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes) -> None:
     for stage in snapshot.stages:
         for d, pool in enumerate(stage.pools):
             if pool.ids is not None:
-                arrays[f"pools/{pool.key}/{d}"] = pool.ids
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+                arrays[f"pools/{pool.key}/{d}"] = _narrow(pool.ids)
     target = folder / DIRECTORY
-    write_atomically(target / "arrays.npz", buffer.getvalue())
+    with atomically(target / "arrays.npz") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     write_atomically(target / LEDGER, ledger)
     write_atomically(target / "state.json", json.dumps(content, indent=1).encode())
 
@@ -103,7 +101,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
         for name, array in arrays.items():
             kind, *rest = name.split("/", 1 if name.startswith("extra/") else 2)
             if kind == "pools":
-                chosen[(int(rest[0]), int(rest[1]))] = array
+                chosen[(int(rest[0]), int(rest[1]))] = array.astype(np.int64, copy=False)
             elif kind == "components":
                 components[rest[0]][rest[1]] = array
             else:
@@ -125,6 +123,11 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
         ),
         ledger,
     )
+
+
+def _narrow(ids: np.ndarray) -> np.ndarray:
+    """Ascending ids in as many bytes as they need."""
+    return ids.astype(np.int32) if len(ids) and ids[-1] < 1 << 31 else ids
 
 
 def mark_complete(folder: Path) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .quota import HORIZON, SCALE, Quota, with_room
+from .quota import _MARK, HORIZON, SCALE, Quota, with_room
 
 _READ = 512  # rows of a domain whose lengths are looked up at once
 _LOOK = 64  # positions between two looks at whether the bound is safe from there on
@@ -36,22 +36,27 @@ class TokenQuota(Quota):
     """The domain sequence of one stage, computed forwards and kept (one int32 and one int64 per position).
 
     lengths(d, first, count): tokens, at least one each, of rows `first` to `first + count` of those that the stage serves of
-    domain d.
+    domain d. begun: as of `Quota`, with the tokens of each domain in these positions.
     """
 
     def __init__(
-        self, parts: Sequence[int], carry: Sequence[int], lengths: Callable[[int, int, int], np.ndarray]
+        self,
+        parts: Sequence[int],
+        carry: Sequence[int],
+        lengths: Callable[[int, int, int], np.ndarray],
+        begun: tuple[int, Sequence[int], Sequence[int]] | None = None,
     ) -> None:
-        self._streams = [self._stream(lengths, d) for d in range(len(parts))]
+        first, served, tokens = begun or (0, [0] * len(parts), [0] * len(parts))
+        self._streams = [self._stream(lengths, d, n) for d, n in enumerate(served)]
         self._head = [0] * len(parts)  # tokens of the next row of each domain
-        self._work = [0] * len(parts)  # tokens served of each domain
-        self._total = 0
+        self._work = list(tokens)  # tokens served of each domain
+        self._work_marks = [self._work.copy()]
+        self._before = self._total = sum(tokens)  # at the first position, and by now
         self._ends = np.empty(0, dtype=np.int64)  # tokens served in all, after each position
-        super().__init__(parts, carry)
+        super().__init__(parts, carry, (first, served))
 
     @staticmethod
-    def _stream(lengths: Callable[[int, int, int], np.ndarray], d: int) -> Iterator[int]:
-        first = 0
+    def _stream(lengths: Callable[[int, int, int], np.ndarray], d: int, first: int) -> Iterator[int]:
         while True:
             yield from lengths(d, first, _READ).tolist()
             first += _READ
@@ -70,18 +75,23 @@ class TokenQuota(Quota):
     def extend(self, length: int) -> None:
         if length <= self._length:
             return
-        self._sequence = with_room(self._sequence, self._length, length)
-        self._ends = with_room(self._ends, self._length, length)
+        used, wanted = self._length - self._first, length - self._first
+        self._sequence = with_room(self._sequence, used, wanted)
+        self._ends = with_room(self._ends, used, wanted)
         waiting, ready = self._waiting, self._ready
-        for j in range(self._length, length):
+        for place in range(used, wanted):
             while waiting and waiting[0][0] <= self._total:
                 _, finish, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (finish, d))
             _, d = heapq.heappop(ready)
             self._total += self._head[d]
             self._work[d] += self._head[d]
-            self._sequence[j], self._ends[j] = d, self._total
+            self._served[d] += 1
+            self._sequence[place], self._ends[place] = d, self._total
             self._announce(d)
+            if not (place + 1) % _MARK:
+                self._marks.append(self._served.copy())
+                self._work_marks.append(self._work.copy())
         self._length = length
 
     def soonest(self) -> int:
@@ -92,14 +102,15 @@ class TokenQuota(Quota):
     def ends(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
         """Of each position in [start, stop), its domain and the tokens served in all when it is."""
         domains = self.domains(start, stop).tolist()
-        return zip(domains, self._ends[start:stop].tolist(), strict=True)
+        return zip(domains, self._ends[start - self._first : stop - self._first].tolist(), strict=True)
 
     def tokens(self, length: int) -> list[int]:
         """Tokens of each domain among the first `length` positions."""
-        self.extend(length)
-        each = np.diff(self._ends[:length], prepend=0)
-        k = len(self.parts)
-        return [int(n) for n in np.bincount(self._sequence[:length], weights=each, minlength=k)]  # exact below 2^53
+        mark, since = self._since_mark(length)
+        before = self._ends[since.start - 1] if since.start else self._before
+        each = np.diff(self._ends[since], prepend=before)
+        more = np.bincount(self._sequence[since], weights=each, minlength=len(self.parts))  # exact below 2^53
+        return [n + int(m) for n, m in zip(self._work_marks[mark], more, strict=True)]
 
     def remainder(self, length: int) -> list[int]:
         """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE of a token."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
 from dataflex.components.requests import Request, TargetAlignment
+from dataflex.components.sampling import lowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class LessSelector(Selector):
 
 def highest(score: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` highest scores; ties go to the earlier row."""
-    return np.argsort(-score, kind="stable")[:count]
+    return lowest(-score, count)
 
 
 def accumulated(state: State, influence: np.ndarray, context: SelectionContext) -> tuple[np.ndarray, State]:
