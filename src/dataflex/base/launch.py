@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dataflex.base import failures
 from dataflex.config import RunConfig, load, load_offline
@@ -29,13 +31,16 @@ def launch(command: str, arguments: Sequence[str]) -> int:
     except DataflexError as error:
         return _give_up(error, stop)
     except Exception as error:
-        if stop is None:
+        if "LOCAL_RANK" not in os.environ:
             raise
         from dataflex.trainer.collectives import lost_contact
 
         if lost_contact(error):
-            failures.wait_for_word()
+            if stop is not None:
+                failures.wait_for_word()
             return _give_up(DataflexError(f"another rank is gone ({_in_short(error)})"), stop)
+        if stop is None:
+            raise
         _tell(f"failed: {_in_short(error)}", 1, stop)
         raise
     finally:
@@ -190,12 +195,14 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             run(parse_args([*options, "-m", "dataflex", command, *arguments]))
             return 0
         except ChildFailedError as error:
-            if said := sorted(Path(scratch).iterdir()):
+            line, said = killed(error.failures), sorted(Path(scratch).iterdir())
+            if line is None and said:
                 status, line = said[0].read_text(encoding="utf-8").split("\n", 1)
                 print(line.strip(), file=sys.stderr, flush=True)
                 return int(status)
-            rank, failure = error.get_first_failure()
-            line = f"rank {rank} ended with exit status {failure.exitcode}"
+            if line is None:
+                rank, failure = error.get_first_failure()
+                line = f"rank {rank} ended with exit status {failure.exitcode}"
             print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
             if nodes != "1" and env.get("MAX_RESTARTS", "0") == "0":
                 env.update(MASTER_ADDR=address, MASTER_PORT=port)
@@ -207,6 +214,16 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             ) from None
         finally:
             del env[_ERROR_FILE]
+
+
+def killed(ended: Mapping[int, Any]) -> str | None:
+    """What to say of the first of these ranks that a signal has ended, if there is one; torchrun's own, to ranks that are left
+    over, aside. The other ranks have failed for want of it."""
+    for rank, how in sorted(ended.items()):
+        if how.exitcode < 0 and how.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-how.exitcode).name
+            return f"rank {rank} was killed by {name}"
+    return None
 
 
 def _devices() -> int:

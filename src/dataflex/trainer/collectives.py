@@ -119,7 +119,7 @@ def lost_contact(error: BaseException) -> bool:
     """Whether a collective failed because another rank is no longer there."""
     if isinstance(error, dist.DistError):
         return True
-    said = str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
     return any(sign in said for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
 
 
