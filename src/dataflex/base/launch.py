@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -195,11 +196,11 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
                 print(line.strip(), file=sys.stderr, flush=True)
                 return int(status)
             rank, failure = error.get_first_failure()
-            line = f"rank {rank} ended with exit status {failure.exitcode}"
+            line = f"rank {rank} {_fate(failure.exitcode)}"
             print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
             if nodes != "1" and env.get("MAX_RESTARTS", "0") == "0":
                 env.update(MASTER_ADDR=address, MASTER_PORT=port)
-                failures.tell(f"{line} on {socket.gethostname()}", 1, hearers=int(nodes.split(":")[0]) - 1)
+                failures.tell(f"on {socket.gethostname()}, {line}", 1, hearers=int(nodes.split(":")[0]) - 1)
             return 1
         except (RendezvousError, DistError) as error:
             raise DataflexError(
@@ -207,6 +208,12 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             ) from None
         finally:
             del env[_ERROR_FILE]
+
+
+def _fate(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    return f"was killed by {signal.Signals(-status).name}; the run can be resumed from its newest checkpoint"
 
 
 def _devices() -> int:
