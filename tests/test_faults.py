@@ -17,7 +17,7 @@ from test_cli import environment, kill_tree
 from dataflex.trainer.state import newest_complete
 
 Config = dict[str, Any]
-KILLED = "dataflex: error: rank 1 was killed by SIGKILL"
+KILLED = "dataflex: error: rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"
 BLOCK: Config = {
     "select": {"name": "loss", "warmup": 2, "interval": 4},
     "mix": {"name": "odm", "warmup": 1, "interval": 3},

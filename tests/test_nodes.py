@@ -281,8 +281,9 @@ def test_a_killed_rank_ends_both_nodes(two: Config, ground: Path, tmp_path: Path
     rank.kill()
     both = ended(started, within=30)
     assert [status for status, _ in both] == [1, 1]
-    assert error(both[1][1]) == "rank 1 was killed by SIGKILL"
-    assert re.fullmatch(r"rank 1 was killed by SIGKILL on .*", error(both[0][1]))
+    line = "rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"
+    assert error(both[1][1]) == line
+    assert re.fullmatch(rf"on .*, {line}", error(both[0][1]))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
 
+# Without the second, Ray writes a token for its clusters into the home directory, and clusters ask for it from then on.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 ODM = {"name": "odm", "interval": 3}
 SELECT = {"name": "loss", "interval": 4}
 
@@ -38,8 +41,9 @@ def cluster(ground: Path) -> Iterator[str]:
     command += ["--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=100000000"]
     with log.open("w") as output:
         head = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", *command], stdout=output, stderr=subprocess.STDOUT
-        )
+            [sys.executable, "-m", "ray.scripts.scripts", *command],
+            env=os.environ | SETTINGS, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
         begin = time.monotonic()
         while "--block" not in log.read_text() and time.monotonic() < begin + 60:
@@ -72,7 +76,7 @@ def on_ray(
     init = {"address": cluster, "runtime_env": {"worker_process_setup_hook": "ray_hooks.in_worker"}}
     given = config.get("ray_init_kwargs", {})
     init = {**init, **given, "runtime_env": {**init["runtime_env"], **given.get("runtime_env", {})}}  # type: ignore[dict-item]
-    env = {"USE_RAY": "1", "RAY_USAGE_STATS_ENABLED": "0", **variables(out, hooks), **env}
+    env = {"USE_RAY": "1", **SETTINGS, **variables(out, hooks), **env}
     return start({"ray_num_workers": 2, **config, "ray_init_kwargs": init}, out, hooks=driver, **env)
 
 

@@ -206,7 +206,7 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
             if nodes != "1" and env.get("MAX_RESTARTS", "0") == "0":
                 env.update(MASTER_ADDR=address, MASTER_PORT=port)
-                failures.tell(f"{line} on {socket.gethostname()}", 1, hearers=int(nodes.split(":")[0]) - 1)
+                failures.tell(f"on {socket.gethostname()}, {line}", 1, hearers=int(nodes.split(":")[0]) - 1)
             return 1
         except (RendezvousError, DistError) as error:
             raise DataflexError(
@@ -222,7 +222,7 @@ def killed(ended: Mapping[int, Any]) -> str | None:
     for rank, how in sorted(ended.items()):
         if how.exitcode < 0 and how.exitcode != -signal.SIGTERM:
             name = signal.Signals(-how.exitcode).name
-            return f"rank {rank} was killed by {name}"
+            return f"rank {rank} was killed by {name}; the run can be resumed from its newest checkpoint"
     return None
 
 
