@@ -95,7 +95,7 @@ class Parts:
             print(f"{models[-1][0]}:", *(f"{one.rate:.0f}" for one in models[-1][1].values()), "tokens/s", flush=True)
         return (
             f"Rows of {sizes.shortest} to {sizes.longest} tokens, batches of at most {sizes.budget} (7B: half); {sizes.targets}"
-            " target rows; LoRA on the attention. *Exact*: inner products with the target's vector; *projected*: features of both."
+            " target rows; LoRA on the attention. *Exact*: inner products with the target; *projected*: features of both."
             f" *Loop*: a backward pass per row; its projection is dense, by random signs, {less.TOGETHER} rows at once.\n\n"
             + less.tables(models)
         )
