@@ -290,8 +290,8 @@ def scoring(preset: common.Preset, count: int) -> str:
     header = ("signal", "rows/s, 1 rank", "2 ranks", "tokens/s, 1 rank", "2 ranks", "times as fast", "by wall time")
     return (
         f"A scoring pass over {count} rows of at most 256 tokens inside a real run, one thread per rank (gloo), medians of"
-        f" {REPEATS} passes. A pass of gradients holds those over its target of 20 rows. Rates are by processor time, of two ranks"
-        " that of the busier one: what a core for each would give. *By wall time* is what came of it beside other work.\n\n"
+        f" {REPEATS} passes. A pass of gradients holds those over its target of 20 rows. Rates are by processor time, of two"
+        " ranks that of the busier one: what a core for each would give. *By wall time* is what came of it beside other work.\n\n"
         + common.table(header, lines)
     )
 
