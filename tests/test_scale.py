@@ -18,6 +18,7 @@ from dataflex.components.sampling import lowest
 from dataflex.signals.batching import token_batches
 from dataflex.trainer import ledger, rows, state
 from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.ledger import RunFiles
 from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
 from dataflex.trainer.quota import SCALE
@@ -316,3 +317,17 @@ def test_recording_a_decision_does_not_copy_those_before_it(tmp_path: Path) -> N
     for step in range(3):
         files.record({"step": step})
     assert files.ledger_text is text and bytes(text) == (files.path / "ledger.jsonl").read_bytes()
+
+
+def test_touched_rows_are_merged_as_counting_them_one_by_one_does() -> None:
+    rng, table, expected = np.random.default_rng(2), Exposure(SEVEN), {}
+    for step in range(1, 30):
+        ids = rng.integers(0, 60, size=rng.integers(0, 12)) * 1_000_000
+        losses = rng.random(len(ids)).astype(np.float32)
+        table.merge(ids, losses, np.full(len(ids), step))
+        for i, loss in zip(ids.tolist(), losses, strict=True):
+            expected[i] = (expected.get(i, (0,))[0] + 1, step, float(loss))
+    assert table.ids.tolist() == sorted(expected)
+    assert [expected[i][:2] for i in sorted(expected)] == list(zip(table.seen.tolist(), table.step.tolist()))
+    assert [expected[i][2] for i in sorted(expected)] == table.loss.tolist()
+    assert [a.dtype for a in (table.ids, table.seen, table.loss, table.step)] == ["int64", "int64", "float32", "int64"]

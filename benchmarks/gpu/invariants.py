@@ -90,6 +90,8 @@ def check(run_keys: Callable[[str], dict[str, Any]], work: Path, threads: int, u
         killed = how.get("killed") is not None
         out = apart.call(trace, keys, how.get("scores", False), how.get("killed"),
                          log=work / f"{name}.log", threads=threads, killed=killed)  # fmt: skip
+        if "save_steps" not in keys:
+            shutil.rmtree(keys["output_dir"], ignore_errors=True)  # the model that it saved at its end
         return out[0] if out else {}
 
     def line(name: str, a: dict[str, Any], b: dict[str, Any], asked: str, bits: bool, noise: bool = False) -> list[str]:

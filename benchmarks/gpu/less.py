@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import common
@@ -228,8 +228,10 @@ def measure(shape: str, lora: bool, sizes: Sizes, device: str, until: float) -> 
 
     from dataflex.signals.isolation import isolated
 
-    label = name_of(shape, lora, sizes)
-    if not lora and shapes.SHAPES[shape].hidden > shapes.SHAPES["1.5B"].hidden:
+    label, large = name_of(shape, lora, sizes), shapes.SHAPES[shape].hidden > shapes.SHAPES["1.5B"].hidden
+    if large:  # what a backward pass keeps of more tokens would not fit
+        sizes = replace(sizes, budget=sizes.budget // 2)
+    if not lora and large:
         return label, {
             PLAIN: Found(why="the vector of a target and Adam's moments do not fit beside model and gradients")
         }

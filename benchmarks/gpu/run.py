@@ -42,23 +42,24 @@ OVERHEAD = (
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """runs: rows and tokens of a step of the runs, and steps compared. shape: of their model. scored: models whose gradients
-    are measured, and whether with LoRA, in this order."""
+    are measured, and whether with LoRA, in this order. compared: runs of overhead.py."""
 
     runs: common.Preset
     shape: str
     scored: tuple[tuple[str, bool], ...]
+    compared: tuple[str, ...]
     gpu: bool
     minutes: float
 
 
 SETTINGS = {
     "tiny": Setting(
-        dataclasses.replace(common.PRESETS["tiny"], pairs=14), "tiny",
-        (("tiny", True), ("tiny", False), ("tiny, untied", True), ("tiny, untied", False)), False, 6.0,
+        dataclasses.replace(common.PRESETS["tiny"], pairs=14), "tiny", (("tiny", True), ("tiny, untied", False)),
+        (*OVERHEAD[:2], *OVERHEAD[3:4], *OVERHEAD[6:7], *OVERHEAD[-1:]), False, 3.0,
     ),
     "gpu": Setting(
-        dataclasses.replace(common.PRESETS["gpu"], cutoff=2048, rows=8, pairs=20), "0.5B",
-        (("0.5B", True), ("7B", True), ("0.5B", False), ("1.5B", True), ("1.5B", False), ("7B", False)), True, 9.5,
+        dataclasses.replace(common.PRESETS["gpu"], cutoff=2048, rows=4, pairs=20), "0.5B",
+        (("0.5B", True), ("7B", True), ("0.5B", False), ("1.5B", True), ("1.5B", False), ("7B", False)), OVERHEAD, True, 8.5,
     ),
 }  # fmt: skip
 
@@ -79,7 +80,6 @@ class Parts:
         return common.run_keys(self.work, self.setting.runs, name) | {
             "dataset": ",".join(f"d{i}" for i in range(overhead.DOMAINS)),
             "bf16": True,
-            "disable_gradient_checkpointing": True,
         }
 
     def less(self, until: float) -> str:
@@ -95,8 +95,8 @@ class Parts:
             models += apart.call(less.measure, shape, lora, sizes, self.device, end, log=log, threads=self.threads)
             print(f"{models[-1][0]}:", *(f"{one.rate:.0f}" for one in models[-1][1].values()), "tokens/s", flush=True)
         return (
-            f"Rows of {sizes.shortest} to {sizes.longest} tokens, batches of at most {sizes.budget}; {sizes.targets} target"
-            " rows; LoRA on the attention. *Exact*: inner products with the target's vector; *projected*: features of both."
+            f"Rows of {sizes.shortest} to {sizes.longest} tokens, batches of at most {sizes.budget} (7B: half); {sizes.targets}"
+            " target rows; LoRA on the attention. *Exact*: inner products with the target; *projected*: features of both."
             f" *Loop*: a backward pass per row; its projection is dense, by random signs, {less.TOGETHER} rows at once.\n\n"
             + less.tables(models)
         )
@@ -105,7 +105,7 @@ class Parts:
         self.ready()
         preset, took, lines = self.setting.runs, 0.0, []
         variants = overhead.variants(self.work / "model")
-        for place, name in enumerate(OVERHEAD):
+        for place, name in enumerate(self.setting.compared):
             begin = time.time()
             if begin + took > until:
                 lines.append([name, *["-"] * 6, "not run: no time left", "-", "-"])
@@ -127,6 +127,7 @@ class Parts:
             except RuntimeError as error:
                 print(error, flush=True)
                 lines.append([name, *["-"] * 6, "failed", "-", "-"])
+            shutil.rmtree(self.work / "runs", ignore_errors=True)  # models that the runs saved at their end
             took = time.time() - begin
             _say(lines[-1:])
         return (
@@ -171,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--preset", choices=SETTINGS, default="gpu", help="sizes and device (gpu)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (all)")
-    parser.add_argument("--minutes", type=float, help="time for all parts together (9.5; tiny: 6)")
+    parser.add_argument("--minutes", type=float, help="time for all parts together (8.5; tiny: 3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each process (2)")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md beside this file")
     options = parser.parse_args()

@@ -281,20 +281,18 @@ def scoring(preset: common.Preset, count: int) -> str:
             # of two ranks, the one that has more to do
             spent = float(np.median([p for _, p in one])), max(float(np.median([p for _, p in r[2]])) for r in two)
             rates = [
-                f"{rows / wall[0]:.1f}",
-                f"{rows / wall[1]:.1f}",
-                f"{tokens / wall[0]:.0f}",
-                f"{tokens / wall[1]:.0f}",
+                f"{rows / spent[0]:.1f}",
+                f"{rows / spent[1]:.1f}",
+                f"{tokens / spent[0]:.0f}",
+                f"{tokens / spent[1]:.0f}",
             ]
-            lines.append([name, *rates, f"{wall[0] / wall[1]:.2f}", f"{spent[0] / spent[1]:.2f}"])
-    header = (
-        "signal", "rows/s, 1 rank", "2 ranks", "tokens/s, 1 rank", "2 ranks", "times as fast", "by processor time",
-    )  # fmt: skip
+            lines.append([name, *rates, f"{spent[0] / spent[1]:.2f}", f"{wall[0] / wall[1]:.2f}"])
+    header = ("signal", "rows/s, 1 rank", "2 ranks", "tokens/s, 1 rank", "2 ranks", "times as fast", "by wall time")
     return (
         f"A scoring pass over {count} rows of at most 256 tokens inside a real run, one thread per rank (gloo), medians of"
-        f" {REPEATS} passes. A pass of gradients holds that over its target of 20 rows. *By processor time* is that of the"
-        " one rank over that of the busier of the two: how evenly the work is dealt. Where other work shares the cores, only"
-        f" that column says how ranks scale.\n\n{common.table(header, lines)}"
+        f" {REPEATS} passes. A pass of gradients holds those over its target of 20 rows. Rates are by processor time, of two"
+        " ranks that of the busier one: what a core for each would give. *By wall time* is what came of it beside other work.\n\n"
+        + common.table(header, lines)
     )
 
 

@@ -51,12 +51,16 @@ class Exposure:
         last = np.flatnonzero(np.append(ids[1:] != ids[:-1], True))
         first = np.append(0, last[:-1] + 1)
         new_ids, new_seen = ids[last], last - first + 1
-        merged = np.union1d(self.ids, new_ids)
-        seen = np.zeros(len(merged), dtype=np.int64)
-        losses = np.full(len(merged), np.nan, dtype=np.float32)
-        steps = np.zeros(len(merged), dtype=np.int64)
-        old, new = np.searchsorted(merged, self.ids), np.searchsorted(merged, new_ids)
-        seen[old], losses[old], steps[old] = self.seen, self.loss, self.step
+        # Sorting the whole table anew would take seconds at every checkpoint of a long run.
+        place = np.searchsorted(self.ids, new_ids)
+        known = place < len(self.ids)
+        known[known] = self.ids[place[known]] == new_ids[known]
+        gaps = place[~known]
+        merged = np.insert(self.ids, gaps, new_ids[~known])
+        seen, losses, steps = (
+            np.insert(self.seen, gaps, 0), np.insert(self.loss, gaps, np.nan), np.insert(self.step, gaps, 0)
+        )  # fmt: skip
+        new = np.searchsorted(merged, new_ids)
         seen[new] += new_seen
         later = new[step[last] >= steps[new]]  # another rank may have noted a later step already
         taken = last[step[last] >= steps[new]]

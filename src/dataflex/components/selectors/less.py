@@ -73,7 +73,7 @@ def accumulated(state: State, influence: np.ndarray, context: SelectionContext) 
     ids, sums = context.ids, context.learning_rate * influence
     old_ids, old_sums = state.get(f"{prefix}ids"), state.get(f"{prefix}sums")
     if old_ids is not None and old_sums is not None:
-        both = np.union1d(old_ids, ids)
+        both = ids if np.array_equal(old_ids, ids) else np.union1d(old_ids, ids)
         total = np.zeros((len(both), influence.shape[1]))
         total[np.searchsorted(both, old_ids)] += old_sums
         total[np.searchsorted(both, ids)] += sums
