@@ -93,9 +93,11 @@ def _check_output(values: dict[str, Any]) -> None:
     everywhere = truth(values.get("save_on_each_node"), "save_on_each_node")
     if not folder or os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") != "0":
         return
-    probe = Path(str(folder)).expanduser() / f".dataflex-{os.getpid()}"
+    there = Path(str(folder)).expanduser().absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    probe = there / f".dataflex-{os.getpid()}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:

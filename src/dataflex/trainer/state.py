@@ -47,8 +47,8 @@ class Snapshot:
     stages: list[Stage]
     components: dict[str, dict[str, Any]]
     extra: dict[str, Any]
-    engine: str | None
-    ranks: int | None
+    engine: str | None = None
+    ranks: int | None = None
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
