@@ -196,6 +196,17 @@ def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp
     assert found["model"].trace() != whole.trace()
 
 
+def test_the_same_weights_as_another_function_are_measured_again(base: Config, tmp_path: Path) -> None:
+    """Killed in the pass right after the checkpoint of step 2: with another `lora_alpha` every weight is the same."""
+    config = {**saved(base), **LORA, "lora_alpha": 8, "save_steps": 2}
+    _, killed = start_pair(config, tmp_path, "kill_after_shards:3=0")
+    found = {}
+    for alpha in (8, 16):
+        shutil.copytree(killed.out, tmp_path / str(alpha))
+        found[alpha] = measured(go_on({**config, "lora_alpha": alpha}, tmp_path / str(alpha)).ok)
+    assert found[8][0] < 180 and found[16][0] == 180
+
+
 # -- where it cannot be kept -----------------------------------------------------------------------------------------
 
 
@@ -396,7 +407,7 @@ def test_a_fingerprint_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what FSDP or ZeRO-3 have split, this rank's part counts: not the rest, and not what a last part is filled up with."""
 
     class Part:
-        shape, dtype = (5,), torch.float32
+        shape, dtype, requires_grad = (5,), torch.float32, True
 
         def __init__(self, part: torch.Tensor) -> None:
             self.part = part

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from dataflex.errors import WriteError
 
+UNTOUCHED = "; what was saved before is untouched"
+
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
@@ -55,9 +57,7 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(
-            f"{path} cannot be written: {error.strerror or error}; what was saved before is untouched"
-        ) from error
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}{UNTOUCHED}") from error
 
 
 @contextmanager

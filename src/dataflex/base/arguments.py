@@ -18,8 +18,9 @@ from dataflex.config.values import truth
 from dataflex.errors import ConfigError, nearest
 
 
-def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
-    """Raise ConfigError for an unknown key, a value outside its choices, or a data set that is not defined."""
+def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool = True) -> None:
+    """Raise ConfigError for an unknown key, a value outside its choices, a data set that is not defined, or an output_dir that
+    cannot be written to. writes: whether this process, or one beside it, will write."""
     from llamafactory.extras.misc import is_env_enabled
     from llamafactory.hparams import RayArguments
     from llamafactory.hparams.parser import _TRAIN_ARGS
@@ -36,7 +37,8 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True) -> None:
     for key, value in values.items():
         if key in hints:
             _check_value(key, value, hints[key])
-    _check_output(values)
+    if writes:
+        _check_output(values)
     _check_template(values)
     _check_paths(values, needs_model)
     for key in ("dataset", "eval_dataset"):

@@ -11,9 +11,6 @@ from dataflex.errors import ConfigError
 from dataflex.trainer.engine import engine_of
 from dataflex.trainer.state import Snapshot
 
-# Keys of a DeepSpeed configuration with which ranks no longer read rows of their own.
-_SPLIT = {"tensor_parallel": "autotp_size", "pipeline": "stages"}
-
 
 def check_engine(config: DataflexConfig, training_args: Any, stage: str) -> None:
     """ConfigError for what a component needs and the engine of the run cannot give. stage: as the configuration names it."""
@@ -22,11 +19,11 @@ def check_engine(config: DataflexConfig, training_args: Any, stage: str) -> None
         raise ConfigError("parallelism_config splits rows or models over ranks and cannot be combined with dataflex")
     if engine.startswith("ZeRO"):
         settings = training_args.deepspeed_plugin.deepspeed_config
-        for key, size in _SPLIT.items():
-            if int((settings.get(key) or {}).get(size, 1)) > 1:
-                raise ConfigError(
-                    f"deepspeed: {key}.{size} splits rows or models over ranks and cannot be combined with dataflex"
-                )
+        size = (settings.get("tensor_parallel") or {}).get("autotp_size", 0)
+        if isinstance(size, int) and size > 1:
+            raise ConfigError(
+                "deepspeed: tensor_parallel gives several ranks the same rows and cannot be combined with dataflex"
+            )
     if engine.startswith("FSDP") and stage == "rm":
         raise ConfigError(f"stage: rm does not work under {engine} in LLaMA-Factory itself; use deepspeed")
     for slot in config.components:

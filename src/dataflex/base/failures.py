@@ -19,6 +19,7 @@ from dataflex.errors import DataflexError
 
 _EVERY = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds for the other nodes to hear of it before the store is closed
+_MISSED = 3  # looks in a row that find no store, until its node counts as gone
 _FAILED, _HEARD = "failed", "heard"
 
 
@@ -48,15 +49,19 @@ def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
     stopped = threading.Event()
 
     def look() -> None:
-        store = None
+        store, met, missed = None, False, 0
         while not stopped.wait(_EVERY):
             try:
                 store = store or _store()
+                met, missed = True, 0
                 if not store.check([_FAILED]):
                     continue
                 said = json.loads(store.get(_FAILED))
                 store.add(_HEARD, 1)
-            except Exception as error:  # of torch's own kinds: nobody listens any more
+            except Exception as error:  # of torch's own kinds
+                store, missed = None, missed + 1
+                if not met or missed < _MISSED:  # the store is not there yet, or a connection was lost
+                    continue
                 said = {"message": f"the node at {_address()} has ended; its output says why ({_short(error)})"}
             if not stopped.is_set():
                 end(Reported(said["message"], said.get("status", 1)))
@@ -84,6 +89,24 @@ def tell(message: str, status: int, *, hearers: int) -> None:
 def wait_for_word() -> None:
     """A rank is gone: its node may have something to say, in which case the watch ends this process."""
     time.sleep(_GRACE)
+
+
+def heard() -> tuple[str, int] | None:
+    """What another node has said, and the exit status it asks for; None if nothing was."""
+    try:
+        store = _store(_GRACE)
+        if not store.check([_FAILED]):
+            return None
+        said = json.loads(store.get(_FAILED))
+        store.add(_HEARD, 1)
+    except Exception:  # of torch's own kinds: the store is gone
+        return None
+    return said["message"], said.get("status", 1)
+
+
+def linger() -> None:
+    """Before the store is closed: ranks of other nodes have yet to look."""
+    time.sleep(2 * _EVERY)
 
 
 def _address() -> str:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,12 @@ from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
+# Seconds after which torchrun kills what has not ended when it was asked to, less some.
+_LEFT_OVER = 25
+
+
+class Bereft(DataflexError):
+    """Another rank is no longer there."""
 
 
 def launch(command: str, arguments: Sequence[str]) -> int:
@@ -38,7 +44,7 @@ def launch(command: str, arguments: Sequence[str]) -> int:
         if lost_contact(error):
             if stop is not None:
                 failures.wait_for_word()
-            return _give_up(DataflexError(f"another rank is gone ({_in_short(error)})"), stop)
+            return _give_up(Bereft(f"another rank is gone ({_in_short(error)})"), stop)
         if stop is None:
             raise
         _tell(f"failed: {_in_short(error)}", 1, stop)
@@ -107,6 +113,8 @@ def readable() -> Iterator[None]:
     """What LLaMA-Factory refuses before a model is loaded becomes a ConfigError."""
     try:
         yield
+    except DataflexError:
+        raise
     except (ValueError, OSError, ImportError) as error:
         if not _before_model(error):
             raise
@@ -118,7 +126,8 @@ def report(error: DataflexError) -> int:
     that of the lowest rank that had something to say."""
     line, rank = f"dataflex: error: {error}", os.getenv("RANK", "0")
     if target := os.getenv(_ERROR_FILE):
-        Path(f"{target}.{int(rank):06d}").write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")
+        last = "~" if isinstance(error, Bereft) else ""  # it is not the cause
+        Path(f"{target}.{last}{int(rank):06d}").write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")
     elif rank == "0":
         print(line, file=sys.stderr, flush=True)
     return error.exit_status
@@ -169,6 +178,8 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
 
     env = os.environ
     nodes = env.get("NNODES", "1")
+    if env.get("RDZV_ID") and "MIN_NNODES" in env and "MAX_NNODES" in env:
+        nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
     if nodes != "1" and not env.get("MASTER_PORT"):
         raise ConfigError(
             f"MASTER_PORT: {nodes} nodes (NNODES) need MASTER_ADDR and MASTER_PORT to meet at, the same on each"
@@ -176,8 +187,6 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
     options = ["--nproc-per-node", env.get("NPROC_PER_NODE", str(max(_devices(), 1)))]
     address, port = env.get("MASTER_ADDR", "127.0.0.1"), env.get("MASTER_PORT") or str(_free_port())
     if rendezvous := env.get("RDZV_ID"):
-        if "MIN_NNODES" in env and "MAX_NNODES" in env:
-            nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
         options += ["--nnodes", nodes, "--rdzv-id", rendezvous, "--rdzv-backend", "c10d"]
         options += ["--rdzv-endpoint", f"{address}:{port}", "--max-restarts", env.get("MAX_RESTARTS", "0")]
     else:
@@ -195,17 +204,21 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             run(parse_args([*options, "-m", "dataflex", command, *arguments]))
             return 0
         except ChildFailedError as error:
-            line, said = killed(error.failures), sorted(Path(scratch).iterdir())
-            if line is None and said:
+            watched = nodes != "1" and env.get("MAX_RESTARTS", "0") == "0"
+            said = sorted(Path(scratch).iterdir())
+            line = fate(error.failures, {int(file.suffix[2:]) for file in said if "~" in file.name})
+            if said and ("~" not in said[0].name or line is None):
                 status, line = said[0].read_text(encoding="utf-8").split("\n", 1)
                 print(line.strip(), file=sys.stderr, flush=True)
+                if watched:
+                    failures.linger()
                 return int(status)
-            if line is None:
-                rank, failure = error.get_first_failure()
-                line = f"rank {rank} ended with exit status {failure.exitcode}"
+            env.update(MASTER_ADDR=address, MASTER_PORT=port)
+            if watched and (word := failures.heard()) is not None:
+                print(f"dataflex: error: {word[0]}", file=sys.stderr, flush=True)
+                return word[1]
             print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
-            if nodes != "1" and env.get("MAX_RESTARTS", "0") == "0":
-                env.update(MASTER_ADDR=address, MASTER_PORT=port)
+            if watched:
                 failures.tell(f"on {socket.gethostname()}, {line}", 1, hearers=int(nodes.split(":")[0]) - 1)
             return 1
         except (RendezvousError, DistError) as error:
@@ -216,14 +229,20 @@ def _torchrun(command: str, arguments: Sequence[str]) -> int:
             del env[_ERROR_FILE]
 
 
-def killed(ended: Mapping[int, Any]) -> str | None:
-    """What to say of the first of these ranks that a signal has ended, if there is one; torchrun's own, to ranks that are left
-    over, aside. The other ranks have failed for want of it."""
+def fate(ended: Mapping[int, Any], bereft: Collection[int]) -> str | None:
+    """What to say of the rank that ended the others: the first that a signal has ended, or that ended by itself. bereft: ranks
+    that have failed for want of another one; None if there are no others."""
+    first = min(how.timestamp for how in ended.values())
     for rank, how in sorted(ended.items()):
-        if how.exitcode < 0 and how.exitcode != -signal.SIGTERM:
+        left_over = how.exitcode == -signal.SIGTERM or how.timestamp >= first + _LEFT_OVER  # ended by torchrun itself
+        if how.exitcode < 0 and not left_over:
             name = signal.Signals(-how.exitcode).name
             return f"rank {rank} was killed by {name}; the run can be resumed from its newest checkpoint"
-    return None
+    others = [(how.timestamp, rank, how.exitcode) for rank, how in ended.items() if rank not in bereft]
+    if not others:
+        return None
+    _, rank, status = min(others)
+    return f"rank {rank} ended with exit status {status}"
 
 
 def _devices() -> int:

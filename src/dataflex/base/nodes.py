@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dataflex.base.launch import say
 from dataflex.errors import ConfigError
@@ -65,9 +66,8 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
         record["steps"] = {step: _digest(path) for step, path in complete_checkpoints(output)}
     elif own:
         record |= {"folder": str(own), "reason": what_is_missing(Path(own)), "digest": _digest(Path(own))}
-    record["writes"] = (collectives.host(), str(output.resolve())) if training_args.should_save else None
     found = collectives.gather(record)
-    _check_writers(found)
+    _check_writers(training_args.should_save, output)
     if not any(r["steps"] or "folder" in r for r in found):
         return
     if automatic:
@@ -136,18 +136,25 @@ def _check_same(
         )
 
 
-def _check_writers(found: list[dict[str, Any]]) -> None:
-    """Two ranks that save to one directory would write the same files at the same time."""
-    seen: dict[Any, str] = {}
-    for other in found:
-        if other["writes"] is None:
-            continue
-        if other["writes"] in seen:
+def _check_writers(writes: bool, output: Path) -> None:
+    """Two ranks that save to one directory would write the same files at the same time. Whether it is one, on whatever file
+    systems, shows in whether a rank sees what another one has put there."""
+    if sum(collectives.gather(writes)) < 2:
+        return
+    mark = output / f".dataflex-{uuid4().hex}"
+    if writes:
+        output.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    marks = collectives.gather((collectives.place(), mark.name if writes else ""))
+    shared = [where for where, name in marks if writes and name not in ("", mark.name) and (output / name).exists()]
+    found = collectives.gather((shared, str(output.absolute())))
+    mark.unlink(missing_ok=True)
+    for (where, _), (others, folder) in zip(marks, found, strict=True):
+        if others:
             raise ConfigError(
-                f"save_on_each_node: {seen[other['writes']]} and {other['place']} would both save to {other['output']};"
-                " leave it out, or give each an output_dir of its own"
+                f"save_on_each_node: {where} and {others[0]} would both save to {folder}; leave it out, or give each an"
+                " output_dir of its own"
             )
-        seen[other["writes"]] = other["place"]
 
 
 def _digest(folder: Path) -> str:

@@ -77,7 +77,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
 
         engine = engine_of(training_args)
         if engine != "DDP":
-            raise ConfigError(f"{engine} splits the model over ranks, and a selection before training runs without it")
+            raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]

@@ -62,11 +62,11 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
         _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
-    if _of_another_rank():  # which may be on another node; see settle_checkpoint
-        del arguments["resume_from_checkpoint"]
-        return
     found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
     say(passed_over)
+    if found is None and _of_another_rank():  # which may be on another node; see settle_checkpoint
+        del arguments["resume_from_checkpoint"]
+        return
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)

@@ -21,7 +21,7 @@ from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.state import MARK, Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
-from dataflex.writing import write_table
+from dataflex.writing import UNTOUCHED, write_table
 
 
 class Checkpoints(Host):  # type: ignore[misc]
@@ -132,8 +132,9 @@ class Checkpoints(Host):  # type: ignore[misc]
             # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
             if isinstance(error, RuntimeError) and "writ" not in str(error):
                 raise
+            reason = " ".join(str(error).split()).removesuffix(UNTOUCHED)
             raise DataflexError(
-                f"checkpoint-{step} could not be saved ({' '.join(str(error).split())}); "
+                f"checkpoint-{step} could not be saved ({reason}); "
                 "the checkpoints before it are untouched and training can be resumed from the newest of them"
             ) from error
 

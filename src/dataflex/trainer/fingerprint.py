@@ -31,7 +31,7 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
         if part is None:
             gone = True
             continue
-        said = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
+        said = f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.requires_grad}".encode()
         if part is not tensor or hasattr(tensor, "_fsdp_flattened"):  # FSDP 1 leaves a part in the place of the whole
             split.update(said)
             _add(split, part)

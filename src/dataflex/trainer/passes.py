@@ -156,7 +156,7 @@ class KeptPasses(Host):  # type: ignore[misc]
         if key is None:
             return None
         # Sums over the target's rows round differently on another number of ranks.
-        key |= {"ranks": ranks(), "batches of": pool.budget, "precision": self.accelerator.mixed_precision}
+        key |= {"ranks": ranks(), "batches of": pool.budget}
         return self.passes.open(self.state.global_step, key, len(pool), rows)
 
     def _depends_on(self, request: Request, pool: Pool) -> dict[str, Any] | None:
@@ -169,16 +169,41 @@ class KeptPasses(Host):  # type: ignore[misc]
         out: dict[str, Any] = {
             "signal": name_of(request),
             **hashes,
+            "settings": self._settings,
             "ids": xxhash.xxh3_64_hexdigest(pool.ids.tobytes()),
         }
         if is_dataclass(request):
             out["request"] = {"kind": type(request).__name__, **asdict(request)}
         return out
 
+    @cached_property
+    def _settings(self) -> str:
+        """A hash of what makes a function of parameters, as far as it may change from one start of a run to the next: the
+        configurations of model, adapter and loss, and the precision."""
+        adapters = getattr(self.model, "peft_config", {})
+        found = [
+            {k: v for k, v in settings.items() if not k.endswith("name_or_path")}
+            for settings in (
+                self.model.config.to_dict(),
+                *(adapters[name].to_dict() for name in sorted(adapters)),
+                vars(self.finetuning_args),
+                {"smoothing": self.args.label_smoothing_factor, "precision": self.accelerator.mixed_precision},
+            )
+        ]
+        text = json.dumps(
+            found, sort_keys=True, default=lambda v: sorted(map(str, v)) if isinstance(v, set) else str(v)
+        )
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
     def _hash_of_model(self, request: Request) -> str | None:
         if isinstance(request, Embedding) and request.model is not None:
             return model_fingerprint(load_encoder(request.model, self.args.device))
-        return self._hash("model and reference" if request == "loss" else "model")
+        return self._hash("model and reference" if request == "loss" and self._reference is not None else "model")
+
+    @property
+    def _reference(self) -> Any:
+        """Of dpo."""
+        return getattr(self, "ref_model", None)
 
     def _hash(self, what: str) -> str | None:
         """Made once per step."""
@@ -186,8 +211,7 @@ class KeptPasses(Host):  # type: ignore[misc]
             self._hashed = (self.state.global_step, {})
         kept = self._hashed[1]
         if what not in kept:
-            reference = getattr(self, "ref_model", None) if what != "model" else None  # of dpo
-            models = [self.model] if reference is None else [self.model, reference]
+            models = [self.model, self._reference] if what == "model and reference" else [self.model]
             kept[what] = moments_fingerprint(self.optimizer) if what == "moments" else model_fingerprint(*models)
         return kept[what]
 

@@ -162,7 +162,10 @@ class Stored:
             return
         if self._elsewhere is None:
             shape = (self._count, *values.shape[1:])
-            self._elsewhere = np.memmap(TemporaryFile(), values.dtype, "w+", shape=shape)  # noqa: SIM115
+            file = TemporaryFile()  # noqa: SIM115
+            size = self._count * values[:1].nbytes
+            self._or_end(lambda: os.posix_fallocate(file.fileno(), 0, size))  # a map of a full disk ends the process
+            self._elsewhere = np.memmap(file, values.dtype, "w+", shape=shape)
         self._elsewhere[self._rows[shard]] = values
 
     def _or_end(self, act: Callable[[], Any]) -> Any:
