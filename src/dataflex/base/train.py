@@ -55,18 +55,19 @@ def train(config: RunConfig) -> None:
 
 def _settle_resume(arguments: dict[str, Any]) -> None:
     """`resume_from_checkpoint: true` means the newest complete checkpoint, and there must be one."""
-    from dataflex.trainer.state import newest_complete
+    from dataflex.trainer.state import complete_checkpoints, newest_complete
 
     asked = arguments.get("resume_from_checkpoint")
     if arguments.get("stage") == "rm":
         _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
-    found, passed_over = newest_complete(Path(str(arguments.get("output_dir"))))
-    say(passed_over)
-    if found is None and _of_another_rank():  # which may be on another node; see settle_checkpoint
-        del arguments["resume_from_checkpoint"]
+    output = Path(str(arguments.get("output_dir")))
+    if _of_another_rank():  # which may be on another node; see settle_checkpoint
+        arguments["resume_from_checkpoint"] = next((str(path) for _, path in complete_checkpoints(output)), None)
         return
+    found, passed_over = newest_complete(output)
+    say(passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)

@@ -20,6 +20,7 @@ from dataflex.trainer.host import Host
 from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan
+from dataflex.trainer.sharded import load_adapter, load_moments
 from dataflex.trainer.state import MARK, Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
 from dataflex.writing import UNTOUCHED, write_table
 
@@ -68,14 +69,13 @@ class Checkpoints(Host):  # type: ignore[misc]
         if self.is_fsdp_enabled:
             if self.accelerator.is_fsdp2:
                 load_adapter(model, folder)
-            elif collectives.rank() == 0:
-                print(
-                    "dataflex: under FSDP 1 the Trainer does not restore the optimizer's moments: rows go on as they would"
-                    " have, losses do not",
-                    flush=True,
-                )
         else:
             load_renamed(model, folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_fsdp_enabled:
+            load_moments(self.model, self.optimizer, Path(checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's files and ours; older checkpoints stay until this one is sealed."""
@@ -167,32 +167,6 @@ def load_renamed(model: Any, folder: Path) -> None:
         return
     read = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
     model.load_state_dict(read.state_dict())
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """An adapter of a model sharded by FSDP 2, from the file that holds it whole. Of what accelerate writes beside it, each shard
-    but the first rank's is lost."""
-    file = folder / "adapter_model.safetensors"
-    if not hasattr(model, "peft_config") or not collectives.decide(file.is_file):
-        return
-    from peft import get_peft_model_state_dict
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    stored: dict[str, Any] = {}
-
-    def read() -> None:
-        names = get_peft_model_state_dict(
-            model, state_dict={n: n for n in model.state_dict()}
-        )  # in the file: in the model
-        with safe_open(file, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118
-                if key not in names:
-                    raise DataflexError(f"{file} holds {key}, which the model does not have")
-                stored[names[key]] = weights.get_tensor(key)
-
-    collectives.decide(read)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_model_state_dict(model, stored, options=options)
 
 
 @contextmanager
