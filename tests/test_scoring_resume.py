@@ -103,11 +103,8 @@ def test_a_killed_pass_goes_on(base: Config, tmp_path: Path, name: str, ranks: i
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2", "fsdp1"])
 def test_on_every_engine(base: Config, tmp_path: Path, engine: str) -> None:
-    """Parameters and moments are partitioned, so every rank reads its parts. Under FSDP 1, where moments are not restored, a
-    pass is taken up directly after a checkpoint."""
-    exact = engine != "fsdp1"
-    config = {**saved(base, "less" if exact else "loss"), "per_device_train_batch_size": 2}
-    config |= {"max_steps": 7, "save_steps": 4 if exact else 2}
+    """Parameters and moments are partitioned, so every rank reads its parts."""
+    config = {**saved(base, "loss" if engine == "fsdp1" else "less"), "per_device_train_batch_size": 2, "max_steps": 7}
     hooks = [SHARDS, "count_measured"]
     whole = under(engine, config, tmp_path / "whole", hooks=hooks).wait().ok
     killed = under(engine, config, tmp_path / "killed", hooks=[*hooks, "kill_after_shards:2=1"]).wait()
@@ -117,9 +114,7 @@ def test_on_every_engine(base: Config, tmp_path: Path, engine: str) -> None:
         file.unlink()
     resumed = under(engine, config, killed.out, hooks=hooks).wait().ok
     assert 0 < done < 180 and measured(resumed) == [180 - done]
-    assert np.array_equal(table(resumed, 6)["score"], table(whole, 6)["score"])
-    if exact:
-        assert_same_continuation(resumed, whole, 4)
+    assert_same_continuation(resumed, whole, 4)
 
 
 @pytest.mark.slow
