@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from engines import ENGINES, KINDS, under
 from harness import Result, start, tiny_run, train_all
 from test_invariants import assert_same_continuation, close
 from test_less import LORA, table
+
+from dataflex.base.engine import check_engine
+from dataflex.config import parse
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.signals.gradients.directions import optimizer_moments
 
 Config = dict[str, Any]
 
@@ -246,6 +252,31 @@ def test_what_an_engine_cannot_give_is_refused_before_a_model_is_loaded(
     version = f"FSDP {engine[-1]}"
     said = f"stage: rm does not work under {version}" if case == "rm" else f"{case} takes the gradients of parameters"
     assert run.log.count("dataflex: error: ") == 1 and said in run.log
+
+
+def test_ranks_that_share_rows_are_refused() -> None:
+    """DeepSpeed's tensor parallelism, by name; `auto` and 1 are none."""
+    config = parse(
+        {"stage": "sft", "output_dir": "x", "do_train": True, "dataset": "a", "dataflex": {"mix": "static"}}
+    ).dataflex
+    assert config is not None
+    for size in (2, 1, "auto"):
+        settings = {"tensor_parallel": {"autotp_size": size}}
+        arguments = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=1, deepspeed_config=settings))
+        if size == 2:
+            with pytest.raises(ConfigError, match="deepspeed: tensor_parallel gives several ranks the same rows"):
+                check_engine(config, arguments, "sft")
+        else:
+            check_engine(config, arguments, "sft")
+
+
+def test_moments_out_of_reach_are_refused_at_once() -> None:
+    """Of DeepSpeed's optimizers around Adam, those of no ZeRO stage."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    optimizer = SimpleNamespace(optimizer=BF16_Optimizer.__new__(BF16_Optimizer))
+    with pytest.raises(DataflexError, match="cannot read the moments of DeepSpeed's BF16_Optimizer"):
+        optimizer_moments(optimizer)
 
 
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -14,6 +15,7 @@ import yaml
 from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
+from dataflex.base.launch import fate
 from dataflex.trainer.state import newest_complete
 
 Config = dict[str, Any]
@@ -52,6 +54,23 @@ def test_a_disk_that_fills_up_between_two_checkpoints(base: Config, tmp_path: Pa
     assert min(resumed.ok.ids()) == 6
     assert resumed.trace() == whole.ok.trace() and resumed.ledger() == whole.ledger()
     assert not list((tmp_path / "full").rglob("*.partial"))
+
+
+def ends(**ranks: tuple[int, int]) -> dict[int, Any]:
+    """rank_<n>=(exit status, second)."""
+    return {int(r[5:]): SimpleNamespace(exitcode=status, timestamp=at) for r, (status, at) in ranks.items()}
+
+
+def test_which_rank_is_at_fault() -> None:
+    killed = "rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"
+    assert fate(ends(rank_0=(1, 5), rank_1=(-9, 5)), {0}) == killed
+    assert fate(ends(rank_0=(1, 5), rank_1=(-9, 5)), set()) == killed
+    # What torchrun stopped itself, at once or because it did not end, is not at fault.
+    assert fate(ends(rank_0=(3, 5), rank_1=(-15, 5)), set()) == "rank 0 ended with exit status 3"
+    assert fate(ends(rank_0=(3, 5), rank_1=(-9, 35)), set()) == "rank 0 ended with exit status 3"
+    # The first one that did not only lose another.
+    assert fate(ends(rank_0=(1, 4), rank_1=(3, 5)), {0}) == "rank 1 ended with exit status 3"
+    assert fate(ends(rank_0=(1, 4), rank_1=(1, 5)), {0, 1}) is None
 
 
 def test_a_rank_that_dies_ends_the_run(base: Config, tmp_path: Path) -> None:

@@ -267,16 +267,22 @@ def test_a_fault_on_one_node_is_said_on_both(two: Config, ground: Path, tmp_path
     assert re.fullmatch(rf"(rank 1 \(.*\): )?{pattern}", error(both[0][1]))
 
 
-@pytest.mark.slow
-def test_a_killed_rank_ends_both_nodes(two: Config, ground: Path, tmp_path: Path) -> None:
-    """SIGKILL of the rank of node 1 while it trains: both say so, in bounded time."""
-    import psutil
-
+def training(two: Config, ground: Path, tmp_path: Path) -> list[subprocess.Popen[str]]:
+    """Both nodes, once they have made some decisions."""
     started = launch({**two, "max_steps": 2000, "dataflex": {"mix": ODM}}, ground, tmp_path)
     ledger = tmp_path / "node-0" / "out" / "dataflex" / "ledger.jsonl"
     while not (ledger.is_file() and len(ledger.read_text().splitlines()) > 2):
         assert all(p.poll() is None for p in started), [p.communicate() for p in started]
         time.sleep(0.1)
+    return started
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_both_nodes(two: Config, ground: Path, tmp_path: Path) -> None:
+    """SIGKILL of the rank of node 1 while it trains: both say so, in bounded time."""
+    import psutil
+
+    started = training(two, ground, tmp_path)
     (rank,) = psutil.Process(started[1].pid).children()
     rank.kill()
     both = ended(started, within=30)
@@ -289,11 +295,7 @@ def test_a_killed_rank_ends_both_nodes(two: Config, ground: Path, tmp_path: Path
 @pytest.mark.slow
 def test_a_node_that_vanishes_ends_the_other(two: Config, ground: Path, tmp_path: Path) -> None:
     """Its launcher and its rank are killed, so that nobody says anything."""
-    started = launch({**two, "max_steps": 2000, "dataflex": {"mix": ODM}}, ground, tmp_path)
-    ledger = tmp_path / "node-0" / "out" / "dataflex" / "ledger.jsonl"
-    while not (ledger.is_file() and len(ledger.read_text().splitlines()) > 2):
-        assert all(p.poll() is None for p in started), [p.communicate() for p in started]
-        time.sleep(0.1)
+    started = training(two, ground, tmp_path)
     kill_tree(started[1])
     ((status, text),) = ended(started[:1], within=40)
     assert status == 1
