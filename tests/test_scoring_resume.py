@@ -392,9 +392,9 @@ def test_a_fingerprint_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     single.grad = torch.ones_like(single)
     other.step()
     assert moments_fingerprint(other) not in found
-    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own])  # whole on two ranks
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather", lambda own: [own, own])  # whole on two ranks
     assert moments_fingerprint(optimizer) == found[-1]
-    monkeypatch.setattr("dataflex.trainer.fingerprint.gather_arrays", lambda own: [own, own + 1])  # in parts
+    monkeypatch.setattr("dataflex.trainer.fingerprint.gather", lambda own: [own, own + 1])  # in parts
     assert moments_fingerprint(optimizer) != found[-1]
 
 

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -108,11 +107,6 @@ def gather_ragged(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
     padded[: len(values)] = values
     parts = gather_rows(padded).split(max(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
-def gather_arrays(values: np.ndarray) -> list[np.ndarray]:
-    """Every rank's array (of any length), in rank order, on every rank."""
-    return gather(values)
 
 
 def lost_contact(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dataflex.trainer.collectives import gather_arrays, rank
+from dataflex.trainer.collectives import gather, rank
 from dataflex.trainer.plan import Domains
 
 
@@ -38,7 +38,7 @@ class Exposure:
         unknown = [torch.full((len(i),), torch.nan) if v is None else v.float().cpu() for _, i, v in self._notes]
         losses = torch.cat([torch.empty(0), *unknown]).numpy()
         self._notes = []
-        parts = list(zip(*(gather_arrays(a) for a in (ids, losses, steps)), strict=True))
+        parts = list(zip(*(gather(a) for a in (ids, losses, steps)), strict=True))
         if rank() == 0:
             self.merge(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

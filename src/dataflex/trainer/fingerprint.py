@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from dataflex.trainer.collectives import gather_arrays, rank, ranks
+from dataflex.trainer.collectives import gather, rank, ranks
 
 # Values that are copied off an accelerator at once.
 _BLOCK = 1 << 26
@@ -40,7 +40,7 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
             digest = xxhash.xxh3_128(said)
             _add(digest, part)
             whole.append((place, digest.digest()))
-    if any(other.any() for other in gather_arrays(np.array([gone]))):
+    if any(other.any() for other in gather(np.array([gone]))):
         return None
     found = dict(_gathered(whole))
     digests = b"".join(found[place] for place in sorted(found))
@@ -99,14 +99,14 @@ def _add_numbers(digest: Any, name: str, numbers: Any) -> None:
 
 def _of_all(digest: Any) -> bytes:
     """The digests of all ranks, in their order; one of them where all have the same."""
-    found = [part.tobytes() for part in gather_arrays(np.frombuffer(digest.digest(), np.uint8))]
+    found = [part.tobytes() for part in gather(np.frombuffer(digest.digest(), np.uint8))]
     return found[0] if len(set(found)) == 1 else b"".join(found)
 
 
 def _gathered(digests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
     """(place, digest) of all ranks."""
     own = b"".join(place.to_bytes(8, "big") + digest for place, digest in digests)
-    for part in gather_arrays(np.frombuffer(own, np.uint8)):
+    for part in gather(np.frombuffer(own, np.uint8)):
         text = part.tobytes()
         for at in range(0, len(text), 8 + _WIDTH):
             yield int.from_bytes(text[at : at + 8], "big"), text[at + 8 : at + 8 + _WIDTH]
