@@ -99,10 +99,13 @@ STATIC = {"freeze_gate": True, "mix": {"name": "static", "proportions": [0.75, 0
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (flat("select", warmup_step=9, num_train_epochs=1.5), nested("select", warmup=9)),
     (flat("select", component_name="random", train_step=4), nested("select", name="random")),
-    (flat("mix", init_mixture_proportions=[3, 1]), nested("mix", proportions=[0.75, 0.25])),
-    (flat("mix", init_mixture_proportions="[0.5, 1.5]"), nested("mix", proportions=[0.25, 0.75])),
-    (flat("mix", mixture_sample_rule="stratified", warmup_step=2), nested("mix", warmup=2, initial="stratified")),
-    (flat("mix", mixture_sample_rule="uniform", update_times=-1), nested("mix", initial="uniform")),
+    (flat("mix", init_mixture_proportions=[3, 1]), nested("mix", reward="averaged", proportions=[0.75, 0.25])),
+    (flat("mix", init_mixture_proportions="[0.5, 1.5]"), nested("mix", reward="averaged", proportions=[0.25, 0.75])),
+    (
+        flat("mix", mixture_sample_rule="stratified", warmup_step=2),
+        nested("mix", reward="averaged", warmup=2, initial="stratified"),
+    ),
+    (flat("mix", mixture_sample_rule="uniform", update_times=-1), nested("mix", reward="averaged", initial="uniform")),
     (flat("mix", static_mix=True, init_mixture_proportions="0.75,0.25", freeze_gate=True), whole(STATIC)),
     (flat("weight", warmup_step=7), nested("weight", warmup=7)),
     (flat("weight", update_step=3, train_step=9), whole({"weight": "loss"})),
