@@ -81,7 +81,7 @@ def test_weights_reach_the_loss(
         if step == 0:
             with torch.no_grad():
                 known = [torch.cat([token_losses(other, rows[i]) for i in served if i // 60 == d]) for d in range(K)]
-            excess = np.array([float((a - b).clamp(min=0).mean()) for a, b in zip(losses, known, strict=True)])
+            excess = np.array([float((a - b).detach().clamp(min=0).mean()) for a, b in zip(losses, known, strict=True)])
     loss = means[0].mean()  # alpha is 1 / 3 of each
     norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).norm()
     trace = run.trace()
