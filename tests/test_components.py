@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from itertools import permutations
-from math import e, exp, lgamma, log, sqrt
+from math import e, exp, lgamma, log
 from pathlib import Path
 from typing import Any
 
@@ -154,86 +154,6 @@ def info(k: int) -> DomainInfo:
     return DomainInfo(tuple(map(str, range(k))), np.arange(1, k + 1), np.full(k, 1 / k))
 
 
-def literal_odm(history: list[tuple[Any, Any, Any]], alpha: float, scale: float, floor: float) -> list[list[float]]:
-    """The proportions after each turn, one number at a time. history: (pi, rows, sum of losses) of each interval."""
-    k = len(history[0][0])
-    reward, out = [0.0] * k, []
-
-    def epsilon(t: int) -> float:
-        rate = 1 / k if t == 0 else min(1 / k, sqrt(log(k) / (k * t)))
-        return max(rate, min(floor, 1 / (2 * k)))
-
-    for t, (pi, rows, loss) in enumerate(history, start=1):
-        for d in range(k):
-            if rows[d] > 0:
-                reward[d] = alpha * reward[d] + (1 - alpha) * scale * (loss[d] / sum(rows)) / pi[d]
-        powers = [exp(epsilon(t - 1) * reward[j]) for j in range(k)]
-        out.append([(1 - k * epsilon(t)) * powers[d] / sum(powers) + epsilon(t) for d in range(k)])
-    return out
-
-
-@pytest.mark.parametrize("k", [2, 7, 50])
-@pytest.mark.parametrize("mixer", [OdmMixer(), OdmMixer(alpha=0.0, reward_scale=1.0, min_exploration_rate=0.0)])
-def test_odm_follows_its_formula(k: int, mixer: OdmMixer) -> None:
-    """50 turns, a sample of the requested proportions each; at K = 50 some domains stay unseen in many of them."""
-    rng = np.random.default_rng(k)
-    state, pi = mixer.init(info(k)), np.full(k, 1 / k)
-    mean_loss = np.linspace(0.5, 3.0, k)
-    history, decided, unseen = [], [], 0
-    for _ in range(50):
-        rows = rng.multinomial(64, pi)
-        unseen += int((rows == 0).sum())
-        loss = rows * mean_loss * rng.uniform(0.9, 1.1, size=k)
-        history.append((pi.tolist(), rows.tolist(), loss.tolist()))
-        before = {name: np.copy(value) for name, value in state.items()}
-        decision, after = mixer.update(state, observe(pi, rows, loss))
-        assert all(np.array_equal(state[name], before[name]) for name in before)  # a pure function
-        state, pi = after, decision.proportions
-        decided.append(pi)
-    expected = literal_odm(history, mixer.alpha, mixer.reward_scale, mixer.min_exploration_rate)
-    np.testing.assert_allclose(decided, expected, rtol=1e-12)
-    np.testing.assert_allclose(np.sum(decided, axis=1), 1.0, rtol=1e-12)
-    assert np.min(decided) > 0 and state["turn"] == 50
-    assert (unseen > 300) == (k == 50)
-
-
-@pytest.mark.parametrize("k, turns", [(2, 50), (7, 50), (50, 300)])
-def test_odm_gives_more_to_domains_with_a_higher_loss(k: int, turns: int) -> None:
-    """Up to K ln K turns the paper's eps is 1/K and the mixture uniform (196 turns at K = 50); then it must adapt."""
-    mixer, state, pi = OdmMixer(), OdmMixer().init(info(k)), np.full(k, 1 / k)
-    mean_loss = np.linspace(1.0, 2.0, k)
-    for turn in range(1, turns + 1):
-        rows = 6400 * pi  # as many as asked for, so that the reward is the mean loss
-        decision, state = mixer.update(state, observe(pi, rows, rows * mean_loss))
-        pi = decision.proportions
-        assert mixer.exploration(turn, k) >= min(0.03, 0.5 / k)
-        if turn <= int(k * log(k)):
-            np.testing.assert_allclose(pi, 1 / k, rtol=1e-12)
-    assert (np.diff(pi) > 0).all() and pi[0] < 1 / k < pi[-1]
-    assert pi.min() >= mixer.exploration(turns, k) > 0
-
-
-def test_odm_keeps_the_reward_of_an_unseen_domain() -> None:
-    mixer = OdmMixer(alpha=0.5, reward_scale=2.0)
-    state: State = {"turn": 3, "rewards": np.array([1.0, 4.0, 6.0])}
-    pi = np.array([0.25, 0.25, 0.5])
-    _, seen = mixer.update(state, observe(pi, np.array([3, 0, 1]), np.array([6.0, 0.0, 5.0])))
-    assert seen["rewards"].tolist() == [0.5 * 1 + 0.5 * 2 * 6 / 4 / 0.25, 4.0, 0.5 * 6 + 0.5 * 2 * 5 / 4 / 0.5]
-    _, nothing = mixer.update(state, observe(pi, np.zeros(3), np.zeros(3)))
-    assert nothing["rewards"].tolist() == [1.0, 4.0, 6.0] and nothing["turn"] == 4
-
-
-def test_odm_survives_enormous_rewards_and_a_single_domain() -> None:
-    mixer = OdmMixer(reward_scale=1e9)
-    decision, _ = mixer.update(
-        {"turn": 30, "rewards": np.zeros(2)}, observe(np.array([0.5, 0.5]), np.array([4, 4]), np.array([8.0, 4.0]))
-    )
-    floor = mixer.exploration(31, 2)
-    np.testing.assert_allclose(decision.proportions, [1 - floor, floor], rtol=1e-12)
-    alone, _ = mixer.update(mixer.init(info(1)), observe(np.ones(1), np.array([8]), np.array([3.0])))
-    assert alone.proportions.tolist() == [1.0]
-
-
 def test_random_mixing_changes_between_updates_and_repeats_with_its_seed() -> None:
     drawn = [RandomMixer().update({}, observe(np.ones(3) / 3, np.ones(3), np.ones(3), s))[0] for s in (0, 1, 2, 0)]
     points = [d.proportions for d in drawn]
@@ -301,6 +221,8 @@ def test_equal_losses_weigh_the_same(strategy: str) -> None:
         (LossSelector, {"quantiles": (0.1, 1.3)}, "quantiles must be two ascending numbers in [0, 1]"),
         (LossSelector, {"quantiles": (0.1, 0.2, 0.3)}, "quantiles must be two ascending numbers in [0, 1]"),
         (OdmMixer, {"alpha": 1.0}, "alpha must be in [0, 1), got 1.0"),
+        (OdmMixer, {"alpha": 0.9}, "alpha must be left out with reward: authors, which adds rewards up"),
+        (OdmMixer, {"reward": "mean"}, "reward must be one of authors, averaged, unbiased, got 'mean'"),
         (OdmMixer, {"alpha": -0.1}, "alpha must be in [0, 1), got -0.1"),
         (OdmMixer, {"reward_scale": 0.0}, "reward_scale must be positive, got 0.0"),
         (OdmMixer, {"min_exploration_rate": 1.1}, "min_exploration_rate must be in [0, 1], got 1.1"),

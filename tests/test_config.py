@@ -76,12 +76,14 @@ def test_a_nested_block_becomes_one_typed_object() -> None:
         "scoring_tokens": 4096,
         "freeze_gate": True,
         "select": {"name": "loss", "warmup": 50, "interval": 100, "updates": 5, "focus": "low", "keep_ratio": 0.25},
-        "mix": {"name": "odm", "interval": 10, "proportions": [0.5, 0.3, 0.2], "alpha": 0.5},
+        "mix": {"name": "odm", "interval": 10, "proportions": [0.5, 0.3, 0.2], "min_exploration_rate": 0.01},
         "weight": {"name": "loss", "warmup": 3, "scope": "global", "strategy": "extremes", "delta": 2},
     }
     schedule, every_ten = Schedule(warmup=50, interval=100, updates=5), Schedule(warmup=0, interval=10, updates=None)
     select = SelectConfig(name="loss", component=LossSelector(focus="low"), schedule=schedule, keep_ratio=0.25)
-    mix = MixConfig(name="odm", component=OdmMixer(alpha=0.5), schedule=every_ten, proportions=(0.5, 0.3, 0.2))
+    mix = MixConfig(
+        name="odm", component=OdmMixer(min_exploration_rate=0.01), schedule=every_ten, proportions=(0.5, 0.3, 0.2)
+    )
     weighter = LossWeighter(strategy="extremes", delta=2.0)
     part = WeightPart(name="loss", component=weighter, warmup=3)
     weight = WeightConfig(parts=(part,), scope="global")
@@ -97,10 +99,13 @@ STATIC = {"freeze_gate": True, "mix": {"name": "static", "proportions": [0.75, 0
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (flat("select", warmup_step=9, num_train_epochs=1.5), nested("select", warmup=9)),
     (flat("select", component_name="random", train_step=4), nested("select", name="random")),
-    (flat("mix", init_mixture_proportions=[3, 1]), nested("mix", proportions=[0.75, 0.25])),
-    (flat("mix", init_mixture_proportions="[0.5, 1.5]"), nested("mix", proportions=[0.25, 0.75])),
-    (flat("mix", mixture_sample_rule="stratified", warmup_step=2), nested("mix", warmup=2, initial="stratified")),
-    (flat("mix", mixture_sample_rule="uniform", update_times=-1), nested("mix", initial="uniform")),
+    (flat("mix", init_mixture_proportions=[3, 1]), nested("mix", reward="averaged", proportions=[0.75, 0.25])),
+    (flat("mix", init_mixture_proportions="[0.5, 1.5]"), nested("mix", reward="averaged", proportions=[0.25, 0.75])),
+    (
+        flat("mix", mixture_sample_rule="stratified", warmup_step=2),
+        nested("mix", reward="averaged", warmup=2, initial="stratified"),
+    ),
+    (flat("mix", mixture_sample_rule="uniform", update_times=-1), nested("mix", reward="averaged", initial="uniform")),
     (flat("mix", static_mix=True, init_mixture_proportions="0.75,0.25", freeze_gate=True), whole(STATIC)),
     (flat("weight", warmup_step=7), nested("weight", warmup=7)),
     (flat("weight", update_step=3, train_step=9), whole({"weight": "loss"})),
@@ -217,7 +222,10 @@ def test_keys_of_the_block_win_over_those_of_the_preset(tmp_path: Path) -> None:
     block = {"mix": {"name": "learned", "interval": 5, "alpha": 0.25}, "select": {"name": "hard", "interval": 2}}
     parsed = config({**LF, **file, "dataflex": block})
     assert parsed.mix == MixConfig(
-        name="learned", component=OdmMixer(alpha=0.25), schedule=Schedule(warmup=2, interval=5), proportions=(0.5, 0.5)
+        name="learned",
+        component=OdmMixer(reward="averaged", alpha=0.25),  # a preset is a file of 1.1.0
+        schedule=Schedule(warmup=2, interval=5),
+        proportions=(0.5, 0.5),
     )
     block["mix"] |= {"proportions": [0.1, 0.9], "warmup": 1}
     mix = config({**LF, **file, "dataflex": block}).mix

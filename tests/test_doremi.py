@@ -45,7 +45,7 @@ def load(path: Path) -> Any:
 def alphas(run: Result) -> dict[int, np.ndarray]:
     """step -> alpha, from the loss weights in the ledger."""
     return {
-        r["step"]: np.array(list(r["decided"]["loss_weights"].values())) * PI
+        r["step"]: np.array(list(r["decided"]["loss_weights"].values()))
         for r in run.ledger()
         if r["component"] == "mix:doremi"
     }
@@ -56,43 +56,53 @@ def alphas(run: Result) -> dict[int, np.ndarray]:
 def test_weights_reach_the_loss(
     base: Config, ground: Path, reference: Path, tmp_path: Path, ranks: int, accumulation: int
 ) -> None:
-    """Loss and gradient norm of a step are those of the written-out formula, and so is the alpha that follows from it; all
-    domains weigh 1 / (3 pi) in the first step."""
+    """Loss and gradient norm of the first step are those of sum_i alpha_i l_i, l_i the mean over the tokens of domain i in the
+    global batch, although domains differ in the number and the length of their rows; and alpha follows from the losses. 20
+    rows are drawn by pi to the row. The model stays as it is, so the second step is known too: there, a domain's tokens weigh
+    by the lengths of both steps."""
     config = {
         **doremi(base, reference, proportions=PI, reweight_eta=1.0),
         "model_name_or_path": str(ground / "still"),
         "max_steps": 2,
-        "per_device_train_batch_size": 8 // ranks // accumulation,
+        "learning_rate": 1e-12,
+        "per_device_train_batch_size": 20 // ranks // accumulation,
         "gradient_accumulation_steps": accumulation,
     }
     run = train(config, tmp_path / "run", ranks=ranks, hooks=["record_ids", "dump_labels"]).ok
     rows = json.loads((run.out / "labels.json").read_text())
-    served, model, other = run.ids()[0], load(ground / "still"), load(reference)
-    assert len(served) == 8
-    weights, total, tokens = 1 / K / np.array(PI), torch.zeros(()), 0
-    excess, counts = np.zeros(K), np.zeros(K)
-    for i in served:
-        domain, own = i // 60, token_losses(model, rows[i])
-        with torch.no_grad():
-            excess[domain] += float((own - token_losses(other, rows[i])).clamp(min=0).sum())
-        counts[domain] += len(own)
-        total, tokens = total + weights[domain] * own.sum(), tokens + len(own)
-    loss = total / tokens
+    model, other = load(ground / "still"), load(reference)
+    assert [Counter(i // 60 for i in ids) for ids in run.ids().values()] == [{0: 10, 1: 6, 2: 4}] * 2
+    means, counts = [], []
+    excess = np.zeros(K)
+    for step, served in run.ids().items():
+        losses = [torch.cat([token_losses(model, rows[i]) for i in served if i // 60 == d]) for d in range(K)]
+        means.append(torch.stack([own.mean() for own in losses]))
+        counts.append(np.array([len(own) for own in losses]))
+        if step == 0:
+            with torch.no_grad():
+                known = [torch.cat([token_losses(other, rows[i]) for i in served if i // 60 == d]) for d in range(K)]
+            excess = np.array([float((a - b).detach().clamp(min=0).mean()) for a, b in zip(losses, known, strict=True)])
+    loss = means[0].mean()  # alpha is 1 / 3 of each
     norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).norm()
-    first = run.trace()[1]
-    assert first[0] == pytest.approx(loss.item(), rel=1e-5)
-    assert first[1] == pytest.approx(float(norm), rel=1e-4)
-    assert (counts > 0).all()
-    raised = np.exp(excess / counts) / K
-    np.testing.assert_allclose(alphas(run)[1], 0.999 * raised / raised.sum() + 0.001 / K, rtol=1e-5)
-    plain = {s: Counter(i // 60 for i in ids) for s, ids in run.ids().items()}
-    assert plain[0][0] == 4  # rows are still drawn by pi
+    trace = run.trace()
+    assert trace[1][0] == pytest.approx(loss.item(), rel=1e-5)
+    assert trace[1][1] == pytest.approx(float(norm), rel=1e-4)
+    assert len(set(counts[0])) == K and counts[0][0] / counts[0].sum() != pytest.approx(1 / 3, abs=0.05)
+    raised = np.exp(excess) / K
+    alpha = 0.999 * raised / raised.sum() + 0.001 / K
+    np.testing.assert_allclose(alphas(run)[1], alpha, rtol=1e-5)
+    say = alpha * counts[1] / (counts[0] + counts[1])  # tau is as the tokens of both steps
+    expected = float((torch.tensor(say / say.sum()) * means[1]).sum())
+    assert trace[2][0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_eta_zero_is_uniform_mixing_to_the_bit(base: Config, reference: Path, tmp_path: Path) -> None:
-    config = doremi(base, reference, reweight_eta=0.0)
+    """Where all rows have the same length, as packed text has."""
+    names = ("code", "docs", "arithmetic")
+    packed = {**base, "stage": "pt", "packing": True, "dataset": ",".join(f"{name}_text" for name in names)}
+    config = doremi(packed, reference, reweight_eta=0.0)
     ours, static = train_all(
-        start(config, tmp_path / "doremi"), start({**base, "dataflex": {"mix": "uniform"}}, tmp_path / "uniform")
+        start(config, tmp_path / "doremi"), start({**packed, "dataflex": {"mix": "uniform"}}, tmp_path / "uniform")
     )
     assert ours.ok.trace() == static.ok.trace() and len(ours.trace()) == 12
     found = json.loads((ours.out / "dataflex" / "proportions.json").read_text())

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import tomllib
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,9 @@ def test_flat_examples_mean_what_they_say(flat: str, nested: str) -> None:
     """The flat file and the one it names make the same decisions at the same steps."""
     one, other = (load([str(ROOT / "examples" / f"{stem}.yaml")]).dataflex for stem in (flat, nested))
     assert one is not None and other is not None
+    if flat == "real/flat_1_1_0_lora":  # its first lines say so
+        assert other.mix is not None
+        other = replace(other, mix=replace(other.mix, component=replace(other.mix.component, reward="averaged")))
     assert (one.total_steps, one.select, one.mix, one.weight) == (
         other.total_steps,
         other.select,

@@ -433,20 +433,24 @@ def test_loss_gap_follows_held_out_losses(base: Config, ground: Path, tmp_path: 
     block = loss_gap(reference_losses=[9.0, 6.0, 4.0], eval_dataset=HELDOUT, proportions=[0.5, 0.3, 0.2])
     config = {**base, "max_steps": 5, "dataflex": block, "eval_strategy": "steps", "eval_steps": 4}
     run = train(config, tmp_path / "run", hooks=["dump_held_out"])
-    weights = []
-    for (_, rows), reference, p in zip(held_out(run).items(), (9.0, 6.0, 4.0), (0.5, 0.3, 0.2), strict=True):
+
+    def moved(shares: list[float], losses: list[float]) -> list[float]:
+        raised = [p * exp(l - r) for p, l, r in zip(shares, losses, (9.0, 6.0, 4.0), strict=True)]
+        return [(1 - 1e-4) * w / sum(raised) + 1e-4 / 3 for w in raised]
+
+    means = []
+    for rows in held_out(run).values():
         sums, counts, _ = one_by_one(ground / "model", rows)
         assert len(set(counts)) > 1, "rows of one length would not tell token means from means of rows"
-        weights.append(p * exp(max(sum(sums) / sum(counts) - reference, 0.0)))
-    wanted = {name: w / sum(weights) for name, w in zip(DOMAINS, weights, strict=True)}
+        means.append(sum(sums) / sum(counts))
+    assert means[0] < 9.0 and means[2] > 4.0  # below its reference, and above
+    wanted = dict(zip(DOMAINS, moved([0.5, 0.3, 0.2], means), strict=True))
     decisions = [r for r in run.ledger() if r["component"] == "mix:loss_gap"]
     assert [r["step"] for r in decisions] == [0, 4]
     assert decisions[0]["decided"]["proportions"] == pytest.approx(wanted, rel=1e-6)
     assert decisions[0]["from"]["signals"] == ["heldout_loss", "heldout_tokens"]
     losses = [evaluations(run)[4][f"eval_dataflex/loss/{name}"] for name in DOMAINS]  # between the two decisions
-    before = list(wanted.values())
-    raised = [p * exp(max(l - r, 0.0)) for p, l, r in zip(before, losses, (9.0, 6.0, 4.0), strict=True)]
-    after = [w / sum(raised) for w in raised]
+    after = moved(list(wanted.values()), losses)
     assert list(decisions[1]["decided"]["proportions"].values()) == pytest.approx(after, rel=1e-6)
 
 

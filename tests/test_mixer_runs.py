@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from conftest import EXPERTS
 from harness import start, train, train_all
 from test_invariants import kill_and_resume
 
-from dataflex.errors import DataflexError
+from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.batching import Pool
 from dataflex.signals.routing import expert_counts
+from dataflex.trainer.mix import MixTrainer
 
 Config = dict[str, Any]
 DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}
@@ -84,9 +86,9 @@ def test_kill_and_resume_is_exact(base: Config, experts: dict[str, Path], tmp_pa
     assert len({json.dumps(d) for d in decided}) == len(decided) == 4
     if kind == "doge":
         for d in decided:
-            assert sum(d["loss_weights"].values()) == pytest.approx(3.0)
+            assert sum(d["loss_weights"].values()) == pytest.approx(1.0)
         found = json.loads((again.out / "dataflex" / "proportions.json").read_text())
-        mean = np.mean([list(d["loss_weights"].values()) for d in decided], axis=0) / 3
+        mean = np.mean([list(d["loss_weights"].values()) for d in decided], axis=0)
         np.testing.assert_allclose(list(found.values()), mean, rtol=1e-9)
 
 
@@ -162,3 +164,29 @@ def test_models_without_routers_are_refused(base: Config, tmp_path: Path) -> Non
     run = train({**base, "dataflex": {"mix": {"name": "dynamic_moe", "interval": 3}}}, tmp_path / "run")
     assert run.status == [2]
     assert "dataflex: error: dataflex.mix.name: dynamic_moe goes by the routers of a mixture of experts, and" in run.log
+
+
+@pytest.mark.parametrize(
+    "state, extra, unit, message",
+    [
+        ({"turn": 3}, {"amounts": 0}, "samples", "the state of mix: ado has no 'step'"),
+        (
+            {"turn": 3, "step": 6},
+            {"loss_weights": 0, "amounts": 0},
+            "samples",
+            "its weights of domains are those of rows",
+        ),
+        ({"turn": 3, "step": 6}, {}, "tokens", "it does not say how many tokens of each domain were served"),
+        ({"turn": 3, "step": 6}, {}, "samples", None),
+        ({"turn": 3, "step": 6, "more": 1}, {"loss_weights": 0, "trained_tokens": 0, "amounts": 0}, "tokens", None),
+    ],
+)
+def test_what_an_older_version_left_out_is_refused(state: Any, extra: Any, unit: str, message: str | None) -> None:
+    mix = SimpleNamespace(name="ado", unit=unit)
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(mix=mix), states={"mix": state}, _init_component=lambda _: {"turn": 0, "step": 0}
+    )
+    if message is None:
+        return MixTrainer._check_state(run, extra)
+    with pytest.raises(ConfigError, match=f"older version of DataFlex, and this run cannot go on from it: {message}"):
+        MixTrainer._check_state(run, extra)

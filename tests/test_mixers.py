@@ -20,6 +20,7 @@ from dataflex.components.mixers.dynamic_moe import DynamicMoeMixer
 from dataflex.components.mixers.fixed import ProportionalMixer, TemperatureMixer, UniformMixer
 from dataflex.components.mixers.loss_gap import LossGapMixer
 from dataflex.components.weighters.domain import DomainWeighter
+from dataflex.config import parse
 from dataflex.errors import ConfigError, DataflexError
 
 
@@ -31,14 +32,18 @@ def info(k: int, proportions: Any = None, sizes: Any = None) -> DomainInfo:
     )
 
 
-def observe(pi: Any, *, learning_rate: float = 0.0, signals: Any = None, **sums: Any) -> Observations:
+def observe(
+    pi: Any, *, step: int = 1, learning_rate: float = 0.0, signals: Any = None, realized: Any = None, **sums: Any
+) -> Observations:
+    """realized: by rows unless given."""
     none = np.zeros(len(pi))
     given = {
         name: np.asarray(sums.get(name, none), dtype=np.float64) for name in ("rows", "loss", "tokens", "token_loss")
     }
     return Observations(
-        step=1, update=0, proportions=np.asarray(pi, dtype=np.float64), **given, signals=signals or {},
+        step=step, update=0, proportions=np.asarray(pi, dtype=np.float64), **given, signals=signals or {},
         rng=np.random.default_rng(0), excess=np.asarray(sums.get("excess", none), dtype=np.float64),
+        realized=given["rows"] / max(given["rows"].sum(), 1) if realized is None else np.asarray(realized),
         learning_rate=learning_rate,
     )  # fmt: skip
 
@@ -84,14 +89,14 @@ def test_doremi_follows_algorithm_1(eta: float, c: float) -> None:
         steps.append(((tokens * rng.random(k)).tolist(), tokens.tolist()))
     expected, mean = literal_doremi(steps, k, eta, c)
     state = mixer.init(info(k, pi))
-    np.testing.assert_allclose(mixer.initial_loss_weights(info(k, pi)), 0.25 / np.array(pi), rtol=1e-15)
+    assert mixer.initial_loss_weights(info(k, pi)).tolist() == [0.25] * 4
     assert mixer.result(state) is None
     decision, state = mixer.update(state, observe(pi))  # before the first step there is nothing to go by
     assert state["turns"] == 0 and decision.proportions.tolist() == pi
     for (excess, tokens), alpha in zip(steps, expected, strict=True):
         decision, state = mixer.update(state, observe(pi, excess=excess, tokens=tokens))
         np.testing.assert_allclose(state["alpha"], alpha, rtol=1e-12)
-        np.testing.assert_allclose(decision.loss_weights, np.array(alpha) / pi, rtol=1e-12)  # type: ignore[arg-type]
+        np.testing.assert_allclose(decision.loss_weights, alpha, rtol=1e-12)  # type: ignore[arg-type]
         assert decision.proportions.tolist() == pi
     np.testing.assert_allclose(mixer.result(state), mean, rtol=1e-12)
     if eta == 0.0:
@@ -103,7 +108,7 @@ def test_doremi_survives_weights_that_vanish() -> None:
     state, pi = mixer.init(info(2)), [0.5, 0.5]
     for _ in range(3):
         decision, state = mixer.update(state, observe(pi, excess=[0.0, 10.0], tokens=[10, 10]))
-    assert decision.loss_weights.tolist() == [0.0, 2.0]  # type: ignore[union-attr]
+    assert decision.loss_weights.tolist() == [0.0, 1.0]  # type: ignore[union-attr]
     decision, _ = mixer.update(state, observe([1.0, 0.0], excess=[1.0, 0.0], tokens=[10, 0]))
     assert decision.loss_weights is not None and np.isfinite(decision.loss_weights).all()
 
@@ -111,46 +116,117 @@ def test_doremi_survives_weights_that_vanish() -> None:
 # -- DoGE ------------------------------------------------------------------------------------------------------------
 
 
+def halved(halves: np.ndarray) -> dict[str, Any]:
+    """The signal that gradients [k, 2, values] of two halves of each domain give."""
+    return {"domain_gradients": list(np.einsum("iav,jbv->iajb", halves, halves))}
+
+
 @pytest.mark.parametrize("online", [False, True])
 def test_doge_follows_algorithm_1(online: bool) -> None:
+    """The paper's plain form, from gradients without noise, so that both halves are the domain's gradient."""
     pi, mu, eps, rate = [0.5, 0.25, 0.25], 0.05, 1e-3, 0.01
-    mixer, rng = DogeMixer(mu=mu, eps=eps, online=online), np.random.default_rng(1)
+    plain = {"normalise": False, "max_norm": None}
+    mixer, rng = DogeMixer(mu=mu, eps=eps, online=online, **plain), np.random.default_rng(1)  # type: ignore[arg-type]
     state = mixer.init(info(3, pi))
     alpha, found = (list(pi) if online else [1 / 3] * 3), []
     for _ in range(10):
         gradients = rng.normal(size=(3, 5))
-        products = gradients @ gradients.T
         w = [sum(float(gradients[j] @ gradients[i]) for i in range(3)) for j in range(3)]
         raised = [a * exp(rate * x / mu) for a, x in zip(alpha, w)]
         alpha = [(1 - eps) * r / sum(raised) + eps / 3 for r in raised]
         found.append(alpha)
         decision, state = mixer.update(
-            state, observe(pi, learning_rate=rate, signals={"domain_gradients": list(products)})
+            state, observe(pi, learning_rate=rate, signals=halved(np.stack([gradients, gradients], axis=1)))
         )
         if online:
             assert decision.loss_weights is None
             np.testing.assert_allclose(decision.proportions, alpha, rtol=1e-12)
         else:
             assert decision.proportions.tolist() == pi
-            np.testing.assert_allclose(decision.loss_weights, np.array(alpha) / pi, rtol=1e-12)  # type: ignore[arg-type]
+            np.testing.assert_allclose(decision.loss_weights, alpha, rtol=1e-12)  # type: ignore[arg-type]
     np.testing.assert_allclose(mixer.result(state), np.mean(found, axis=0), rtol=1e-12)
     assert mixer.moves_proportions is online
+
+
+def literal_doge(grads: np.ndarray, alpha: np.ndarray, lr: float, mu: float, max_norm: float, eps: float) -> np.ndarray:
+    """The authors' update where train and target domains are the same: gradients clipped, the diagonal left out, divided by
+    the mean norm, clipped again, and a softmax. grads: [k, values]."""
+    clipped = np.array([g * min(1.0, max_norm / np.linalg.norm(g)) for g in grads])
+    scores = clipped @ clipped.T
+    score = lr * (scores.sum(axis=-1) - np.diag(scores))
+    score = score / np.linalg.norm(clipped, axis=-1).mean()
+    score = np.clip(score, lr * 0.0, lr * 5.0)
+    logits = np.log(alpha) + score / mu
+    new = np.exp(logits - np.logaddexp.reduce(logits))
+    return np.asarray((1 - eps) * new + eps / len(new))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])  # none, some and all of the gradients are cut to length one
+def test_doge_without_its_own_product_is_the_authors_code(scale: float) -> None:
+    rng, k, lr = np.random.default_rng(4), 5, 3e-4
+    mixer = DogeMixer(mu=0.01, eps=1e-3, own_product=False)
+    state, alpha = mixer.init(info(k)), np.full(k, 1 / k)
+    base = rng.normal(size=6)
+    for _ in range(20):
+        halves = scale * (base + rng.normal(size=(k, 2, 6))) / 3
+        alpha = literal_doge(halves.mean(axis=1), alpha, lr, 0.01, 1.0, 1e-3)
+        _, state = mixer.update(state, observe(np.full(k, 1 / k), learning_rate=lr, signals=halved(halves)))
+        np.testing.assert_allclose(state["alpha"], alpha, rtol=1e-10)
+    assert np.ptp(alpha) > 1e-4
+
+
+def test_doge_is_not_led_by_the_noise_of_a_domain() -> None:
+    """The true gradients rank the domains 0, 1, 2; the noise of their rows is the other way round. Products of the same rows
+    rank them 2, 1, 0; the mean of W over many draws is the truth, and so is the order with the authors' lengths."""
+    rng, draws, values = np.random.default_rng(0), 4000, 32
+    true = np.zeros((3, values))
+    true[:, 0] = [1.0, 0.8, 0.6]
+    noise = np.array([0.2, 0.6, 1.0])
+    plain = DogeMixer(normalise=False, max_norm=None)
+    usual = DogeMixer()
+    ours, theirs, cut = [], [], []
+    for _ in range(draws):
+        halves = true[:, None] + noise[:, None, None] * rng.normal(size=(3, 2, values)) / 2  # four rows in each half
+        products = np.stack(halved(halves)["domain_gradients"])
+        ours.append(plain.agreement(products))
+        cut.append(usual.agreement(products))
+        means = halves.mean(axis=1)
+        theirs.append((means @ means.T).sum(axis=1))
+    exact = (true @ true.T).sum(axis=1)
+    error = np.std(ours, axis=0) / draws**0.5
+    assert (np.abs(np.mean(ours, axis=0) - exact) < 4 * error).all() and error.max() < 0.04
+    assert np.argsort(-exact).tolist() == np.argsort(-np.mean(cut, axis=0)).tolist() == [0, 1, 2]
+    assert np.argsort(-np.mean(theirs, axis=0)).tolist() == [2, 1, 0]
+
+
+def test_doge_survives_gradients_of_zero() -> None:
+    mixer = DogeMixer()
+    decision, _ = mixer.update(
+        mixer.init(info(2)), observe([0.5, 0.5], learning_rate=1.0, signals=halved(np.zeros((2, 2, 3))))
+    )
+    assert decision.loss_weights is not None and decision.loss_weights.tolist() == [0.5, 0.5]
 
 
 # -- loss gap --------------------------------------------------------------------------------------------------------
 
 
-def test_loss_gap_follows_algorithm_1() -> None:
+@pytest.mark.parametrize("clip, c", [(False, 1e-4), (True, 0.0), (True, 0.02)])
+def test_loss_gap_follows_algorithm_1(clip: bool, c: float) -> None:
+    """As the authors' code has it, which is the default, and as the paper has it: without gaps below zero, not smoothed."""
     reference = (2.0, 1.0, 3.0)
-    mixer, pi = LossGapMixer(reference_losses=reference), [0.2, 0.3, 0.5]
+    mixer = LossGapMixer(reference_losses=reference) if not clip else LossGapMixer(
+        reference_losses=reference, clip=True, smoothing=c
+    )  # fmt: skip
+    pi = [0.2, 0.3, 0.5]
     state = mixer.init(info(3, pi))
     for losses in ([2.5, 1.1, 2.0], [2.2, 1.0, 4.0], [1.0, 0.5, 0.1]):
-        raised = [p * exp(max(loss - r, 0)) for p, loss, r in zip(pi, losses, reference)]
+        gaps = [loss - r for loss, r in zip(losses, reference)]
+        raised = [p * exp(max(gap, 0) if clip else gap) for p, gap in zip(pi, gaps)]
         rows = [np.array([loss - 0.5, np.nan, loss + 1.5]) for loss in losses]
         tokens = [np.array([9.0, 4.0, 3.0])] * 3  # every token counts alike, and a row without a loss not at all
         signals = {"heldout_loss": rows, "heldout_tokens": tokens}
         decision, state = mixer.update(state, observe(pi, signals=signals))
-        pi = [r / sum(raised) for r in raised]
+        pi = [(1 - c) * r / sum(raised) + c / 3 for r in raised]
         np.testing.assert_allclose(decision.proportions, pi, rtol=1e-12)
     signals["heldout_loss"] = [*rows[:2], np.full(3, np.nan)]
     with pytest.raises(DataflexError, match="loss_gap: a domain has no finite held-out loss"):
@@ -159,8 +235,40 @@ def test_loss_gap_follows_algorithm_1() -> None:
         mixer.check_domains(("a", "b"))
 
 
+# Sheared LLaMA's own start: the shares of its pruning, and the domains cc, github, book, stackexchange, wikipedia, arxiv, c4.
+PRUNING = [0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15]
+
+
+@pytest.mark.parametrize("clip, cc, arxiv", [(False, 0.035, 0.520), (True, 0.203, 0.413)])
+def test_a_domain_below_its_reference_loses_its_share(clip: bool, cc: float, arxiv: float) -> None:
+    """After 10 updates with cc 0.2 below its reference, and arxiv 0.4 above it; with the paper's clip cc keeps far more."""
+    gaps = [-0.2, 0.3, 0.1, 0.1, -0.2, 0.4, -0.05]
+    mixer = LossGapMixer(reference_losses=(2.0,) * 7, clip=clip, smoothing=0.0 if clip else 1e-4, losses="train")
+    state, pi = mixer.init(info(7, PRUNING)), np.array(PRUNING)
+    for _ in range(10):
+        decision, state = mixer.update(state, observe(pi, tokens=np.ones(7), token_loss=2.0 + np.array(gaps)))
+        pi = decision.proportions
+    assert (pi[0], pi[5]) == (pytest.approx(cc, abs=0.002), pytest.approx(arxiv, abs=0.002))
+    expected = np.array(PRUNING)
+    for _ in range(10):  # the update of the authors' code: a softmax of log p + difference, then smoothing
+        logits = np.log(expected) + (np.maximum(gaps, 0) if clip else gaps)
+        expected = np.exp(logits - np.logaddexp.reduce(logits))
+        expected = expected if clip else (1 - 1e-4) * expected + 1e-4 / 7
+    np.testing.assert_allclose(pi, expected, rtol=1e-10)
+
+
+def test_smoothing_lets_a_domain_come_back() -> None:
+    for smoothing, comes_back in ((1e-4, True), (0.0, False)):
+        mixer = LossGapMixer(reference_losses=(1.0, 1.0), losses="train", smoothing=smoothing)
+        state, pi = mixer.init(info(2)), np.array([1.0, 0.0])
+        for _ in range(20):
+            decision, state = mixer.update(state, observe(pi, tokens=[10, 10], token_loss=[10.0, 20.0]))
+            pi = decision.proportions
+        assert (pi[1] > 0.5) == comes_back
+
+
 def test_loss_gap_from_training_keeps_the_gap_of_an_unseen_domain() -> None:
-    mixer, pi = LossGapMixer(reference_losses=(1.0, 1.0), losses="train"), [0.5, 0.5]
+    mixer, pi = LossGapMixer(reference_losses=(1.0, 1.0), losses="train", clip=True, smoothing=0.0), [0.5, 0.5]
     decision, state = mixer.update(mixer.init(info(2)), observe(pi, tokens=[10, 10], token_loss=[15.0, 30.0]))
     np.testing.assert_allclose(decision.proportions, [1 / (1 + exp(1.5)), exp(1.5) / (1 + exp(1.5))], rtol=1e-12)
     again, _ = mixer.update(state, observe(pi, tokens=[10, 0], token_loss=[5.0, 0.0]))
@@ -189,19 +297,25 @@ def test_a_scaling_law_stays_within_its_bounds() -> None:
         assert log_eps <= log(losses.min()) + 1e-9
 
 
-def test_ado_follows_algorithm_1() -> None:
-    """The policy by plain numbers, from the laws that the mixer has fitted; and the slope is that of the law."""
+@pytest.mark.parametrize("interval", [1, 10])
+def test_ado_follows_algorithm_1(interval: int) -> None:
+    """The policy by plain numbers, step by step, from the laws that the mixer has fitted; and the slope is that of the law. An
+    update after several steps takes each of them with what was served, and the rho found, in the interval."""
     k, mu = 3, [0.5, 0.3, 0.2]
     mixer = AdoMixer(fit_after=6, fit_every=4, ignore=2)
     state, pi, rng = mixer.init(info(k, mu)), list(mu), np.random.default_rng(2)
     h, average, n, rows_seen = list(mu), list(mu), 0.0, []
     for turn in range(1, 15):
+        step = interval * turn
         rows = rng.multinomial(32, pi).astype(float)
         n += rows.sum()
         rows_seen.append(n)
         means = np.array([1.0 + 5 * n**-0.3, 2.0 + 9 * n**-0.5, 3.0 + 0.1 * n**-0.2])
-        h = [0.9 * a + 0.1 * r / rows.sum() for a, r in zip(h, rows)]
-        decision, state = mixer.update(state, observe(pi, rows=rows, tokens=10 * rows, token_loss=10 * rows * means))
+        for _ in range(interval):
+            h = [0.9 * a + 0.1 * r / rows.sum() for a, r in zip(h, rows)]
+        decision, state = mixer.update(
+            state, observe(pi, step=step, rows=rows, tokens=10 * rows, token_loss=10 * rows * means)
+        )
         if turn < 6:
             assert decision.proportions.tolist() == pi
             continue
@@ -210,18 +324,74 @@ def test_ado_follows_algorithm_1() -> None:
             law = exp(e) + exp(a) * n**-alpha
             slope = max(alpha, 0.05) * (law - exp(e)) / n
             if alpha >= 0.05:
-                step = 1e-3 * n
-                numeric = (exp(a) * (n - step) ** -alpha - exp(a) * (n + step) ** -alpha) / (2 * step)
+                by = 1e-3 * n
+                numeric = (exp(a) * (n - by) ** -alpha - exp(a) * (n + by) ** -alpha) / (2 * by)
                 assert slope == pytest.approx(numeric, rel=1e-5)
-            rho.append(mu[i] * (h[i] * (1 - h[i])) ** 0.5 * slope)
+            rho.append(mu[i] * h[i] ** 0.5 * slope)
         rho = [max(r / sum(rho), 0.01) for r in rho]
         rho = [r / sum(rho) for r in rho]
         expected = [0.9 * a + 0.1 * r for a, r in zip(average, rho)]
-        average = [(turn * a + r) / (turn + 1) for a, r in zip(average, rho)]
+        for t in range(step - interval + 1, step + 1):
+            average = [(t * a + r) / (t + 1) for a, r in zip(average, rho)]
         np.testing.assert_allclose(decision.proportions, expected, rtol=1e-9)
         pi = decision.proportions.tolist()
     assert state["rows"].tolist() == rows_seen and state["losses"].shape == (14, k)
     assert decision.proportions[1] > mu[1] * 0.95 and decision.proportions[2] < mu[2]  # the third has stopped falling
+
+
+@pytest.mark.parametrize(
+    "mu, expected",
+    [
+        ([0.8, 0.15, 0.05], [0.903, 0.086, 0.011]),
+        ([0.6, 0.3, 0.1], [0.633, 0.349, 0.018]),
+        ([1 / 3, 1 / 3, 1 / 3], [0.282, 0.549, 0.169]),
+    ],
+)
+def test_ado_ends_where_the_authors_code_does(mu: list[float], expected: list[float]) -> None:
+    """300 steps on losses that follow their laws without noise. The code, in its own order: h, then rho, then the averages."""
+    beta, alpha = np.array([4.0, 6.0, 2.88]), 0.25
+    mixer, prior = AdoMixer(fit_every=50), np.array(mu)
+    state, pi = mixer.init(info(3, mu)), prior
+    p_history, p_avg, p, n = prior, prior, prior, 0
+    for itr in range(1, 301):
+        n += 64
+        means = 1.0 + beta * n**-alpha
+        decision, state = mixer.update(
+            state, observe(pi, step=itr, rows=64 * pi, tokens=64 * pi, token_loss=64 * pi * means)
+        )
+        pi = decision.proportions
+        p_history = 0.9 * p_history + 0.1 * p
+        if itr >= 10:
+            dist = alpha * (means - 1.0) / n * prior * p_history**0.5
+            dist = np.maximum(dist / dist.sum(), 1e-2)
+            dist = dist / dist.sum()
+            p = 0.9 * p_avg + 0.1 * dist
+            p_avg = (1 - 1 / (itr + 1)) * p_avg + 1 / (itr + 1) * dist
+    np.testing.assert_allclose(p, expected, atol=3e-3)
+    np.testing.assert_allclose(pi, p, atol=5e-3)  # the laws are fitted, and not known
+
+
+def test_ado_forgets_by_steps_whatever_the_interval() -> None:
+    """What was served weighs the same after 200 steps of equal shares, asked at every step or at every twentieth."""
+    found = []
+    for interval in (1, 20):
+        mixer, served = AdoMixer(fit_after=1000), np.array([30.0, 10.0])
+        state = mixer.init(info(2, [0.1, 0.9]))
+        for step in range(interval, 61, interval):
+            rows = interval * served
+            _, state = mixer.update(state, observe([0.1, 0.9], step=step, rows=rows, tokens=rows, token_loss=rows))
+        found.append(state["h"])
+    np.testing.assert_allclose(found[0], [0.75 - 0.65 * 0.9**60, 0.25 + 0.65 * 0.9**60], rtol=1e-12)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+
+
+def test_the_prior_of_ado_is_the_data_unless_it_is_given() -> None:
+    raw = {"stage": "sft", "do_train": True, "dataset": "a, b"}
+    for given, initial in (({}, "stratified"), ({"initial": "uniform"}, "uniform")):
+        config = parse({**raw, "dataflex": {"mix": {"name": "ado", "interval": 5, **given}}}).dataflex
+        assert config is not None and config.mix is not None and config.mix.initial == initial
+    config = parse({**raw, "dataflex": {"mix": {"name": "odm", "interval": 5}}}).dataflex
+    assert config is not None and config.mix is not None and config.mix.initial == "uniform"
 
 
 def test_at_least() -> None:
@@ -332,7 +502,8 @@ def test_weights_by_domain(tmp_path: Path) -> None:
         (DoremiMixer, {"reference_model_path": "x", "reweight_eta": -1.0}, "reweight_eta must be at least 0"),
         (DoremiMixer, {"reference_model_path": "x", "reweight_eps": 1.5}, "reweight_eps must be in [0, 1], got 1.5"),
         (DogeMixer, {"mu": 0.0}, "mu must be positive"),
-        (DogeMixer, {"rows_per_domain": 0}, "rows_per_domain must be at least 1, got 0"),
+        (DogeMixer, {"rows_per_domain": 1}, "rows_per_domain must be at least 2 (two halves), got 1"),
+        (DogeMixer, {"max_norm": 0.0}, "max_norm must be positive and finite, or null, got 0.0"),
         (LossGapMixer, {"reference_losses": ()}, "reference_losses must be a list of numbers, one per data set"),
         (LossGapMixer, {"reference_losses": (1.0, float("nan"))}, "reference_losses must be a list of numbers"),
         (
@@ -340,6 +511,7 @@ def test_weights_by_domain(tmp_path: Path) -> None:
             {"reference_losses": (1.0,), "losses": "eval"},
             "losses must be one of heldout, train, got 'eval'",
         ),
+        (LossGapMixer, {"reference_losses": (1.0,), "smoothing": 1.1}, "smoothing must be in [0, 1], got 1.1"),
         (AdoMixer, {"gamma_1": 0.0}, "gamma_1 must be in (0, 1], got 0.0"),
         (AdoMixer, {"fit_after": 3}, "fit_after must be at least ignore + 3"),
         (AioliMixer, {"one_hot": 0.0}, "one_hot must be in (0, 1], got 0.0"),

@@ -24,7 +24,7 @@ BLOCK = 4
 STATIC = {"name": "static", "proportions": [0.5, 0.3, 0.2]}
 ODM = {"name": "odm", "warmup": 2, "interval": 3, "proportions": [0.5, 0.3, 0.2]}
 RANDOM = {"name": "random", "warmup": 0, "interval": 4}
-ADO = {"name": "ado", "warmup": 1, "interval": 1, "fit_after": 4, "ignore": 1, "fit_every": 3}
+ADO = {"name": "ado", "warmup": 1, "interval": 1, "fit_after": 4, "ignore": 1, "fit_every": 3, "initial": "uniform"}
 SFT = {"stage": "sft", "template": "qwen", "dataset": "lists_sft,notes_sft,sums_sft", "cutoff_len": 48}
 
 
@@ -451,7 +451,11 @@ REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {
     "temperature": (mixed({"name": "temperature"}), ("mix: temperature", "num_samples of 'lists'")),
     "stratified": (
         mixed({"name": "odm", "interval": 2, "initial": "stratified"}),
-        ("dataflex.mix.initial: stratified", "num_samples of 'lists'"),
+        ("dataflex.mix.initial: stratified", "num_samples of 'lists'", "dataflex.mix.initial: uniform"),
+    ),
+    "a prior by size": (
+        mixed({"name": "ado", "interval": 2}),
+        ("dataflex.mix.initial: stratified, the default of ado,", "num_samples of 'lists'", "dataflex.mix.initial: uniform"),
     ),
     "wrong number of proportions": (
         mixed({"name": "static", "proportions": [0.5, 0.5]}),

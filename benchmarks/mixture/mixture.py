@@ -9,6 +9,7 @@ preset has, the model that a run ends with also says which options of multiple-c
 Each finished run is a file in --work: the same command goes on where it was stopped, and ends with the tables.
 
     python benchmarks/mixture/mixture.py --data DIR --work DIR2              # 3 seeds, small models from scratch
+    python benchmarks/mixture/mixture.py --data DIR --work DIR2 --methods proportional,odm,odm_unbiased,ado,loss_gap
     python benchmarks/mixture/mixture.py --data DIR --work DIR2 --report     # the tables of what has finished so far
     python benchmarks/mixture/mixture.py --data DIR --work DIR2 --preset gpu --write
 """
@@ -39,10 +40,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "uniform": {"name": "uniform"},
     "temperature": {"name": "temperature", "temperature": 3.0},
     "random": {"name": "random", "warmup": 1, "interval": 1},
-    "odm": {"name": "odm", "warmup": 1, "interval": 0.5},
+    "odm": {"name": "odm", "warmup": 1, "interval": 0.5, "reward": "authors"},
+    "odm_averaged": {"name": "odm", "warmup": 1, "interval": 0.5, "reward": "averaged"},
+    "odm_unbiased": {"name": "odm", "warmup": 1, "interval": 0.5, "reward": "unbiased"},
     "ado": {"name": "ado", "warmup": 1, "interval": 0.3, "fit_after": 8, "initial": "stratified"},
     "aioli": {"name": "aioli", "warmup": 1, "interval": 0.3, "probe_share": 0.35, "initial": "stratified"},
     "loss_gap": {"name": "loss_gap", "warmup": 1, "interval": 1, "initial": "stratified"},
+    "loss_gap_paper": {
+        "name": "loss_gap",
+        "warmup": 1,
+        "interval": 1,
+        "initial": "stratified",
+        "clip": True,
+        "smoothing": 0.0,
+    },
     "doge": {
         "name": "doge",
         "warmup": 1,
@@ -300,7 +311,9 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="where results are kept, one file per run")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="size of everything (cpu)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas (all)")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help=f"which, with commas (all); loss_gap needs {BASE} among them"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds per method (3)")
     parser.add_argument("--steps", type=int, help="optimizer steps")
     parser.add_argument(
@@ -320,12 +333,12 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
     found: list[dict[str, Any]] = []
     with ThreadPoolExecutor(processes) as pool:
-        first = [job for (m, _), job in jobs.items() if m != "loss_gap"]
+        first = [job for job in jobs.values() if job["mix"]["name"] != "loss_gap"]
         found = [f for f in pool.map(lambda job: start(job, given), first) if f is not None]
         ends = {f["job"]["seed"]: f["points"][-1] for f in found if f["job"]["method"] == BASE}
         second = []
-        for (method, seed), job in jobs.items():
-            if method == "loss_gap" and seed in ends:  # the losses that the baseline of the seed ends with
+        for (_, seed), job in jobs.items():
+            if job["mix"]["name"] == "loss_gap" and seed in ends:  # the losses that the baseline of the seed ends with
                 losses = [round(ends[seed][f"loss/{d}"], 4) for d in DOMAINS]
                 second.append({**job, "mix": {**job["mix"], "reference_losses": losses}})
         found += [f for f in pool.map(lambda job: start(job, given), second) if f is not None]

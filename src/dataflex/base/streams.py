@@ -130,10 +130,17 @@ def _open(
 def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[Any]) -> None:
     for name, attribute in zip(names, attributes, strict=True):
         if not attribute.num_samples:
-            asks = f"mix: {mix.name}" if mix.component.needs_sizes else "dataflex.mix.initial: stratified"
+            asks, instead = f"mix: {mix.name}", "mix: static with dataflex.mix.proportions"
+            if not mix.component.needs_sizes:
+                asks, instead = (
+                    "dataflex.mix.initial: stratified",
+                    "dataflex.mix.initial: uniform or dataflex.mix.proportions",
+                )
+                if mix.component.default_initial == "stratified":
+                    asks += f", the default of {mix.name},"
             raise ConfigError(
                 f"{asks} goes by the number of rows, which a stream does not have: give num_samples of {name!r} in"
-                " dataset_info.json, or mix: static with dataflex.mix.proportions"
+                f" dataset_info.json, or {instead}"
             )
 
 

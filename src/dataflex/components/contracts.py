@@ -37,6 +37,9 @@ class Component:
     retired: ClassVar[Mapping[str, str]] = {}
     """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""
 
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of dataflex 1.1.0 where they differ from those of today: they hold in files that are written for it."""
+
     def __post_init__(self) -> None:
         self.check()
 
@@ -146,9 +149,10 @@ class Selector(Component, ABC):
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """The domains a mixer decides over: names, sizes (rows) and the proportions the run starts with, each of length k.
+    """The domains a mixer decides over: names, sizes and the proportions the run starts with, each of length k.
 
-    The size of a stream is the `num_samples` of its entry in dataset_info.json, and 0 where it has none."""
+    sizes: in the unit of the proportions, rows or tokens. The size of a stream is the `num_samples` of its entry in
+    dataset_info.json, and 0 where it has none."""
 
     names: tuple[str, ...]
     sizes: np.ndarray
@@ -164,10 +168,15 @@ class Observations:
 
     rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
     sum of their cross entropies; excess: sum over tokens of max(cross entropy - that of the reference, 0), zero unless an
-    ExcessLoss is asked for. proportions: what was in force in the interval; asked: what the mixer last asked for, which is
-    the same while no domain is exhausted. signals: per-domain arrays of the other signals asked for, one array per domain.
-    learning_rate: that of the next step. rng: generator of this decision alone. position: samples served since training
-    began. names: of the domains.
+    ExcessLoss is asked for.
+
+    proportions: what was in force in the interval; asked: what the mixer last asked for, which is the same while no domain
+    is exhausted. realized: the share of each domain in what was served in the interval. It is in the unit of the
+    proportions: where these are shares of tokens, prompts count in both. So a mixer compares `realized`, and never `rows`
+    or `tokens`, with `proportions`. It adds up to one, or is zero where nothing was served.
+
+    signals: per-domain arrays of the other signals asked for, one array per domain. learning_rate: that of the next step.
+    rng: generator of this decision alone. position: samples served since training began. names: of the domains.
     """
 
     step: int
@@ -180,6 +189,7 @@ class Observations:
     signals: Mapping[str, list[np.ndarray]]
     rng: np.random.Generator
     excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    realized: np.ndarray = field(default_factory=lambda: np.zeros(0))
     learning_rate: float = 0.0
     asked: np.ndarray = field(default_factory=lambda: np.zeros(0))
     position: int = 0
@@ -188,8 +198,9 @@ class Observations:
 
 @dataclass(frozen=True)
 class Decision:
-    """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative: what the loss of a row
-    of each domain is multiplied by until the next decision; None: one."""
+    """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative, of which only ratios matter:
+    what the mean loss over the tokens of each domain counts in the loss of a step until the next decision, however often the
+    domain is drawn and however long its rows are; None: every token counts alike."""
 
     proportions: np.ndarray
     loss_weights: np.ndarray | None = None
@@ -210,6 +221,9 @@ class Mixer(Component, ABC):
 
     default_interval: ClassVar[int | None] = None
     """Optimizer steps between two updates where the configuration names none; None: it must."""
+
+    default_initial: ClassVar[Literal["uniform", "stratified"]] = "uniform"
+    """The mixture that the run starts with where the configuration names none: equal shares, or by size."""
 
     steps: ClassVar[tuple[int, ...] | None] = None
     """The optimizer steps before which it acts, ascending, if it brings its own; None: by interval. May be a property."""
@@ -234,7 +248,7 @@ class Mixer(Component, ABC):
         return {}
 
     def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray | None:
-        """What the losses weigh before the first update, float[k]; None: one each."""
+        """`Decision.loss_weights` before the first update."""
         return None
 
     def needs_now(self, state: State) -> frozenset[Request]:

@@ -87,7 +87,9 @@ class Features(Gradient):
 
 @dataclass(frozen=True, kw_only=True)
 class DomainGradients(Gradient):
-    """float [domains, domains]: <g_d, g_e>, g_d the mean gradient of `rows` rows of domain d, drawn afresh at every step."""
+    """float [domains, 2, domains, 2]: <g_da, g_eb>, where g_d0 and g_d1 are the mean gradients of the two halves of `rows`
+    rows of domain d, which have no row in common; drawn afresh at every step. <g_d0, g_d1> is an unbiased estimate of the
+    squared length of the domain's gradient; the product of a mean gradient with itself adds the noise of its rows."""
 
     name: ClassVar[str] = "domain_gradients"
     rows: int = 8

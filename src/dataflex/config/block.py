@@ -195,6 +195,8 @@ def _slot(
         cls = resolve(slot, class_name, key(f"{path}.name"))
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
     rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
+    if spelled or name in presets:  # written for dataflex 1.1.0
+        rest = {**cls.defaults_of_1_1, **rest}
     component = _component(cls, rest, name, path, slot, key, notices)
     for signal in names_of(component.needs):
         if signal not in _SIGNALS[slot]:
@@ -241,6 +243,8 @@ def _mix(
             own[parameter] = read(own[parameter], domains, key(f"dataflex.mix.{parameter}"))
     if own.get("max_repetition") is None and own.pop("when_exhausted", None) is not None:
         notices.append("dataflex.mix.when_exhausted has no effect without max_repetition")
+    if own.get("proportions") is None:
+        own.setdefault("initial", component.default_initial)
     mixture.check_mixer(component, own, name, domains, key)
     if component.fixed or component.steps is not None or component.positions is not None:
         schedule = mixture.schedule_of(component, schedule, name, notices)

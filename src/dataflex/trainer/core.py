@@ -162,9 +162,13 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
             self._adjust(step)
         assert self._feed is not None
         self._step_batches, rows, amounts = self._feed.next_step()
+        self._count(rows, amounts)
+        return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
+
+    def _count(self, rows: np.ndarray, amounts: np.ndarray) -> None:
+        """Of the global batch that comes next, the rows of each domain and what they count as in the plan's unit, each [k]."""
         self._served += amounts
         self.served += rows
-        return self._step_batches, self._get_num_items_in_batch(self._step_batches, device)
 
     def _open_feed(self, step: int) -> None:
         if self._feed is None:

@@ -34,7 +34,9 @@ class RowLosses(Host):  # type: ignore[misc]
     rows: Rows
     sums: DomainSums
     exposure: Exposure
-    loss_weights: torch.Tensor | None = None  # float32[k]: what the losses of each domain are multiplied by
+    domain_factors: torch.Tensor | None = (
+        None  # float32[k]: what the losses of each domain are multiplied by in this step
+    )
     references: Mapping[str, ReferenceLosses]
     hidden_layers: frozenset[int] = frozenset()  # whose states a weighter reads
     _micro_ids: torch.Tensor | None
@@ -165,9 +167,9 @@ class RowLosses(Host):  # type: ignore[misc]
         self.sums.add(domains, losses, counts, sums, excess)
         self._note(losses)
         weights = self._weigh(losses, counts > 0, tokens)
-        if self.loss_weights is None:
+        if self.domain_factors is None:
             return weights
-        of_domain = self.loss_weights[torch.from_numpy(domains).to(self.loss_weights.device)]
+        of_domain = self.domain_factors[torch.from_numpy(domains).to(self.domain_factors.device)]
         if weights is None:
             return of_domain
         return weights * (of_domain if weights.ndim == 1 else of_domain[:, None])

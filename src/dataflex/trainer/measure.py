@@ -188,14 +188,16 @@ class Measurements(KeptPasses):
         draw = generator(self.plan.seed, _PURPOSE, request.seed, self.state.global_step)
         learned = self.rows.trainable_tokens() > 0
         drawn: list[np.ndarray] = []
-        for begin, end in pairwise(offsets):
+        parts = 2 if isinstance(request, DomainGradients) else 1  # without a row in common
+        for name, (begin, end) in zip(self.rows.domains.names, pairwise(offsets), strict=True):
             usable = begin + np.flatnonzero(learned[begin:end])
-            if not len(usable):
-                name = self.rows.domains.names[len(drawn)]
+            if len(usable) < parts:
+                least = "no row" if not len(usable) else "only one row"
                 raise DataflexError(
-                    f"mix: no row of {name!r} has a token to learn, so {request.name} cannot be measured"
+                    f"mix: {least} of {name!r} has a token to learn, so {request.name} cannot be measured"
                 )
-            drawn.append(np.sort(draw.choice(usable, size=min(count, len(usable)), replace=False)))
+            chosen = draw.choice(usable, size=min(count, len(usable)), replace=False)
+            drawn += [np.sort(part) for part in np.array_split(chosen, parts)]
         edges = np.cumsum([0, *map(len, drawn)])
         groups = [np.arange(a, b) for a, b in pairwise(edges)]
         part = pool.subset(np.concatenate(drawn))
@@ -204,8 +206,9 @@ class Measurements(KeptPasses):
             sums = np.stack([counts[g].sum(axis=0) for g in groups])
             return sums / sums.sum(axis=1, keepdims=True)
         engine = self._gradients(request)
-        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain")
-        return group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
+        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain, in two halves")
+        products = group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
+        return products.reshape(k, 2, k, 2)
 
     @property
     def _aimed_at(self) -> Rows:

@@ -15,25 +15,34 @@ import torch
 from dataflex.components.contracts import Decision, DomainInfo, Observations
 from dataflex.components.requests import HELD_OUT, DomainGradients, Request, RouterLoad, name_of
 from dataflex.config.schema import MixConfig, Schedule
-from dataflex.errors import DataflexError
-from dataflex.trainer.collectives import decide
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.trainer.collectives import decide, sum_over_ranks
+from dataflex.trainer.domain_weights import TokenShares, factors, on_device, trained_tokens
 from dataflex.trainer.limits import LimitedTrainer
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
 
 PROPORTIONS = "proportions.json"
 _FREE = ("train_loss", "excess_loss")  # sums that training adds up by itself
+_OLDER = "the checkpoint was saved by an older version of DataFlex, and this run cannot go on from it"
 _PURPOSE = 0x3173  # keeps this family's random numbers apart from those of the plan and of selectors
 
 
 class MixTrainer(LimitedTrainer):
-    """At each update the mixer sets the proportions, from sums over all ranks and all samples since the last one."""
+    """At each update the mixer sets the proportions, from sums over all ranks and all samples since the last one.
 
+    loss_weights: what the mean loss of each domain counts in the loss of a step, float64[k]; None: all tokens count alike.
+    """
+
+    loss_weights: np.ndarray | None = None
     _asked: np.ndarray  # proportions, as the mixer last gave them
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._served_before = np.zeros_like(self.served)  # what had been served at the last decision
+        none = np.zeros(len(self.served))
+        self._amounts = none  # what was served since the last update, in the plan's unit
+        self._amounts_of_step = none
+        self._shares = TokenShares(none, none)
 
     def _initial_proportions(self) -> list[float]:
         spec = self.config.mix
@@ -70,9 +79,24 @@ class MixTrainer(LimitedTrainer):
     def _weigh_domains(self, weights: np.ndarray | None) -> None:
         if weights is not None and not self.per_row:
             raise DataflexError("mix: this stage or loss has no loss per row that a mixer could weigh")
-        self.loss_weights = (
-            None if weights is None else torch.as_tensor(np.asarray(weights, np.float32), device=self.args.device)
-        )
+        self.loss_weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+
+    def _count(self, rows: np.ndarray, amounts: np.ndarray) -> None:
+        super()._count(rows, amounts)
+        self._amounts, self._amounts_of_step = self._amounts + amounts, amounts
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.domain_factors = None
+        if self.loss_weights is not None and batches:
+            pairs = self.stage_name not in ("pt", "sft")
+            here = torch.from_numpy(trained_tokens(batches, self.rows.domains, pairs=pairs))
+            trained = sum_over_ranks(here.to(self.args.device)).cpu().numpy()
+            self._shares.add(trained, self._amounts_of_step)
+            proportions = self.plan.stage_at(self.position(self.state.global_step)).proportions
+            found = factors(self.loss_weights, self._shares.of(np.asarray(proportions)), trained)
+            self.domain_factors = on_device(found, self.args.device)
+        return batches, items
 
     def _adjust(self, step: int) -> None:
         assert self.config.mix is not None
@@ -87,7 +111,7 @@ class MixTrainer(LimitedTrainer):
         mixer, names = spec.component, self.rows.domains.names
         asked = [r for r in mixer.needs_now(self.states["mix"]) if name_of(r) not in _FREE]
         measured = {name_of(r): self._by_domains(r) for r in sorted(asked, key=name_of)}
-        totals = self.sums.take()
+        totals, served, self._amounts = self.sums.take(), self._amounts, np.zeros_like(self._amounts)
         observations = Observations(
             step=step,
             update=self._mix_schedule.turn(step),
@@ -97,6 +121,7 @@ class MixTrainer(LimitedTrainer):
             tokens=totals[:, 2],
             token_loss=totals[:, 3],
             excess=totals[:, 4],
+            realized=served / max(served.sum(), 1.0),
             signals=measured,
             learning_rate=float(self._get_learning_rate()),
             rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
@@ -126,10 +151,8 @@ class MixTrainer(LimitedTrainer):
                 decided["in_force"] = dict(zip(names, in_force, strict=True))
         if decision.loss_weights is not None:
             decided["loss_weights"] = dict(zip(names, np.asarray(decision.loss_weights).tolist(), strict=True))
-        realized = self.served - self._served_before
-        self._served_before = self.served.copy()
         source = {
-            "requested": observations.proportions, "realized": realized,
+            "requested": observations.proportions, "realized": served.astype(np.int64),
             "rows": observations.rows, "loss": observations.loss, "signals": self.config.signals("mix"),
         }  # fmt: skip
         self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin, stage)
@@ -144,15 +167,33 @@ class MixTrainer(LimitedTrainer):
         return [values[a:b] for a, b in pairwise(rows.domains.offsets)]
 
     def _extra_state(self) -> dict[str, Any]:
-        weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights.cpu().numpy()}
-        own = {"served_before": self._served_before.copy(), "asked": self._asked}
+        weights = {}
+        if self.loss_weights is not None:
+            shares = {"trained_tokens": self._shares.trained, "trained_amounts": self._shares.served}
+            weights = {"loss_weights": self.loss_weights, **shares}
+        own = {"amounts": self._amounts.copy(), "asked": self._asked}
         return {**super()._extra_state(), **own, **weights}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
-        self._served_before = np.array(extra["served_before"])
+        self._check_state(extra)
+        older = self.served - extra["served_before"] if "amounts" not in extra else None  # rows, and for mixers by rows
+        self._amounts = np.array(extra.get("amounts", older), dtype=np.float64)
         self._weigh_domains(extra.get("loss_weights"))
+        if self.loss_weights is not None:
+            self._shares = TokenShares(extra["trained_tokens"], extra["trained_amounts"])
         self._asked = extra["asked"]
+
+    def _check_state(self, extra: Mapping[str, Any]) -> None:
+        """ConfigError where an older version left out what this one goes on with."""
+        assert self.config.mix is not None
+        missing = sorted(self._init_component("mix").keys() - self.states["mix"].keys())
+        if missing:
+            raise ConfigError(f"{_OLDER}: the state of mix: {self.config.mix.name} has no {missing[0]!r}")
+        if "loss_weights" in extra and "trained_tokens" not in extra:
+            raise ConfigError(f"{_OLDER}: its weights of domains are those of rows, whatever their lengths")
+        if "amounts" not in extra and self.config.mix.unit == "tokens":
+            raise ConfigError(f"{_OLDER}: it does not say how many tokens of each domain were served")
 
     def _conclude(self) -> None:
         super()._conclude()
@@ -179,6 +220,8 @@ class MixTrainer(LimitedTrainer):
 def domain_info(spec: MixConfig, rows: Any) -> DomainInfo:
     """What a mixer is told when it begins."""
     names, sizes = rows.domains.names, np.asarray(rows.sizes, dtype=np.int64)
+    if spec.unit == "tokens":
+        sizes = np.array([rows.lengths()[a:b].sum(dtype=np.int64) for a, b in pairwise(rows.domains.offsets)])
     if spec.proportions is not None:
         proportions = np.asarray(spec.proportions)
     elif spec.initial == "stratified":
@@ -190,11 +233,13 @@ def domain_info(spec: MixConfig, rows: Any) -> DomainInfo:
 
 def check_decision(name: str, decision: Decision, k: int) -> None:
     """Raise DataflexError unless the proportions are k finite non-negative numbers adding up to one (to 1e-6), and the loss
-    weights, where there are any, k finite non-negative numbers."""
+    weights, where there are any, k finite non-negative numbers, not all zero."""
     p = np.asarray(decision.proportions, dtype=np.float64)
     if p.shape != (k,) or not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-6:
         raise DataflexError(f"mix: {name} must return {k} proportions that add up to 1, got {p.tolist()}")
     if decision.loss_weights is not None:
         w = np.asarray(decision.loss_weights, dtype=np.float64)
-        if w.shape != (k,) or not np.isfinite(w).all() or (w < 0).any():
-            raise DataflexError(f"mix: {name} must return {k} non-negative loss weights, got {w.tolist()}")
+        if w.shape != (k,) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
+            raise DataflexError(
+                f"mix: {name} must return {k} non-negative loss weights, not all zero, got {w.tolist()}"
+            )

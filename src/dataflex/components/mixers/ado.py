@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -22,15 +22,19 @@ class AdoMixer(Mixer):
 
         L_k(n) = eps_k + beta_k n^-alpha_k,        - dL_k / dn = alpha_k (L_k(n) - eps_k) / n,
 
-    fitted to the losses seen so far. With the prior mu, and h the moving average of what was drawn,
+    fitted to the losses seen so far. With the prior mu, and h the moving average of the shares that were served, at step t
 
-        rho    ~ mu_k (h_k (1 - h_k))^s alpha_k (L_k(n) - eps_k) / n,      never below delta
+        rho    ~ mu_k h_k^s alpha_k (L_k(n) - eps_k) / n,      never below min_probability
         pi_t   = (1 - gamma_2) pibar_{t-1} + gamma_2 rho
-        pibar_t = t / (t + 1) pibar_{t-1} + rho / (t + 1),      h <- (1 - gamma_1) h + gamma_1 (rows of k / rows)
+        pibar_t = t / (t + 1) pibar_{t-1} + rho / (t + 1),      h <- (1 - gamma_1) h + gamma_1 (share of k that was served)
 
-    The credit (h (1 - h))^s, n counting the rows of all domains, and a floor of 0.05 for alpha_k are those of the authors'
-    code. mu are the proportions the run starts with. The first `fit_after` updates only watch, the very first `ignore` of
-    which no curve is fitted to; curves are fitted anew every `fit_every` updates.
+    t counts optimizer steps. An update that comes m steps after the last one takes the m steps at once, each with the share
+    and the rho of the interval: pibar <- ((t - m + 1) pibar + m rho) / (t + 1), and h keeps (1 - gamma_1)^m of itself.
+
+    The credit h^s, n counting the rows of all domains, and a floor of 0.05 for alpha_k are those of the authors' code. mu
+    are the proportions the run starts with, by default the shares that the domains have in the data. The first `fit_after`
+    updates only watch, the very first `ignore` of which no curve is fitted to; curves are fitted anew every `fit_every`
+    updates.
     """
 
     gamma_1: float = 0.1
@@ -42,6 +46,7 @@ class AdoMixer(Mixer):
     ignore: int = 2
 
     needs: ClassVar[frozenset[Request]] = frozenset({"train_loss"})
+    default_initial: ClassVar[Literal["uniform", "stratified"]] = "stratified"
 
     def check(self) -> None:
         for name in ("gamma_1", "gamma_2"):
@@ -57,12 +62,12 @@ class AdoMixer(Mixer):
     def init(self, domains: DomainInfo) -> State:
         mu = np.asarray(domains.proportions, dtype=np.float64)
         return {
-            "mu": mu, "h": mu, "average": mu, "turn": 0, "rows": np.zeros(0),
+            "mu": mu, "h": mu, "average": mu, "turn": 0, "step": 0, "rows": np.zeros(0),
             "losses": np.zeros((0, len(domains))), "laws": np.zeros((0, 3)),
         }  # fmt: skip
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
-        pi, total = observations.proportions, observations.rows.sum()
+        pi, t, total = observations.proportions, observations.step, observations.rows.sum()
         seen = observations.tokens > 0
         if not seen.any():
             return Decision(pi), state
@@ -71,9 +76,11 @@ class AdoMixer(Mixer):
             losses = np.array(state["losses"][-1])
         losses[seen] = observations.token_loss[seen] / observations.tokens[seen]
         n = total + (state["rows"][-1] if len(state["rows"]) else 0.0)
-        h = (1 - self.gamma_1) * state["h"] + self.gamma_1 * observations.rows / total
+        steps = t - state["step"]
+        kept = (1 - self.gamma_1) ** steps
+        h = kept * state["h"] + (1 - kept) * observations.realized
         new = {
-            **state, "h": h, "turn": state["turn"] + 1,
+            **state, "h": h, "turn": state["turn"] + 1, "step": t,
             "rows": np.append(state["rows"], n), "losses": np.vstack([state["losses"], losses]),
         }  # fmt: skip
         if new["turn"] < self.fit_after:
@@ -82,11 +89,11 @@ class AdoMixer(Mixer):
             new["laws"] = np.stack([fit_law(new["rows"][self.ignore :], y) for y in new["losses"][self.ignore :].T])
         log_beta, alpha = new["laws"].T[[0, 2]]
         speed = np.maximum(alpha, 0.05) * np.exp(log_beta) * n**-alpha / n
-        rho = state["mu"] * (h * (1 - h)) ** self.s * speed
+        rho = state["mu"] * h**self.s * speed
         rho = at_least(rho / rho.sum() if rho.sum() > 0 else state["mu"], self.min_probability)
-        t, average = new["turn"], state["average"]
+        average = state["average"]
         decided = (1 - self.gamma_2) * average + self.gamma_2 * rho
-        new["average"] = (t * average + rho) / (t + 1)
+        new["average"] = ((t - steps + 1) * average + steps * rho) / (t + 1)
         return Decision(decided / decided.sum()), new
 
 

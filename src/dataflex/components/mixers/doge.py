@@ -8,27 +8,36 @@ from typing import Literal
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
-from dataflex.components.mixers.doremi import weights
 from dataflex.components.requests import DomainGradients, Request
+
+_MOST = 5.0  # of W, in the authors' code
 
 
 @dataclass(frozen=True, kw_only=True)
 class DogeMixer(Mixer):
     """Algorithm 1 of the paper, for the k domains, at every update t, with the learning rate eta_t:
 
-        W_j     = < grad l_j,  sum_i grad l_i >
+        W_j     = < g_j,  sum_i g_i >                    g_j: the gradient of l_j, the loss of domain j
         alpha_j ~ alpha_j exp(eta_t W_j / mu),      alpha = (1 - eps) alpha / sum(alpha) + eps / k
 
-    grad l_j is the mean gradient of `rows_per_domain` rows of domain j, drawn afresh. The proxy model is trained on the loss
-    weighted by alpha, rows being drawn in the proportions that the run starts with (a row of domain j weighs
-    alpha_j / proportion_j); `result` is the mean of all alpha, the proportions to train the final model with. online: true
-    draws rows by alpha instead, in the run itself.
+    g_j is the mean gradient of `rows_per_domain` rows of domain j, drawn afresh, in two halves. <g_j, g_j> is taken between
+    the halves, which have no row in common: with the same rows on both sides, the noise of a domain would agree with itself,
+    and |g_j|^2 be too large by its variance. own_product: false leaves <g_j, g_j> out, as the authors' code does.
 
-    The paper takes the gradients of every training step; here they are measured at each update, on rows of their own.
+    As in that code each g_j is cut to the length `max_norm`, W is divided by the mean length of all g_j, and kept within
+    [0, 5]; so mu means what it means there. normalise: false, with max_norm: null, is W as the paper writes it.
+
+    The proxy model is trained on sum_j alpha_j l_j, rows being drawn in the proportions that the run starts with; `result` is
+    the mean of all alpha, the proportions to train the final model with. online: true draws rows by alpha instead, in the
+    run itself. The paper takes the gradients of every training step; here they are measured at each update, on rows of their
+    own.
     """
 
     mu: float = 0.05
-    eps: float = 1e-3
+    eps: float = 0.0
+    max_norm: float | None = 1.0
+    normalise: bool = True
+    own_product: bool = True
     rows_per_domain: int = 8
     online: bool = False
     parameters: Literal["linear", "all"] = "linear"
@@ -37,7 +46,8 @@ class DogeMixer(Mixer):
     def check(self) -> None:
         self.require("mu", 0 < self.mu < np.inf, "positive and finite")
         self.require("eps", 0 <= self.eps <= 1, "in [0, 1]")
-        self.require("rows_per_domain", self.rows_per_domain >= 1, "at least 1")
+        self.require("max_norm", self.max_norm is None or 0 < self.max_norm < np.inf, "positive and finite, or null")
+        self.require("rows_per_domain", self.rows_per_domain >= 2, "at least 2 (two halves)")
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
@@ -59,18 +69,31 @@ class DogeMixer(Mixer):
         return {"alpha": alpha, "total": np.zeros(k), "turns": 0}
 
     def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray | None:
-        return None if self.online else weights(self.init(domains)["alpha"], domains.proportions)
+        return None if self.online else np.asarray(self.init(domains)["alpha"])
+
+    def agreement(self, products: np.ndarray) -> np.ndarray:
+        """W, float64[k]. products: float[k, 2, k, 2], <g_ia, g_jb> of the halves a and b of domains i and j."""
+        gram = products.mean(axis=(1, 3))
+        lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
+        np.fill_diagonal(gram, products[:, 0, :, 1].diagonal() if self.own_product else 0.0)
+        if self.max_norm is not None:
+            cut = self.max_norm / np.maximum(lengths, self.max_norm)
+            gram, lengths = cut[:, None] * gram * cut, cut * lengths
+        w = gram.sum(axis=1)
+        if not self.normalise:
+            return w
+        return np.clip(w / lengths.mean(), 0.0, _MOST) if lengths.any() else np.zeros_like(w)
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         products = np.stack(observations.signals["domain_gradients"])
-        exponent = observations.learning_rate * products.sum(axis=1) / self.mu
+        exponent = observations.learning_rate * self.agreement(products) / self.mu
         alpha = np.asarray(state["alpha"]) * np.exp(exponent - exponent.max())
         alpha = (1 - self.eps) * alpha / alpha.sum() + self.eps / len(alpha)
         new = {"alpha": alpha, "total": state["total"] + alpha, "turns": state["turns"] + 1}
         if self.online:
             return Decision(alpha), new
         pi = observations.proportions
-        return Decision(pi, weights(alpha, pi)), new
+        return Decision(pi, alpha), new
 
     def result(self, state: State) -> np.ndarray | None:
         if not state["turns"]:

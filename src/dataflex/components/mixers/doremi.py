@@ -19,10 +19,9 @@ class DoremiMixer(Mixer):
         alpha'_t    = alpha_{t-1} exp(eta lambda_t)
         alpha_t     = (1 - c) alpha'_t / sum(alpha'_t) + c / k
 
-    over the tokens of the whole global batch. The proxy is trained on the loss weighted by alpha, rows being drawn in the
-    proportions that the run starts with: a row of domain i weighs alpha[i] / proportion[i], so that eta = 0 and uniform
-    proportions are the plain run. What the method is run for is the mean of alpha_1 .. alpha_T: `result`, the proportions to
-    train the final model with.
+    over the tokens of the whole global batch. Rows are drawn in the proportions that the run starts with, and the proxy is
+    trained on sum_i alpha[i] l_i, l_i the mean loss over the tokens of domain i. What the method is run for is the mean of
+    alpha_1 .. alpha_T: `result`, the proportions to train the final model with.
 
     One forward pass gives the losses of a step and trains on them, so step t is weighted by alpha_{t-1}; the paper weighs it
     by alpha_t, from the same losses. A domain of which a batch has no token keeps its lambda (as the authors' code does).
@@ -53,13 +52,13 @@ class DoremiMixer(Mixer):
         return {"alpha": np.full(k, 1 / k), "score": np.zeros(k), "total": np.zeros(k), "turns": 0}
 
     def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray:
-        return weights(self.init(domains)["alpha"], domains.proportions)
+        return np.asarray(self.init(domains)["alpha"])
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         alpha, pi = np.asarray(state["alpha"]), observations.proportions
         seen = observations.tokens > 0
         if not seen.any():  # before the first step
-            return Decision(pi, weights(alpha, pi)), state
+            return Decision(pi, alpha), state
         score = np.array(state["score"])
         score[seen] = observations.excess[seen] / observations.tokens[seen]
         with np.errstate(divide="ignore"):  # an alpha of zero stays zero
@@ -67,16 +66,10 @@ class DoremiMixer(Mixer):
         raised = np.exp(exponent - exponent.max())
         alpha = (1 - self.reweight_eps) * raised / raised.sum() + self.reweight_eps / len(raised)
         new = {"alpha": alpha, "score": score, "total": state["total"] + alpha, "turns": state["turns"] + 1}
-        return Decision(pi, weights(alpha, pi)), new
+        return Decision(pi, alpha), new
 
     def result(self, state: State) -> np.ndarray | None:
         if not state["turns"]:
             return None
         mean = np.asarray(state["total"]) / state["turns"]
         return mean / mean.sum()
-
-
-def weights(alpha: np.ndarray, proportions: np.ndarray) -> np.ndarray:
-    """What rows weigh so that a domain drawn with `proportions` counts by `alpha`; one that is never drawn weighs nothing."""
-    drawn = proportions > 0
-    return np.where(drawn, alpha / np.where(drawn, proportions, 1.0), 0.0)

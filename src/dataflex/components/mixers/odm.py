@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,39 +16,65 @@ from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observati
 class OdmMixer(Mixer):
     """Algorithm 1 of the paper, one turn per update.
 
-    For the K domains after turn t, from the samples of the whole interval:
+    For the K domains after turn t, with L_d the mean loss of the rows of d in the interval, pi_d what was requested in it,
+    and s_d the share of d in what was served (in the unit of pi_d):
 
-        R_d   <- alpha R_d + (1 - alpha) (sum of the losses of d / samples of the interval) / pi_d
+        R_d   <- R_d + c L_d / pi_d                             reward: authors    (their code)
+        R_d   <- alpha R_d + (1 - alpha) c L_d / pi_d           reward: averaged   (dataflex 1.1.0)
+        R_d   <- alpha R_d + (1 - alpha) c L_d s_d / pi_d       reward: unbiased
         eps_t  = min(1/K, sqrt(ln K / (K t)))
         pi_d   = (1 - K eps_t) exp(eps_{t-1} R_d) / sum_j exp(eps_{t-1} R_j) + eps_t
 
-    The sum over the samples already counts how often d was drawn, so dividing by pi_d once makes the reward an unbiased
-    estimate of its mean loss. A domain without a sample keeps R_d. pi is what was requested in the interval.
+    A domain without a row keeps its R_d. With `authors`, a domain with a small pi_d gains more for the same loss: pi comes
+    to rest near shares proportional to L_d. With `unbiased`, c L_d s_d / pi_d is c L_d in the mean, as in EXP3.
 
-    alpha: smoothing of the moving-average reward. reward_scale: factor on the losses (the paper's code divides by 10).
-    min_exploration_rate: a floor for eps_t, itself never above 1/(2K) so that every K leaves room to adapt.
+    alpha: of the moving averages, which authors has not; None: 0.9. reward_scale: c; None: 0.1 for authors, and 1.1.0's 15
+    for the others. min_exploration_rate: a floor for eps_t, itself never above 1/(2K) so that every K leaves room to adapt;
+    None: 0, no floor, for authors, and 1.1.0's 0.03 for the others.
     """
 
-    alpha: float = 0.9
-    reward_scale: float = 15.0
-    min_exploration_rate: float = 0.03
+    reward: Literal["authors", "averaged", "unbiased"] = "authors"
+    alpha: float | None = None
+    reward_scale: float | None = None
+    min_exploration_rate: float | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"train_loss"})
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"reward": "averaged"}
     retired: ClassVar[Mapping[str, str]] = {
         "warmup_steps": "the warmup of the schedule decides when the mixer starts",
     }
 
     def check(self) -> None:
-        self.require("alpha", 0 <= self.alpha < 1, "in [0, 1)")
-        self.require("reward_scale", self.reward_scale > 0, "positive")
-        self.require("min_exploration_rate", 0 <= self.min_exploration_rate <= 1, "in [0, 1]")
+        self.require_choice("reward", ("authors", "averaged", "unbiased"))
+        self.require("alpha", self.alpha is None or 0 <= self.alpha < 1, "in [0, 1)")
+        averages = self.alpha is None or self.reward != "authors"
+        self.require(
+            "alpha", averages, "left out with reward: authors, which adds rewards up (averaged and unbiased have it)"
+        )
+        self.require("reward_scale", self.reward_scale is None or self.reward_scale > 0, "positive")
+        floor = self.min_exploration_rate
+        self.require("min_exploration_rate", floor is None or 0 <= floor <= 1, "in [0, 1]")
+
+    @property
+    def scale(self) -> float:
+        """c."""
+        if self.reward_scale is not None:
+            return self.reward_scale
+        return 0.1 if self.reward == "authors" else 15.0
+
+    @property
+    def floor(self) -> float:
+        """What eps_t never falls below, but for few domains."""
+        if self.min_exploration_rate is not None:
+            return self.min_exploration_rate
+        return 0.0 if self.reward == "authors" else 0.03
 
     def exploration(self, turn: int, k: int) -> float:
         """eps_t; turn counts from 1, and eps_0 = 1/K."""
         if k == 1:
             return 0.0
         rate = 1.0 / k if turn == 0 else min(1.0 / k, sqrt(log(k) / (k * turn)))
-        return max(rate, min(self.min_exploration_rate, 0.5 / k))
+        return max(rate, min(self.floor, 0.5 / k))
 
     def init(self, domains: DomainInfo) -> State:
         return {"turn": 0, "rewards": np.zeros(len(domains))}
@@ -57,9 +83,14 @@ class OdmMixer(Mixer):
         pi, k = observations.proportions, len(observations.rows)
         turn, rewards = state["turn"] + 1, np.array(state["rewards"], dtype=np.float64)
         seen = (observations.rows > 0) & (pi > 0)
-        if seen.any():
-            estimate = self.reward_scale * observations.loss[seen] / observations.rows.sum() / pi[seen]
-            rewards[seen] = self.alpha * rewards[seen] + (1 - self.alpha) * estimate
+        gain = self.scale * observations.loss[seen] / observations.rows[seen] / pi[seen]
+        if self.reward == "unbiased":
+            gain = gain * observations.realized[seen]
+        if self.reward == "authors":
+            rewards[seen] += gain
+        else:
+            alpha = 0.9 if self.alpha is None else self.alpha
+            rewards[seen] = alpha * rewards[seen] + (1 - alpha) * gain
         exponent = self.exploration(turn - 1, k) * rewards
         softmax = np.exp(exponent - exponent.max())
         softmax /= softmax.sum()
