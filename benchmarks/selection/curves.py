@@ -41,12 +41,16 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "icons": {"name": "icons"},
     "cluster_less": {"name": "cluster_less", "cluster_size": 16},
     # With an exact match and no baseline only the target's own answer is rewarded, which makes it `less`.
-    "nice": {"name": "nice", "max_new_tokens": 16, "baseline": "mean"},
+    "nice": {
+        "name": "nice", "max_new_tokens": 16, "baseline": "mean",
+        "mc_samples": 4, "generation_temperature": 0.7, "top_k": 0, "top_p": 1.0,
+    },
     "greats": {"name": "greats", "proj_dim": 4096},
     "near": {"name": "near"},
     "tsds": {"name": "tsds"},
+    "tsds 1.1.0": {"name": "tsds", "sigma": 0.75, "alpha": 0.6, "C": 5.0},  # its fixed scale
     "rds": {"name": "rds"},
-}
+}  # fmt: skip
 _SMALL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 344, "vocab_size": 2048}
 # rows: of each data set of the pool. target_rows, questions: of each task.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -37,6 +37,12 @@ class Component:
     retired: ClassVar[Mapping[str, str]] = {}
     """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""
 
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of dataflex 1.1.0 where they differ from those of today: they hold in files that are written for it."""
+
+    default_warmup: ClassVar[int] = 0
+    """Optimizer steps before it first acts, where the configuration does not say. May be a property."""
+
     def __post_init__(self) -> None:
         self.check()
 
@@ -91,10 +97,14 @@ class SelectionContext:
 
 @dataclass(frozen=True)
 class Selection:
-    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score)."""
+    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score).
+
+    remarks: what a user should know of this decision, a line each under a name of its own. The ledger has all of them; the
+    run's log shows the first under each name."""
 
     chosen: np.ndarray
     scores: np.ndarray | None = None
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +199,11 @@ class Observations:
 @dataclass(frozen=True)
 class Decision:
     """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative: what the loss of a row
-    of each domain is multiplied by until the next decision; None: one."""
+    of each domain is multiplied by until the next decision; None: one. remarks: as those of a Selection."""
 
     proportions: np.ndarray
     loss_weights: np.ndarray | None = None
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

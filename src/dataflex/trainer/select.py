@@ -12,13 +12,18 @@ import numpy as np
 from dataflex.components.contracts import SelectionContext
 from dataflex.components.requests import TargetEmbedding, adam_directions, name_of
 from dataflex.errors import DataflexError
-from dataflex.signals.gradients.directions import optimizer_moments
+from dataflex.signals.gradients.directions import has_moments, optimizer_moments
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
 from dataflex.trainer.plan import Pool, chosen_pool
 from dataflex.trainer.random import generator
 
 _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of the plan and of mixers
+
+_NO_MOMENTS = (
+    "no optimizer step has been taken, so Adam's moments are empty and its direction is little more than the signs of a"
+    " gradient; set warmup to 10 or more, or gradient_type: sgd"
+)
 
 
 @dataclass
@@ -72,19 +77,27 @@ class SelectTrainer(DynamicTrainer):
 
         scores = np.full(len(self.rows), np.nan)
 
-        def run() -> tuple[list[np.ndarray], dict[str, Any]]:
-            chosen, state = [], self.states["select"]
+        def run() -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
+            chosen, state, remarks = [], self.states["select"], dict[str, str]()
+            if adam_directions(wanted | selector.refines) and not has_moments(self.optimizer):
+                remarks["moments"] = _NO_MOMENTS
             for group in groups:
                 selection, state = selector.select(state, group.signals, group.context)
+                for name, line in selection.remarks.items():
+                    of_domain = group.name is not None
+                    remarks[f"{group.name}.{name}" if of_domain else name] = (
+                        f"{group.name}: {line}" if of_domain else line
+                    )
                 picked = np.asarray(selection.chosen)
                 count = len(group.candidates)
                 check_choice(spec.name, picked, group.context.budget, count, bool(selector.with_replacement))
                 chosen.append(group.candidates[picked])
                 if selection.scores is not None:
                     scores[group.candidates] = selection.scores
-            return chosen, state
+            return chosen, state, remarks
 
-        chosen, self.states["select"] = decide(run)  # scores stay on rank 0, which writes them
+        chosen, self.states["select"], remarks = decide(run)  # scores stay on rank 0, which writes them
+        self.remarks.add(f"select:{spec.name}", remarks)
         return chosen, scores, measured
 
     def _groups(
