@@ -263,12 +263,21 @@ def test_copies_do_not_make_the_scale_of_tsds_zero() -> None:
     assert scale(rows[:20], np.zeros((1, 20))) == (0.0, 1.0)  # nothing but copies: every row counts alone
 
 
-def test_files_of_1_1_keep_its_scale() -> None:
+def test_files_of_1_1_keep_its_scale(tmp_path: Path) -> None:
+    """The flat spelling, and a preset of a components file; numbers of one's own stay in all of them."""
     rest = {"do_train": True, "eval_dataset": "e", "dataset": "d"}
     ours = parse({**rest, "dataflex": {"select": {"name": "tsds", "interval": 5}}})
     flat = parse({**rest, "train_type": "dynamic_select", "component_name": "tsds", "update_step": 5})
-    found = [run.dataflex.select.component for run in (ours, flat)]  # type: ignore[union-attr]
-    assert found == [TsdsSelector(sigma=None, alpha=0.5, C=None), TsdsSelector(sigma=0.75, alpha=0.6, C=5.0)]
+    presets = {"selectors": {"own": {"name": "tsds", "params": {"alpha": 0.2}}}}
+    (tmp_path / "components.yaml").write_text(json.dumps(presets))
+    rest["components_cfg_file"] = str(tmp_path / "components.yaml")
+    preset = parse({**rest, "train_type": "dynamic_select", "component_name": "own", "update_step": 5})
+    found = [run.dataflex.select.component for run in (ours, flat, preset)]  # type: ignore[union-attr]
+    assert found == [
+        TsdsSelector(sigma=None, alpha=0.5, C=None),
+        TsdsSelector(sigma=0.75, alpha=0.6, C=5.0),
+        TsdsSelector(sigma=0.75, alpha=0.2, C=5.0),
+    ]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 25])

@@ -272,6 +272,7 @@ class WeightContext:
     accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
     losses: the row that each belongs to. step: optimizer steps done. names: of the domains. signals: a tensor [n, ...] for
     each name in `needs` that is measured on the rows trained on, reference_signals: [m, ...], the same of the reference.
+    rounding: eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10 for fp16).
     """
 
     reference: torch.Tensor
@@ -281,6 +282,7 @@ class WeightContext:
     names: tuple[str, ...] = ()
     signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
     reference_signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,6 @@ from dataflex.trainer.plan import Pool, chosen_pool
 from dataflex.trainer.random import generator
 
 _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of the plan and of mixers
-
 _NO_MOMENTS = (
     "no optimizer step has been taken, so Adam's moments are empty and its direction is little more than the signs of a"
     " gradient; set warmup to 10 or more, or gradient_type: sgd"
@@ -83,11 +83,7 @@ class SelectTrainer(DynamicTrainer):
                 remarks["moments"] = _NO_MOMENTS
             for group in groups:
                 selection, state = selector.select(state, group.signals, group.context)
-                for name, line in selection.remarks.items():
-                    of_domain = group.name is not None
-                    remarks[f"{group.name}.{name}" if of_domain else name] = (
-                        f"{group.name}: {line}" if of_domain else line
-                    )
+                remarks |= named(selection.remarks, group.name)
                 picked = np.asarray(selection.chosen)
                 count = len(group.candidates)
                 check_choice(spec.name, picked, group.context.budget, count, bool(selector.with_replacement))
@@ -205,6 +201,13 @@ class SelectTrainer(DynamicTrainer):
         spec = self.config.select
         assert spec is not None and spec.schedule.interval is not None
         return int(np.ceil(spec.keep_ratio * rows)) if per_domain else spec.schedule.interval * self.global_batch
+
+
+def named(remarks: Mapping[str, str], domain: str | None) -> dict[str, str]:
+    """Remarks on the rows of a domain, told apart from those on other domains; None: as they are."""
+    if domain is None:
+        return dict(remarks)
+    return {f"{domain}.{name}": f"{domain}: {line}" for name, line in remarks.items()}
 
 
 def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats: bool) -> None:
