@@ -270,6 +270,9 @@ def _alignments(trainer: Any) -> dict[str, Any]:
         return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
     def direction(g: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        if trainer.config.select.component.adam_step == "authors":
+            m = 0.9 * state["exp_avg"].double() + 0.1 * g
+            return m / (0.999 * state["exp_avg_sq"].double() + 0.001 * g**2 + 1e-8).sqrt()
         t = int(state["step"]) + 1
         m = b1 * state["exp_avg"].double() + (1 - b1) * g
         v = b2 * state["exp_avg_sq"].double() + (1 - b2) * g**2

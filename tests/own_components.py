@@ -56,6 +56,27 @@ class Everything(WithoutGradients):
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remarking(Selector):
+    """Takes the first rows, and says how many there were and when."""
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        said = {"rows": f"{context.rows} rows at step {context.step}"}
+        return Selection(np.arange(context.budget), remarks=said), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemarkingMixer(Mixer):
+    """Keeps the proportions, and says when; at step 0 it decides nothing."""
+
+    def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
+        if not observations.step:
+            return None, state
+        return Decision(observations.proportions, remarks={"step": f"step {observations.step}"}), state
+
+
 class OldSelector:
     """Written against dataflex 1.1.0."""
 

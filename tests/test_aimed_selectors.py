@@ -17,12 +17,13 @@ from dataflex.components.requests import PolicyAlignment
 from dataflex.components.rewards import exact_match, resolve_reward
 from dataflex.components.selectors.cluster_less import ClusterLessSelector
 from dataflex.components.selectors.greats import GreatsSelector, greedy
+from dataflex.config.load import parse
 from dataflex.demo.model import build_model
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.generation import model_rewards, sample_responses
 from dataflex.signals.gradients.passes import UNIT_WEIGHTS
-from dataflex.trainer.policy import PolicyRows, policy_rows
+from dataflex.trainer.policy import PolicyRows, policy_rows, remarks_on
 from dataflex.trainer.rows import Rows
 
 Config = dict[str, Any]
@@ -202,6 +203,8 @@ def test_responses_do_not_depend_on_padding_and_leave_no_trace(policy: tuple[Any
         model, tokenizer, prompts, count=3, budget=64, **{**warm, "seed": 4}
     )
     assert len({tuple(a) for a in first[0]}) == 3
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # the likeliest token, however warm
+        assert sample_responses(model, tokenizer, prompts, count=2, budget=64, **warm, **narrow) == together
 
 
 def reward_of_length(prompts: Any, responses: Any, references: Any) -> list[float]:
@@ -258,6 +261,40 @@ def test_the_policy_gradient_of_a_prompt(policy: tuple[Any, Any], baseline: Any)
         size += abs(float(a * chosen.sum() / 3))
         wanted += float(-a * chosen.sum() / 3)
     assert abs(total - wanted) <= 1e-6 * size
+
+
+def test_nice_says_which_reward_it_goes_by_and_when_it_is_less(aimed: Config, tmp_path: Path) -> None:
+    """With an exact match and a model that knows nothing, no response is rewarded: the rows are those of less with sgd."""
+    nice = {"name": "nice", "warmup": 0, "interval": 4, "mc_samples": 2, "max_new_tokens": 4, "gradient_type": "sgd"}
+    less = {"name": "less", "warmup": 0, "interval": 4, "gradient_type": "sgd"}
+    one, other = (
+        start({**aimed, "max_steps": 1, "dataflex": {"select": select}}, tmp_path / str(select["name"]))
+        for select in (nice, less)
+    )
+    found, base = one.wait().ok, other.wait().ok
+    remarks = next(r for r in found.ledger() if r["component"] == "select:nice")["remarks"]
+    assert set(remarks) == {"reward", "agreed"}
+    assert remarks["reward"] == "rewards by exact_match: 0 on average, alike for 100% of the prompts"
+    assert found.log.count(f"dataflex: select:nice: {remarks['agreed']}") == 1
+    assert np.array_equal(table(found, 0)["selected"], table(base, 0)["selected"])
+
+
+def test_a_remark_on_rewards_that_differ() -> None:
+    report = {"dataflex/reward/mean": 0.25, "dataflex/reward/agreed": 0.5}
+    by_judge = remarks_on(PolicyAlignment(reward_model="judges/one"), report)
+    assert by_judge == {"reward": "rewards by judges/one: 0.25 on average, alike for 50% of the prompts"}
+
+
+def test_how_responses_are_drawn_is_as_in_the_authors_scripts_and_in_files_of_1_1_as_there() -> None:
+    rest = {"do_train": True, "eval_dataset": "e", "dataset": "d"}
+    runs = (
+        parse({**rest, "dataflex": {"select": {"name": "nice", "interval": 4}}}),
+        parse({**rest, "train_type": "dynamic_select", "component_name": "nice", "update_step": 4}),
+    )
+    (ours,), (flat,) = (run.dataflex.requests("select") for run in runs)  # type: ignore[union-attr]
+    assert isinstance(ours, PolicyAlignment) and isinstance(flat, PolicyAlignment)
+    assert (ours.samples, ours.temperature, ours.top_k, ours.top_p) == (20, 1.2, 50, 0.95)
+    assert (flat.samples, flat.temperature, flat.top_k, flat.top_p) == (4, 0.7, 0, 1.0)
 
 
 def test_rewards_are_resolved_by_name() -> None:

@@ -123,23 +123,34 @@ def test_draws_with_replacement_are_independent() -> None:
 @pytest.mark.parametrize(
     "losses, quantiles, buckets",
     [
-        ([1.0, 2.0, 3.0, 4.0, 5.0], (0.25, 0.75), {"low": {0, 1}, "medium": {2}, "high": {3, 4}}),  # cuts at 2 and 4
-        ([1.0, 2.0, 3.0], (0.0, 1.0), {"low": {0}, "medium": {1}, "high": {2}}),
-        ([1.0, 2.0, 3.0], (0.5, 0.5), {"low": {0, 1}, "medium": set(), "high": {1, 2}}),
-        ([7.0, 7.0, 7.0], (0.33, 0.66), {"low": {0, 1, 2}, "medium": set(), "high": {0, 1, 2}}),
-        ([1.0, 1.0, 1.0, 9.0], (0.25, 0.5), {"low": {0, 1, 2}, "medium": set(), "high": {0, 1, 2, 3}}),
-        ([5.0], (0.33, 0.66), {"low": {0}, "medium": set(), "high": {0}}),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], (0.25, 0.75), {"low": {0, 1}, "medium": {2, 3}, "high": {4}}),  # cuts at 2 and 4
+        ([1.0, 2.0, 3.0], (0.0, 1.0), {"low": {0}, "medium": {1, 2}, "high": set()}),
+        ([1.0, 2.0, 3.0], (0.5, 0.5), {"low": {0, 1}, "medium": set(), "high": {2}}),
+        ([7.0, 7.0, 7.0], (0.33, 0.66), {"low": {0, 1, 2}, "medium": set(), "high": set()}),
+        ([1.0, 1.0, 1.0, 9.0], (0.25, 0.5), {"low": {0, 1, 2}, "medium": set(), "high": {3}}),
+        ([5.0], (0.33, 0.66), {"low": {0}, "medium": set(), "high": set()}),
+        (
+            [1.0] * 3 + [2.0] * 7,  # tied at the upper quantile
+            (0.33, 0.66),
+            {"low": {0, 1, 2}, "medium": {3, 4, 5, 6, 7, 8, 9}, "high": set()},
+        ),
     ],
 )
 @pytest.mark.parametrize("focus", BUCKETS)
 def test_rows_at_the_quantiles_and_ties(focus: str, losses: list[float], quantiles: Any, buckets: Any) -> None:
-    """With an overwhelming weight the bucket comes first, whole; an empty bucket leaves the draw uniform."""
+    """As dataflex 1.1.0 has it, a loss at a quantile belongs to the lower bucket. With an overwhelming weight the bucket comes
+    first, whole; an empty bucket leaves the draw uniform, and says so."""
     selector = LossSelector(focus=focus, focus_weight=1e12, quantiles=quantiles)
     wanted = buckets[focus]
     for seed in range(20):
         assert set(choose(selector, losses, len(wanted), seed)) == wanted
     if not wanted:
         assert {choose(selector, losses, 1, seed)[0] for seed in range(60)} == set(range(len(losses)))
+    context = SelectionContext(
+        budget=1, rows=len(losses), step=4, update=0, updates=None, domain=None, rng=generator(1, 0)
+    )
+    remarks = selector.select({}, {"loss": np.array(losses)}, context)[0].remarks
+    assert set(remarks) == (set() if wanted else {"bucket"})
 
 
 # -- mixers ----------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from dataflex.components.selectors.delta_loss import DeltaLossSelector
 from dataflex.components.selectors.near import NearSelector
 from dataflex.components.selectors.rds import RdsSelector
 from dataflex.components.selectors.token_length import TokenLengthSelector
-from dataflex.components.selectors.tsds import TsdsSelector
+from dataflex.components.selectors.tsds import TsdsSelector, scale
 from dataflex.components.transport import transport
+from dataflex.config.load import parse
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, DataflexError
 
@@ -130,18 +131,22 @@ def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPat
     assert np.allclose(lists(np.arange(4000)), exact, rtol=1e-3)
 
 
-def transport_by_hand(d: np.ndarray, places: np.ndarray, rho: np.ndarray, alpha: float, C: float) -> np.ndarray:
-    """The greedy algorithm of the paper, one event of one target row at a time."""
+def transport_by_hand(
+    d: np.ndarray, places: np.ndarray, rho: np.ndarray, alpha: float, C: float
+) -> tuple[np.ndarray, bool, float]:
+    """The greedy algorithm of the paper, one event of one target row at a time: the distribution, whether it stopped, and what
+    is left for the last candidates."""
     M, K = places.shape
     share = 1 / rho[places]
     heap = [(share[j, 0], 0, j) for j in range(M)]
     heapq.heapify(heap)
     travelled = [d[j, 0] * share[j, 0] for j in range(M)]
-    rate, filled, s = [0.0] * M, [0] * M, 0.0
+    rate, filled, s, stopped, at_the_end = [0.0] * M, [0] * M, 0.0, False, 0.0
     while heap:
         s, k, j = heapq.heappop(heap)
         rate[j] = d[j, k + 1] * s - travelled[j]
         if alpha / C * sum(rate) >= (1 - alpha) * M:
+            stopped = True
             break
         filled[j] = k + 1
         if k + 1 < K - 1:
@@ -154,7 +159,8 @@ def transport_by_hand(d: np.ndarray, places: np.ndarray, rho: np.ndarray, alpha:
             out[places[j, k]] += share[j, k] / (M * s)
             left -= share[j, k] / (M * s)
         out[places[j, filled[j]]] += max(left, 0)
-    return out / out.sum()
+        at_the_end += max(left, 0) if filled[j] == K - 1 else 0
+    return out / out.sum(), stopped, at_the_end
 
 
 @pytest.mark.parametrize("C", [0.01, 0.5, 5.0, 500.0])
@@ -174,8 +180,10 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
         return rho[at]
 
     found = transport(d, places, 120, density, alpha=alpha, C=C)
-    expected = transport_by_hand(d, places, rho, alpha, C)
-    assert found.sum() == pytest.approx(1, abs=1e-12) and np.allclose(found, expected, atol=1e-12)
+    expected, stopped, at_the_end = transport_by_hand(d, places, rho, alpha, C)
+    p = found.probabilities
+    assert p.sum() == pytest.approx(1, abs=1e-12) and np.allclose(p, expected, atol=1e-12)
+    assert found.stopped == stopped and found.at_the_end == pytest.approx(at_the_end, abs=1e-12)
     assert len(asked) == len(set(asked))
     if C == 0.01 and alpha > 0 and first == 1:
         assert len(asked) < 30
@@ -184,9 +192,9 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
 def test_near_duplicates_share_what_one_row_gets() -> None:
     """40 copies of one row and a row by itself, as far from the target: half of the mass each."""
     rows = unit(np.array([[1.0, 0.2]] * 40 + [[1.0, -0.2]] + [[-1.0, 0.0]] * 500))
-    p = TsdsSelector(alpha=0.05, sigma=0.3, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
+    p, _ = TsdsSelector(alpha=0.05, sigma=0.3, C=5.0, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
     assert p[:40].sum() == pytest.approx(0.5, abs=0.02) and p[40] == pytest.approx(0.5, abs=0.02)
-    alone = TsdsSelector(alpha=0.05, sigma=0.0, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
+    alone, _ = TsdsSelector(alpha=0.05, sigma=0.0, C=5.0, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
     assert alone[40] == pytest.approx(1 / 41, abs=1e-6)
 
 
@@ -208,9 +216,73 @@ def test_tsds_draws_what_it_says(tmp_path: Path) -> None:
         read.check_rows(201)
 
 
+def like_hidden_states(rows: int, seed: int) -> np.ndarray:
+    """Vectors of length one as mean hidden states of a language model are: most of each is common to all."""
+    centres, rng = np.random.default_rng(0).standard_normal((5, 48)), np.random.default_rng(seed)
+    own = centres[rng.integers(5, size=rows)] + 0.8 * rng.standard_normal((rows, 48))
+    return unit(np.hstack([own, np.full((rows, 1), 10.0)]))
+
+
+def test_tsds_scales_with_the_distances_of_the_data() -> None:
+    """The numbers of 1.1.0 on such vectors: the transport never stops, alpha does nothing, and a good part of the mass goes to
+    the rows that fit worst. By default it stops, nothing is left for those, and alpha decides how many rows are reached."""
+    rows, targets = like_hidden_states(600, 1), like_hidden_states(12, 2)
+    similarity, places = nearest(targets, rows, 60)
+    d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))
+    apart = np.sqrt(np.maximum(2 - 2 * np.sort(rows @ rows.T, axis=1)[:, -2].astype(float), 0))
+    sigma, C = scale(rows, d)
+    assert sigma == pytest.approx(np.median(apart), rel=1e-3)
+    assert abs(C - np.median(d)) < 1e-12
+
+    fixed = [TsdsSelector(sigma=0.75, alpha=a, C=5.0).distribution(rows, targets) for a in (0.6, 0.01)]
+    assert np.array_equal(fixed[0][0], fixed[1][0])
+    assert "11.4% of the mass is left for the farthest; raise alpha, lower C or sigma" in fixed[0][1]["transport"]
+    assert "raise max_K" in fixed[0][1]["transport"] and "scale" not in fixed[0][1]
+
+    reached = []
+    for alpha in (0.3, 0.5, 0.9):
+        p, remarks = TsdsSelector(alpha=alpha).distribution(rows, targets)
+        near = np.unique(places)
+        found_sigma, found_C = scale(rows[near], d)
+        rho = np.full(600, np.nan)
+        rho[near] = density_by_hand(rows[near], found_sigma, 60)
+        expected, stopped, at_the_end = transport_by_hand(d, places, rho, alpha, found_C)
+        assert np.allclose(p, expected, atol=1e-6) and stopped and at_the_end == 0
+        assert set(remarks) == {"scale"} and f"sigma {found_sigma:.3g} and C {found_C:.3g}" in remarks["scale"]
+        reached.append(int(np.count_nonzero(p)))
+    assert reached[0] > 1.3 * reached[1] > 2 * reached[2]
+    once, _ = TsdsSelector(alpha=0.0).distribution(rows, targets)  # as even as can be is what alpha: 0 asks for
+    assert np.count_nonzero(once) == len(near)
+
+
+def test_copies_do_not_make_the_scale_of_tsds_zero() -> None:
+    rows = np.repeat(like_hidden_states(100, 1), 20, axis=0)
+    sigma, _ = scale(rows, np.ones((2, 2)))
+    single, _ = scale(rows[::20], np.ones((2, 2)))
+    assert sigma == pytest.approx(single, abs=1e-4) and sigma > 0.1
+    assert scale(rows[:20], np.zeros((1, 20))) == (0.0, 1.0)  # nothing but copies: every row counts alone
+
+
+def test_files_of_1_1_keep_its_scale(tmp_path: Path) -> None:
+    """The flat spelling, and a preset of a components file; numbers of one's own stay in all of them."""
+    rest = {"do_train": True, "eval_dataset": "e", "dataset": "d"}
+    ours = parse({**rest, "dataflex": {"select": {"name": "tsds", "interval": 5}}})
+    flat = parse({**rest, "train_type": "dynamic_select", "component_name": "tsds", "update_step": 5})
+    presets = {"selectors": {"own": {"name": "tsds", "params": {"alpha": 0.2}}}}
+    (tmp_path / "components.yaml").write_text(json.dumps(presets))
+    rest["components_cfg_file"] = str(tmp_path / "components.yaml")
+    preset = parse({**rest, "train_type": "dynamic_select", "component_name": "own", "update_step": 5})
+    found = [run.dataflex.select.component for run in (ours, flat, preset)]  # type: ignore[union-attr]
+    assert found == [
+        TsdsSelector(sigma=None, alpha=0.5, C=None),
+        TsdsSelector(sigma=0.75, alpha=0.6, C=5.0),
+        TsdsSelector(sigma=0.75, alpha=0.2, C=5.0),
+    ]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 25])
 def test_tsds_over_few_rows(rows: int) -> None:
-    p = TsdsSelector().distribution(clusters(rows, 1), clusters(3, 2))
+    p, _ = TsdsSelector().distribution(clusters(rows, 1), clusters(3, 2))
     assert p.sum() == pytest.approx(1) and (p >= 0).all()
 
 

@@ -15,6 +15,8 @@ from test_invariants import kill_and_resume
 from dataflex.components.contracts import SelectionContext
 from dataflex.components.selectors.icons import IconsSelector
 from dataflex.components.selectors.less import LessSelector
+from dataflex.config.load import parse
+from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "lora_dropout": 0.1}
@@ -37,11 +39,12 @@ def table(result: Result, step: int) -> dict[str, np.ndarray]:
     return {**found, "score": found["score"].astype(float)}
 
 
-@pytest.mark.parametrize("settings", ["lora", "full"])
+@pytest.mark.parametrize("settings", ["lora", "full", "authors"])
 def test_the_scores_of_a_run_are_those_of_the_paper(aimed: Config, tmp_path: Path, settings: str) -> None:
     """Against one backward pass per row in fp64, inside the run, with its own moments: the maximum over the two subtasks; and
-    the highest scores are selected."""
-    config = aimed if settings == "lora" else with_select({**aimed, "finetuning_type": "full"}, parameters="all")
+    the highest scores are selected. authors: by the formula of their program instead of the run's own Adam."""
+    full = with_select({**aimed, "finetuning_type": "full"}, parameters="all")
+    config = {"lora": aimed, "full": full, "authors": with_select(aimed, adam_step="authors")}[settings]
     run = train({**config, "max_steps": 7}, tmp_path / "run", hooks=["less_by_hand:6"])
     by_hand = json.loads((run.ok.out / "by_hand.json").read_text())
     found = table(run, 6)
@@ -109,6 +112,48 @@ def test_kill_and_resume_is_exact(aimed: Config, tmp_path: Path, ranks: int, kil
     """Invariant 4, also in the middle of a gradient pass: what was measured of it is measured again."""
     config = {**aimed, "save_strategy": "steps", "save_steps": 2}
     kill_and_resume(with_select(config, accumulate=True), tmp_path, kill, resumes_at, ranks)
+
+
+def test_empty_moments_are_remarked_on(aimed: Config, tmp_path: Path) -> None:
+    """Where warmup is left out there is one; where it is 0 the log and the ledger say what adam is worth then."""
+    at_once, sgd = with_select(aimed, warmup=0), with_select(aimed, warmup=0, gradient_type="sgd")
+    left_out = {**aimed, "max_steps": 12, "dataflex": {"select": {"name": "less", "interval": 4}}}
+    first, second, third = train_all(
+        start({**at_once, "max_steps": 5}, tmp_path / "at_once"),
+        start({**sgd, "max_steps": 1}, tmp_path / "sgd"),
+        start(left_out, tmp_path / "left_out"),
+    )
+    chosen = [r for r in first.ok.ledger() if r["component"] == "select:less"]
+    assert [r["step"] for r in chosen] == [0, 4]
+    assert "Adam's moments are empty" in chosen[0]["remarks"]["moments"] and "remarks" not in chosen[1]
+    assert first.log.count("dataflex: select:less: no optimizer step has been taken") == 1
+    assert "moments are empty" not in second.ok.log
+    assert [r["step"] for r in third.ok.ledger() if r["component"] == "select:less"] == [10]
+    assert "moments are empty" not in third.log
+
+
+@pytest.mark.parametrize(
+    ("select", "warmup"),
+    [
+        ({"name": "less"}, 10), ({"name": "icons"}, 10), ({"name": "cluster_less"}, 10), ({"name": "nice"}, 10),
+        ({"name": "less", "gradient_type": "sgd"}, 0), ({"name": "less", "warmup": 0}, 0), ({"name": "less", "warmup": 3}, 3),
+        ({"name": "greats"}, 0), ({"name": "greats", "gradient_type": "adam"}, 10), ({"name": "loss"}, 0),
+    ],
+)  # fmt: skip
+def test_a_method_that_needs_a_warmup_brings_one(select: Config, warmup: int) -> None:
+    rest = {"do_train": True, "eval_dataset": "e", "dataset": "d"}
+    found = parse({**rest, "dataflex": {"select": {**select, "interval": 4}}}).dataflex
+    assert found is not None and found.select is not None and found.select.schedule.warmup == warmup
+    if set(select) == {"name"}:  # a file of dataflex 1.1.0 means what it meant
+        flat = {"train_type": "dynamic_select", "component_name": select["name"], "update_step": 4}
+        found = parse({**rest, **flat}).dataflex
+        assert found is not None and found.select is not None and found.select.schedule.warmup == 0
+
+
+def test_adam_step_without_adam_is_refused() -> None:
+    with pytest.raises(ConfigError, match="adam_step must be left out with gradient_type: sgd, got 'authors'"):
+        LessSelector(gradient_type="sgd", adam_step="authors")
+    assert {r.adam_step for s in (LessSelector, IconsSelector) for r in s(adam_step="authors").needs} == {"authors"}
 
 
 def test_with_a_mixer_each_domain_keeps_its_own_best(aimed: Config, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from dataflex.trainer.objectives import token_objective
 from dataflex.trainer.plan import Domains
 from dataflex.trainer.units import Sample, Tokens
 from dataflex.trainer.weighing import Weighing
+from dataflex.trainer.weight import rounding_of
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -121,6 +123,42 @@ def test_rho1_keeps_the_share_with_the_greatest_excess() -> None:
     best = sorted(range(40), key=lambda i: float(known[i] - losses[i]))[:12]
     assert [i for i in range(40) if found[i]] == sorted(best)
     torch.testing.assert_close((found / found.mean() * losses).sum() / 40, losses[sorted(best)].mean())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_rho1_keeps_what_rounding_alone_sets_apart(kind: torch.dtype) -> None:
+    """With the model itself as the reference every excess is rounding noise, and every token is trained on. The logits of both
+    passes have been rounded, each in its own way."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(3000, 50, generator=draw)
+    target = torch.randint(50, (3000,), generator=draw)
+    target[:2000] = logits[:2000].argmax(dim=1)  # most tokens are easy, as in text
+
+    def measured() -> torch.Tensor:
+        noise = torch.finfo(kind).eps * (torch.rand(logits.shape, generator=draw) - 0.5)
+        noisy = (logits * (1 + noise)).to(kind).float()
+        return torch.nn.functional.cross_entropy(noisy, target, reduction="none")
+
+    losses, reference = measured(), measured()
+    given: dict[str, Any] = {
+        "signals": {"reference_loss": reference},
+        "reference_signals": {"reference_loss": reference},
+    }
+    rho1 = Rho1Weighter(reference_model_path="x")
+    exact = WeightContext(reference=losses, ids=NONE, domains=NONE, step=0, **given)
+    assert kind == torch.float32 or float(rho1.weights({}, losses, exact).mean()) < 0.8
+    rounded = WeightContext(reference=losses, ids=NONE, domains=NONE, step=0, rounding=torch.finfo(kind).eps, **given)
+    assert rho1.weights({}, losses, rounded).all()
+    higher = losses + torch.linspace(0, 3, 3000)  # differences that mean something still count
+    told = replace(rounded, reference=higher)
+    assert rho1.weights({}, higher, told).mean() == pytest.approx(0.6, abs=0.1)
+
+
+def test_the_rounding_of_a_run_is_that_of_its_coarsest_type() -> None:
+    model = torch.nn.Linear(2, 2)
+    assert rounding_of(model, "no") == 2**-23 and rounding_of(model, "bf16") == 2**-7
+    model.bias.data = model.bias.data.half()
+    assert rounding_of(model, "no") == 2**-10 and rounding_of(model, "fp16") == 2**-10
 
 
 def test_focal_weights() -> None:

@@ -12,15 +12,18 @@ Each finished run is a file in --work: the same command goes on where it was sto
     python benchmarks/selection/curves.py --data DIR --work DIR2              # 3 seeds, small models from scratch
     python benchmarks/selection/curves.py --data DIR --work DIR2 --report     # the table of what has finished so far
     python benchmarks/selection/curves.py --data DIR --work DIR2 --preset gpu --model PATH --write
+    python benchmarks/selection/curves.py --data DIR --work DIR2 --methods "static,random,tsds,tsds 1.1.0"   # these alone
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,16 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "icons": {"name": "icons"},
     "cluster_less": {"name": "cluster_less", "cluster_size": 16},
     # With an exact match and no baseline only the target's own answer is rewarded, which makes it `less`.
-    "nice": {"name": "nice", "max_new_tokens": 16, "baseline": "mean"},
+    "nice": {
+        "name": "nice", "max_new_tokens": 16, "baseline": "mean",
+        "mc_samples": 4, "generation_temperature": 0.7, "top_k": 0, "top_p": 1.0,
+    },
     "greats": {"name": "greats", "proj_dim": 4096},
     "near": {"name": "near"},
     "tsds": {"name": "tsds"},
+    "tsds 1.1.0": {"name": "tsds", "sigma": 0.75, "alpha": 0.6, "C": 5.0},  # its fixed scale
     "rds": {"name": "rds"},
-}
+}  # fmt: skip
 _SMALL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 344, "vocab_size": 2048}
 # rows: of each data set of the pool. target_rows, questions: of each task.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -80,8 +87,17 @@ def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     if select is not None:
         interval = job["greats_interval"] if method == "greats" else 7 * part
         job["select"] = {**select, "warmup": 3 * part, "interval": interval}
+        job["parameters"] = _parameters(select)
     del job["greats_interval"]
     return job | {"every": 3 * part, "threads": 8 if job["gpu"] else 1}
+
+
+def _parameters(select: dict[str, Any]) -> Any:
+    """All parameters of a selector, defaults included: with other defaults a run is another run."""
+    from dataflex.components.registry import resolve
+
+    own = {k: v for k, v in select.items() if k != "name"}
+    return json.loads(json.dumps(asdict(resolve("select", select["name"], "name")(**own))))
 
 
 def start(job: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
@@ -238,7 +254,8 @@ def main() -> None:
         text += f"; seconds are {'processor time' if clock else 'by the clock'}.\n\n{report(found, clock)}"
         print(f"\n{text}")
         if given.write:
-            common.write_section(f"Curves ({given.preset})", text, Path(__file__).with_name("RESULTS.md"))
+            some = "" if given.methods == ",".join(METHODS) else f": {', '.join(methods)}"
+            common.write_section(f"Curves ({given.preset}){some}", text, Path(__file__).with_name("RESULTS.md"))
     else:
         print(f"no run has finished in {given.work}")
     if missing and not given.report:
@@ -251,7 +268,7 @@ def _command(given: argparse.Namespace) -> str:
     for name in ("model", "template", "rows", "target_rows", "questions", "steps", "learning_rate"):
         value = getattr(given, name)
         out += f" --{name.replace('_', '-')} {value}" if value is not None else ""
-    out += f" --methods {given.methods}" if given.methods != ",".join(METHODS) else ""
+    out += f' --methods "{given.methods}"' if given.methods != ",".join(METHODS) else ""
     return out + " --processor-time" * given.processor_time
 
 

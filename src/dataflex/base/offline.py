@@ -120,6 +120,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
         return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
+    notes += chosen.remarks
     sources = _sources(loaded["names"], loaded["dir"], loaded["stored"], loaded["places"])
     return Outcome(sources, dataflex.select.name, chosen.ids, chosen.scores, text, notes)  # type: ignore[union-attr]
 
@@ -171,5 +172,7 @@ def _without_model(config: RunConfig) -> Outcome:
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
+    for line in chosen.remarks:
+        print(f"dataflex: select:{spec.name}: {line}", flush=True)
     sources = _sources(rows.names, config.llamafactory.get("dataset_dir", "data"), rows.stored, rows.valid)
-    return Outcome(sources, spec.name, chosen.ids, chosen.scores, rows.__getitem__, [])
+    return Outcome(sources, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))

@@ -130,7 +130,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     scores = np.full(len(rows), np.nan)
     if selection.scores is not None:
         scores[candidates] = selection.scores
-    return Chosen(candidates[selection.chosen], scores, measured)
+    return Chosen(candidates[selection.chosen], scores, measured, tuple(selection.remarks.values()))
 
 
 def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: SignalStore) -> dict[str, np.ndarray]:

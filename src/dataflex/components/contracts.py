@@ -40,6 +40,9 @@ class Component:
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {}
     """Defaults of dataflex 1.1.0 where they differ from those of today: they hold in files that are written for it."""
 
+    default_warmup: ClassVar[int] = 0
+    """Optimizer steps before it first acts, where the configuration does not say. May be a property."""
+
     def __post_init__(self) -> None:
         self.check()
 
@@ -94,10 +97,14 @@ class SelectionContext:
 
 @dataclass(frozen=True)
 class Selection:
-    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score)."""
+    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score).
+
+    remarks: what a user should know of this decision, a line each under a name of its own. The ledger has all of them; the
+    run's log shows the first under each name."""
 
     chosen: np.ndarray
     scores: np.ndarray | None = None
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +207,11 @@ class Observations:
 class Decision:
     """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative, of which only ratios matter:
     what the mean loss over the tokens of each domain counts in the loss of a step until the next decision, however often the
-    domain is drawn and however long its rows are; None: every token counts alike."""
+    domain is drawn and however long its rows are; None: every token counts alike. remarks: as those of a Selection."""
 
     proportions: np.ndarray
     loss_weights: np.ndarray | None = None
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +283,7 @@ class WeightContext:
     accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
     losses: the row that each belongs to. step: optimizer steps done. names: of the domains. signals: a tensor [n, ...] for
     each name in `needs` that is measured on the rows trained on, reference_signals: [m, ...], the same of the reference.
+    rounding: eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10 for fp16).
     """
 
     reference: torch.Tensor
@@ -284,6 +293,7 @@ class WeightContext:
     names: tuple[str, ...] = ()
     signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
     reference_signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,14 @@ HELD_OUT = ("heldout_loss", "heldout_tokens")
 class Gradient:
     """How the gradient of a row (of its token-mean cross entropy) is taken.
 
-    gradient_type: `sgd`, the gradient itself, or `adam`, the step that the run's optimizer would take on it. parameters:
-    `linear`, all trainable linear layers but the output embedding, or `all`. proj_dim: project to so many values; None:
-    exact where that fits. seed: of the projection.
+    gradient_type: `sgd`, the gradient itself, or `adam`, the step that Adam would take on it, with the moments of the run.
+    adam_step: which step, that of the run's `optimizer`, or that of the program of LESS's `authors`. parameters: `linear`,
+    all trainable linear layers but the output embedding, or `all`. proj_dim: project to so many values; None: exact where
+    that fits. seed: of the projection.
     """
 
     gradient_type: Literal["adam", "sgd"] = "adam"
+    adam_step: Literal["optimizer", "authors"] = "optimizer"
     parameters: Literal["linear", "all"] = "linear"
     proj_dim: int | None = None
     seed: int = 0
@@ -53,16 +55,19 @@ class TargetAlignment(Gradient):
 class PolicyAlignment(Gradient):
     """As TargetAlignment, but a target row stands for its prompt, and its gradient is that of a reward.
 
-    samples: responses drawn per prompt from the current model, at `temperature`, of at most max_new_tokens tokens. reward:
-    `exact_match` with the target's own response, or `module:function` of (prompts, responses, references), lists of str ->
-    one number each. reward_model: a sequence classifier with one output instead. baseline: what is taken off the rewards of
-    a prompt, nothing (`none`) or their mean (`mean`).
+    samples: responses drawn per prompt from the current model, at `temperature`, of at most max_new_tokens tokens, each among
+    the top_k likeliest (0: all) that together have the probability top_p. reward: `exact_match` with the target's own
+    response, or `module:function` of (prompts, responses, references), lists of str -> one number each. reward_model: a
+    sequence classifier with one output instead. baseline: what is taken off the rewards of a prompt, nothing (`none`) or
+    their mean (`mean`).
     """
 
     name: ClassVar[str] = "target_alignment"
     samples: int = 4
     max_new_tokens: int = 512
     temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
     reward: str = "exact_match"
     reward_model: str | None = None
     baseline: Literal["none", "mean"] = "none"

@@ -9,11 +9,23 @@ farther mass must travel; s grows until alpha / C x the distance travelled outwe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 # Neighbours of a target row that are looked at first; twice as many each time they do not suffice.
 _DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Transported:
+    """probabilities: of each candidate, float64 [rows], adding up to one. stopped: whether s stopped growing by itself; where
+    it did not, every candidate but the last of each target row is full, and alpha and C have no say. at_the_end: share of all
+    mass that lies on the last candidates, the farthest."""
+
+    probabilities: np.ndarray
+    stopped: bool
+    at_the_end: float
 
 
 def transport(
@@ -24,8 +36,8 @@ def transport(
     *,
     alpha: float,
     C: float,
-) -> np.ndarray:
-    """Probability of each candidate, float64 [rows], adding up to one.
+) -> Transported:
+    """Solve the problem for M target rows with K candidates each.
 
     distances, places: float and int [M, K], the K nearest candidates of each target row, nearest first. density: places ->
     rho, float64, positive; asked only of candidates that mass can reach.
@@ -46,14 +58,17 @@ def transport(
         if not short.any():
             break
         depth[short] = np.minimum(2 * depth[short], K)
-    if np.isinf(s):  # all but the last candidate of each are full
+    stopped = bool(np.isfinite(s))
+    if not stopped:  # all but the last candidate of each are full
         s = float(count[:, max(K - 2, 0)].max())
-    probabilities = np.zeros(rows)
+    probabilities, at_the_end = np.zeros(rows), 0.0
     for j in range(M):  # the candidates before stop are full, that at stop takes what is left
         full = share[j, : stop[j]] / (M * s) if stop[j] else np.empty(0)
         np.add.at(probabilities, here[j, : stop[j]], full)
-        probabilities[places[j, stop[j]]] += max(1 / M - full.sum(), 0.0)
-    return probabilities / probabilities.sum()
+        left = max(1 / M - full.sum(), 0.0)
+        probabilities[places[j, stop[j]]] += left
+        at_the_end += left if stop[j] == K - 1 else 0.0
+    return Transported(probabilities / probabilities.sum(), stopped, at_the_end)
 
 
 def _stop(

@@ -91,7 +91,7 @@ def parse_block(
         if block.get(slot) is not None
     }
     if block.get("weight") is not None:
-        slots["weight"] = _weights(block["weight"], presets.get("weight", {}), key, notices, domains)
+        slots["weight"] = _weights(block["weight"], presets.get("weight", {}), key, notices, bool(spelled), domains)
     offline = None if block.get("offline") is None else _offline(block["offline"])
     return DataflexConfig(**top, **slots, offline=offline)
 
@@ -127,7 +127,7 @@ def _check_file(name: str, path: str) -> None:
 
 
 def _weights(
-    given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], domains: mixture.Names
+    given: Any, presets: Mapping[str, Any], key: Any, notices: list[str], flat: bool, domains: mixture.Names
 ) -> WeightConfig:
     """One block, or a list of them whose weights multiply."""
     blocks = given if isinstance(given, list) else [given]
@@ -136,7 +136,7 @@ def _weights(
     parts, shared = [], dict[str, Any]()
     for place, block in enumerate(blocks):
         path = "dataflex.weight" if not isinstance(given, list) else f"dataflex.weight[{place}]"
-        part, common = _slot("weight", block, presets, key, notices, False, domains, path)
+        part, common = _slot("weight", block, presets, key, notices, flat, domains, path)
         for name, value in common.items():
             if shared.setdefault(name, value) != value:
                 raise ConfigError(
@@ -165,7 +165,7 @@ def _slot(
     presets: Mapping[str, Any],
     key: Any,
     notices: list[str],
-    spelled: bool,
+    flat: bool,
     domains: mixture.Names,
     path: str = "",
 ) -> Any:
@@ -195,7 +195,7 @@ def _slot(
         cls = resolve(slot, class_name, key(f"{path}.name"))
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
     rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
-    if spelled or name in presets:  # written for dataflex 1.1.0
+    if flat or name in presets:  # written for dataflex 1.1.0
         rest = {**cls.defaults_of_1_1, **rest}
     component = _component(cls, rest, name, path, slot, key, notices)
     for signal in names_of(component.needs):
@@ -210,6 +210,8 @@ def _slot(
             if not own[given_names]:
                 raise ConfigError(f"{key(f'{path}.{given_names}')} names no data set")
     own = {k: _typed(v, _SLOT_KEYS[slot][k], key(f"{path}.{k}")) for k, v in own.items() if v is not None}
+    if component.default_warmup:
+        own.setdefault("warmup", component.default_warmup)
 
     for number, least in (("warmup", 0), ("interval", 1), ("updates", 1), ("stream_block", 1)):
         if number in own and own[number] < least:
@@ -221,7 +223,7 @@ def _slot(
 
     schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
     if slot == "mix":
-        return _mix(name, component, schedule, own, key, [] if spelled else notices, domains)  # type: ignore[arg-type]
+        return _mix(name, component, schedule, own, key, [] if flat else notices, domains)  # type: ignore[arg-type]
     if schedule.interval is None:
         raise ConfigError(_interval_missing(name, path, key))
     if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:

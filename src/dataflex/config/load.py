@@ -130,7 +130,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
         raise ConfigError(f"dataflex.{extra[0]} belongs to training; select takes a selector alone")
     select = {"name": block["select"]} if isinstance(block["select"], str) else dict(block["select"])
     select = {key: value for key, value in select.items() if key not in ("warmup", "updates", "keep_ratio")}
-    raw["dataflex"] = {**block, "select": {**select, "interval": 1}, "offline": block.get("offline") or {}}
+    raw["dataflex"] = {**block, "select": {**select, "warmup": 0, "interval": 1}, "offline": block.get("offline") or {}}
     if raw.get("stage") == "kto":
         raise ConfigError("stage: kto makes rows of several stored ones; use sft, pt, dpo or rm with select")
     for key in ("deepspeed", "fsdp"):

@@ -23,20 +23,23 @@ def sample_responses(
     count: int,
     max_new_tokens: int,
     temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
     seed: int,
     budget: int,
     device: torch.device,
 ) -> list[list[list[int]]]:
     """`count` responses (token ids, the end token included where there is one) to each prompt, equal on every rank.
 
-    Drawn from the whole distribution at `temperature`. Each batch has random numbers of its own, so the responses depend on
+    Drawn at `temperature`, each token from the whole distribution, or among the top_k likeliest (0: all), and of these among
+    those that together have the probability top_p. Each batch has random numbers of its own, so the responses depend on
     seed and `budget` (tokens per batch), and not on the number of ranks.
     """
     config = GenerationConfig(
         do_sample=True,
         temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        top_k=top_k,
+        top_p=top_p,
         max_new_tokens=max_new_tokens,
         num_return_sequences=count,
         # What is left unset is filled in from the checkpoint's own settings, and would bend the distribution.

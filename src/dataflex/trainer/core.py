@@ -30,6 +30,7 @@ from dataflex.trainer.measure import Measurements
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan, Stage
 from dataflex.trainer.quota import HORIZON
+from dataflex.trainer.remarks import Remarks
 from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
@@ -64,6 +65,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self._feed: Feed | None = None
         self._horizon = 0
         self._pending_scalars: dict[str, float] = {}
+        self.remarks = Remarks()
         self._served = np.zeros(len(domains))  # rows (or tokens) of each domain since the last log
         self.served = np.zeros(len(domains), dtype=np.int64)  # and rows since training began
         self._micro_ids: torch.Tensor | None = None
@@ -274,6 +276,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         stage: Stage | None = None,
     ) -> None:
         """stage: the one that the decision opened."""
+        remarks = self.remarks.take()
         self.run_files.record(
             {
                 "step": step,
@@ -282,6 +285,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
                 "decided": decided,
                 "from": source,
                 "seconds": round(seconds, 3),
+                **({"remarks": remarks} if remarks else {}),
                 **({"stage": stage.to_json()} if stage is not None else {}),
             }
         )

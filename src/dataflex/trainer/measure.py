@@ -38,7 +38,7 @@ from dataflex.signals.gradients.alignment import (
     interaction,
     is_exact,
 )
-from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
+from dataflex.signals.gradients.directions import AdamDirection, AuthorsDirection, Direction, optimizer_moments
 from dataflex.signals.gradients.passes import BatchGradients
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
@@ -48,8 +48,9 @@ from dataflex.trainer.collectives import rank
 from dataflex.trainer.evaluate import HELD_OUT_SUMS
 from dataflex.trainer.passes import KeptPasses, shard_rows
 from dataflex.trainer.plan import Plan
-from dataflex.trainer.policy import policy_rows
+from dataflex.trainer.policy import policy_rows, remarks_on
 from dataflex.trainer.random import generator
+from dataflex.trainer.remarks import Remarks
 from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, Rows
 
 _PURPOSE = 0x7A46E7  # keeps the choice of target rows apart from other random numbers
@@ -62,6 +63,7 @@ class Measurements(KeptPasses):
     rows: Rows
     plan: Plan
     target: Rows | None
+    remarks: Remarks
     _pending_scalars: dict[str, float]
     _measured: tuple[int, dict[Any, Any]] = (-1, {})
     _described: frozenset[str] = frozenset()
@@ -229,6 +231,8 @@ class Measurements(KeptPasses):
                 step=self.state.global_step, budget=target.budget, device=self.args.device,
             )  # fmt: skip
             self._pending_scalars |= report
+            assert self.config.select is not None
+            self.remarks.add(f"select:{self.config.select.name}", remarks_on(request, report))
             kept[key] = replace(target, rows=rows, lengths=rows.lengths(), collate=rows.collate, workers=0)
         return kept[key]  # type: ignore[no-any-return]
 
@@ -239,7 +243,10 @@ class Measurements(KeptPasses):
         return out
 
     def _gradients(self, request: Gradient) -> BatchGradients:
-        direction = AdamDirection(optimizer_moments(self.optimizer)) if request.gradient_type == "adam" else None
+        direction: Direction | None = None
+        if request.gradient_type == "adam":
+            step = AdamDirection if request.adam_step == "optimizer" else AuthorsDirection
+            direction = step(optimizer_moments(self.optimizer))
         engine = BatchGradients(self.model, request.parameters, direction, half=self.args.fp16)
         if not engine.names:
             raise DataflexError(f"there is no gradient to measure: {engine.sites.describe()}")

@@ -139,6 +139,7 @@ class MixTrainer(LimitedTrainer):
         decision, self.states["mix"] = decide(run)
         if decision is None:
             return super()._mix(step)
+        self.remarks.add(f"mix:{spec.name}", decision.remarks)
         self._weigh_domains(decision.loss_weights)
         decided: dict[str, Any] = {}
         stage = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,11 +33,12 @@ from dataflex.trainer.store import SignalStore
 @dataclass(frozen=True)
 class Chosen:
     """ids: of the rows taken, in the order of the selector, int64[budget]. scores: float64[N] (rank 0; NaN: none).
-    measured: bool [N], whether a row could be chosen."""
+    measured: bool [N], whether a row could be chosen. remarks: of the selector, lines."""
 
     ids: np.ndarray
     scores: np.ndarray
     measured: np.ndarray
+    remarks: Sequence[str] = ()
 
 
 class Selected(BaseException):
@@ -70,7 +72,7 @@ class OfflineTrainer(SelectTrainer):
         self._target = decide(self._aimed_at.fingerprints) if aims_at_target(requests) and self.target else None
         self.states = {"select": self._init_component("select")}
         chosen, scores, measured = self._choose(0)
-        raise Selected(Chosen(chosen[0], scores, measured), self)
+        raise Selected(Chosen(chosen[0], scores, measured, tuple(self.remarks.take().values())), self)
 
     def _load_optimizer(self, checkpoint: Path) -> None:
         if not (checkpoint / "optimizer.pt").is_file():  # nobody asks for its moments

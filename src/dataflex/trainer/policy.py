@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,8 @@ def policy_rows(
     prompts = [split[i][0][-longest:] for i in usable]
     answers = sample_responses(
         model, tokenizer, prompts, count=request.samples, max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature, seed=request.seed * 1_000_003 + step * 7919, budget=budget, device=device,
+        temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
+        seed=request.seed * 1_000_003 + step * 7919, budget=budget, device=device,
     )  # fmt: skip
 
     def score() -> list[float]:
@@ -122,6 +123,19 @@ def policy_rows(
         items[i] = [_row(prompts[place], y) for y in own], weights
     report = {"dataflex/reward/mean": float(rewards.mean()), "dataflex/reward/agreed": agreed / len(usable)}
     return PolicyRows(items, collate), report
+
+
+def remarks_on(request: PolicyAlignment, report: Mapping[str, float]) -> dict[str, str]:
+    """What a user should know of the rewards of a decision. report: that of `policy_rows`."""
+    mean, agreed = report["dataflex/reward/mean"], report["dataflex/reward/agreed"]
+    given_by = request.reward if request.reward_model is None else request.reward_model
+    found = {"reward": f"rewards by {given_by}: {mean:.3g} on average, alike for {agreed:.0%} of the prompts"}
+    if agreed == 1:
+        found["agreed"] = (
+            "all rewards of every prompt agree, so they have no say: the target's own responses take their place, and this is"
+            " the selection of less; set reward or reward_model_path to one that tells responses apart, or raise mc_samples"
+        )
+    return found
 
 
 def _split(row: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,13 +13,17 @@ import numpy as np
 from dataflex.components.contracts import SelectionContext
 from dataflex.components.requests import TargetEmbedding, adam_directions, name_of
 from dataflex.errors import DataflexError
-from dataflex.signals.gradients.directions import optimizer_moments
+from dataflex.signals.gradients.directions import has_moments, optimizer_moments
 from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
 from dataflex.trainer.plan import Pool, chosen_pool
 from dataflex.trainer.random import generator
 
 _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of the plan and of mixers
+_NO_MOMENTS = (
+    "no optimizer step has been taken, so Adam's moments are empty and its direction is little more than the signs of a"
+    " gradient; set warmup to 10 or more, or gradient_type: sgd"
+)
 
 
 @dataclass
@@ -72,19 +77,23 @@ class SelectTrainer(DynamicTrainer):
 
         scores = np.full(len(self.rows), np.nan)
 
-        def run() -> tuple[list[np.ndarray], dict[str, Any]]:
-            chosen, state = [], self.states["select"]
+        def run() -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
+            chosen, state, remarks = [], self.states["select"], dict[str, str]()
+            if adam_directions(wanted | selector.refines) and not has_moments(self.optimizer):
+                remarks["moments"] = _NO_MOMENTS
             for group in groups:
                 selection, state = selector.select(state, group.signals, group.context)
+                remarks |= named(selection.remarks, group.name)
                 picked = np.asarray(selection.chosen)
                 count = len(group.candidates)
                 check_choice(spec.name, picked, group.context.budget, count, bool(selector.with_replacement))
                 chosen.append(group.candidates[picked])
                 if selection.scores is not None:
                     scores[group.candidates] = selection.scores
-            return chosen, state
+            return chosen, state, remarks
 
-        chosen, self.states["select"] = decide(run)  # scores stay on rank 0, which writes them
+        chosen, self.states["select"], remarks = decide(run)  # scores stay on rank 0, which writes them
+        self.remarks.add(f"select:{spec.name}", remarks)
         return chosen, scores, measured
 
     def _groups(
@@ -192,6 +201,13 @@ class SelectTrainer(DynamicTrainer):
         spec = self.config.select
         assert spec is not None and spec.schedule.interval is not None
         return int(np.ceil(spec.keep_ratio * rows)) if per_domain else spec.schedule.interval * self.global_batch
+
+
+def named(remarks: Mapping[str, str], domain: str | None) -> dict[str, str]:
+    """Remarks on the rows of a domain, told apart from those on other domains; None: as they are."""
+    if domain is None:
+        return dict(remarks)
+    return {f"{domain}.{name}": f"{domain}: {line}" for name, line in remarks.items()}
 
 
 def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats: bool) -> None:

@@ -23,15 +23,23 @@ class Weighing:
     """The weighters of one level, whose weights multiply.
 
     parts: by slot. even: every rank has as many rows in every micro-batch, so that nothing must be said about their number.
+    rounding: eps of the forward pass.
     A weight is divided by its mean over the *reference*, the rows (or tokens) of the global batch, or with accumulation of
     the step before, and the product of several by its mean there once more: whatever weighters return, weights have mean
     one over the reference.
     """
 
     def __init__(
-        self, parts: Mapping[str, WeightPart], domains: Domains, device: torch.device, prefix: str, even: bool
+        self,
+        parts: Mapping[str, WeightPart],
+        domains: Domains,
+        device: torch.device,
+        prefix: str,
+        even: bool,
+        rounding: float = 0.0,
     ) -> None:
         self.parts, self.domains, self.device, self.prefix, self.even = parts, domains, device, prefix, even
+        self.rounding = rounding
         self.reference: Sample | None = None
         self._seen: list[Sample] = []
         # For which reference and step, what counts of it, and the means found there.
@@ -137,6 +145,7 @@ class Weighing:
             names=self.domains.names,
             signals={name_of(r): sample.signals[r] for r in wanted},
             reference_signals={name_of(r): reference.signals[r] for r in wanted},
+            rounding=self.rounding,
         )
 
     # -- what is reported and saved ----------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class WeightTrainer(DynamicTrainer):
                 self.args.device,
                 prefix="dataflex/weight" if level == "row" else "dataflex/weight/token",
                 even=level == "row" and not self.packed,
+                rounding=rounding_of(self.model, self.accelerator.mixed_precision),
             )
             for level, parts in by_level.items()
         }
@@ -205,6 +206,15 @@ class WeightTrainer(DynamicTrainer):
         for weighing in self._levels.values():
             out |= weighing.scalars()
         return out
+
+
+def rounding_of(model: torch.nn.Module, autocast: str) -> float:
+    """eps of the coarsest floating type among the parameters and that of autocast (`bf16`, `fp16`, `no`, ...)."""
+    types = {
+        p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    }
+    types |= {"bf16": {torch.bfloat16}, "fp16": {torch.float16}}.get(autocast, set())
+    return max((torch.finfo(t).eps for t in types), default=torch.finfo(torch.float32).eps)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from dataflex.components.clustering import METHODS, cluster
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.gradients import GradientSelector
 from dataflex.components.neighbours import check_encoder
 from dataflex.components.requests import Embedding, Request, TargetAlignment
 from dataflex.components.selectors.less import highest
@@ -25,7 +26,7 @@ _REPRESENTATIVES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterLessSelector(Selector):
+class ClusterLessSelector(GradientSelector):
     """Rows are clustered once, by the mean hidden state of the model at the first update (or by the vectors of the
     sentence-transformers model `embedding_model_name_or_path`). At each update the influence of
     LESS is measured on `samples_per_cluster` rows of each cluster, and all its rows get their mean,
@@ -37,10 +38,7 @@ class ClusterLessSelector(Selector):
     name of dataflex 1.1.0.
     """
 
-    gradient_type: Literal["adam", "sgd"] = "adam"
-    proj_dim: int | None = None
     seed: int = 42
-    parameters: Literal["linear", "all"] = "linear"
     cluster_size: int = 64
     num_clusters: int | None = None
     samples_per_cluster: int = 4
@@ -60,7 +58,7 @@ class ClusterLessSelector(Selector):
     }
 
     def check(self) -> None:
-        self.require_proj_dim()
+        super().check()
         self.require("cluster_size", self.cluster_size >= 1, "at least 1")
         self.require("num_clusters", self.num_clusters is None or self.num_clusters >= 1, "at least 1")
         self.require("samples_per_cluster", self.samples_per_cluster >= 1, "at least 1")
@@ -81,13 +79,7 @@ class ClusterLessSelector(Selector):
 
     @property
     def refines(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(
-            {
-                TargetAlignment(
-                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed
-                )
-            }
-        )
+        return frozenset({TargetAlignment(**self.taken)})
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import Interaction, Request
 from dataflex.errors import DataflexError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreatsSelector(Selector):
+class GreatsSelector(GradientSelector):
     """Meant for `interval: 1`. Of `candidates` x budget rows drawn at random, the budget is filled one row at a time with
 
         argmax over z of  eta <g(z), g_val>  -  eta^2 sum over z' chosen so far of <g(z), g(z')>,
@@ -30,28 +31,18 @@ class GreatsSelector(Selector):
     step_size: float | None = None
     target_rows: int | None = 32
     gradient_type: Literal["adam", "sgd"] = "sgd"
-    parameters: Literal["linear", "all"] = "linear"
-    proj_dim: int | None = None
-    seed: int = 0
 
     per_domain: ClassVar[bool] = False
 
     def check(self) -> None:
+        super().check()
         self.require("candidates", 1 <= self.candidates < inf, "at least 1 and finite")
         self.require("step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
-        self.require_proj_dim()
 
     @property
     def refines(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(
-            {
-                Interaction(
-                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
-                    target_rows=self.target_rows,
-                )
-            }
-        )  # fmt: skip
+        return frozenset({Interaction(**self.taken, target_rows=self.target_rows)})
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import Request, TargetAlignment
 from dataflex.components.selectors.less import highest
 
 
 @dataclass(frozen=True, kw_only=True)
-class IconsSelector(Selector):
+class IconsSelector(GradientSelector):
     """Each task votes for its `budget` most influential rows; the rows with the most votes are selected.
 
         vote_k(z) = 1 if Inf(z, D_k) is at least the (1 - budget / rows) quantile of task k, else 0
@@ -25,10 +26,6 @@ class IconsSelector(Selector):
     target, in order, into tasks; None: each data set of the target is a task.
     """
 
-    gradient_type: Literal["adam", "sgd"] = "adam"
-    proj_dim: int | None = None
-    seed: int = 0
-    parameters: Literal["linear", "all"] = "linear"
     task_boundaries: tuple[int, ...] | None = None
 
     retired: ClassVar[Mapping[str, str]] = {
@@ -37,7 +34,7 @@ class IconsSelector(Selector):
     }
 
     def check(self) -> None:
-        self.require_proj_dim()
+        super().check()
         self.require(
             "task_boundaries", all(n >= 1 for n in self.task_boundaries or ()), "numbers of rows, each at least 1"
         )
@@ -45,14 +42,7 @@ class IconsSelector(Selector):
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(
-            {
-                TargetAlignment(
-                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
-                    boundaries=self.task_boundaries,
-                )
-            }
-        )  # fmt: skip
+        return frozenset({TargetAlignment(**self.taken, boundaries=self.task_boundaries)})
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

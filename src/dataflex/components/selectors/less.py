@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import Request, TargetAlignment
 from dataflex.components.sampling import lowest
 
 
 @dataclass(frozen=True, kw_only=True)
-class LessSelector(Selector):
+class LessSelector(GradientSelector):
     """The `budget` rows with the highest influence on the subtask they help most.
 
         Inf(z, D_k) = mean over z' in D_k of cos(Gamma(z), grad l(z'))        (equation 7, at the current model)
@@ -26,10 +27,6 @@ class LessSelector(Selector):
     unless `proj_dim` says so or the target's vectors would not fit.
     """
 
-    gradient_type: Literal["adam", "sgd"] = "adam"
-    proj_dim: int | None = None
-    seed: int = 0
-    parameters: Literal["linear", "all"] = "linear"
     accumulate: bool = False
 
     retired: ClassVar[Mapping[str, str]] = {
@@ -37,18 +34,9 @@ class LessSelector(Selector):
         "save_interval": "rows are reduced to their scores as they are measured",
     }
 
-    def check(self) -> None:
-        self.require_proj_dim()
-
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(
-            {
-                TargetAlignment(
-                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed
-                )
-            }
-        )
+        return frozenset({TargetAlignment(**self.taken)})
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

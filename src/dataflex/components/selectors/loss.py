@@ -1,4 +1,5 @@
-"""Selection by loss bucket: draw mostly rows whose loss is low, medium or high under the current model."""
+"""Selection by loss bucket: draw mostly rows whose loss is low, medium or high under the current model (the selector of that
+name of dataflex 1.1.0)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _FOCUS = ("low", "medium", "high")
 class LossSelector(Selector):
     """Sample rows with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere.
 
-    The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium < q2 <= high.
+    The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium <= q2 < high.
     """
 
     focus: str = "medium"
@@ -56,8 +57,12 @@ class LossSelector(Selector):
         low, high = np.quantile(losses, self.quantiles)
         bucket = {
             "low": losses <= low,
-            "medium": (losses > low) & (losses < high),
-            "high": losses >= high,
+            "medium": (losses > low) & (losses <= high),
+            "high": losses > high,
         }[self.focus]
         weights = np.where(bucket, self.focus_weight, 1.0) ** (1.0 / self.temperature)
-        return Selection(draw(weights, context.budget, context.rng, replacement=self.replacement), losses), state
+        remarks = {}
+        if not bucket.any():
+            remarks["bucket"] = f"no row has a {self.focus} loss (cuts at {low:.4g} and {high:.4g}), so all are alike"
+        chosen = draw(weights, context.budget, context.rng, replacement=self.replacement)
+        return Selection(chosen, losses, remarks), state

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import PolicyAlignment, Request
 from dataflex.components.rewards import resolve_reward
 from dataflex.components.selectors.less import highest
 
 
 @dataclass(frozen=True, kw_only=True)
-class NiceSelector(Selector):
+class NiceSelector(GradientSelector):
     """LESS with another target gradient: where what counts is not the loss but a metric without a gradient, the policy
     gradient takes its place. For a prompt x of the target, with responses y_1 .. y_M of the current model,
 
@@ -24,21 +25,25 @@ class NiceSelector(Selector):
                                                                                 mean over x of cos(Gamma(z), g(x))
 
     b = 0 or the mean reward of the prompt (`baseline`). Where the rewards of a prompt all agree they say nothing about what
-    is better, and the gradient of the loss on the target's own response is used.
+    is better, and the gradient of the loss on the target's own response is used. Responses are drawn as in the authors'
+    scripts: at `generation_temperature`, each token among the `top_k` likeliest (0: all) that together have the probability
+    `top_p`.
     """
 
     reward: str = "exact_match"
     reward_model_path: str | None = None
-    mc_samples: int = 4
+    mc_samples: int = 20
     max_new_tokens: int = 512
-    generation_temperature: float = 0.7
+    generation_temperature: float = 1.2
+    top_k: int = 50
+    top_p: float = 0.95
     max_prompt_length: int = 4096
     baseline: Literal["none", "mean"] = "none"
-    gradient_type: Literal["adam", "sgd"] = "adam"
-    proj_dim: int | None = None
     seed: int = 42
-    parameters: Literal["linear", "all"] = "linear"
 
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {
+        "mc_samples": 4, "generation_temperature": 0.7, "top_k": 0, "top_p": 1.0,
+    }  # fmt: skip
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "nothing is cached: a score depends on the model it was made with",
         "save_interval": "rows are reduced to their scores as they are measured",
@@ -60,20 +65,28 @@ class NiceSelector(Selector):
         self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         self.require("max_prompt_length", self.max_prompt_length >= 1, "at least 1")
         self.require("generation_temperature", 0 < self.generation_temperature < inf, "positive and finite")
-        self.require_proj_dim()
+        self.require("top_k", self.top_k >= 0, "at least 0 (0: no limit)")
+        self.require("top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        super().check()
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
         return frozenset(
             {
                 PolicyAlignment(
-                    gradient_type=self.gradient_type, parameters=self.parameters, proj_dim=self.proj_dim, seed=self.seed,
-                    samples=self.mc_samples, max_new_tokens=self.max_new_tokens, temperature=self.generation_temperature,
-                    reward=self.reward, reward_model=self.reward_model_path, baseline=self.baseline,
+                    **self.taken,
+                    samples=self.mc_samples,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.generation_temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                    reward=self.reward,
+                    reward_model=self.reward_model_path,
+                    baseline=self.baseline,
                     max_prompt_length=self.max_prompt_length,
                 )
             }
-        )  # fmt: skip
+        )
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

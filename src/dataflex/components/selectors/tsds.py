@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from dataflex.components.sampling import draw
 from dataflex.components.transport import transport
 from dataflex.errors import ConfigError, DataflexError
 
+# Candidates whose spacing is looked at; how many neighbours of each, so that copies can be passed over; and the distance below
+# which two rows are copies (rounding makes it of equal ones).
+_SAMPLE, _COPIES, _SAME = 1024, 32, 2e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class TsdsSelector(EmbeddingSelector):
@@ -23,29 +27,33 @@ class TsdsSelector(EmbeddingSelector):
 
     max_K: nearest candidates of a target row that its mass may reach; kde_K and sigma: neighbours and width of the kernel
     density (sigma 0: every row counts alone). Both K are at most a tenth of the candidates, as in the authors' program.
-    alpha, C: what distance costs against evenness. Embeddings have length one. Rows are drawn with replacement, as in the
+    alpha, C: what distance costs against evenness. sigma and C are distances, and those differ from one kind of embedding to
+    another: None takes them from the data (`scale`). Embeddings have length one. Rows are drawn with replacement, as in the
     paper (`replacement`). probs_path: a distribution found before instead, an .npy file of float[N] over the data sets as
     they are stored, laid end to end; all updates then draw from it. score: the probability.
     """
 
     max_K: int = 5000
     kde_K: int = 1000
-    sigma: float = 0.75
-    alpha: float = 0.6
-    C: float = 5.0
+    sigma: float | None = None
+    alpha: float = 0.5
+    C: float | None = None
     replacement: bool = True
     exact: bool = False
     probs_path: str | None = None
 
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"sigma": 0.75, "alpha": 0.6, "C": 5.0}
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 
     def check(self) -> None:
         super().check()
         self.require("max_K", self.max_K >= 2, "at least 2")
         self.require("kde_K", self.kde_K >= 1, "at least 1")
-        self.require("sigma", 0 <= self.sigma < 2, "in [0, 2), a distance between vectors of length one")
+        self.require(
+            "sigma", self.sigma is None or 0 <= self.sigma < 2, "in [0, 2), a distance between vectors of length one"
+        )
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self.require("C", self.C > 0, "positive")
+        self.require("C", self.C is None or self.C > 0, "positive")
         if self.probs_path is not None:
             found = read_array("probs_path", self.probs_path, dimensions=1)
             if not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all() or found.min(initial=0) < 0:
@@ -72,9 +80,10 @@ class TsdsSelector(EmbeddingSelector):
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
+        remarks: dict[str, str] = {}
         if self.probs_path is None:
             rows, targets, _ = comparable(signals)
-            probabilities = self.distribution(rows, targets)
+            probabilities, remarks = self.distribution(rows, targets)
         else:
             assert context.raw_rows is not None
             probabilities = np.asarray(read_array("probs_path", self.probs_path, dimensions=1), dtype=np.float64)
@@ -86,17 +95,45 @@ class TsdsSelector(EmbeddingSelector):
                 " probability above 0; set replacement, a larger max_K, a smaller alpha or a larger C"
             )
         chosen = draw(probabilities, context.budget, context.rng, replacement=self.replacement)
-        return Selection(chosen, probabilities), state
+        return Selection(chosen, probabilities, remarks), state
 
-    def distribution(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Probability of each row, float64 [N]. rows, targets: float32 [N, d] and [M, d] of length one."""
+    def distribution(self, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+        """Probability of each row, float64 [N], and remarks. rows, targets: float32 [N, d] and [M, d] of length one."""
         limit = max(len(rows) // 10, min(len(rows), 2))
         cosine, places = nearest(targets, rows, min(self.max_K, limit))
         distances = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
-        if self.sigma == 0:
-            return transport(distances, places, len(rows), lambda at: np.ones(len(at)), alpha=self.alpha, C=self.C)
         found = np.unique(places)  # the density is that of the candidates that are near some target
-        around = Density(np.ascontiguousarray(rows[found]), self.sigma, min(self.kde_K, limit), exact=self.exact)
-        return transport(
-            distances, places, len(rows), lambda at: around(np.searchsorted(found, at)), alpha=self.alpha, C=self.C
-        )
+        candidates = np.ascontiguousarray(rows[found])
+        remarks, sigma, C = {}, self.sigma, self.C
+        if sigma is None or C is None:
+            spacing, reach = scale(candidates, distances)
+            sigma, C = spacing if sigma is None else sigma, reach if C is None else C
+            remarks["scale"] = f"sigma {sigma:.3g} and C {C:.3g}, where not given from the distances in the data"
+        around = Density(candidates, sigma, min(self.kde_K, limit), exact=self.exact) if sigma else None
+
+        def density(at: np.ndarray) -> np.ndarray:
+            return np.ones(len(at)) if around is None else around(np.searchsorted(found, at))
+
+        result = transport(distances, places, len(rows), density, alpha=self.alpha, C=C)
+        if not result.stopped and self.alpha > 0:
+            remarks["transport"] = (
+                f"the transport did not stop, so alpha and C had no say: every target row fills all its {places.shape[1]}"
+                f" candidates, and {result.at_the_end:.1%} of the mass is left for the farthest; raise alpha, lower C or"
+                " sigma, or raise max_K (which is cut to a tenth of the rows)"
+            )
+        return result.probabilities, remarks
+
+
+def scale(candidates: np.ndarray, distances: np.ndarray) -> tuple[float, float]:
+    """sigma and C for this data: the median distance of a candidate to its nearest other one, copies aside, so that rows count
+    as near-duplicates where they are nearer than is usual; and the median distance of a target row to its candidates, so that
+    alpha weighs distance against evenness whatever the distances are.
+
+    candidates: float32 [R, d] of length one. distances: float [M, K], of the target rows to theirs."""
+    some = candidates[np.unique(np.linspace(0, len(candidates) - 1, min(len(candidates), _SAMPLE)).astype(np.int64))]
+    cosine, _ = nearest(some, candidates, min(len(candidates), _COPIES))
+    apart = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
+    own = np.where(apart > _SAME, apart, np.inf).min(axis=1)  # where all of them are copies, it is unknown
+    own = own[np.isfinite(own)]
+    reach = float(np.median(distances))
+    return float(np.median(own)) if len(own) else 0.0, reach if reach > 0 else 1.0

@@ -11,6 +11,11 @@ import torch
 from dataflex.components.contracts import State, WeightContext, Weighter
 from dataflex.components.requests import ReferenceLoss, Request
 
+# How far rounding alone may set the excess losses of a token apart, in eps (1 - p), p the probability of the token: with an
+# error of at most e in every logit a loss is off by at most 2 (1 - p) e, and two losses are subtracted. In a bf16 model of 30
+# layers and logits up to 42, 999 tokens in 1000 were within 38 to 47 of it. Losses themselves are summed in fp32.
+_ROUNDING, _FP32 = 48, 2.0**-23
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rho1Weighter(Weighter):
@@ -18,7 +23,8 @@ class Rho1Weighter(Weighter):
 
     Tokens are ranked within what the weights refer to: the global batch, or with accumulation and `scope: running` the one
     before, whose threshold then holds. With the mean of the weights at one the loss is that over the tokens kept. The losses
-    of the reference are measured once, before training.
+    of the reference are measured once, before training. Tokens that are below the threshold by no more than the rounding of the
+    forward pass could as well be above it: they are kept, as tokens are whose excess equals the threshold.
     """
 
     reference_model_path: str
@@ -38,4 +44,7 @@ class Rho1Weighter(Weighter):
         excess = context.reference - context.reference_signals["reference_loss"]
         kept = ceil(self.keep_ratio * len(excess))
         threshold = excess.topk(kept).values[-1]
-        return (losses - context.signals["reference_loss"] >= threshold).to(losses.dtype)
+        reference = context.signals["reference_loss"]
+        improbable = -torch.expm1(-torch.maximum(losses, reference))  # 1 - p
+        within = _ROUNDING * (context.rounding * improbable + _FP32)
+        return (losses - reference >= threshold - within).to(losses.dtype)

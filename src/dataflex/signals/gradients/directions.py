@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,16 @@ class Moments:
     eps: float
 
 
-class AdamDirection:
+class Direction(ABC):
+    """What stands for training on a row, made of its gradient parameter by parameter."""
+
+    @abstractmethod
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+        """gradients float32 [b, numel] -> directions of the same shape; overwrites its input. Every rank asks for every
+        parameter once per batch and in one order, since moments may have to be gathered."""
+
+
+class AdamDirection(Direction):
     """Gamma(g) = (m' / (1 - beta1^t)) / (sqrt(v' / (1 - beta2^t)) + eps), the step that Adam would take on g alone:
 
         m' = beta1 m + (1 - beta1) g        v' = beta2 v + (1 - beta2) g^2        t = steps taken + 1
@@ -40,8 +50,6 @@ class AdamDirection:
         self.moments = moments
 
     def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
-        """gradients float32 [b, numel] -> directions of the same shape; overwrites its input. Every rank asks for every
-        parameter once per batch and in one order, since moments may have to be gathered."""
         at = self.moments(parameter)
         first, second = 1 - at.beta1 ** (at.step + 1), 1 - at.beta2 ** (at.step + 1)
 
@@ -55,6 +63,41 @@ class AdamDirection:
             return gradients.div_(scale.sqrt_().add_(at.eps))
 
         return direction
+
+
+class AuthorsDirection(Direction):
+    """Gamma(g) = m' / sqrt(v' + 1e-8),    m' = 0.9 m + 0.1 g,    v' = 0.999 v + 0.001 g^2
+
+    as the authors of LESS compute it (princeton-nlp/LESS, less/data_selection/collect_grad_reps.py): betas and eps are fixed,
+    eps is inside the root, where it is a floor of 1e-4 under its value, and nothing corrects the bias of the first steps.
+    """
+
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+
+    def __init__(self, moments: Callable[[torch.nn.Parameter], Moments]) -> None:
+        self.moments = moments
+
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+        at = self.moments(parameter)
+
+        def direction(gradients: torch.Tensor) -> torch.Tensor:
+            m, v = (None if t is None else t.to(gradients.device) for t in (at.m, at.v))
+            scale = gradients.square().mul_(1 - self.beta2)
+            gradients.mul_(1 - self.beta1)
+            if m is not None and v is not None:
+                gradients.add_(m, alpha=self.beta1)
+                scale.add_(v, alpha=self.beta2)
+            return gradients.div_(scale.add_(self.eps).sqrt_())
+
+        return direction
+
+
+def has_moments(optimizer: Any) -> bool:
+    """Whether an optimizer that `optimizer_moments` reads has taken a step; asked of one rank, it waits for no other."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if type(inner).__module__.startswith("deepspeed.runtime"):
+        inner = inner.optimizer
+    return any("exp_avg" in state for state in inner.state.values())
 
 
 def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]:

@@ -13,7 +13,7 @@ import torch
 
 from dataflex.signals.cross_entropy import forward_inputs, forward_row_losses, output_embedding, row_losses
 from dataflex.signals.gradients.capture import Capture
-from dataflex.signals.gradients.directions import AdamDirection
+from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.gradients.sites import Sites, find_sites, size
@@ -37,7 +37,7 @@ class BatchGradients:
         self,
         model: torch.nn.Module,
         parameters: Literal["linear", "all"] = "linear",
-        direction: AdamDirection | None = None,
+        direction: Direction | None = None,
         half: bool = False,
     ) -> None:
         self.model, self.direction = model, direction

@@ -1,0 +1,41 @@
+"""What the selectors that compare gradients have in common."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dataflex.components.contracts import Selector
+
+# Adam's step says little while the averages behind it hold few gradients; beta1 = 0.9 remembers about ten.
+_WARMUP = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSelector(Selector, ABC):
+    """Base of the selectors that compare gradients of rows with those of a target (see `requests.Gradient`)."""
+
+    gradient_type: Literal["adam", "sgd"] = "adam"
+    adam_step: Literal["optimizer", "authors"] = "optimizer"
+    proj_dim: int | None = None
+    seed: int = 0
+    parameters: Literal["linear", "all"] = "linear"
+
+    def check(self) -> None:
+        self.require_proj_dim()
+        self.require(
+            "adam_step",
+            self.gradient_type == "adam" or self.adam_step == "optimizer",
+            "left out with gradient_type: sgd",
+        )
+
+    @property
+    def default_warmup(self) -> int:  # type: ignore[override]
+        return _WARMUP if self.gradient_type == "adam" else 0
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """How gradients are taken: the fields of a Gradient."""
+        names = ("gradient_type", "adam_step", "proj_dim", "seed", "parameters")
+        return {name: getattr(self, name) for name in names}
