@@ -56,6 +56,14 @@ class Everything(WithoutGradients):
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging(WithoutGradients):
+    """One that asks a service, and has a key for it."""
+
+    api_key: str
+    needs: ClassVar[frozenset[Any]] = frozenset({"loss"})
+
+
 class OldSelector:
     """Written against dataflex 1.1.0."""
 
