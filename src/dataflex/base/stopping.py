@@ -51,19 +51,24 @@ def stoppable(run: Callable[[], int]) -> int:
     on_stop(lambda: _NOTHING)
     take_signals()
     try:
-        return run()
+        status = run()
     except BaseException:
         if _state.signum is None:
             raise
-        _say()
-        return exit_status(_state.signum)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _state.owner = 0
+    if _state.signum is None:
+        return status
+    _say()
+    return exit_status(_state.signum)
 
 
 def take_signals() -> None:
-    """Install the handlers, again where a library has put its own in their place."""
+    """Install the handlers, again where a library has put its own in their place. Nothing outside `stoppable`."""
+    if os.getpid() != _state.owner:
+        return
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL if "LOCAL_RANK" in os.environ else _handle)
