@@ -133,9 +133,8 @@ def test_no_file_of_a_run_holds_a_secret(base: Config, tmp_path: Path) -> None:
     assert kept["llamafactory"]["swanlab_lark_webhook_url"] == MASK == kept["dataflex"]["select"]["api_key"]
     assert kept["llamafactory"]["learning_rate"] == 1e-3
     given.write_text(given.read_text().replace("api_key: geheim", "api_key: geheim2"))
-    Run(
-        ["train", str(given), "resume_from_checkpoint=" + str(run.out / "checkpoint-2")], run.out, 1, hooks, {}
-    ).wait().ok
+    arguments = ["train", str(given), f"resume_from_checkpoint={run.out / 'checkpoint-2'}"]
+    assert Run(arguments, run.out, 1, hooks, {}).wait().ok  # another key is no other run
 
 
 def test_no_tracker_is_told_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
