@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from dataflex.base import children
+from dataflex.base import children, progress
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.base.reference import check_reference
@@ -80,8 +80,10 @@ def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
         ["overwrite_output_dir=true"] if newest_complete(folder)[0] is None or keys.get("overwrite_output_dir") else []
     )
     say([f"{step}: {file}"])
-    secrets = to_environment(keys) | children.parent_is(os.getpid())
-    status = children.run(["-m", "dataflex", "train", str(file), *anew], secrets)
+    env = to_environment(keys) | children.parent_is(os.getpid())
+    if not keys.get("overwrite_output_dir"):
+        env[progress.GOES_ON] = "1"
+    status = children.run(["-m", "dataflex", "train", str(file), *anew], env)
     if status == 0:
         write_atomically(record, json.dumps({**done, step: digest}, indent=1).encode())
     return status

@@ -11,6 +11,7 @@ from dataflex.config import RunConfig
 from dataflex.config.values import truth
 
 STEP_FILE = "DATAFLEX_STEP_FILE"  # where the launcher of several ranks looks
+GOES_ON = "DATAFLEX_GOES_ON"  # set where the command of a run is given again without overwrite_output_dir
 SELECTION = "stopped: what was measured is kept; the same command goes on"
 
 
@@ -46,7 +47,7 @@ def _next(keys: Mapping[str, Any], own_checkpoints: bool) -> str:
     newest = _newest(folder, own_checkpoints)
     if newest is None:
         return "the same command starts over: there is no checkpoint yet"
-    if truth(keys.get("overwrite_output_dir"), "overwrite_output_dir"):
+    if truth(keys.get("overwrite_output_dir"), "overwrite_output_dir") and GOES_ON not in os.environ:
         return f"the same command starts over; without overwrite_output_dir it goes on from {newest}"
     if keys.get("stage") == "rm":
         return "a reward model cannot be gone on with (LLaMA-Factory); start over with overwrite_output_dir"
