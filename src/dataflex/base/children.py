@@ -13,8 +13,7 @@ from dataflex.base import stopping
 
 _PARENT = "DATAFLEX_PARENT"
 _SET_PDEATHSIG = 1  # linux/prctl.h
-_OWN_WAY = 2.0  # seconds in which a child that has had the signal too ends by itself
-_PATIENCE = 30.0
+_PATIENCE = 60.0  # seconds for a child to end that has been asked to
 
 
 def python(*arguments: str) -> list[str]:
@@ -47,10 +46,13 @@ def run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
     try:
         return _status(child.wait())
     except stopping.Stopped:
-        stopping.on_stop(lambda: "")  # unless the child cannot
-        status = _ended(child)
-        if status < 0:
-            stopping.on_stop(lambda: "stopped; the same command goes on")
+        child.send_signal(stopping.received() or signal.SIGTERM)  # it may have had it from the terminal: no matter
+        try:
+            told = child.wait(_PATIENCE) >= 0
+        except subprocess.TimeoutExpired:
+            told = False
+        if told:
+            stopping.on_stop(lambda: "")
         raise
     finally:
         if child.poll() is None:
@@ -60,13 +62,3 @@ def run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
 
 def _status(code: int) -> int:
     return code if code >= 0 else stopping.exit_status(-code)
-
-
-def _ended(child: subprocess.Popen[bytes]) -> int:
-    """Exit status of a child that has been, or now is, asked to stop."""
-    for wait in (_OWN_WAY, _PATIENCE):
-        try:
-            return child.wait(wait)
-        except subprocess.TimeoutExpired:
-            child.send_signal(stopping.received() or signal.SIGTERM)
-    return -signal.SIGKILL

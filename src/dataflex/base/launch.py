@@ -73,7 +73,9 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
     if command == "doremi":
         from dataflex.base.doremi import doremi
 
-        return doremi(load_doremi(arguments))
+        steps = load_doremi(arguments)
+        on_stop(lambda: "stopped; the same command goes on")
+        return doremi(steps)
     if command == "select":
         config = load_offline(arguments)
         on_stop(lambda: progress.SELECTION)

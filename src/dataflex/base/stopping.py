@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTHING = "stopped"
+_ONCE = 5.0  # seconds in which a signal that comes again is the same one, from the terminal and from a parent
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,10 +25,11 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """owner: the process that the handlers are for. signum: the signal that has come. line: what to say of it."""
+    """owner: the process that the handlers are for. signum: the signal that has come, and when. line: what to say of it."""
 
     owner: int = 0
     signum: int | None = None
+    at: float = 0.0
     line: Callable[[], str] = lambda: _NOTHING
 
 
@@ -38,8 +41,8 @@ def on_stop(line: Callable[[], str]) -> None:
     _state.line = line
 
 
-def stoppable(run: Callable[[], int]) -> int:
-    """Exit status of `run`; 128 and the number of the signal if one has stopped it.
+def stoppable(run: Callable[[], int], *, last: bool = False) -> int:
+    """Exit status of `run`; 128 and the number of the signal if one has stopped it. last: the process does nothing after it.
 
     A signal that the caller of this process ignores (as with nohup, or in the background) stays ignored. A rank of several
     dies of a signal at once: it may wait for others in a collective, from which nothing wakes it. Its launcher has the line.
@@ -57,7 +60,8 @@ def stoppable(run: Callable[[], int]) -> int:
             raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            ended = last and _state.signum is not None  # nothing is left but to end, which a signal need not hasten
+            signal.signal(number, signal.SIG_IGN if ended else handler or signal.SIG_DFL)
         _state.owner = 0
     if _state.signum is None:
         return status
@@ -99,8 +103,10 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             os._exit(exit_status(signum))
         return
     if _state.signum is None:
-        _state.signum = signum
+        _state.signum, _state.at = signum, time.monotonic()
         raise Stopped
+    if time.monotonic() < _state.at + _ONCE:
+        return
     _say()  # a second time: what is being put away is left
     os._exit(exit_status(_state.signum))
 

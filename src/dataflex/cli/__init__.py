@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status of a command line, of this process if there are no arguments."""
     children.die_with_parent()
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    return stoppable(lambda: _run(argv))
+    return stoppable(lambda: _run(argv), last=arguments is None)
 
 
 def _run(argv: list[str]) -> int:
