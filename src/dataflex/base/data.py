@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from llamafactory.data import loader
 from llamafactory.data.data_utils import split_dataset
 
-from dataflex.base.refusals import is_ours, refusals
+from dataflex.base.refusals import is_ours, refusals, refusing
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.mix import domain_info
@@ -220,10 +220,10 @@ def _write_snapshot(
 ) -> None:
     for kind, rows in (("domains", parts), ("held_out", held_out)):
         for d, part in enumerate(rows):
-            part.save_to_disk(str(folder / kind / str(d)))
+            refusing(part.save_to_disk)(str(folder / kind / str(d)))
     sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
     for e, part in enumerate(sets.values()):
-        part.save_to_disk(str(folder / "eval" / str(e)))
+        refusing(part.save_to_disk)(str(folder / "eval" / str(e)))
     manifest = {
         "format": _FORMAT, "domains": names, "held_out": len(held_out), "eval": list(sets), "signature": signature,
     }  # fmt: skip
@@ -231,7 +231,9 @@ def _write_snapshot(
 
 
 def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) -> dict[str, Any]:
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    with refusals():
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    load = refusing(load_from_disk)
     if manifest.get("format") != _FORMAT:
         raise ConfigError(f"tokenized_path: {folder} was written by another version; point it to a new directory")
     stored = manifest.get("signature", {})
@@ -245,9 +247,9 @@ def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) ->
         raise ConfigError(
             f"tokenized_path: {folder} holds {', '.join(manifest['domains'])}, this run asks for {', '.join(names)}"
         )
-    parts = [load_from_disk(str(folder / "domains" / str(d))) for d in range(len(names))]
-    held_out = [load_from_disk(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
-    sets = {name: load_from_disk(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
+    parts = [load(str(folder / "domains" / str(d))) for d in range(len(names))]
+    held_out = [load(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
+    sets = {name: load(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
     evaluation = (sets[""] if list(sets) == [""] else sets) if sets else None
     return _module(names, parts, held_out, evaluation)
 

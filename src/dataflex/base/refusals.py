@@ -23,7 +23,7 @@ _WHOSE = "_dataflex_whose"
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Around a call of LLaMA-Factory: what it refuses becomes a ConfigError, with the error as its cause.
+    """Around a call of LLaMA-Factory, or of datasets: what it refuses becomes a ConfigError, with the error as its cause.
 
     An error that passed through `ours` on its way stays what it is."""
     try:
