@@ -331,7 +331,8 @@ def test_the_store_of_one_machine_listens_on_loopback(monkeypatch: pytest.Monkey
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
     for name in ("MASTER_PORT", "RDZV_ID", "NCCL_SOCKET_IFNAME"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back, or away
+        monkeypatch.delenv(name)
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     before = {c.laddr for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}
