@@ -728,3 +728,17 @@ def full_from(out: str, step: str) -> None:
         stock(self, at)
 
     DynamicTrainer._decide = wrapped
+
+
+def fault_in(out: str, where: str) -> None:
+    """A fault of ours of a kind that LLaMA-Factory refuses with: while data is loaded, or where it asks for a checkpoint."""
+    from dataflex.base import data
+    from dataflex.trainer import state
+
+    def fault(*_: Any) -> None:
+        raise ValueError("a fault of the test's")
+
+    if where == "data":
+        data.check_budgets = fault
+    else:
+        state.newest_complete = fault

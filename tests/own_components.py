@@ -77,6 +77,14 @@ class RemarkingMixer(Mixer):
         return Decision(observations.proportions, remarks={"step": f"step {observations.step}"}), state
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging(WithoutGradients):
+    """One that asks a service, and has a key for it."""
+
+    api_key: str
+    needs: ClassVar[frozenset[Any]] = frozenset({"loss"})
+
+
 class OldSelector:
     """Written against dataflex 1.1.0."""
 

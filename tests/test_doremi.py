@@ -266,13 +266,15 @@ def test_one_command_runs_all_three(
     file.write_text(yaml.safe_dump(three_steps(base, out)))
     started: list[str] = []
 
-    def in_a_fork(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "dataflex"]
-        started.append(Path(command[4]).stem)
-        ended = Run(command[3:], tmp_path / "logs" / started[-1], 1, [], {}).wait()
-        return subprocess.CompletedProcess(command, ended.ok.status[0])
+    def in_a_fork(arguments: list[str], env: dict[str, str]) -> int:
+        assert arguments[:2] == ["-m", "dataflex"] and env == {
+            "DATAFLEX_PARENT": str(os.getpid()),
+            "DATAFLEX_GOES_ON": "1",
+        }
+        started.append(Path(arguments[3]).stem)
+        return Run(arguments[2:], tmp_path / "logs" / started[-1], 1, [], {}).wait().ok.status[0]
 
-    monkeypatch.setattr("dataflex.base.doremi.subprocess.run", in_a_fork)
+    monkeypatch.setattr("dataflex.base.children.run", in_a_fork)
     assert main(["doremi", str(file), "dataflex.doremi.steps=[reference,proxy]"]) == 0
     assert started == ["reference", "proxy"] == list(json.loads((out / "doremi.json").read_text()))
     assert not (out / "final").exists()

@@ -15,7 +15,7 @@ import yaml
 from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
-from dataflex.base.launch import fate
+from dataflex.base.torchrun import fate
 from dataflex.trainer.state import newest_complete
 
 Config = dict[str, Any]

@@ -7,6 +7,19 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from dataflex.base import progress
+from dataflex.masking import masked
+
+
+class StepReporter(TrainerCallback):
+    """Keeps count of the steps, for the line that says where a run was stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        progress.reach(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        progress.reach(state.global_step)
+
 
 class BlockReporter(TrainerCallback):
     """Adds `dataflex` to the run configuration of wandb, trackio and swanlab, whichever are reported to."""
@@ -36,6 +49,30 @@ def log_callback() -> type:
             self.thread_pool = writer
 
     return ScalarLogCallback
+
+
+def reporter_callback() -> type:
+    """LLaMA-Factory's ReporterCallback, which tells trackers its arguments, without those that are secret."""
+    from llamafactory.train.callbacks import ReporterCallback
+
+    class MaskedReporterCallback(ReporterCallback):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*(_Masked(given) for given in arguments))
+
+    return MaskedReporterCallback
+
+
+class _Masked:
+    """Arguments, of which `to_dict` gives no secrets."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.arguments, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(masked(self.arguments.to_dict()))
 
 
 class _Adding:

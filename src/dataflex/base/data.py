@@ -13,8 +13,9 @@ from datasets.exceptions import DatasetsError
 from llamafactory.data import loader
 from llamafactory.data.data_utils import split_dataset
 
+from dataflex.base.refusals import is_ours, refusals, refusing
 from dataflex.config.schema import DataflexConfig
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.mix import domain_info
 from dataflex.trainer.rows import Rows
 from dataflex.writing import write_atomically
@@ -76,7 +77,8 @@ def load_domains(
     plain = single_rows(data_args, training_args, stage)
     with training_args.main_process_first(desc="pre-process dataset", local=local):
         for name in names:
-            train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
+            with refusals():
+                train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
             part = process(train["train"], is_eval=False)
             if part is None or len(part) == 0:
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
@@ -141,9 +143,10 @@ def process_rows(
 ) -> Any:
     """Rows as LLaMA-Factory tokenizes them; None where none is left."""
     try:
-        return loader._get_preprocessed_dataset(
-            raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
-        )
+        with refusals():
+            return loader._get_preprocessed_dataset(
+                raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
+            )
     except (StopIteration, RuntimeError) as error:
         if isinstance(error, StopIteration) or "Cannot find" in str(error):
             return None
@@ -154,12 +157,16 @@ def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args
     """One raw data set in LLaMA-Factory's own columns."""
     try:
         return loader._get_merged_dataset([name], model_args, data_args, training_args, stage, return_dict=True)[name]
-    except (DatasetsError, ValueError) as error:
+    except (DatasetsError, ValueError, OSError, ImportError) as error:
+        if is_ours(error) or isinstance(error, DataflexError):
+            raise
         cause = error.__cause__ or error
         if "at least one example" in str(cause):  # a file without a row
             raise ConfigError(f"{key}: {name!r} is empty") from error
         raise ConfigError(f"{key}: {name!r} cannot be read: {' '.join(str(cause).split())}") from error
     except (AttributeError, KeyError, IndexError, TypeError) as error:  # columns or formatting that do not fit the rows
+        if is_ours(error):
+            raise
         raise ConfigError(
             f"{key}: the columns or formatting of {name!r} in dataset_info.json do not fit its rows"
             f" ({type(error).__name__}: {error})"
@@ -213,10 +220,10 @@ def _write_snapshot(
 ) -> None:
     for kind, rows in (("domains", parts), ("held_out", held_out)):
         for d, part in enumerate(rows):
-            part.save_to_disk(str(folder / kind / str(d)))
+            refusing(part.save_to_disk)(str(folder / kind / str(d)))
     sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
     for e, part in enumerate(sets.values()):
-        part.save_to_disk(str(folder / "eval" / str(e)))
+        refusing(part.save_to_disk)(str(folder / "eval" / str(e)))
     manifest = {
         "format": _FORMAT, "domains": names, "held_out": len(held_out), "eval": list(sets), "signature": signature,
     }  # fmt: skip
@@ -224,7 +231,9 @@ def _write_snapshot(
 
 
 def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) -> dict[str, Any]:
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    with refusals():
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    load = refusing(load_from_disk)
     if manifest.get("format") != _FORMAT:
         raise ConfigError(f"tokenized_path: {folder} was written by another version; point it to a new directory")
     stored = manifest.get("signature", {})
@@ -238,9 +247,9 @@ def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) ->
         raise ConfigError(
             f"tokenized_path: {folder} holds {', '.join(manifest['domains'])}, this run asks for {', '.join(names)}"
         )
-    parts = [load_from_disk(str(folder / "domains" / str(d))) for d in range(len(names))]
-    held_out = [load_from_disk(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
-    sets = {name: load_from_disk(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
+    parts = [load(str(folder / "domains" / str(d))) for d in range(len(names))]
+    held_out = [load(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
+    sets = {name: load(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
     evaluation = (sets[""] if list(sets) == [""] else sets) if sets else None
     return _module(names, parts, held_out, evaluation)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import xxhash
 import yaml
 
+from dataflex.base import children, progress
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.base.reference import check_reference
@@ -18,6 +18,7 @@ from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
 from dataflex.errors import ConfigError
+from dataflex.masking import masked, to_environment
 from dataflex.trainer.mix import PROPORTIONS
 from dataflex.trainer.state import newest_complete
 from dataflex.writing import write_atomically
@@ -66,21 +67,31 @@ def _proportions(file: Path, keys: dict[str, Any]) -> list[float]:
 def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
     record, file = out / _RECORD, out / f"{step}.yaml"
     done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    text = yaml.safe_dump(keys, sort_keys=False)
-    digest = xxhash.xxh3_64_hexdigest(text.encode())
-    if done.get(step) == digest:
+    digest, with_secrets = _digest(masked(keys)), _digest(keys)
+    if done.get(step) in (digest, with_secrets):  # a new token is no new configuration
         say([f"{step}: done before"])
         return 0
     if done.pop(step, None) is not None:
         say([f"{step}: its configuration has changed since it was done; it is run again"])
         keys = {**keys, "overwrite_output_dir": True}
-    write_atomically(file, text.encode())
+    write_atomically(file, _text(masked(keys)))
     folder = Path(keys["output_dir"])
     anew = (
         ["overwrite_output_dir=true"] if newest_complete(folder)[0] is None or keys.get("overwrite_output_dir") else []
     )
     say([f"{step}: {file}"])
-    status = subprocess.run([sys.executable, "-m", "dataflex", "train", str(file), *anew], check=False).returncode
+    env = to_environment(keys) | children.parent_is(os.getpid())
+    if not keys.get("overwrite_output_dir"):
+        env[progress.GOES_ON] = "1"
+    status = children.run(["-m", "dataflex", "train", str(file), *anew], env)
     if status == 0:
         write_atomically(record, json.dumps({**done, step: digest}, indent=1).encode())
     return status
+
+
+def _text(keys: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(keys, sort_keys=False).encode()
+
+
+def _digest(keys: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(_text(keys))

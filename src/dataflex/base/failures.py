@@ -62,7 +62,7 @@ def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
                 store, missed = None, missed + 1
                 if not met or missed < _MISSED:  # the store is not there yet, or a connection was lost
                     continue
-                said = {"message": f"the node at {_address()} has ended; its output says why ({_short(error)})"}
+                said = {"message": f"the node at {_address()} has ended; its output says why ({in_short(error)})"}
             if not stopped.is_set():
                 end(Reported(said["message"], said.get("status", 1)))
             return
@@ -122,6 +122,7 @@ def _store(patience: float = 30) -> Any:
     return PrefixStore(f"dataflex/{run}", store)
 
 
-def _short(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def in_short(error: BaseException) -> str:
+    """One line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

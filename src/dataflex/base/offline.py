@@ -105,7 +105,11 @@ def _with_model(config: RunConfig) -> Outcome | None:
         select=OfflineTrainer,
         offline=dataflex.offline,
     )
-    with seams.replaced((seam.trainer_module, seam.trainer, trainer), (seam.workflow, "get_dataset", get_dataset)):
+    with seams.replaced(
+        *seams.that_may_refuse(stage, data=False),
+        (seam.trainer_module, seam.trainer, trainer),
+        (seam.workflow, "get_dataset", get_dataset),
+    ):
         try:
             tuner._training_function(config={"args": arguments, "callbacks": []})
         except Selected as end:

@@ -11,6 +11,7 @@ import numpy as np
 from llamafactory.data import loader
 
 from dataflex.base import seams
+from dataflex.base.refusals import ours, theirs
 from dataflex.trainer.rows import Rows
 
 # The column that carries the number of the stored row while rows are prepared.
@@ -25,12 +26,14 @@ def numbered_rows() -> Iterator[list[Any]]:
     A row must give one row or none, so packing and the stages pt and kto are out.
     """
     stored: list[Any] = []
-    align, choose = loader.align_dataset, loader._get_dataset_processor
+    align, choose = theirs(loader.align_dataset), theirs(loader._get_dataset_processor)
 
+    @ours
     def align_dataset(dataset: Any, *args: Any, **kwargs: Any) -> Any:
         stored.append(dataset)
         return align(dataset, *args, **kwargs).add_column(NUMBER, np.arange(len(dataset)))
 
+    @ours
     def get_processor(*args: Any, **kwargs: Any) -> Any:
         return _Numbered(choose(*args, **kwargs))
 
@@ -82,10 +85,12 @@ class _Numbered:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
+    @ours
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         out: dict[str, list[Any]] = defaultdict(list)
+        prepare = theirs(self.inner.preprocess_dataset)
         for place, number in enumerate(examples[NUMBER]):
-            made = self.inner.preprocess_dataset({key: values[place : place + 1] for key, values in examples.items()})
+            made = prepare({key: values[place : place + 1] for key, values in examples.items()})
             for key, values in made.items():
                 out[key] += values
             out[NUMBER] += [number] * len(next(iter(made.values()), []))

@@ -21,7 +21,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
-from dataflex.base.launch import readable, say
+from dataflex.base.launch import say
+from dataflex.base.refusals import refusals
+from dataflex.base.stopping import take_signals
 from dataflex.config import RunConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.collectives import lost_contact
@@ -36,12 +38,14 @@ def train_on_ray(config: RunConfig) -> None:
     check_arguments(config, writes=False)
     seams.check(on_ray=True)
     say(config.notices)
-    arguments = get_ray_args(dict(config.llamafactory))
+    with refusals():
+        arguments = get_ray_args(dict(config.llamafactory))
     try:
         sent = pickle.dumps(replace(config, notices=()))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise ConfigError(f"dataflex: a component cannot be sent to the workers of Ray: {error}") from None
     _connect(arguments.ray_init_kwargs or {})
+    take_signals()  # Ray has handlers of its own
     try:
         with _errors_in_one_line(), seams.replaced(*_driver()):
             tuner._ray_training_function(arguments, config={"run": sent, "folder": os.getcwd()})
@@ -56,13 +60,12 @@ class Worker(tuner.Worker):  # type: ignore[misc]
         _enter(config["folder"])
         from dataflex.base.train import train
 
-        with readable():
-            try:
-                train(_unpacked(config["run"]))
-            except RuntimeError as error:
-                if lost_contact(error):  # Ray's account of the death of another rank says more
-                    time.sleep(_NOTICED)
-                raise
+        try:
+            train(_unpacked(config["run"]))
+        except RuntimeError as error:
+            if lost_contact(error):  # Ray's account of the death of another rank says more
+                time.sleep(_NOTICED)
+            raise
 
 
 def _enter(folder: str) -> None:
@@ -88,8 +91,9 @@ def _connect(given: dict[str, Any]) -> None:
         ray.init(**given)
     except Exception as error:  # of many kinds, down to TypeError for an unknown key
         raise ConfigError(
-            f"ray_init_kwargs: Ray cannot be started or reached with {given} ({_first_line(error)})"
-        ) from None
+            f"ray_init_kwargs: Ray cannot be started or reached with its keys {', '.join(given) or '(none)'}"
+            f" ({_first_line(error)})"
+        ) from error
 
 
 def _driver() -> list[tuple[str, str, Any]]:

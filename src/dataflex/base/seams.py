@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+from dataflex.base.refusals import refusing
 from dataflex.errors import DataflexError
 
 
@@ -93,6 +94,15 @@ def attribute(module: str, name: str) -> Any:
         return attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise DataflexError(f"this version of dataflex needs llamafactory 0.9.5: {error}") from error
+
+
+def that_may_refuse(stage: str, *, data: bool) -> list[tuple[str, str, Any]]:
+    """The calls of a training of `stage` that read arguments and tokenizer, and data (`get_dataset`, where it is not replaced by
+    ours), as functions whose errors are refusals."""
+    workflow = f"llamafactory.train.{stage}.workflow"
+    calls = [(workflow, "load_tokenizer"), (workflow, "get_template_and_fix_tokenizer")]
+    calls += [("llamafactory.train.tuner", "get_train_args"), *([(workflow, "get_dataset")] if data else [])]
+    return [(module, name, refusing(attribute(module, name))) for module, name in calls]
 
 
 @contextmanager

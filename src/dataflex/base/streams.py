@@ -16,6 +16,7 @@ from llamafactory.data import parser as data_parser
 from dataflex.base import seams
 from dataflex.base.data import _evaluation, _joined, process_rows, read_raw
 from dataflex.base.nodes import same_rows
+from dataflex.base.refusals import refusals
 from dataflex.config.schema import MixConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.streams import BlockReader, Place, Sample, Streams
@@ -36,7 +37,8 @@ def load_streams(
     Local files are read from the Arrow files that LLaMA-Factory converts them to, everything else as it comes.
     """
     names = list(data_args.dataset)
-    attributes = data_parser.get_dataset_list(names, data_args.dataset_dir)
+    with refusals():
+        attributes = data_parser.get_dataset_list(names, data_args.dataset_dir)
     if mix.needs_sizes:
         _require_sizes(mix, names, attributes)
     held = list(data_args.eval_dataset or [])
@@ -59,11 +61,10 @@ def load_streams(
     with training_args.main_process_first(desc="pre-process dataset", local=local):
         evaluation = _evaluation(_joined(dict(zip(held, raw_eval, strict=True)), indexed), {}, indexed, process)
 
-    made = loader._get_dataset_processor(data_args, stage, template, tokenizer, processor)
-    sources = [
-        StreamedData(dataset, converter.get_dataset_converter(attribute.formatting, attribute, data_args), made)
-        for dataset, attribute in zip(raw, attributes, strict=True)
-    ]
+    with refusals():
+        made = loader._get_dataset_processor(data_args, stage, template, tokenizer, processor)
+        converters = [converter.get_dataset_converter(a.formatting, a, data_args) for a in attributes]
+    sources = [StreamedData(dataset, convert, made) for dataset, convert in zip(raw, converters, strict=True)]
     assert mix.stream_block is not None
     rows = mix.stream_block
 

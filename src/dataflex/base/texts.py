@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from dataflex.base.data import read_raw
 from dataflex.base.raw import numbered_rows, stored_numbers, stored_size
+from dataflex.base.refusals import refusals
 from dataflex.components.contracts import SelectionContext
 from dataflex.components.requests import Embedding, TargetEmbedding, name_of
 from dataflex.config import RunConfig
@@ -75,10 +76,11 @@ def read_texts(config: RunConfig, key: str) -> Texts:
 
     assert config.dataflex is not None and config.dataflex.select is not None
     values = {**config.llamafactory, "model_name_or_path": config.llamafactory.get("model_name_or_path") or "none"}
-    model_args, data_args, training_args = (
-        kind(**{f.name: values[f.name] for f in fields(kind) if f.init and f.name in values})
-        for kind in (ModelArguments, DataArguments, TrainingArguments)
-    )
+    with refusals():
+        model_args, data_args, training_args = (
+            kind(**{f.name: values[f.name] for f in fields(kind) if f.init and f.name in values})
+            for kind in (ModelArguments, DataArguments, TrainingArguments)
+        )
     set_seed(training_args.seed)  # LLaMA-Factory draws the rows of `num_samples` from the global generator
     ours = key == "target_dataset"
     given = config.dataflex.select.target_dataset if ours else values.get(key)

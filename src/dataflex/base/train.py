@@ -10,18 +10,18 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
+from dataflex.base.refusals import ours, refusals
 from dataflex.components.requests import ReferenceLoss, Request
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
+from dataflex.masking import masked
 from dataflex.version import __version__
 
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")
-# Keys that are not written down.
-_SECRET = ("token", "api_key", "secret", "ray_init_kwargs")
 
 
 def train_file(path: str, overrides: Sequence[str] = ()) -> None:
@@ -36,14 +36,16 @@ def train(config: RunConfig) -> None:
     from llamafactory.train import tuner
 
     arguments = dict(config.llamafactory)
+    from dataflex.base.callbacks import BlockReporter, StepReporter
+
     if config.dataflex is None:
-        tuner.run_exp(args=arguments)
+        with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
+            tuner.run_exp(args=arguments, callbacks=[StepReporter()])
         return
     seams.check()
     _settle_resume(arguments)
-    from dataflex.base.callbacks import BlockReporter
-
-    callbacks: list[Any] = [BlockReporter(config.dataflex.to_json(), bool(arguments.get("use_swanlab")))]
+    block = masked(config.dataflex.to_json())
+    callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
     if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
         from transformers import EarlyStoppingCallback
 
@@ -95,7 +97,7 @@ def _refuse_to_restart(arguments: dict[str, Any]) -> None:
 
 def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
-    from dataflex.base.callbacks import log_callback
+    from dataflex.base.callbacks import log_callback, reporter_callback
     from dataflex.trainer import build_trainer
     from dataflex.trainer.state import newest_complete
 
@@ -107,6 +109,7 @@ def _dynamic(config: RunConfig) -> Any:
     identity: dict[str, Any] = {}
     run_record: dict[str, Any] = {}
 
+    @ours
     def last_checkpoint(folder: str) -> str | None:
         try:
             found, passed_over = newest_complete(Path(folder))
@@ -177,10 +180,12 @@ def _dynamic(config: RunConfig) -> Any:
         run_record=run_record,
     )
     return seams.replaced(
+        *seams.that_may_refuse(stage, data=False),
         (seam.trainer_module, seam.trainer, trainer),
         (seam.workflow, "get_dataset", get_dataset),
         ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
         ("llamafactory.train.tuner", "LogCallback", log_callback()),
+        ("llamafactory.train.tuner", "ReporterCallback", reporter_callback()),
     )
 
 
@@ -205,7 +210,9 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
             module = load_domains(*args, **tokenizer_module)
         else:
             stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
-            module = load_merged(stock_loader(*args, **tokenizer_module), names)
+            with refusals():
+                loaded = stock_loader(*args, **tokenizer_module)
+            module = load_merged(loaded, names)
     check_weights(dataflex, module["train_dataset"])
     return module
 
@@ -224,7 +231,7 @@ def _identity(
 
     assert config.dataflex is not None
     out: dict[str, Any] = {}
-    for key, value in config.dataflex.to_json().items():
+    for key, value in masked(config.dataflex.to_json()).items():
         if isinstance(value, dict):
             out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in _PATHS}
         else:
@@ -273,9 +280,12 @@ def hash_file(path: Path) -> str:
     import xxhash
 
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -287,11 +297,11 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
     packages = ("llamafactory", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
     return {
         "dataflex": {
-            **config.dataflex.to_json(),
+            **masked(config.dataflex.to_json()),
             "scoring_tokens": config.dataflex.scoring_tokens,
             "evaluate_domains": config.dataflex.evaluate_domains,
         },
-        "llamafactory": {k: "*****" if k.endswith(_SECRET) and v else v for k, v in config.llamafactory.items()},
+        "llamafactory": masked(config.llamafactory),
         "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
         "domains": {
             name: {"rows": size or None, "fingerprint": identity[f"content of {name}"]}

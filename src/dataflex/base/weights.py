@@ -22,6 +22,7 @@ from llamafactory.data.processor import (
 
 from dataflex.base import seams
 from dataflex.base.raw import stored_numbers
+from dataflex.base.refusals import refusals
 from dataflex.config.combinations import given_column
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, nearest
@@ -47,7 +48,8 @@ def given_weights(config: DataflexConfig, data_args: Any) -> Iterator[None]:
         yield
         return
     names = list(data_args.dataset)
-    attributes = parser.get_dataset_list(names, data_args.dataset_dir)
+    with refusals():
+        attributes = parser.get_dataset_list(names, data_args.dataset_dir)
     given = [_Given(name, *asked, attribute) for name, attribute in zip(names, attributes, strict=True)]
     align, convert = loader.align_dataset, converter.get_dataset_converter
     prepare, choose = loader._get_preprocessed_dataset, loader._get_dataset_processor

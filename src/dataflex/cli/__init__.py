@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
+from dataflex.base import children
+from dataflex.base.stopping import stoppable
 from dataflex.errors import nearest
 from dataflex.version import __version__
 
@@ -23,7 +24,13 @@ _PASSED_ON = ("export", "chat", "api", "webui", "webchat", "env")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Exit status of a command line, of this process if there are no arguments."""
+    children.die_with_parent()
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    return stoppable(lambda: _run(argv), last=arguments is None)
+
+
+def _run(argv: list[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv else ("help", [])
     asks = command in _LAUNCHED and rest[:1] in ([], ["-h"], ["--help"])
     if command in ("help", "-h", "--help") or asks:
@@ -41,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return demo(rest)
     if command in _PASSED_ON:
-        return subprocess.run([sys.executable, "-m", "llamafactory.cli", command, *rest], check=False).returncode
+        return children.run(["-m", "llamafactory.cli", command, *rest])
     print(
         f"dataflex: error: unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}",
         file=sys.stderr,

@@ -20,6 +20,7 @@ from dataflex.config.mixture import domain_names
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError
+from dataflex.masking import filled
 
 STREAM_BLOCK = 2048  # raw rows
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -178,7 +179,7 @@ def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(merged, dict):
         raise ConfigError(f"{path} must hold keys and values")
-    return {str(k): v for k, v in merged.items()}
+    return filled({str(k): v for k, v in merged.items()})
 
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:

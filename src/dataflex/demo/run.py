@@ -224,6 +224,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run_demo(options.out, options.steps, not options.discard, options.seed)
     except DataflexError as error:
-        print(f"dataflex: error: {error}", file=sys.stderr)
-        return error.exit_status
+        from dataflex.base.launch import report
+
+        return report(error)
     return 0
