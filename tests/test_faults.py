@@ -16,7 +16,7 @@ from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
 from dataflex.base.launch import fate
-from dataflex.trainer.state import newest_complete
+from dataflex.trainer.completeness import newest_complete
 
 Config = dict[str, Any]
 KILLED = "dataflex: error: rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"

@@ -15,8 +15,8 @@ from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
 from dataflex import writing
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.trainer import completeness, state
 from dataflex.trainer import rows as rows_module
-from dataflex.trainer import state
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
 from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
@@ -235,8 +235,8 @@ def checkpoint(output_dir: Path, step: int) -> Path:
     (folder / "global_step" / "optimizer.pt").write_bytes(b"state")
     (folder / "unfinished.partial").write_bytes(b"of a write that was cut off")
     state.write_snapshot(folder, snapshot(), WHOLE)
-    state.mark_complete(folder)
-    state.mark_complete(folder)  # the mark does not count itself
+    completeness.mark_complete(folder)
+    completeness.mark_complete(folder)  # the mark does not count itself
     return folder
 
 
@@ -247,22 +247,22 @@ MARKED = [*OURS, "global_step/optimizer.pt", "model.safetensors"]
 @pytest.mark.parametrize("name", MARKED)
 def test_a_file_that_is_missing_or_cut_short_is_named(name: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 8)
-    assert state.what_is_missing(folder) is None
+    assert completeness.what_is_missing(folder) is None
     assert list(json.loads((folder / "dataflex" / "COMPLETE").read_text())) == MARKED
     content = (folder / name).read_bytes()
     for changed in (content[:-1], content + b" "):
         (folder / name).write_bytes(changed)
-        assert state.what_is_missing(folder) == f"{name} has {len(changed)} bytes instead of {len(content)}"
+        assert completeness.what_is_missing(folder) == f"{name} has {len(changed)} bytes instead of {len(content)}"
     (folder / name).unlink()
-    assert state.what_is_missing(folder) == f"{name} is missing"
+    assert completeness.what_is_missing(folder) == f"{name} is missing"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "0"])
 def test_an_unreadable_mark_is_no_mark(text: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 8)
-    assert state.what_is_missing(tmp_path / "checkpoint-9") == "there is no such directory"
+    assert completeness.what_is_missing(tmp_path / "checkpoint-9") == "there is no such directory"
     (folder / "dataflex" / "COMPLETE").write_text(text)
-    assert state.what_is_missing(folder) == "its completeness mark cannot be read"
+    assert completeness.what_is_missing(folder) == "its completeness mark cannot be read"
 
 
 @pytest.mark.parametrize("name", ["state.json", "arrays.npz"])
@@ -278,17 +278,17 @@ def test_a_snapshot_that_cannot_be_read_is_one_error(name: str, content: bytes |
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
-    assert state.newest_complete(tmp_path / "none") == (None, []) == state.newest_complete(tmp_path)
+    assert completeness.newest_complete(tmp_path / "none") == (None, []) == completeness.newest_complete(tmp_path)
     folders = {step: checkpoint(tmp_path, step) for step in (2, 10, 9, 30, 40)}
     (tmp_path / "checkpoint-99").write_text("a file")
     for name in ("checkpoint-50-old", "checkpoint-60", "plain/checkpoint-1"):
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match="output_dir: the checkpoints in"):  # another program wrote them
-        state.newest_complete(tmp_path / "plain")
-    assert state.newest_complete(tmp_path)[0] == folders[40]
+        completeness.newest_complete(tmp_path / "plain")
+    assert completeness.newest_complete(tmp_path)[0] == folders[40]
     (folders[40] / "dataflex" / "COMPLETE").unlink()
     (folders[30] / "model.safetensors").unlink()
-    found, passed_over = state.newest_complete(tmp_path)
+    found, passed_over = completeness.newest_complete(tmp_path)
     assert found == folders[10]
     reasons = ["it holds no dataflex state", "saving it was never finished", "model.safetensors is missing"]
     assert passed_over == [
@@ -297,7 +297,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     ]
     for step in (2, 9, 10):
         (folders[step] / "dataflex" / "COMPLETE").unlink()
-    found, lines = state.newest_complete(tmp_path)
+    found, lines = completeness.newest_complete(tmp_path)
     assert found is None and [line.endswith("; the run starts over") for line in lines] == [True] * 6
 
 

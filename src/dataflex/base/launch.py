@@ -18,6 +18,7 @@ from dataflex.base import failures
 from dataflex.config import RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.locking import release_all
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 # Seconds after which torchrun kills what has not ended when it was asked to, less some.
@@ -69,6 +70,7 @@ def _tell(line: str, status: int, stop: Callable[[], None]) -> None:
 def _end(error: DataflexError) -> None:
     """Another node has failed: this process waits for it, perhaps within a collective, and cannot be woken."""
     report(error)
+    release_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(error.exit_status)
