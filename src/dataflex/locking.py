@@ -106,30 +106,30 @@ def _take(path: Path, folder: Path) -> None:
         descriptor, created = _open(path)
         if descriptor is None:  # removed in between
             continue
-        if (
-            not created and _read(descriptor) is None and time.monotonic() < deadline
-        ):  # made a moment ago, or left half made
-            os.close(descriptor)
-            time.sleep(0.05)
-            continue
         try:
-            locked = _flock(descriptor)
-            holder = None if created else _read(descriptor)
-            if not locked or (holder is not None and not holder.gone()):
-                raise _refusal(folder, path, holder)
-            taken = _at(path, descriptor)  # else its holder has ended in between
-            if taken:
-                _write(descriptor)
+            waiting = time.monotonic() < deadline
+            changing = (
+                not created and waiting and _read(descriptor) is None
+            )  # by one that has just made it, if it still runs
+            if not changing:
+                locked = _flock(descriptor)
+                holder = None if created else _read(descriptor)
+                if holder is not None and holder.gone():
+                    holder = None
+                if holder is not None or not (locked or waiting):
+                    raise _refusal(folder, path, holder)
+                if locked and _at(path, descriptor):  # else its holder has ended in between
+                    _write(descriptor)
+                    _held[path] = descriptor
+                    return
         except BaseException:
             if created:
                 with suppress(OSError):
                     path.unlink()
             os.close(descriptor)
             raise
-        if taken:
-            _held[path] = descriptor
-            return
         os.close(descriptor)
+        time.sleep(0.05)
 
 
 def _open(path: Path) -> tuple[int | None, bool]:

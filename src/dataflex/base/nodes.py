@@ -104,7 +104,8 @@ def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
                 )
             return step
         place, reason = damaged[0]
-        said = f"{folder} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
+        there = next(r["output"] for r in found if r["place"] == place)
+        said = f"{there}/{folder.name} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
         for record in found:
             record["steps"] = {older: digest for older, digest in record["steps"].items() if older < step}
         if not any(record["steps"] for record in found):
