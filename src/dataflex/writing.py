@@ -21,7 +21,7 @@ PARTIAL = ".partial"
 _OURS = re.compile(r"\.[0-9a-f]{16}\.partial$")
 _NAME_BYTES = 200  # of a file's name that a temporary one takes over; names end at 255
 # What a file system says when it can take no more, as against a path that is wrong.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _RUST = re.compile(r"\(os error (\d+)\)")
 _WHERE = re.compile(r"^\[enforce fail at [^]]*\] \.? ?")
 _TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")  # its writer, by its source and its stream
