@@ -67,7 +67,6 @@ DAMAGES: dict[str, Any] = {
     "our state cut short": lambda out: cut(out / "checkpoint-9/dataflex/arrays.npz"),
     "mark cut short": lambda out: cut(out / "checkpoint-9/dataflex/COMPLETE"),
     "a bit of the weights": lambda out: flip(out / "checkpoint-9/model.safetensors"),
-    "a bit of the ledger": lambda out: flip(out / "checkpoint-9/dataflex/ledger.jsonl"),
     "zeros for moments": lambda out: blank(out / "checkpoint-9/optimizer.pt"),
     "empty directory": lambda out: (shutil.rmtree(out / "checkpoint-9"), (out / "checkpoint-9").mkdir()),
 }

@@ -16,7 +16,7 @@ from uuid import uuid4
 from dataflex.base.launch import say
 from dataflex.errors import ConfigError
 from dataflex.trainer import collectives
-from dataflex.trainer.completeness import complete_checkpoints, what_is_damaged, what_is_missing
+from dataflex.trainer.completeness import MARK, complete_checkpoints, what_is_damaged, what_is_missing
 from dataflex.trainer.ledger import DIRECTORY
 
 # Numbers that may differ from node to node.
@@ -82,10 +82,17 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
                 f"{_on(other, found)}: {other.get('reason', 'it is not set there')}{_hint(found)}"
             )
         _check_same(found[0], found[0]["folder"], found[0]["digest"], other, other["folder"], other["digest"])
-    for place, reason in collectives.by_node(partial(what_is_damaged, Path(str(own)))):
+    check_contents(Path(str(own)))
+
+
+def check_contents(folder: Path) -> None:
+    """Raise ConfigError, on every rank, if a checkpoint that is named does not hold on a node what was saved there. One without a
+    mark, of another program, says nothing about that."""
+    marked = (folder / DIRECTORY / MARK).is_file()
+    for place, reason in collectives.by_node(lambda: what_is_damaged(folder) if marked else None):
         if reason is not None:
-            where = f" on {place}" if len(found) > 1 else ""
-            raise ConfigError(f"resume_from_checkpoint: {own} is damaged{where} ({reason}); name another checkpoint")
+            where = f" on {place}" if collectives.ranks() > 1 else ""
+            raise ConfigError(f"resume_from_checkpoint: {folder} is damaged{where} ({reason}); name another checkpoint")
 
 
 def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:

@@ -76,13 +76,15 @@ def _with_model(config: RunConfig) -> Outcome | None:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import load_domains
-        from dataflex.base.nodes import same_rows
+        from dataflex.base.nodes import check_contents, same_rows
         from dataflex.base.targets import check_apart, check_cut, load_target
         from dataflex.trainer.engine import engine_of
 
         engine = engine_of(training_args)
         if engine != "DDP":
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
+        if training_args.resume_from_checkpoint:
+            check_contents(Path(training_args.resume_from_checkpoint))
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]
