@@ -761,8 +761,10 @@ def no_room_in_turn(out: str, step: str) -> None:
     def begun(folder: Path) -> None:
         begin(folder)
         if full[0] and not full[0].startswith("dataflex"):
-            (folder / full[0]).parent.mkdir(exist_ok=True)
-            (folder / full[0]).symlink_to("/dev/full")
+            if full[0].endswith(".safetensors"):  # renamed to its place, where something is that cannot be replaced
+                (folder / full[0]).mkdir()
+            else:
+                (folder / full[0]).symlink_to("/dev/full")
 
     def created(path: str, flags: int) -> int:
         if full[0] and full[0].startswith("dataflex") and f"checkpoint-{step}/{full[0]}." in path:
@@ -785,7 +787,7 @@ def no_room_in_turn(out: str, step: str) -> None:
         attempt("nothing")
         saved = Path(out) / f"checkpoint-{step}"
         sizes = {str(p.relative_to(saved)): p.stat().st_size for p in saved.rglob("*") if p.is_file()}
-        for full[0] in (name for name in sizes if not name.endswith(".safetensors")):  # these are renamed over the link
+        for full[0] in sizes:
             attempt(full[0])
         full[0] = ""
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -46,16 +46,16 @@ def test_however_a_key_is_given(how: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_in_presets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/h")
     presets, file = tmp_path / "presets.yaml", tmp_path / "config.yaml"
-    presets.write_text(yaml.safe_dump({"mixers": {"odm": {"name": "odm", "params": {"eta": "~/x"}}}}))
+    presets.write_text(yaml.safe_dump({"mixers": {"file": {"name": "file", "params": {"path": "~/x"}}}}))
     file.write_text(
         yaml.safe_dump(
             {
-                "train_type": "dynamic_mix", "component_name": "odm", "components_cfg_file": str(presets),
+                "train_type": "dynamic_mix", "component_name": "file", "components_cfg_file": str(presets),
                 "update_step": 2, "dataset": "a,b", "do_train": True,
             }
         )
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="/h/x"):  # not a number, which is how it shows
+    with pytest.raises(ConfigError, match="dataflex.mix.path must be a file, and /h/x does not exist"):
         load([str(file)])
 
 
