@@ -55,7 +55,7 @@ def test_in_presets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             }
         )
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="dataflex.mix.path must be a file, and /h/x does not exist"):
+    with pytest.raises(ConfigError, match=r"dataflex\.mix\.path must be a file, and /h/x does not exist"):
         load([str(file)])
 
 
