@@ -733,7 +733,7 @@ def full_from(out: str, step: str) -> None:
 def fault_in(out: str, where: str) -> None:
     """A fault of ours of a kind that LLaMA-Factory refuses with: while data is loaded, or where it asks for a checkpoint."""
     from dataflex.base import data
-    from dataflex.trainer import state
+    from dataflex.trainer import completeness
 
     def fault(*_: Any) -> None:
         raise ValueError("a fault of the test's")
@@ -741,4 +741,100 @@ def fault_in(out: str, where: str) -> None:
     if where == "data":
         data.check_budgets = fault
     else:
-        state.newest_complete = fault
+        completeness.newest_complete = fault
+
+
+def kill_in_save(out: str, argument: str) -> None:
+    """`<step>=<file>`: SIGKILL when half of a file that torch writes into the checkpoint of that step is written."""
+    from dataflex.trainer.core import DynamicTrainer
+
+    (step, name), stock, save, at = argument.split("="), DynamicTrainer._save_checkpoint, torch.save, [-1]
+
+    def saving(self: Any, model: Any, trial: Any) -> None:
+        at[0] = self.state.global_step
+        stock(self, model, trial)
+
+    def wrapped(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        save(content, file, *args, **kwargs)
+        if at[0] == int(step) and str(file).endswith(name):
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    DynamicTrainer._save_checkpoint, torch.save = saving, wrapped
+
+
+def no_room_in_turn(out: str, step: str) -> None:
+    """Save the checkpoint of `step` again and again, each time with no room for another one of its files, or for files above
+    another size; write what each save ended with to no_room.json, and end by SIGKILL."""
+    import resource
+
+    from dataflex import writing
+    from dataflex.trainer import checkpoints
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, begin, create = DynamicTrainer._maybe_log_save_evaluate, checkpoints.begin_checkpoint, writing._new_file
+    full, ended = [""], dict[str, str]()
+
+    def begun(folder: Path) -> None:
+        begin(folder)
+        if full[0] and not full[0].startswith("dataflex"):
+            if full[0].endswith(".safetensors"):  # renamed to its place, where something is that cannot be replaced
+                (folder / full[0]).mkdir()
+            else:
+                (folder / full[0]).symlink_to("/dev/full")
+
+    def created(path: str, flags: int) -> int:
+        if full[0] and full[0].startswith("dataflex") and f"checkpoint-{step}/{full[0]}." in path:
+            return os.open("/dev/full", os.O_WRONLY)
+        return create(path, flags)
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step != int(step):
+            return stock(self, *args, **kwargs)
+
+        def attempt(what: str) -> None:
+            self.control.should_log, self.control.should_evaluate, self.control.should_save = False, False, True
+            try:
+                stock(self, *args, **kwargs)
+                ended[what] = "saved"
+            except BaseException as error:
+                ended[what] = f"{type(error).__name__}: {error}"
+            self._unsealed = None
+
+        attempt("nothing")
+        saved = Path(out) / f"checkpoint-{step}"
+        sizes = {str(p.relative_to(saved)): p.stat().st_size for p in saved.rglob("*") if p.is_file()}
+        for full[0] in sizes:
+            attempt(full[0])
+        full[0] = ""
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for name, size in sizes.items():
+            for limit in (size - 1, size // 2):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+                attempt(f"{limit} bytes, {name}")
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        (Path(out) / "no_room.json").write_text(json.dumps(ended))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    DynamicTrainer._maybe_log_save_evaluate = wrapped
+    checkpoints.begin_checkpoint, writing._new_file = begun, created
+
+
+def pause_after(out: str, argument: str) -> None:
+    """`<step>=<path>`: when optimizer step `step` is done, make the file `paused`, and wait until there is one at the path."""
+    import time
+
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock, (step, path) = DynamicTrainer._maybe_log_save_evaluate, argument.split("=", 1)
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if self.state.global_step == int(step):
+            (Path(out) / "paused").touch()
+            while not Path(path).exists():
+                time.sleep(0.05)
+
+    DynamicTrainer._maybe_log_save_evaluate = wrapped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def blank(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 DAMAGES: dict[str, Any] = {
     "no mark": lambda out: (out / "checkpoint-9/dataflex/COMPLETE").unlink(),
     "no trainer state": lambda out: (out / "checkpoint-9/trainer_state.json").unlink(),
@@ -55,6 +66,8 @@ DAMAGES: dict[str, Any] = {
     "optimizer cut short": lambda out: cut(out / "checkpoint-9/optimizer.pt"),
     "our state cut short": lambda out: cut(out / "checkpoint-9/dataflex/arrays.npz"),
     "mark cut short": lambda out: cut(out / "checkpoint-9/dataflex/COMPLETE"),
+    "a bit of the weights": lambda out: flip(out / "checkpoint-9/model.safetensors"),
+    "zeros for moments": lambda out: blank(out / "checkpoint-9/optimizer.pt"),
     "empty directory": lambda out: (shutil.rmtree(out / "checkpoint-9"), (out / "checkpoint-9").mkdir()),
 }
 
@@ -65,7 +78,8 @@ def test_the_newest_complete_checkpoint_is_used(ground: Path, saved: Path, tmp_p
     run = resume(ground, saved, tmp_path / "run", DAMAGES[damage])
     whole = Result([0], saved / "whole", "")
     assert min(run.ok.ids()) == 6
-    assert "checkpoint-9 is not complete" in run.log and "an older checkpoint is used" in run.log
+    assert re.search(r"checkpoint-9 is (not complete|damaged) \(.*\); an older checkpoint is used", run.log)
+    assert "Traceback" not in run.log
     assert run.trace() == whole.trace()
     assert run.ledger() == whole.ledger()
     assert (run.out / "checkpoint-9/dataflex/COMPLETE").is_file()
@@ -209,6 +223,34 @@ def test_old_checkpoints_go_only_when_the_new_one_is_complete(base: Config, tmp_
     resumed = train(config, tmp_path / "run", hooks=["record_ids"])
     assert min(resumed.ok.ids()) == 3
     assert sorted(p.name for p in resumed.out.glob("checkpoint-*")) == ["checkpoint-12"]
+
+
+def test_a_run_killed_in_its_first_checkpoint_can_go_on(base: Config, tmp_path: Path) -> None:
+    """Half of the optimizer is written: the same command trains from the start, to what a run alone gives."""
+    config = {**base, "dataflex": BLOCK, "save_strategy": "steps", "save_steps": 3}
+    whole, killed = train_all(
+        start(config, tmp_path / "whole", hooks=["record_ids"]),
+        start(config, tmp_path / "run", hooks=["kill_in_save:3=optimizer.pt"]),
+    )
+    assert killed.status == [-9]
+    again = train(config, tmp_path / "run", hooks=["record_ids"])
+    assert "checkpoint-3 is not complete (saving it was never finished); the run starts over" in again.ok.log
+    assert again.trace() == whole.ok.trace() and again.ids() == whole.ids() and again.ledger() == whole.ledger()
+    assert (again.out / "checkpoint-3/dataflex/COMPLETE").is_file()
+
+
+def test_a_full_disk_in_the_first_checkpoint(base: Config, tmp_path: Path) -> None:
+    config = {**base, "dataflex": BLOCK, "save_strategy": "steps", "save_steps": 3}
+    full = train(config, tmp_path / "run", hooks=["disk_full:3"])
+    assert full.status == [1] and "checkpoint-3 could not be saved (" in full.log and "Traceback" not in full.log
+    assert min(train(config, tmp_path / "run", hooks=["record_ids"]).ok.ids()) == 0
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(ground: Path, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "killed" / "checkpoint-9", tmp_path / "checkpoint-9")
+    flip(tmp_path / "checkpoint-9" / "rng_state.pth")
+    run = train({**configuration(ground), "resume_from_checkpoint": str(tmp_path / "checkpoint-9")}, tmp_path / "run")
+    assert_refused(run, "resume_from_checkpoint", "is damaged (rng_state.pth does not hold what was saved)")
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_usable(base: Config, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
 from dataflex.base.torchrun import fate
-from dataflex.trainer.state import newest_complete
+from dataflex.trainer.completeness import newest_complete
 
 Config = dict[str, Any]
 KILLED = "dataflex: error: rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"
@@ -101,3 +103,41 @@ def test_a_rank_that_dies_ends_the_run(base: Config, tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert not psutil.wait_procs(family, timeout=10)[1]
     assert newest_complete(out)[0] is not None
+
+
+# -- a disk without room, in a save ------------------------------------------------------------------------------------
+
+
+def test_no_room_for_any_file_of_a_checkpoint(base: Config, tmp_path: Path) -> None:
+    """Whichever file finds none, at its beginning or after a part of it, a save ends with one line; then with the next start all
+    goes on from the checkpoint before."""
+    config = {**base, "dataflex": BLOCK, "save_strategy": "steps", "save_steps": 3}
+    full = start(config, tmp_path / "full", hooks=["no_room_in_turn:6"])
+    whole, ended = train_all(start(config, tmp_path / "whole"), full)
+    assert ended.status == [-9], ended.log[-3000:]
+    assert_one_line_each(json.loads((ended.out / "no_room.json").read_text()))
+    resumed = train(config, tmp_path / "full", hooks=["record_ids"])
+    assert min(resumed.ok.ids()) == 3
+    assert resumed.trace() == whole.ok.trace() and resumed.ledger() == whole.ledger()
+
+
+def test_no_room_for_what_a_callback_adds_to_a_checkpoint(base: Config, tmp_path: Path) -> None:
+    """LLaMA-Factory's writes the value head of a reward model once the Trainer is done."""
+    config = {**base, "stage": "rm", "dataset": "arithmetic_pairs", "finetuning_type": "lora", "lora_rank": 4}
+    config |= {"dataflex": {"select": BLOCK["select"]}, "save_strategy": "steps", "save_steps": 3}
+    ended = train(config, tmp_path / "full", hooks=["no_room_in_turn:3"])
+    found = json.loads((ended.out / "no_room.json").read_text())
+    assert "value_head.safetensors" in found
+    assert_one_line_each(found)
+
+
+def assert_one_line_each(ended: dict[str, str]) -> None:
+    assert ended.pop("nothing") == "saved"
+    assert len(ended) > 40
+    for what, said in ended.items():
+        assert re.fullmatch(
+            r"DataflexError: checkpoint-\d could not be saved \([^\n]+\); the checkpoints before .*", said
+        ), (
+            what,
+            said,
+        )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xxhash
 import yaml
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
 from dataflex import writing
+from dataflex.base import nodes
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.trainer import completeness, state
 from dataflex.trainer import rows as rows_module
-from dataflex.trainer import state
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
 from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
@@ -235,8 +238,8 @@ def checkpoint(output_dir: Path, step: int) -> Path:
     (folder / "global_step" / "optimizer.pt").write_bytes(b"state")
     (folder / "unfinished.partial").write_bytes(b"of a write that was cut off")
     state.write_snapshot(folder, snapshot(), WHOLE)
-    state.mark_complete(folder)
-    state.mark_complete(folder)  # the mark does not count itself
+    completeness.mark_complete(folder)
+    completeness.mark_complete(folder)  # the mark does not count itself
     return folder
 
 
@@ -247,22 +250,165 @@ MARKED = [*OURS, "global_step/optimizer.pt", "model.safetensors"]
 @pytest.mark.parametrize("name", MARKED)
 def test_a_file_that_is_missing_or_cut_short_is_named(name: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 8)
-    assert state.what_is_missing(folder) is None
-    assert list(json.loads((folder / "dataflex" / "COMPLETE").read_text())) == MARKED
+    assert completeness.what_is_missing(folder) is None
+    mark = json.loads((folder / "dataflex" / "COMPLETE").read_text())
+    assert list(mark) == MARKED
     content = (folder / name).read_bytes()
     for changed in (content[:-1], content + b" "):
         (folder / name).write_bytes(changed)
-        assert state.what_is_missing(folder) == f"{name} has {len(changed)} bytes instead of {len(content)}"
+        assert completeness.what_is_missing(folder) == f"{name} has {len(changed)} bytes instead of {len(content)}"
     (folder / name).unlink()
-    assert state.what_is_missing(folder) == f"{name} is missing"
+    assert completeness.what_is_missing(folder) == f"{name} is missing"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("whole"), 8)
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("damage", ["first bit", "last bit", "zeros"])
+def test_a_damaged_file_of_the_right_size_is_named(whole: Path, name: str, damage: str) -> None:
+    content = (whole / name).read_bytes()
+    changed = bytearray(len(content)) if damage == "zeros" else bytearray(content)
+    if damage != "zeros":
+        changed[0 if damage == "first bit" else -1] ^= 1
+    assert completeness.what_is_damaged(whole) is None
+    try:
+        (whole / name).write_bytes(changed)
+        assert completeness.what_is_missing(whole) is None
+        assert completeness.what_is_damaged(whole) == f"{name} does not hold what was saved"
+    finally:
+        (whole / name).write_bytes(content)
+
+
+def test_a_mark_holds_what_xxhash_says_of_the_whole_file(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = json.loads((whole / "dataflex" / "COMPLETE").read_text())
+    assert mark == {
+        name: {
+            "size": len((whole / name).read_bytes()),
+            "xxh3_128": xxhash.xxh3_128_hexdigest((whole / name).read_bytes()),
+        }
+        for name in MARKED
+    }
+    monkeypatch.setattr(completeness, "_BLOCK", 7)  # bytes read at once: the same hash
+    assert completeness.what_is_damaged(whole) is None
+
+
+def test_every_bit_of_a_mark_counts(whole: Path) -> None:
+    """Whichever one flips, the checkpoint is not taken for whole; spaces aside, which say nothing."""
+    mark = whole / "dataflex" / "COMPLETE"
+    content = mark.read_bytes()
+    try:
+        for place in range(0, len(content), 7):
+            for bit in (1, 16):
+                changed = bytearray(content)
+                changed[place] ^= bit
+                mark.write_bytes(changed)
+                if chr(content[place]).isspace() and chr(changed[place]).isspace():
+                    continue
+                assert completeness.what_is_damaged(whole) is not None, (
+                    place,
+                    changed[max(0, place - 20) : place + 20],
+                )
+    finally:
+        mark.write_bytes(content)
+
+
+def test_a_mark_of_sizes_alone_is_still_read(tmp_path: Path) -> None:
+    """As earlier versions wrote it: what they say is checked, and no more."""
+    folder = checkpoint(tmp_path, 8)
+    sizes = {name: (folder / name).stat().st_size for name in MARKED}
+    (folder / "dataflex" / "COMPLETE").write_text(json.dumps(sizes, indent=1))
+    assert completeness.what_is_damaged(folder) is None and completeness.newest_complete(tmp_path) == (folder, [])
+    (folder / "model.safetensors").write_bytes(b"012345678")
+    assert completeness.what_is_damaged(folder) == "model.safetensors has 9 bytes instead of 10"
+
+
+def test_a_checkpoint_is_ours_before_anything_is_in_it(tmp_path: Path) -> None:
+    """And what an earlier save of the same step has left is gone, the mark first of all."""
+    folder = tmp_path / "checkpoint-8"
+    completeness.begin_checkpoint(folder)
+    assert completeness.what_is_missing(folder) == "saving it was never finished"
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert completeness.newest_complete(tmp_path) == (
+        None,
+        [f"{folder} is not complete (saving it was never finished); the run starts over"],
+    )
+    folder = checkpoint(tmp_path, 9)
+    (folder / "rng_state_7.pth").touch()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (folder / "link").symlink_to(outside)
+    completeness.begin_checkpoint(folder)
+    assert [p.name for p in folder.rglob("*")] == ["dataflex"] and (outside / "kept").exists()
+    foreign = tmp_path / "checkpoint-10"  # the Trainer decides what becomes of it
+    foreign.mkdir()
+    (foreign / "theirs").touch()
+    completeness.begin_checkpoint(foreign)
+    assert (foreign / "theirs").exists()
+
+
+# -- which one a run goes on from -------------------------------------------------------------------------------------
+
+
+def settled(output: Path, own: Path | None, asked: Any = None) -> str | None:
+    arguments = SimpleNamespace(output_dir=str(output), resume_from_checkpoint=own and str(own), should_save=True)
+    nodes.settle_checkpoint(arguments, asked)
+    return arguments.resume_from_checkpoint
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = {step: checkpoint(tmp_path, step) for step in (2, 9, 10)}
+    assert settled(tmp_path, None) is None
+    for asked in (None, True):
+        assert settled(tmp_path, folders[10], asked) == str(folders[10])
+    assert capsys.readouterr().err == ""
+    for step, name in ((10, "dataflex/state.json"), (9, "model.safetensors")):
+        flip(folders[step] / name)
+    assert settled(tmp_path, folders[10]) == str(folders[2])
+    assert capsys.readouterr().err.splitlines() == [
+        f"dataflex: {folders[step]} is damaged ({name} does not hold what was saved); an older checkpoint is used"
+        for step, name in ((10, "dataflex/state.json"), (9, "model.safetensors"))
+    ]
+    with pytest.raises(ConfigError) as raised:
+        settled(tmp_path, folders[9], str(folders[9]))
+    assert str(raised.value) == (
+        f"resume_from_checkpoint: {folders[9]} is damaged (model.safetensors does not hold what was saved); name another"
+        " checkpoint"
+    )
+    flip(folders[2] / "dataflex" / "ledger.jsonl")
+    with pytest.raises(ConfigError) as raised:
+        settled(tmp_path, folders[10])
+    assert str(raised.value) == (
+        f"output_dir: {folders[2]} is damaged (dataflex/ledger.jsonl does not hold what was saved), and there is no older"
+        " checkpoint; change output_dir, or set overwrite_output_dir to start over"
+    )
+
+
+def test_a_whole_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of those that are not gone on from."""
+    folders = {step: checkpoint(tmp_path, step) for step in (2, 9)}
+    read: list[Path] = []
+    stock = completeness.hash_file
+    monkeypatch.setattr(completeness, "hash_file", lambda path: read.append(path) or stock(path))  # type: ignore[func-returns-value]
+    settled(tmp_path, folders[9])
+    assert sorted(read) == sorted(folders[9] / name for name in MARKED)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "0"])
 def test_an_unreadable_mark_is_no_mark(text: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 8)
-    assert state.what_is_missing(tmp_path / "checkpoint-9") == "there is no such directory"
+    assert completeness.what_is_missing(tmp_path / "checkpoint-9") == "there is no such directory"
     (folder / "dataflex" / "COMPLETE").write_text(text)
-    assert state.what_is_missing(folder) == "its completeness mark cannot be read"
+    assert completeness.what_is_missing(folder) == "its completeness mark cannot be read"
 
 
 @pytest.mark.parametrize("name", ["state.json", "arrays.npz"])
@@ -278,17 +424,17 @@ def test_a_snapshot_that_cannot_be_read_is_one_error(name: str, content: bytes |
 
 
 def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
-    assert state.newest_complete(tmp_path / "none") == (None, []) == state.newest_complete(tmp_path)
+    assert completeness.newest_complete(tmp_path / "none") == (None, []) == completeness.newest_complete(tmp_path)
     folders = {step: checkpoint(tmp_path, step) for step in (2, 10, 9, 30, 40)}
     (tmp_path / "checkpoint-99").write_text("a file")
     for name in ("checkpoint-50-old", "checkpoint-60", "plain/checkpoint-1"):
         (tmp_path / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match="output_dir: the checkpoints in"):  # another program wrote them
-        state.newest_complete(tmp_path / "plain")
-    assert state.newest_complete(tmp_path)[0] == folders[40]
+        completeness.newest_complete(tmp_path / "plain")
+    assert completeness.newest_complete(tmp_path)[0] == folders[40]
     (folders[40] / "dataflex" / "COMPLETE").unlink()
     (folders[30] / "model.safetensors").unlink()
-    found, passed_over = state.newest_complete(tmp_path)
+    found, passed_over = completeness.newest_complete(tmp_path)
     assert found == folders[10]
     reasons = ["it holds no dataflex state", "saving it was never finished", "model.safetensors is missing"]
     assert passed_over == [
@@ -297,7 +443,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     ]
     for step in (2, 9, 10):
         (folders[step] / "dataflex" / "COMPLETE").unlink()
-    found, lines = state.newest_complete(tmp_path)
+    found, lines = completeness.newest_complete(tmp_path)
     assert found is None and [line.endswith("; the run starts over") for line in lines] == [True] * 6
 
 

@@ -17,6 +17,8 @@ import yaml
 from harness import Result, Run, free_port, start, train_all
 from test_cli import environment, kill_tree
 
+from dataflex.trainer.completeness import mark_complete
+
 Config = dict[str, Any]
 
 ODM = {"name": "odm", "interval": 3}
@@ -122,8 +124,18 @@ def test_a_run_on_two_nodes_is_resumed_from_each_nodes_checkpoint(two: Config, g
     assert resumed[0].ledger() == whole.ledger()
     assert re.search(r"checkpoint-8 is complete on rank 0 \(.*\) but not on every node; checkpoint-4", resumed[0].log)
 
-    state = tmp_path / "node-1" / "out" / "checkpoint-12" / "dataflex" / "state.json"  # of another run, as it were
+    state = tmp_path / "node-1" / "out" / "checkpoint-12" / "dataflex" / "state.json"
+    state.write_text(state.read_text().replace('"position": 48', '"position": 84'))  # damaged: both take an older one
+    again = train_all(*nodes(config, ground, tmp_path, hooks=["record_ids"]))
+    assert again[0].ok.trace() == whole.trace()
+    assert re.search(
+        r"/node-1/out/checkpoint-12 is damaged on rank 1 \(.*\) \(dataflex/state.json does not hold what was saved\);"
+        r" an older checkpoint is used",
+        again[0].log,
+    )
+
     state.write_text(state.read_text().replace('"position": 48', '"position": 84'))
+    mark_complete(state.parents[1])  # whole, but of another run, as it were
     other = train_all(*nodes(config, ground, tmp_path))
     assert [run.status for run in other] == [[2], [2]]
     assert re.fullmatch(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from harness import Result, Run, train, train_all
+from test_checkpoints import flip
 from test_embeddings import build_encoder
 from test_less import LORA, table
 
@@ -179,6 +180,11 @@ def test_scores_are_those_of_a_run_at_the_same_checkpoint(base: Config, offline:
         assert set(np.flatnonzero(found["times"])) == set(np.argsort(-expected, kind="stable")[:20])
     no = select({**config, "resume_from_checkpoint": None}, tmp_path / "none")
     assert no.status == [2] and "gradient_type: adam reads the moments of an optimizer" in no.log
+    flip(run.out / "checkpoint-6" / "optimizer.pt")
+    damaged = select(config, tmp_path / "damaged")
+    assert (
+        damaged.status == [2] and "checkpoint-6 is damaged (optimizer.pt does not hold what was saved)" in damaged.log
+    )
 
 
 # -- without a model -------------------------------------------------------------------------------------------------

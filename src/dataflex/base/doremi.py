@@ -18,9 +18,10 @@ from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
 from dataflex.errors import ConfigError
+from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
+from dataflex.trainer.completeness import newest_complete
 from dataflex.trainer.mix import PROPORTIONS
-from dataflex.trainer.state import newest_complete
 from dataflex.writing import write_atomically
 
 _RECORD = "doremi.json"
@@ -46,6 +47,11 @@ def doremi(config: DoremiConfig) -> int:
     found = config.output_dir / "proxy" / "dataflex" / PROPORTIONS
     if config.steps == ("final",) and not found.is_file():
         raise ConfigError(f"dataflex.doremi.steps: there is no {found}, which the step proxy writes; add it")
+    with alone_in(config.output_dir):
+        return _run_all(config, found)
+
+
+def _run_all(config: DoremiConfig, found: Path) -> int:
     for step in config.steps:
         keys = config.runs[step]
         if step == "final":

@@ -14,6 +14,7 @@ from dataflex.base.torchrun import enabled, report_to_launcher, torchrun
 from dataflex.config import RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.locking import release_all
 
 _SHOW_CAUSE = "DATAFLEX_TRACEBACK"
 
@@ -64,6 +65,7 @@ def _tell(line: str, status: int, stop: Callable[[], None]) -> None:
 def _end(error: DataflexError) -> None:
     """Another node has failed: this process waits for it, perhaps within a collective, and cannot be woken."""
     report(error)
+    release_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(error.exit_status)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,8 +16,8 @@ from uuid import uuid4
 from dataflex.base.launch import say
 from dataflex.errors import ConfigError
 from dataflex.trainer import collectives
+from dataflex.trainer.completeness import MARK, complete_checkpoints, what_is_damaged, what_is_missing
 from dataflex.trainer.ledger import DIRECTORY
-from dataflex.trainer.state import complete_checkpoints, what_is_missing
 
 # Numbers that may differ from node to node.
 _LOCAL = ("workers", "port", "local_rank", "prefetch")
@@ -55,7 +56,8 @@ def same_run(identity: Mapping[str, Any], llamafactory: Mapping[str, Any]) -> No
 
 
 def settle_checkpoint(training_args: Any, asked: Any) -> None:
-    """All ranks go on from the same checkpoint, or none does: the newest that is complete on every node, or the one asked for.
+    """All ranks go on from the same checkpoint, or none does: the newest that is whole on every node, or the one asked for. Its
+    files are read once on every node, and compared with what was saved.
 
     ConfigError, on every rank, where a node has none."""
     automatic = str(asked).lower() in ("none", "true", "false")
@@ -71,7 +73,7 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
     if not any(r["steps"] or "folder" in r for r in found):
         return
     if automatic:
-        training_args.resume_from_checkpoint = str(output / f"checkpoint-{_newest_common(found)}")
+        training_args.resume_from_checkpoint = str(output / f"checkpoint-{_newest_whole(found, output)}")
         return
     for other in found:
         if "folder" not in other or other["reason"] is not None:
@@ -80,6 +82,45 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
                 f"{_on(other, found)}: {other.get('reason', 'it is not set there')}{_hint(found)}"
             )
         _check_same(found[0], found[0]["folder"], found[0]["digest"], other, other["folder"], other["digest"])
+    check_contents(Path(str(own)))
+
+
+def check_contents(folder: Path) -> None:
+    """Raise ConfigError, on every rank, if a checkpoint that is named does not hold on a node what was saved there. One without a
+    mark, of another program, says nothing about that."""
+    marked = (folder / DIRECTORY / MARK).is_file()
+    for place, reason in collectives.by_node(lambda: what_is_damaged(folder) if marked else None):
+        if reason is not None:
+            where = f" on {place}" if collectives.ranks() > 1 else ""
+            raise ConfigError(f"resume_from_checkpoint: {folder} is damaged{where} ({reason}); name another checkpoint")
+
+
+def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
+    """The newest step whose files hold on every node what was saved. ConfigError if there is none: the run does not start over
+    on top of a checkpoint that may be whole but for a bit."""
+    while True:
+        step = _newest_common(found)
+        folder = output / f"checkpoint-{step}"
+        checked = collectives.by_node(partial(what_is_damaged, folder))
+        damaged = [(place, reason) for place, reason in checked if reason is not None]
+        if not damaged:
+            for other in found:
+                folders = (f"{r['output']}/checkpoint-{step}" for r in (found[0], other))
+                _check_same(
+                    found[0], next(folders), found[0]["steps"][step], other, next(folders), other["steps"][step]
+                )
+            return step
+        place, reason = damaged[0]
+        there = next(r["output"] for r in found if r["place"] == place)
+        said = f"{there}/{folder.name} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
+        for record in found:
+            record["steps"] = {older: digest for older, digest in record["steps"].items() if older < step}
+        if not any(record["steps"] for record in found):
+            raise ConfigError(
+                f"output_dir: {said}, and there is no older checkpoint; change output_dir, or set overwrite_output_dir to start"
+                " over"
+            )
+        say([f"{said}; an older checkpoint is used"])
 
 
 def check_generators(training_args: Any, saved_ranks: int | None) -> None:
@@ -120,9 +161,6 @@ def _newest_common(found: list[dict[str, Any]]) -> int:
                 f" checkpoint-{step} is used"
             ]
         )
-    for other in found:
-        folders = (f"{r['output']}/checkpoint-{step}" for r in (found[0], other))
-        _check_same(found[0], next(folders), found[0]["steps"][step], other, next(folders), other["steps"][step])
     return step
 
 

@@ -18,25 +18,30 @@ from dataflex.config import RunConfig
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
 from dataflex.errors import ConfigError
+from dataflex.locking import alone_in
 from dataflex.offline.output import Outcome, Source, write_selection
 
 
 def select(config: RunConfig) -> None:
     """Select, and write the selection into output_dir. Signals that need the model are measured as in training, on every rank."""
-    assert config.dataflex is not None and config.dataflex.select is not None
-    offline = config.dataflex.offline
-    assert offline is not None
+    assert config.dataflex is not None
     reads_model = needs_model(config.dataflex)
     check_arguments(config, needs_model=reads_model)
     say(config.notices)
     seams.check()
+    with alone_in(Path(str(config.llamafactory["output_dir"]))):
+        _select(config, reads_model)
+
+
+def _select(config: RunConfig, reads_model: bool) -> None:
+    assert config.dataflex is not None and config.dataflex.offline is not None
     begin = time.perf_counter()
     outcome = _with_model(config) if reads_model else _without_model(config)
     if outcome is None:  # another rank writes
         return
     outcome.notes.append(f"{time.perf_counter() - begin:.1f} s in all")
     folder = Path(str(config.llamafactory["output_dir"]))
-    for line in write_selection(folder, outcome, offline.examples):
+    for line in write_selection(folder, outcome, config.dataflex.offline.examples):
         print(f"dataflex: {line}", flush=True)
     print(f"dataflex: written to {folder}; set dataset_dir to it, or see {folder / 'summary.md'}", flush=True)
 
@@ -71,13 +76,15 @@ def _with_model(config: RunConfig) -> Outcome | None:
         template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
     ) -> Any:
         from dataflex.base.data import load_domains
-        from dataflex.base.nodes import same_rows
+        from dataflex.base.nodes import check_contents, same_rows
         from dataflex.base.targets import check_apart, check_cut, load_target
         from dataflex.trainer.engine import engine_of
 
         engine = engine_of(training_args)
         if engine != "DDP":
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
+        if training_args.resume_from_checkpoint:
+            check_contents(Path(training_args.resume_from_checkpoint))
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]

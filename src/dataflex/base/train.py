@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,17 @@ from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
+from dataflex.locking import alone_in
 from dataflex.masking import masked
 from dataflex.version import __version__
+from dataflex.writing import failed_writes_reported
 
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")
+_NOT_WRITTEN = (
+    "a file could not be written ({reason}); what was saved before is untouched, and the run can be resumed from its newest"
+    " checkpoint"
+)
 
 
 def train_file(path: str, overrides: Sequence[str] = ()) -> None:
@@ -33,6 +39,11 @@ def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun or on Ray)."""
     check_arguments(config)
     say(config.notices)
+    with alone_in(_output_dir(config.llamafactory)), failed_writes_reported(_NOT_WRITTEN):
+        _train(config)
+
+
+def _train(config: RunConfig) -> None:
     from llamafactory.train import tuner
 
     arguments = dict(config.llamafactory)
@@ -55,23 +66,27 @@ def train(config: RunConfig) -> None:
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
 
 
+def _output_dir(arguments: Mapping[str, Any]) -> Path:
+    return Path(str(arguments.get("output_dir") or "trainer_output"))  # transformers' own default
+
+
 def _settle_resume(arguments: dict[str, Any]) -> None:
     """`resume_from_checkpoint: true` means the newest complete checkpoint, and there must be one."""
-    from dataflex.trainer.state import complete_checkpoints, newest_complete
+    from dataflex.trainer.completeness import complete_checkpoints, newest_complete
 
     asked = arguments.get("resume_from_checkpoint")
     if arguments.get("stage") == "rm":
         _refuse_to_restart(arguments)
     if str(asked).lower() != "true":
         return
-    output = Path(str(arguments.get("output_dir")))
+    output = _output_dir(arguments)
     if _of_another_rank():  # which may be on another node; see settle_checkpoint
         arguments["resume_from_checkpoint"] = next((str(path) for _, path in complete_checkpoints(output)), None)
         return
     found, passed_over = newest_complete(output)
     say(passed_over)
     if found is None:
-        raise ConfigError(f"resume_from_checkpoint: {arguments.get('output_dir')} has no complete checkpoint")
+        raise ConfigError(f"resume_from_checkpoint: {output} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
 
 
@@ -83,12 +98,12 @@ def _of_another_rank() -> bool:
 def _refuse_to_restart(arguments: dict[str, Any]) -> None:
     """LLaMA-Factory cannot resume a reward model (its value head is stored apart): trained in full it would start over on
     top of what is there, and with LoRA loading the checkpoint fails."""
-    from dataflex.trainer.state import newest_complete
+    from dataflex.trainer.completeness import newest_complete
 
     if arguments.get("resume_from_checkpoint"):
         raise ConfigError("resume_from_checkpoint: LLaMA-Factory cannot resume a reward model (stage: rm)")
-    folder = str(arguments.get("output_dir"))
-    if not arguments.get("overwrite_output_dir") and newest_complete(Path(folder))[0] is not None:
+    folder = _output_dir(arguments)
+    if not arguments.get("overwrite_output_dir") and newest_complete(folder)[0] is not None:
         raise ConfigError(
             f"output_dir: {folder} holds checkpoints, and LLaMA-Factory cannot resume a reward model (stage: rm);"
             " change output_dir or set overwrite_output_dir"
@@ -99,7 +114,7 @@ def _dynamic(config: RunConfig) -> Any:
     """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
     from dataflex.base.callbacks import log_callback, reporter_callback
     from dataflex.trainer import build_trainer
-    from dataflex.trainer.state import newest_complete
+    from dataflex.trainer.completeness import newest_complete
 
     assert config.dataflex is not None
     dataflex = config.dataflex

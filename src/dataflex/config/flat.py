@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dataflex.config.heldout import assign
+from dataflex.config.paths import at_home
 from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import ConfigError, nearest
 
@@ -43,7 +44,7 @@ def read_presets(path: Any) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise ConfigError(f"components_cfg_file: no such file: {path}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = at_home(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"components_cfg_file: {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(content, dict):

@@ -17,6 +17,7 @@ from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
+from dataflex.config.paths import at_home
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError
@@ -179,7 +180,7 @@ def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(merged, dict):
         raise ConfigError(f"{path} must hold keys and values")
-    return filled({str(k): v for k, v in merged.items()})
+    return filled({str(k): v for k, v in at_home(merged).items()})
 
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -203,4 +204,4 @@ def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
     assert isinstance(content, dict)
-    return {str(k): v for k, v in content.items()}
+    return {str(k): v for k, v in at_home(content).items()}

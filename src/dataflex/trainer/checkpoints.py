@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers.trainer as stock
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.trainer_utils import rotate_checkpoints
 
-from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
+from dataflex.trainer.completeness import begin_checkpoint, mark_complete
 from dataflex.trainer.engine import engine_of
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
-from dataflex.trainer.ledger import DIRECTORY, EXPOSURE, RunFiles
+from dataflex.trainer.ledger import EXPOSURE, RunFiles
 from dataflex.trainer.observations import DomainSums
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.sharded import load_adapter, load_moments
-from dataflex.trainer.state import MARK, Snapshot, exposure_path, mark_complete, read_snapshot, write_snapshot
-from dataflex.writing import UNTOUCHED, write_table
+from dataflex.trainer.state import Snapshot, exposure_path, read_snapshot, write_snapshot
+from dataflex.writing import failed_writes_reported, write_table
 
 
 class Checkpoints(Host):  # type: ignore[misc]
@@ -94,8 +94,10 @@ class Checkpoints(Host):  # type: ignore[misc]
             engine=engine_of(self.args),
             ranks=collectives.ranks(),
         )
-        with self._saving(step):
-            (folder / DIRECTORY / MARK).unlink(missing_ok=True)
+        with _saving(step):
+            if self.args.should_save:
+                begin_checkpoint(folder)
+            collectives.barrier()  # no rank writes to what another one clears
             with _rotation_deferred():
                 super()._save_checkpoint(model, trial)
             self._write_exposure(folder)
@@ -103,13 +105,23 @@ class Checkpoints(Host):  # type: ignore[misc]
                 write_snapshot(folder, snapshot, self.run_files.ledger_text)
         self._unsealed = folder
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except Exception as error:
+            if self._unsealed is None:
+                raise
+            with _saving(self.state.global_step):  # of a callback that has a part in the checkpoint
+                raise error
+        self._seal_checkpoint()
+
     def _seal_checkpoint(self) -> None:
         """Once the callbacks have had their turn too (LLaMA-Factory's rewrites the value head of a reward model): the
         completeness mark, and only then are older checkpoints rotated away."""
         folder, self._unsealed = self._unsealed, None
         if folder is None:
             return
-        with self._saving(self.state.global_step):
+        with _saving(self.state.global_step):
             collectives.barrier()
             if self.args.should_save:
                 mark_complete(folder)
@@ -123,21 +135,6 @@ class Checkpoints(Host):  # type: ignore[misc]
                 use_mtime=True,
             )
 
-    @contextmanager
-    def _saving(self, step: int) -> Iterator[None]:
-        """A write that fails ends the run with one line."""
-        try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch's writer reports a failed write as a RuntimeError; other ones are faults of another kind
-            if isinstance(error, RuntimeError) and "writ" not in str(error):
-                raise
-            reason = " ".join(str(error).split()).removesuffix(UNTOUCHED)
-            raise DataflexError(
-                f"checkpoint-{step} could not be saved ({reason}); "
-                "the checkpoints before it are untouched and training can be resumed from the newest of them"
-            ) from error
-
     def _write_exposure(self, folder: Path | None = None) -> None:
         """Collect the notes of all ranks and write the table to the run's files and into `folder`, on every node that keeps
         checkpoints: another one may have rank 0 when the run goes on."""
@@ -150,6 +147,17 @@ class Checkpoints(Host):  # type: ignore[misc]
             write_table(self.run_files.path / EXPOSURE, table)
         if folder is not None and self.args.should_save:
             write_table(exposure_path(folder), table)
+
+
+@contextmanager
+def _saving(step: int) -> Iterator[None]:
+    """A write that fails ends the run with one line; a fault of another kind stays what it is."""
+    with failed_writes_reported(
+        f"checkpoint-{step} could not be saved ({{reason}}); the checkpoints before it are untouched and training can be resumed"
+        " from the newest of them",
+        only_full=False,
+    ):
+        yield
 
 
 def load_renamed(model: Any, folder: Path) -> None:

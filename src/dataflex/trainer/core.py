@@ -296,7 +296,6 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         if self.config.plans_data:
             self.state.epoch = self._epoch()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._seal_checkpoint()
 
     def _epoch(self) -> float:
         return self.position(self.state.global_step) / len(self.rows)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from dataflex.trainer.plan import Domains
-from dataflex.writing import append, write_atomically, write_tables
+from dataflex.writing import append, clear_leftovers, write_atomically, write_tables
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
@@ -47,6 +47,7 @@ class RunFiles:
         if not self.writes:
             return
         shutil.rmtree(self.path / "selections", ignore_errors=True)
+        clear_leftovers(self.path)
         (self.path / EXPOSURE).unlink(missing_ok=True)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         write_atomically(self.path / LEDGER, b"")
@@ -56,6 +57,8 @@ class RunFiles:
         self.ledger_text = bytearray(ledger)
         if not self.writes:
             return
+        for folder in (self.path, self.path / "selections"):
+            clear_leftovers(folder)
         for file in (self.path / "selections").glob("step_*.parquet"):
             if int(file.stem.removeprefix("step_")) >= step:
                 file.unlink()

@@ -1,17 +1,16 @@
-"""What a checkpoint holds beside LLaMA-Factory's own files, and which checkpoint is fit to resume from.
+"""What a checkpoint holds beside LLaMA-Factory's own files, and what a run must share to go on from it.
 
 checkpoint-<n>/dataflex/
   state.json        format, step, position, global batch, identity of the run, stages, scalars of the components
   arrays.npz        arrays of the components, rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
-  COMPLETE          name and size of every file of the checkpoint; written last, so its presence means all of it is there
+  COMPLETE          written last, so its presence means all of it is there (`trainer/completeness.py`)
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,6 @@ from dataflex.trainer.plan import Stage
 from dataflex.writing import atomically, write_atomically
 
 FORMAT = 2
-MARK = "COMPLETE"
-_FOREIGN = "it holds no dataflex state"
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass
@@ -128,73 +124,6 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
 def _narrow(ids: np.ndarray) -> np.ndarray:
     """Ascending ids in as many bytes as they need."""
     return ids.astype(np.int32) if len(ids) and ids[-1] < 1 << 31 else ids
-
-
-def mark_complete(folder: Path) -> None:
-    """Write the mark, once every other file of the checkpoint is on disk."""
-    files = {
-        str(p.relative_to(folder)): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MARK and not p.name.endswith(".partial")
-    }
-    write_atomically(folder / DIRECTORY / MARK, json.dumps(files, indent=1).encode())
-
-
-def what_is_missing(folder: Path) -> str | None:
-    """Why a checkpoint is not fit to resume from (one phrase), or None if it is complete."""
-    if not folder.is_dir():
-        return "there is no such directory"
-    mark = folder / DIRECTORY / MARK
-    if not mark.is_file():
-        if not (folder / DIRECTORY).is_dir():
-            return _FOREIGN
-        return "saving it was never finished"
-    try:
-        files = dict(json.loads(mark.read_text()).items())
-    except (OSError, ValueError, AttributeError):
-        return "its completeness mark cannot be read"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
-
-
-def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """Checkpoints of a run that are marked as complete, by step, the newest first."""
-    return [(step, path) for step, path in _checkpoints(output_dir) if what_is_missing(path) is None]
-
-
-def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    if not output_dir.is_dir():
-        return []
-    return sorted(
-        ((int(m.group(1)), p) for p in output_dir.iterdir() if (m := _CHECKPOINT.match(p.name)) and p.is_dir()),
-        reverse=True,
-    )
-
-
-def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
-
-    ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
-    """
-    passed_over: list[str] = []
-    foreign: list[bool] = []
-    for _, path in _checkpoints(output_dir):
-        reason = what_is_missing(path)
-        if reason is None:
-            return path, passed_over
-        foreign.append(reason == _FOREIGN)
-        passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
-    if foreign and all(foreign):
-        raise ConfigError(
-            f"output_dir: the checkpoints in {output_dir} were not written by a run with a dataflex block;"
-            " change output_dir or set overwrite_output_dir"
-        )
-    return None, [line.replace("an older checkpoint is used", "the run starts over") for line in passed_over]
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
