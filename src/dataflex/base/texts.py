@@ -120,7 +120,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     budget = wanted(offline, len(candidates))
     context = SelectionContext(
         budget=budget, rows=len(candidates), step=0, update=0, updates=1, domain=None, ids=candidates,
-        rng=generator(rows.arguments.seed, _PURPOSE, getattr(selector, "seed", 0)),
+        rng=generator(rows.arguments.seed, _PURPOSE, selector.seed),
         target_sizes=() if target is None else target.sizes, raw_rows=rows.raw[candidates],
     )  # fmt: skip
     if budget > len(candidates) and not selector.with_replacement:
