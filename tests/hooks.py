@@ -666,6 +666,24 @@ def nan_logits(out: str, ids: str) -> None:
     losses.RowLosses._forward_tokens = wrapped
 
 
+def nan_weights_after(out: str, step: str) -> None:
+    """The parameters are no numbers any more once optimizer step `step` is done."""
+    import torch
+
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer._maybe_log_save_evaluate
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if self.state.global_step == int(step):
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.fill_(torch.nan)
+
+    DynamicTrainer._maybe_log_save_evaluate = wrapped
+
+
 def count_target_rows(out: str, _: str) -> None:
     """Write how many target rows this rank embedded to target-<rank>.json: a number per pass."""
     from dataflex.signals import embeddings

@@ -14,6 +14,7 @@ from dataflex.components.requests import ReferenceLoss
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.trainer_keys import global_batch, settle_batch
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.version import __version__
@@ -125,12 +126,13 @@ def _dynamic(config: RunConfig) -> Any:
         from dataflex.base.identity import asked_of, identity_of_run
         from dataflex.base.nodes import same_rows, same_run, settle_checkpoint
 
+        settle_batch(dataflex, training_args)
         check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
-        check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
+        check_budgets(dataflex, module["train_dataset"], global_batch(dataflex, training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
-            dataflex.mix.settled(_global_batch(training_args))
+            dataflex.mix.settled(global_batch(dataflex, training_args))
         identity.update(
             identity_of_run(
                 config, model_args, data_args, training_args, stage, tokenizer_module, module["train_dataset"]
@@ -156,7 +158,7 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         same_run(identity, config.llamafactory)
         run_record.update(_record(config, identity, module["train_dataset"]))
-        _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
+        _check_resume(training_args, identity, None if dataflex.plans_data else global_batch(dataflex, training_args))
         references: dict[str, Any] = {}
         for slot, request in asked_of(dataflex):
             if isinstance(request, ReferenceLoss) and request.model not in references:
@@ -213,10 +215,6 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
                 module = load_merged(stock_loader(*args, **tokenizer_module), names)
     check_weights(dataflex, module["train_dataset"])
     return module
-
-
-def _global_batch(args: Any) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
