@@ -743,3 +743,23 @@ def full_from(out: str, step: str) -> None:
         stock(self, at)
 
     DynamicTrainer._decide = wrapped
+
+
+def block_optimizer(out: str, _: str) -> None:
+    """In place of the package that `use_badam` needs: one parameter after the other, in turns kept outside state_dict."""
+    import sys
+    import types
+
+    import torch
+
+    class BlockOptimizer(torch.optim.Optimizer):
+        def __init__(self, base_optimizer: Any, **_: Any) -> None:
+            self.base = base_optimizer
+            super().__init__(base_optimizer.param_groups, base_optimizer.defaults)
+
+        def step(self, closure: Any = None) -> None:
+            self.base.step()
+
+    module = types.ModuleType("badam")
+    module.BlockOptimizer = BlockOptimizer  # type: ignore[attr-defined]
+    sys.modules["badam"] = module

@@ -10,6 +10,7 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
+from dataflex.base.optimizers import check_resumable, optimizer_notices
 from dataflex.components.requests import ReferenceLoss
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
@@ -39,6 +40,7 @@ def train(config: RunConfig) -> None:
         tuner.run_exp(args=arguments)
         return
     seams.check()
+    say(optimizer_notices(arguments))
     _settle_resume(arguments)
     from dataflex.base.callbacks import BlockReporter
 
@@ -158,6 +160,8 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         same_run(identity, config.llamafactory)
         run_record.update(_record(config, identity, module["train_dataset"]))
+        if training_args.resume_from_checkpoint:
+            check_resumable(config.llamafactory, Path(training_args.resume_from_checkpoint))
         _check_resume(training_args, identity, None if dataflex.plans_data else global_batch(dataflex, training_args))
         references: dict[str, Any] = {}
         for slot, request in asked_of(dataflex):

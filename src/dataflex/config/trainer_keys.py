@@ -28,7 +28,7 @@ HONOURED = frozenset({
     "eval_steps", "eval_delay", "logging_strategy", "logging_steps", "load_best_model_at_end", "predict_with_generate",
     "torch_compile", "torch_compile_backend", "torch_compile_mode", "ddp_backend", "ddp_timeout", "local_rank",
     "include_num_input_tokens_seen", "deepspeed", "fsdp", "fsdp_config", "ray_num_workers", "ray_init_kwargs", "master_addr",
-    "master_port",
+    "master_port", "optim_args", "optim_target_modules",
 })  # fmt: skip
 
 # No effect on what a step is: logging, evaluation, uploads, memory, and how gradients travel.
@@ -54,8 +54,7 @@ ELSEWHERE: Mapping[str, str] = {
     "do_train": "config/combinations.py", "push_to_hub": "config/combinations.py", "hub_strategy": "config/combinations.py",
     "parallelism_config": "config/combinations.py", "save_only_model": "config/combinations.py",
     "use_liger_kernel": "config/combinations.py",
-    "optim": "base/optimizers.py", "optim_args": "base/optimizers.py", "optim_target_modules": "base/optimizers.py",
-    "accelerator_config": "config/trainer_keys.py",
+    "accelerator_config": "config/trainer_keys.py", "optim": "base/optimizers.py",
 }  # fmt: skip
 
 
