@@ -67,3 +67,10 @@ class FlatWeighter(Weighter):
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         return torch.ones_like(losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misnamed(FlatWeighter):
+    """With a parameter whose name is taken."""
+
+    files: str = ""  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from dataflex.base import contents, identity
 from dataflex.base.identity import comparable
 from dataflex.base.tokenized import MANIFEST
 from dataflex.components.registry import FAMILIES, resolve
+from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
 MIX: Config = {"mix": {"name": "static"}}
@@ -368,6 +369,46 @@ def test_components_that_read_a_file_name_it(tmp_path: Path) -> None:
         if component.files() == {parameter: str(tmp_path)}:
             named.add((slot, name, parameter))
     assert named == found - exempt and len(named) == 4
+
+
+def test_a_parameter_may_not_be_called_files() -> None:
+    with pytest.raises(ConfigError, match=r"^x: reading_components:Misnamed has a parameter called files"):
+        resolve("weight", "reading_components:Misnamed", "x")
+
+
+def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored of texts goes by what is in the encoder's folder, not by its name."""
+    from dataflex.base import texts
+    from dataflex.trainer.store import SignalStore
+
+    noise(tmp_path / "encoder" / "1_Pooling" / "config.json", 100)
+    measured: list[int] = []
+    monkeypatch.setattr(texts, "load_encoder", lambda *_: None)
+    monkeypatch.setattr(
+        texts, "encoded_texts", lambda _, count, *__: measured.append(count) or np.ones((count, 2), np.float32)
+    )
+
+    class Two:
+        arguments = SimpleNamespace(device="cpu")
+
+        def fingerprint(self) -> str:
+            return "two rows"
+
+        def __len__(self) -> int:
+            return 2
+
+    def encode() -> None:
+        found = texts._encoded(str(tmp_path / "encoder"), Two(), SignalStore(tmp_path / "store"))  # type: ignore[arg-type]
+        assert found.shape == (2, 2)
+
+    encode()
+    encode()
+    assert measured == [2]
+    edit(tmp_path / "encoder" / "1_Pooling" / "config.json", 50, keep_time=True)
+    encode()
+    assert measured == [2, 2]
 
 
 def test_the_seed_of_a_component_is_part_of_the_contract() -> None:

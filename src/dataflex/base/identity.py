@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dataflex.base.contents import digest, files_of, sampled_all
-from dataflex.components.contracts import Component
+from dataflex.base.contents import digest, sampled_all
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, Request
 from dataflex.config import RunConfig
 from dataflex.config.schema import DataflexConfig
@@ -52,7 +51,7 @@ _FORMER = {
     "content of the selector's file": ("content of dataflex.select.indices_path", "content of dataflex.select.probs_path"),
     "content of the mixer's ledger": ("content of dataflex.mix.ledger",),
 }  # fmt: skip
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_WEIGHTS = (".safetensors", ".bin")
 _AT_START = 1 << 30  # bytes of a model's weights that are looked at when a run starts
 
 
@@ -105,7 +104,7 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
     from dataflex.base.reference import fingerprint
 
     out: dict[str, Any] = {}
-    read = {slot: component_files(slot, component) for slot, component in dataflex.components.items()}
+    read = {slot: component.files() for slot, component in dataflex.components.items()}
     for key, value in dataflex.to_json().items():
         if isinstance(value, dict):
             elsewhere = {*_PATHS, *read.get(key, ())}
@@ -114,8 +113,8 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
             out[f"dataflex.{key}"] = value
     for slot, files in read.items():
 
-        def contents(slot: str = slot, files: Mapping[str, Path] = files) -> dict[str, str]:
-            return {f"content of dataflex.{slot}.{name}": digest(path) for name, path in files.items()}
+        def contents(slot: str = slot, files: Mapping[str, str] = files) -> dict[str, str]:
+            return {f"content of dataflex.{slot}.{name}": _content(slot, name, path) for name, path in files.items()}
 
         # Weighters act on every rank, the others on rank 0.
         weighs = slot.partition("[")[0] == "weight"
@@ -128,17 +127,15 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
             other = request.reward_model
         if other is not None and Path(other).expanduser().is_dir():
             what = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
-            out[f"content of the {what} of {slot}"] = decide(lambda other=other: _weights_digest([other]))  # type: ignore[misc]
+            out[f"content of the {what} of {slot}"] = decide(lambda other=other: digest(Path(other).expanduser()))  # type: ignore[misc]
     return out
 
 
-def component_files(slot: str, component: Component) -> dict[str, Path]:
-    """What a component reads, by parameter; ConfigError for a path that does not exist."""
-    found = {name: Path(path).expanduser() for name, path in component.files().items()}
-    for name, path in found.items():
-        if not path.exists():
-            raise ConfigError(f"dataflex.{slot}.{name}: no such file or folder: {path}")
-    return found
+def _content(slot: str, parameter: str, given: str) -> str:
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise ConfigError(f"dataflex.{slot}.{parameter}: no such file or folder: {path}")
+    return digest(path)
 
 
 # -- the model and its optimizer -------------------------------------------------------------------------------------
@@ -156,7 +153,7 @@ def _of_model(config: RunConfig, model_args: Any, stage: str) -> dict[str, Any]:
     plain = json.loads(json.dumps(found.to_dict(), default=str))
     out = {f"{_MODEL}{key}": value for key, value in _flat(plain)} | {_RELEASE: transformers.__version__}
     adapted = str(config.llamafactory.get("finetuning_type", "lora")) in ("lora", "oft")
-    if not adapted and stage not in ("rm", "dpo", "kto"):
+    if not adapted and stage not in ("dpo", "kto"):
         return out
     reference = config.llamafactory.get("ref_model")
     beside = [reference] if reference else []
@@ -172,19 +169,18 @@ def _of_model(config: RunConfig, model_args: Any, stage: str) -> dict[str, Any]:
     return out | same_everywhere(lambda: {key: _weights_digest(models, commit)}, different)
 
 
-def _weights_digest(models: list[str], commit: str | None = None) -> str:
-    """Of the weights and configurations in local folders; of a model on a hub, its commit."""
-    listed = []
-    for i, model in enumerate(models):
-        folder = Path(str(model)).expanduser()
-        if not folder.is_dir():
-            commit = f"{model}@{commit}"
-            continue
-        for name, file in files_of(folder):
-            below = file.relative_to(folder).parts
-            if file.suffix in _WEIGHTS and not below[0].startswith("checkpoint-"):
-                listed.append((f"{i}/{name}", file))
-    return f"{sampled_all(listed, _AT_START)}{f' {commit}' if commit and not listed else ''}"
+def _weights_digest(models: list[str], commit: str | None) -> str:
+    """Of the weights in local folders, and what adapters make of theirs; of models on a hub the name, and of the first one its
+    commit."""
+    listed, hosted = [], []
+    for i, model in enumerate(map(str, models)):
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            files = [f for f in sorted(folder.iterdir()) if f.suffix in _WEIGHTS or f.name == "adapter_config.json"]
+            listed += [(f"{i}/{f.name}", f) for f in files if f.name != "training_args.bin"]
+        else:
+            hosted.append(f"{model}@{commit}" if i == 0 else model)
+    return " ".join([sampled_all(listed, _AT_START), *hosted])
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

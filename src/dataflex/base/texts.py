@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import xxhash
 from transformers import set_seed
 
+from dataflex.base.contents import digest
 from dataflex.base.data import read_raw
 from dataflex.base.raw import numbered_rows, stored_numbers, stored_size
 from dataflex.components.contracts import SelectionContext
@@ -158,5 +159,7 @@ def _encoded(model: str, texts: Texts, store: SignalStore) -> np.ndarray:
     def measure(places: np.ndarray) -> np.ndarray:
         return encoded_texts(load_encoder(model, device), len(places), lambda i: texts[int(places[i])], device)
 
-    key = {"signal": "text", "model": model, "content": texts.fingerprint()}
+    folder = Path(model).expanduser()  # what is in it counts: an encoder may be trained on in its place
+    encoder = digest(folder) if folder.is_dir() else model
+    key = {"signal": "text", "model": encoder, "content": texts.fingerprint()}
     return store.measured(key, len(texts), measure)
