@@ -48,7 +48,7 @@ BLOCKS: dict[str, tuple[Config, str]] = {
 }
 
 
-@pytest.mark.parametrize("case, ranks", [("mix", 1), ("weight", 1), ("both", 2)])
+@pytest.mark.parametrize("case, ranks", [("mix", 1), ("weight", 1), pytest.param("both", 2, marks=pytest.mark.slow)])
 def test_a_run_whose_losses_are_nan_from_step_2_on(base: Config, tmp_path: Path, case: str, ranks: int) -> None:
     block, words = BLOCKS[case]
     rows = 4 // ranks

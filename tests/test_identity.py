@@ -283,7 +283,11 @@ CHANGED: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGED)
+# One of each kind among the fast tests.
+OFTEN = ("activation", "weights below an adapter", "file of a selector", "file of a weighter")
+
+
+@pytest.mark.parametrize("change", [c if c in OFTEN else pytest.param(c, marks=pytest.mark.slow) for c in CHANGED])
 def test_another_model_optimizer_or_file_is_refused(ground: Path, saved: Path, tmp_path: Path, change: str) -> None:
     make, words = CHANGED[change]
     shutil.copytree(saved / "killed", tmp_path / "run")

@@ -125,7 +125,9 @@ def test_the_global_batch_is_what_is_served(block: Config, rows: int, counted: i
 # -- runs on two ranks -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [STATIC, RANDOM], ids=["mix", "select"])
+@pytest.mark.parametrize(
+    "block", [pytest.param(STATIC, id="mix"), pytest.param(RANDOM, id="select", marks=pytest.mark.slow)]
+)
 def test_split_batches_serves_the_rows_of_one_rank(base: Config, tmp_path: Path, block: Config) -> None:
     """per_device_train_batch_size is what both ranks get together, as in LLaMA-Factory's own run; and num_steps counts."""
     config = {**base, "max_steps": 4, "dataflex": block}

@@ -234,10 +234,14 @@ def comparable(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[di
         saved.pop(name.removeprefix("content of "), None)  # the path, which counted in earlier versions
     if _RELEASE not in saved:
         unsaid = {"weights of the model", "optim", *_OF_MODEL, *_OF_FINETUNING, *_OF_OPTIMIZER}
-        later = ("content of the encoder", "content of the reward model", "contents of ")
-        added = [k for k in current if k.startswith((_MODEL, *later)) or k in unsaid]
-        added += [k for k in current if k.startswith("content of dataflex.") and k not in saved]
-        current = {key: value for key, value in current.items() if key not in added}
+        later = (
+            _MODEL,
+            "content of the encoder",
+            "content of the reward model",
+            "content of dataflex.",
+            "contents of ",
+        )
+        current = {k: v for k, v in current.items() if k in saved or not (k in unsaid or k.startswith(later))}
     elif saved[_RELEASE] != current[_RELEASE]:
         one_sided = {k for k in {*saved} ^ {*current} if k.startswith(_MODEL)}
         saved, current = ({k: v for k, v in side.items() if k not in one_sided} for side in (saved, current))
