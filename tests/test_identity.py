@@ -321,7 +321,7 @@ def test_a_checkpoint_of_the_version_before_goes_on(ground: Path, saved: Path, t
     file = tmp_path / "run" / "checkpoint-9" / "dataflex" / "state.json"
     state = json.loads(file.read_text())
     new = ("model.", "model config", "weights of the", "content of dataflex.", "optim")
-    new += identity._OF_MODEL + identity._OF_FINETUNING + identity._OF_OPTIMIZER
+    new += identity._OF_MODEL + sum(identity._OF_FINETUNING.values(), ()) + identity._OF_OPTIMIZER
     state["identity"] = {k: v for k, v in state["identity"].items() if not k.startswith(new)}
     paths = own_files(ground)
     for slot, parameter in (("select", "ranking"), ("mix", "folder"), ("weight", "note")):

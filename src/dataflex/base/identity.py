@@ -27,11 +27,12 @@ _OF_MODEL = (
     "rope_scaling", "shift_attn", "mixture_of_depths", "upcast_layernorm", "upcast_lmhead_output", "quantization_method",
     "quantization_bit", "quantization_type", "double_quantization",
 )  # fmt: skip
-_OF_FINETUNING = (
-    "lora_rank", "lora_alpha", "lora_target", "additional_target", "use_rslora", "use_dora", "oft_rank", "oft_block_size",
-    "oft_target", "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro",
-    "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model",
-)  # fmt: skip
+_OF_FINETUNING = {
+    "lora": ("lora_rank", "lora_alpha", "lora_target", "additional_target", "use_rslora", "use_dora"),
+    "oft": ("oft_rank", "oft_block_size", "oft_target", "additional_target"),
+    "freeze": ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro"),
+    "full": ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"),
+}
 # The optimizer whose state a checkpoint holds.
 _OF_OPTIMIZER = (
     "use_galore", "galore_target", "galore_rank", "use_apollo", "apollo_target", "apollo_rank", "use_badam", "badam_mode",
@@ -197,9 +198,10 @@ def _of_arguments(config: RunConfig, model_args: Any, training_args: Any) -> dic
     """Keys of LLaMA-Factory that decide what the model and the optimizer are, defaults filled in."""
     given = config.llamafactory
     out = {key: _plain(getattr(model_args, key)) for key in _OF_MODEL}
-    out |= {key: _plain(given.get(key, _defaults().get(key))) for key in (*_OF_FINETUNING, *_OF_OPTIMIZER)}
-    if given.get("lora_alpha") is None:
-        out["lora_alpha"] = 2 * (out["lora_rank"] or 0)
+    kind = _OF_FINETUNING.get(str(given.get("finetuning_type", "lora")), ())
+    out |= {key: _plain(given.get(key, _defaults().get(key))) for key in (*kind, *_OF_OPTIMIZER)}
+    if "lora_alpha" in out and out["lora_alpha"] is None:
+        out["lora_alpha"] = 2 * out["lora_rank"]
     out["optim"] = _plain(training_args.optim)
     return {key: out[key] for key in sorted(out)}
 
@@ -233,7 +235,7 @@ def comparable(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[di
     for name in [key for key in current if key.startswith("content of dataflex.")]:
         saved.pop(name.removeprefix("content of "), None)  # the path, which counted in earlier versions
     if _RELEASE not in saved:
-        unsaid = {"weights of the model", "optim", *_OF_MODEL, *_OF_FINETUNING, *_OF_OPTIMIZER}
+        unsaid = {"weights of the model", "optim", *_OF_MODEL, *sum(_OF_FINETUNING.values(), ()), *_OF_OPTIMIZER}
         later = (
             _MODEL,
             "content of the encoder",
