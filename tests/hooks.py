@@ -751,6 +751,7 @@ def block_optimizer(out: str, _: str) -> None:
     import types
 
     import torch
+    from llamafactory.hparams import parser
 
     class BlockOptimizer(torch.optim.Optimizer):
         def __init__(self, base_optimizer: Any, **_: Any) -> None:
@@ -763,3 +764,4 @@ def block_optimizer(out: str, _: str) -> None:
     module = types.ModuleType("badam")
     module.BlockOptimizer = BlockOptimizer  # type: ignore[attr-defined]
     sys.modules["badam"] = module
+    parser.check_version = lambda *_, **__: None  # it looks for the package's metadata
