@@ -669,6 +669,24 @@ def nan_logits(out: str, ids: str) -> None:
     losses.RowLosses._forward_tokens = wrapped
 
 
+def nan_weights_after(out: str, step: str) -> None:
+    """The parameters are no numbers any more once optimizer step `step` is done."""
+    import torch
+
+    from dataflex.trainer.core import DynamicTrainer
+
+    stock = DynamicTrainer._maybe_log_save_evaluate
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if self.state.global_step == int(step):
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.fill_(torch.nan)
+
+    DynamicTrainer._maybe_log_save_evaluate = wrapped
+
+
 def count_target_rows(out: str, _: str) -> None:
     """Write how many target rows this rank embedded to target-<rank>.json: a number per pass."""
     from dataflex.signals import embeddings
@@ -838,3 +856,25 @@ def pause_after(out: str, argument: str) -> None:
                 time.sleep(0.05)
 
     DynamicTrainer._maybe_log_save_evaluate = wrapped
+
+
+def block_optimizer(out: str, _: str) -> None:
+    """In place of the package that `use_badam` needs: one parameter after the other, in turns kept outside state_dict."""
+    import sys
+    import types
+
+    import torch
+    from llamafactory.hparams import parser
+
+    class BlockOptimizer(torch.optim.Optimizer):
+        def __init__(self, base_optimizer: Any, **_: Any) -> None:
+            self.base = base_optimizer
+            super().__init__(base_optimizer.param_groups, base_optimizer.defaults)
+
+        def step(self, closure: Any = None) -> None:
+            self.base.step()
+
+    module = types.ModuleType("badam")
+    module.BlockOptimizer = BlockOptimizer  # type: ignore[attr-defined]
+    sys.modules["badam"] = module
+    parser.check_version = lambda *_, **__: None  # it looks for the package's metadata

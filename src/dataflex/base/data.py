@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from datasets import concatenate_datasets, load_from_disk
+from datasets import concatenate_datasets
 from datasets.exceptions import DatasetsError
 from llamafactory.data import loader
 from llamafactory.data.data_utils import split_dataset
 
-from dataflex.base.refusals import is_ours, refusals, refusing
+from dataflex.base.refusals import is_ours, refusals
+from dataflex.base.tokenized import TokenizedStore
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.mix import domain_info
 from dataflex.trainer.rows import Rows
-from dataflex.writing import write_atomically
-
-_MANIFEST = "dataflex_tokenized.json"
-_FORMAT = "dataflex-domains-3"
-# What decides how a raw row becomes token ids, beside the data and the tokenizer.
-TOKENIZATION = (
-    "template", "cutoff_len", "train_on_prompt", "mask_history", "packing", "neat_packing", "tool_format",
-    "default_system", "enable_thinking", "preserve_thinking", "max_samples", "val_size", "preprocessing_batch_size",
-    "ignore_pad_token_for_loss",
-)  # fmt: skip
 
 
 def load_domains(
@@ -46,14 +35,11 @@ def load_domains(
     by itself, they are the `Rows` `held_out`.
     """
     names = list(data_args.dataset)
-    saved = Path(data_args.tokenized_path) if data_args.tokenized_path else None
-    signature = tokenization_signature(data_args, training_args, stage, tokenizer) | _sources(data_args)
-    if saved and (saved / _MANIFEST).is_file():
-        return _read_snapshot(saved, names, signature)
-    if saved and saved.exists() and any(saved.iterdir()):
-        raise ConfigError(
-            f"tokenized_path: {saved} holds data that was not tokenized per domain; point it to a new directory"
-        )
+    store = TokenizedStore(data_args, training_args, stage, tokenizer) if data_args.tokenized_path else None
+    if store is not None and store.exists:
+        return _module(names, *store.read())
+    if store is not None:
+        store.describe_sources()
 
     def process(dataset: Any, is_eval: bool, arguments: tuple[Any, Any] = (data_args, training_args)) -> Any:
         part = process_rows(dataset, *arguments, stage, template, tokenizer, processor, is_eval=is_eval)
@@ -88,8 +74,8 @@ def load_domains(
             if validation and plain is not None:
                 examples[name] = process(validation["validation"], is_eval=True, arguments=plain)
         evaluation = _evaluation(raw_eval, held_out, data_args, process)
-        if saved and training_args.should_save:
-            _write_snapshot(saved, names, parts, list(examples.values()), evaluation, signature)
+        if store is not None and training_args.should_save:
+            store.write(parts, list(examples.values()), evaluation)
     return _module(names, parts, list(examples.values()), evaluation)
 
 
@@ -114,20 +100,6 @@ def single_rows(data_args: Any, training_args: Any, stage: str) -> tuple[Any, An
         data_args.packing = data_args.neat_packing = False
     training_args.predict_with_generate = False
     return data_args, training_args
-
-
-def _sources(data_args: Any) -> dict[str, Any]:
-    """What a tokenized snapshot was made from: evaluation sets, and how each data set is defined and how large it is."""
-    out = {key: getattr(data_args, key) for key in ("eval_dataset", "eval_on_each_dataset")}
-    folder = Path(str(data_args.dataset_dir))
-    info_file = folder / "dataset_info.json"
-    info = json.loads(info_file.read_text(encoding="utf-8")) if info_file.is_file() else {}
-    for name in [*data_args.dataset, *(data_args.eval_dataset or [])]:
-        entry = info.get(name, {})
-        file = folder / str(entry.get("file_name", ""))
-        size = file.stat().st_size if entry.get("file_name") and file.is_file() else None
-        out[f"source of {name}"] = {"entry": entry, "bytes": size}
-    return out
 
 
 def process_rows(
@@ -193,65 +165,6 @@ def load_merged(rows: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Wrap what LLaMA-Factory loaded itself (weight-only runs): one part; a single data set gives the domain its name."""
     domain = names[0] if len(names) == 1 else "all"
     return {**rows, "train_dataset": Rows([rows["train_dataset"]], [domain])}
-
-
-def tokenization_signature(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> dict[str, Any]:
-    """What must be equal for token ids to be equal, the raw data aside."""
-    import xxhash
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        for state in ("truncation", "padding"):  # set by the last call, not by who made it
-            content.pop(state, None)
-        vocabulary = json.dumps(content, sort_keys=True)
-    else:
-        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    record = {name: getattr(data_args, name) for name in TOKENIZATION}
-    if record["val_size"]:
-        record["split_seed"] = training_args.seed
-    special = sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())
-    digest = xxhash.xxh3_128((vocabulary + repr(special)).encode()).hexdigest()
-    return {"stage": stage, **record, "tokenizer": digest}
-
-
-def _write_snapshot(
-    folder: Path, names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, signature: dict[str, Any]
-) -> None:
-    for kind, rows in (("domains", parts), ("held_out", held_out)):
-        for d, part in enumerate(rows):
-            refusing(part.save_to_disk)(str(folder / kind / str(d)))
-    sets = {} if evaluation is None else evaluation if isinstance(evaluation, dict) else {"": evaluation}
-    for e, part in enumerate(sets.values()):
-        refusing(part.save_to_disk)(str(folder / "eval" / str(e)))
-    manifest = {
-        "format": _FORMAT, "domains": names, "held_out": len(held_out), "eval": list(sets), "signature": signature,
-    }  # fmt: skip
-    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
-
-
-def _read_snapshot(folder: Path, names: list[str], signature: dict[str, Any]) -> dict[str, Any]:
-    with refusals():
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    load = refusing(load_from_disk)
-    if manifest.get("format") != _FORMAT:
-        raise ConfigError(f"tokenized_path: {folder} was written by another version; point it to a new directory")
-    stored = manifest.get("signature", {})
-    for key, value in signature.items():
-        if stored.get(key) != value:
-            raise ConfigError(
-                f"tokenized_path: {folder} was made with {key} {stored.get(key)!r}, this run has {value!r};"
-                " point it to a new directory"
-            )
-    if manifest["domains"] != names:
-        raise ConfigError(
-            f"tokenized_path: {folder} holds {', '.join(manifest['domains'])}, this run asks for {', '.join(names)}"
-        )
-    parts = [load(str(folder / "domains" / str(d))) for d in range(len(names))]
-    held_out = [load(str(folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
-    sets = {name: load(str(folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
-    evaluation = (sets[""] if list(sets) == [""] else sets) if sets else None
-    return _module(names, parts, held_out, evaluation)
 
 
 def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:

@@ -14,12 +14,15 @@ from llamafactory.data import converter, loader
 from llamafactory.data import parser as data_parser
 
 from dataflex.base import seams
+from dataflex.base.contents import sampled_all
 from dataflex.base.data import _evaluation, _joined, process_rows, read_raw
 from dataflex.base.nodes import same_rows
 from dataflex.base.refusals import refusals
 from dataflex.config.schema import MixConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.trainer.streams import BlockReader, Place, Sample, Streams
+
+_LOOKED_AT = 1 << 30  # bytes of the files of a stream that are hashed when a run starts
 
 
 def load_streams(
@@ -77,6 +80,9 @@ def load_streams(
         facts[f"entry of {name}"] = {k: v for k, v in sorted(vars(attribute).items()) if v is not None}
         facts[f"files of {name}"] = _files(attribute, data_args)
         facts[f"content of {name}"] = content
+    facts |= same_rows(
+        lambda: {f"contents of {n}": _contents(a, data_args) for n, a in zip(names, attributes)}, "dataset"
+    )
     streams = Streams(sources, names, rows_per_block=rows, sizes=[a.num_samples or 0 for a in attributes], facts=facts)
     return {"train_dataset": streams, **({} if evaluation is None else {"eval_dataset": evaluation})}
 
@@ -163,8 +169,8 @@ def _first_block(source: StreamedData, name: str, rows: int, processor: Any) -> 
     return block.digest
 
 
-def _files(attribute: Any, data_args: Any) -> str | None:
-    """Names, order and sizes of the files where they are on this machine; None elsewhere."""
+def _local(attribute: Any, data_args: Any) -> list[tuple[str, Path]] | None:
+    """(name, file) in the order of reading where the files are on this machine; None elsewhere."""
     hosted = attribute.load_from not in ("file", "script")
     path = Path(attribute.dataset_name if hosted else Path(str(data_args.dataset_dir)) / attribute.dataset_name)
     if path.is_file():
@@ -173,6 +179,20 @@ def _files(attribute: Any, data_args: Any) -> str | None:
         files = [f for f in path.iterdir()] if attribute.load_from == "file" else sorted(path.rglob("*"))
     else:
         return None
-    listed = [(str(f.relative_to(path)), f.stat().st_size) for f in files if f.is_file()]
+    return [(str(f.relative_to(path)), f) for f in files if f.is_file()]
+
+
+def _files(attribute: Any, data_args: Any) -> str | None:
+    """Names, order and sizes of the files."""
+    found = _local(attribute, data_args)
+    if found is None:
+        return None
+    listed = [(name, file.stat().st_size) for name, file in found]
     total = sum(size for _, size in listed)
     return f"{len(listed)} files, {total} bytes ({xxhash.xxh3_64_hexdigest(repr(listed).encode())})"
+
+
+def _contents(attribute: Any, data_args: Any) -> str | None:
+    """A hash of samples of the files: a stream may be too large to read before every start."""
+    found = _local(attribute, data_args)
+    return None if found is None else sampled_all(found, _LOOKED_AT)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import xxhash
 from transformers import set_seed
 
+from dataflex.base.contents import digest
 from dataflex.base.data import read_raw
 from dataflex.base.raw import numbered_rows, stored_numbers, stored_size
 from dataflex.base.refusals import refusals
@@ -122,7 +123,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     budget = wanted(offline, len(candidates))
     context = SelectionContext(
         budget=budget, rows=len(candidates), step=0, update=0, updates=1, domain=None, ids=candidates,
-        rng=generator(rows.arguments.seed, _PURPOSE, getattr(selector, "seed", 0)),
+        rng=generator(rows.arguments.seed, _PURPOSE, selector.seed),
         target_sizes=() if target is None else target.sizes, raw_rows=rows.raw[candidates],
     )  # fmt: skip
     if budget > len(candidates) and not selector.with_replacement:
@@ -160,5 +161,7 @@ def _encoded(model: str, texts: Texts, store: SignalStore) -> np.ndarray:
     def measure(places: np.ndarray) -> np.ndarray:
         return encoded_texts(load_encoder(model, device), len(places), lambda i: texts[int(places[i])], device)
 
-    key = {"signal": "text", "model": model, "content": texts.fingerprint()}
+    folder = Path(model).expanduser()  # what is in it counts: an encoder may be trained on in its place
+    encoder = digest(folder) if folder.is_dir() else model
+    key = {"signal": "text", "model": encoder, "content": texts.fingerprint()}
     return store.measured(key, len(texts), measure)

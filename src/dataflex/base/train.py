@@ -10,11 +10,13 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
+from dataflex.base.optimizers import check_resumable, optimizer_notices
 from dataflex.base.refusals import ours, refusals
-from dataflex.components.requests import ReferenceLoss, Request
+from dataflex.components.requests import ReferenceLoss
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.trainer_keys import global_batch, settle_batch
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
@@ -22,8 +24,6 @@ from dataflex.masking import masked
 from dataflex.version import __version__
 from dataflex.writing import failed_writes_reported
 
-# Keys of the block that say where something is: what is there counts.
-_PATHS = ("eval_dataset", "store", "reference_store")
 _NOT_WRITTEN = (
     "a file could not be written ({reason}); what was saved before is untouched, and the run can be resumed from its newest"
     " checkpoint"
@@ -54,6 +54,7 @@ def _train(config: RunConfig) -> None:
             tuner.run_exp(args=arguments, callbacks=[StepReporter()])
         return
     seams.check()
+    say(optimizer_notices(arguments))
     _settle_resume(arguments)
     block = masked(config.dataflex.to_json())
     callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
@@ -142,15 +143,21 @@ def _dynamic(config: RunConfig) -> Any:
     ) -> Any:
         from dataflex.base.data import check_budgets
         from dataflex.base.engine import check_engine
+        from dataflex.base.identity import asked_of, identity_of_run
         from dataflex.base.nodes import same_rows, same_run, settle_checkpoint
 
+        settle_batch(dataflex, training_args)
         check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
-        check_budgets(dataflex, module["train_dataset"], _global_batch(training_args))
+        check_budgets(dataflex, module["train_dataset"], global_batch(dataflex, training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
-            dataflex.mix.settled(_global_batch(training_args))
-        identity.update(_identity(config, data_args, training_args, stage, tokenizer_module, module["train_dataset"]))
+            dataflex.mix.settled(global_batch(dataflex, training_args))
+        identity.update(
+            identity_of_run(
+                config, model_args, data_args, training_args, stage, tokenizer_module, module["train_dataset"]
+            )
+        )
         if dataflex.plans_data:
             from dataflex.base.heldout import identity_of, load_held_out
 
@@ -171,7 +178,9 @@ def _dynamic(config: RunConfig) -> Any:
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         same_run(identity, config.llamafactory)
         run_record.update(_record(config, identity, module["train_dataset"]))
-        _check_resume(training_args, identity, None if dataflex.plans_data else _global_batch(training_args))
+        if training_args.resume_from_checkpoint:
+            check_resumable(config.llamafactory, Path(training_args.resume_from_checkpoint))
+        _check_resume(training_args, identity, None if dataflex.plans_data else global_batch(dataflex, training_args))
         references: dict[str, Any] = {}
         for slot, request in asked_of(dataflex):
             if isinstance(request, ReferenceLoss) and request.model not in references:
@@ -208,6 +217,7 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
     """What LLaMA-Factory's get_dataset gives, as the run needs it. args: template, model_args, data_args, training_args, stage"""
     from dataflex.base.data import load_domains, load_merged
     from dataflex.base.raw import numbered_rows, take_numbers
+    from dataflex.base.tokenized import noted
     from dataflex.base.weights import check_weights, given_weights
 
     names = list(args[2].dataset)
@@ -225,83 +235,11 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
             module = load_domains(*args, **tokenizer_module)
         else:
             stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
-            with refusals():
+            with noted(args[2], args[3], args[4], tokenizer_module["tokenizer"]), refusals():
                 loaded = stock_loader(*args, **tokenizer_module)
             module = load_merged(loaded, names)
     check_weights(dataflex, module["train_dataset"])
     return module
-
-
-def _global_batch(args: Any) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def _identity(
-    config: RunConfig, data_args: Any, training_args: Any, stage: str, tokenizer_module: dict[str, Any], rows: Any
-) -> dict[str, Any]:
-    """What a resumed run must share with the run it goes on from, as flat keys."""
-    from dataflex.base.data import tokenization_signature
-    from dataflex.base.nodes import OTHER_SETTING, same_everywhere, same_rows
-    from dataflex.trainer.collectives import decide
-
-    assert config.dataflex is not None
-    out: dict[str, Any] = {}
-    for key, value in masked(config.dataflex.to_json()).items():
-        if isinstance(value, dict):
-            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in _PATHS}
-        else:
-            out[f"dataflex.{key}"] = value
-    out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
-    file = getattr(config.dataflex.components.get("select"), "file", None)
-    if file is not None:
-        out["content of the selector's file"] = decide(lambda: hash_file(Path(file)))
-    for slot in config.dataflex.slots("weight"):
-        by_domain = getattr(config.dataflex.components[slot], "by_domain", None)
-        if isinstance(by_domain, str):
-            key = f"content of dataflex.{slot}.by_domain"  # every rank reads it
-            out |= same_everywhere(lambda key=key, path=by_domain: {key: hash_file(Path(path))}, OTHER_SETTING)  # type: ignore[misc]
-    for slot, request in asked_of(config.dataflex):
-        if isinstance(request, ReferenceLoss):
-            from dataflex.base.reference import fingerprint
-
-            out[f"content of the reference of {slot}"] = fingerprint(request.model, f"dataflex.{slot}")
-    ledger = getattr(config.dataflex.components.get("mix"), "ledger", None)
-    if ledger is not None:
-        out["content of the mixer's ledger"] = decide(lambda: hash_file(Path(ledger)))
-    out["seed"] = training_args.seed
-    out["data_seed"] = training_args.data_seed
-    out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))
-    if training_args.max_steps > 0:
-        out["max_steps"] = training_args.max_steps
-    else:
-        out["num_train_epochs"] = training_args.num_train_epochs
-    out["dataset"] = ",".join(data_args.dataset)
-    out |= tokenization_signature(data_args, training_args, stage, tokenizer_module["tokenizer"])
-    if config.dataflex.streams:
-        return out | rows.facts
-    out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
-    out |= {f"content of {n}": digest for n, digest in same_rows(rows.fingerprints, "dataset").items()}
-    weights = same_rows(rows.weight_fingerprints, "dataset: weights and")
-    out |= {f"weights of {n}": digest for n, digest in weights.items()}
-    return out
-
-
-def asked_of(dataflex: DataflexConfig) -> list[tuple[str, Request]]:
-    """What every slot asks for, in the order that all ranks share."""
-    return [(slot, request) for slot in dataflex.components for request in sorted(dataflex.requests(slot), key=str)]
-
-
-def hash_file(path: Path) -> str:
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
@@ -329,6 +267,7 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
 def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
     """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
     from dataflex.base.engine import check_same_engine
+    from dataflex.base.identity import comparable
     from dataflex.base.nodes import check_generators
     from dataflex.trainer.state import check_identity, read_snapshot
 
@@ -336,7 +275,7 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
     if not folder:
         return
     snapshot, _ = read_snapshot(Path(folder))
-    check_identity(snapshot.identity, identity, Path(folder))
+    check_identity(*comparable(snapshot.identity, identity), Path(folder))
     check_same_engine(snapshot, training_args, Path(folder))
     check_generators(training_args, snapshot.ranks)
     if fixed_batch not in (None, snapshot.global_batch):

@@ -43,6 +43,15 @@ class Component:
     default_warmup: ClassVar[int] = 0
     """Optimizer steps before it first acts, where the configuration does not say. May be a property."""
 
+    seed = 0
+    """Mixed into the generators (`rng`) of its decisions. A component that draws may make it a parameter: `seed: int = 0`."""
+
+    def files(self) -> Mapping[str, str]:
+        """Files and folders that `check`, `init` or a decision reads, by the parameter that names them, if any are named. What
+        is in them is part of what makes the run: a resumed run with other contents is refused, wherever they lie. Leave out
+        what may change while the run goes on."""
+        return {}
+
     def __post_init__(self) -> None:
         self.check()
 

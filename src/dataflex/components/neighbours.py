@@ -35,17 +35,13 @@ class EmbeddingSelector(Selector, ABC):
         check_encoder(self, "embedding_model")
 
     @property
-    def file(self) -> str | None:
-        """What was found before about the rows as they are stored, and stands for embeddings."""
-        return None
-
-    @property
     def reads_raw_rows(self) -> bool:  # type: ignore[override]
-        return self.file is not None
+        """A file is about the rows as they are stored, and what was found before stands for embeddings."""
+        return bool(self.files())
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        if self.file is not None:
+        if self.files():
             return frozenset()
         how = {"layer": self.embedding_layer, "pooling": self.pooling, "model": self.embedding_model}
         if self.embedding_model is not None:  # whose own they are

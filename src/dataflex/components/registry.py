@@ -99,6 +99,8 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     if inspect.isabstract(target):
         missing = ", ".join(sorted(target.__abstractmethods__))  # type: ignore[attr-defined]
         raise ConfigError(f"{key}: {name} does not implement {missing}")
+    if "files" in getattr(target, "__dataclass_fields__", {}):
+        raise ConfigError(f"{key}: {name} has a parameter called files, which is what a component reads; rename it")
     return target
 
 

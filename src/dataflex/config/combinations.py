@@ -14,6 +14,7 @@ from dataflex.components.requests import (
     takes_gradients,
 )
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
+from dataflex.config.trainer_keys import check_trainer_keys
 from dataflex.config.values import integer, number, truth
 from dataflex.errors import ConfigError
 
@@ -21,7 +22,7 @@ _STAGES = ("pt", "sft", "rm", "dpo", "kto")
 # Losses of LLaMA-Factory made from the cross entropy.
 _OTHER_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 # Kernels that never show the logits.
-_FUSED = ("enable_liger_kernel", "use_unsloth")
+_FUSED = ("enable_liger_kernel", "use_liger_kernel", "use_unsloth")
 # Optimizers of LLaMA-Factory's own, and one of transformers', whose state is not that of Adam in full precision.
 _OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
 # Signals that are not made from the losses of rows.
@@ -55,6 +56,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         )
     if lf.get("parallelism_config"):
         raise ConfigError(f"parallelism_config splits rows or models over ranks and cannot be combined with {what}")
+    check_trainer_keys(config, lf)
     if truth(lf.get("streaming"), "streaming"):
         _check_streams(config, lf, stage)
     if config.plans_data:
@@ -78,15 +80,8 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
         raise ConfigError(
             f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"
         )
-    if lf.get("train_sampling_strategy") == "sequential":
-        raise ConfigError(f"train_sampling_strategy: sequential has no effect with {what}; set disable_shuffling")
-    if lf.get("train_sampling_strategy") == "group_by_length" or truth(lf.get("group_by_length"), "group_by_length"):
-        raise ConfigError(f"group_by_length orders rows itself and cannot be combined with {what}")
-    for key in ("save_only_model", "ignore_data_skip"):
-        if truth(lf.get(key), key):
-            raise ConfigError(f"{key} makes an exact resume impossible and cannot be combined with {what}")
-    if truth(lf.get("auto_find_batch_size"), "auto_find_batch_size"):
-        raise ConfigError(f"auto_find_batch_size changes the global batch mid-run and cannot be combined with {what}")
+    if truth(lf.get("save_only_model"), "save_only_model"):
+        raise ConfigError(f"save_only_model makes an exact resume impossible and cannot be combined with {what}")
     if config.select is not None and config.mix is not None and config.mix.max_repetition is not None:
         raise ConfigError(
             "dataflex.mix.max_repetition counts the rows of whole domains and cannot be combined with select in this version"

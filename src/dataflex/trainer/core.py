@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.trainer_keys import global_batch
 from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
+from dataflex.trainer.broken import BrokenLosses, broken_line
 from dataflex.trainer.checkpoints import Checkpoints
 from dataflex.trainer.evaluate import DomainEvaluation
 from dataflex.trainer.exposure import Exposure
@@ -54,6 +56,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self.run_files = RunFiles(self.args.output_dir, domains, writes=collectives.rank() == 0)
         self.exposure = Exposure(domains)
         self.sums = DomainSums(len(domains), self.args.device)
+        self.broken = BrokenLosses(self.args.device)
         self.states: dict[str, dict[str, Any]] = {}
         self.plan = Plan(
             domains,
@@ -79,7 +82,10 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     @property
     def global_batch(self) -> int:
-        return self.get_total_train_batch_size(self.args)
+        return global_batch(self.config, self.args)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        return global_batch(self.config, args)
 
     def _settle_steps(self) -> None:
         """Epochs become steps: the Trainer sees one pseudo-epoch that lasts the whole run."""
@@ -221,6 +227,10 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def _close_step(self) -> None:
         """Called on all ranks between two optimizer steps."""
+        found = self.broken.close(self.state.global_step)
+        line = None if found is None else broken_line(self.config, *found)
+        if line is not None and collectives.rank() == 0:
+            print(f"dataflex: {line}", flush=True)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 

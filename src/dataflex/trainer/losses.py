@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dataflex.components.requests import ExcessLoss, ReferenceLoss, Request
 from dataflex.config.schema import DataflexConfig
 from dataflex.signals.cross_entropy import forward_row_losses
+from dataflex.trainer.broken import BrokenLosses
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
 from dataflex.trainer.objectives import divisor, kind_of, times_processes, token_objective
@@ -33,6 +34,7 @@ class RowLosses(Host):  # type: ignore[misc]
     per_row: ClassVar[bool]
     rows: Rows
     sums: DomainSums
+    broken: BrokenLosses
     exposure: Exposure
     domain_factors: torch.Tensor | None = (
         None  # float32[k]: what the losses of each domain are multiplied by in this step
@@ -165,6 +167,7 @@ class RowLosses(Host):  # type: ignore[misc]
         assert self._micro_ids is not None
         domains = self.rows.domains.of(self._micro_ids.numpy())
         self.sums.add(domains, losses, counts, sums, excess)
+        self.broken.see(losses, counts > 0)
         self._note(losses)
         weights = self._weigh(losses, counts > 0, tokens)
         if self.domain_factors is None:

@@ -124,7 +124,7 @@ class MixTrainer(LimitedTrainer):
             realized=served / max(served.sum(), 1.0),
             signals=measured,
             learning_rate=float(self._get_learning_rate()),
-            rng=generator(self.plan.seed, _PURPOSE, getattr(mixer, "seed", 0), self.plan.stages[-1].index + 1),
+            rng=generator(self.plan.seed, _PURPOSE, mixer.seed, self.plan.stages[-1].index + 1),
             asked=self._asked,
             position=self.position(step),
             names=names,

@@ -125,7 +125,7 @@ class SelectTrainer(DynamicTrainer):
                 update=spec.schedule.turn(step),
                 updates=spec.schedule.turns(self.state.max_steps),
                 domain=name,
-                rng=generator(self.plan.seed, _PURPOSE, getattr(selector, "seed", 0), self._key, place),
+                rng=generator(self.plan.seed, _PURPOSE, selector.seed, self._key, place),
                 ids=candidates,
                 learning_rate=float(self._get_learning_rate()),
                 target_sizes=self.target.domains.sizes if self.target is not None else (),

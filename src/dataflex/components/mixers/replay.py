@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,9 @@ class ReplayMixer(Mixer):
     """
 
     ledger: str
+
+    def files(self) -> Mapping[str, str]:
+        return {"ledger": self.ledger}
 
     def check(self) -> None:
         if not self._changes:

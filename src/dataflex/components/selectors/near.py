@@ -37,9 +37,8 @@ class NearSelector(EmbeddingSelector):
             if neighbours.size == 0 or neighbours.max() < 0:
                 raise ConfigError(f"indices_path must name at least one row, {self.indices_path} has none")
 
-    @property
-    def file(self) -> str | None:
-        return self.indices_path
+    def files(self) -> Mapping[str, str]:
+        return {} if self.indices_path is None else {"indices_path": self.indices_path}
 
     def check_rows(self, raw_rows: int) -> None:
         if self.indices_path is None:

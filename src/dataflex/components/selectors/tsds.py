@@ -61,9 +61,8 @@ class TsdsSelector(EmbeddingSelector):
             if abs(float(found.sum(dtype=np.float64)) - 1) > 1e-3:
                 raise ConfigError(f"probs_path must add up to 1, {self.probs_path} adds up to {found.sum():g}")
 
-    @property
-    def file(self) -> str | None:
-        return self.probs_path
+    def files(self) -> Mapping[str, str]:
+        return {} if self.probs_path is None else {"probs_path": self.probs_path}
 
     @property
     def with_replacement(self) -> bool:  # type: ignore[override]

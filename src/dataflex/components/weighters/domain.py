@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -26,6 +27,9 @@ class DomainWeighter(Weighter):
     by_domain: tuple[float, ...] | dict[str, float] | str
 
     goes_by_domain: ClassVar[bool] = True
+
+    def files(self) -> Mapping[str, str]:
+        return {"by_domain": self.by_domain} if isinstance(self.by_domain, str) else {}
 
     def check(self) -> None:
         if isinstance(self.by_domain, tuple):
