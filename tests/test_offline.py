@@ -30,8 +30,18 @@ def select(config: Config, out: Path, **kwargs: Any) -> Result:
     return start_select(config, out, **kwargs).wait()
 
 
+def info_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "dataset_info.json").read_text())
+
+
+def written(out: Path) -> Path:
+    """The directory of the one selection that dataset_info.json names."""
+    (folder,) = {(out / entry["file_name"]).parent for entry in info_of(out).values()}
+    return folder
+
+
 def scores(out: Path) -> dict[str, np.ndarray]:
-    found = pq.read_table(out / "scores.parquet")
+    found = pq.read_table(written(out) / "scores.parquet")
     return {name: np.array(found[name].to_pylist()) for name in found.column_names}
 
 
@@ -69,7 +79,7 @@ def test_a_selection_trains(offline: Config, base: Config, tmp_path: Path) -> No
         mine = (found["dataset"] == source) & (found["times"] > 0)
         expected = [stored[i] for i in found["row"][mine]]
         assert sorted(map(str, lines(run.out / entry["file_name"]))) == sorted(map(str, expected))
-    summary = (run.out / "summary.md").read_text()
+    summary = (written(run.out) / "summary.md").read_text()
     assert summary.count("**arithmetic, row") >= 3 and summary.count(", selected") >= 3
     assert "## Highest scores" in summary and "| selected |" in summary
     again = train({**base, "dataset_dir": str(run.out), "dataset": ",".join(info), "max_steps": 2}, tmp_path / "train")
@@ -117,8 +127,10 @@ def test_formats(offline: Config, tmp_path: Path, kind: str) -> None:
     found, info = scores(run.out), json.loads((run.out / "dataset_info.json").read_text())
     kept = [i for i in range(30) if kind != "sharegpt" or i % 7]
     assert found["row"].tolist() == kept
-    written = lines(run.out / info["pool_token_length"]["file_name"])
-    assert sorted(map(str, written)) == sorted(str(rows[i]) for i in found["row"][found["times"] > 0])
+    file = run.out / info["pool_token_length"]["file_name"]
+    assert file.suffix == (".parquet" if kind == "parquet" else ".jsonl")
+    chosen = pq.read_table(file).to_pylist() if kind == "parquet" else lines(file)
+    assert sorted(map(str, chosen)) == sorted(str(rows[i]) for i in found["row"][found["times"] > 0])
     again = select({**config, "dataset_dir": str(run.out), "dataset": "pool_token_length"}, tmp_path / "again").ok
     assert scores(again.out)["times"].tolist() == [1] * 5
 
@@ -135,8 +147,8 @@ def test_sampled_rows_keep_their_numbers(offline: Config, base: Config, tmp_path
     run = select(config, tmp_path / "out").ok
     found, stored = scores(run.out), lines(Path(entry["file_name"]))
     assert len(found["row"]) == 25 and not np.array_equal(found["row"], np.arange(25))
-    written = lines(run.out / "code_token_length.jsonl")
-    assert sorted(map(str, written)) == sorted(str(stored[i]) for i in found["row"][found["times"] > 0])
+    rows = lines(written(run.out) / "code_token_length.jsonl")
+    assert sorted(map(str, rows)) == sorted(str(stored[i]) for i in found["row"][found["times"] > 0])
 
 
 # -- every selector --------------------------------------------------------------------------------------------------
@@ -161,7 +173,7 @@ def test_every_selector(offline: Config, tmp_path: Path, choice: Config) -> None
     config = {**with_block(offline, choice), **LORA, "eval_dataset": "arithmetic_heldout"}
     run = select(config, tmp_path / "out").ok
     assert scores(run.out)["times"].sum() == 20
-    assert sum(len(lines(file)) for file in run.out.glob("*.jsonl")) == 20
+    assert sum(len(lines(file)) for file in written(run.out).glob("*.jsonl")) == 20
 
 
 def test_scores_are_those_of_a_run_at_the_same_checkpoint(base: Config, offline: Config, tmp_path: Path) -> None:
@@ -236,7 +248,7 @@ def test_drawn_rows_are_the_same_each_time(offline: Config, base: Config, tmp_pa
     one, other = train_all(*(start_select(config, tmp_path / name) for name in ("one", "other")))
     first, second = scores(one.ok.out), scores(other.ok.out)
     assert np.array_equal(first["row"], second["row"]) and len(np.unique(first["row"])) == 60 < len(first["row"])
-    assert lines(one.out / "code_near.jsonl") == lines(other.out / "code_near.jsonl")
+    assert lines(written(one.out) / "code_near.jsonl") == lines(written(other.out) / "code_near.jsonl")
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------
@@ -250,7 +262,7 @@ def test_a_killed_selection_goes_on(offline: Config, tmp_path: Path, ranks: int)
         start_select(offline, tmp_path / "whole", ranks=ranks, hooks=hooks),
         start_select(offline, tmp_path / "killed", ranks=ranks, hooks=(*hooks, "kill_after_shards:2")),
     )
-    assert whole.ok and killed.status == [-9] * ranks and not (killed.out / "scores.parquet").exists()
+    assert whole.ok and killed.status == [-9] * ranks and not (killed.out / "dataset_info.json").exists()
     (done,) = json.loads((killed.out / "measured.json").read_text())
     resumed = select(offline, tmp_path / "killed", ranks=ranks, hooks=hooks).ok
     assert 0 < done < 180 and json.loads((resumed.out / "measured.json").read_text()) == [
