@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from dataflex.errors import ConfigError
@@ -26,6 +27,8 @@ from dataflex.writing import reported, write_atomically
 
 INFO = "dataset_info.json"
 MANIFEST = "selection.json"
+# Directories that are on their way in or out.
+_HIDDEN = ".dataflex-selection-"
 # Bytes of a name, which a suffix and the name of a temporary file are added to.
 _LONGEST = 200
 
@@ -41,18 +44,15 @@ class Selection:
     files: tuple[str, ...] | None
 
     def remove(self) -> None:
-        """Only what was written with it; the file by which it is recognised goes last. What cannot be removed is left."""
+        """Not what somebody has put beside its files. What cannot be removed is left."""
         with suppress(OSError):
-            if self.files is None:
-                for path in self.folder.iterdir():
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path)
-                    elif path.name != MANIFEST:
-                        path.unlink()
-            for name in self.files or ():
+            if self.files is None or {path.name for path in self.folder.iterdir()} <= {*self.files, MANIFEST}:
+                hidden = Path(mkdtemp(prefix=_HIDDEN, dir=self.folder.parent))
+                self.folder.replace(hidden)
+                shutil.rmtree(hidden)
+                return
+            for name in (*self.files, MANIFEST):
                 (self.folder / name).unlink(missing_ok=True)
-            (self.folder / MANIFEST).unlink()
-            self.folder.rmdir()
 
 
 class Destination:
@@ -101,9 +101,7 @@ class Destination:
             self.folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(self.folder):
             self.check()
-            for left_over in self._selections():
-                if left_over.files is None:
-                    left_over.remove()
+            self._tidy()
             folder = self._begin()
             try:
                 entries = write(folder)
@@ -118,18 +116,28 @@ class Destination:
                     selection.remove()
         return folder
 
+    def _tidy(self) -> None:
+        """Remove what a process that was killed has left."""
+        for path in self.folder.glob(f"{_HIDDEN}*/"):
+            shutil.rmtree(path, ignore_errors=True)
+        for selection in self._selections():
+            if selection.files is None:
+                selection.remove()
+
     def _begin(self) -> Path:
+        """A directory that is recognised from its first moment on."""
         number = 1
         while os.path.lexists(folder := self.folder / f"{_clean(self.selector)}-{number}"):
             number += 1
         with reported(folder):
-            folder.mkdir()
+            hidden = Path(mkdtemp(prefix=_HIDDEN, dir=self.folder))
             try:
-                self._complete(folder, files=None)
+                hidden.chmod(0o777 & ~_umask())
+                self._complete(hidden, files=None)
+                return hidden.replace(folder)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(hidden, ignore_errors=True)
                 raise
-        return folder
 
     def _complete(self, folder: Path, files: list[str] | None) -> None:
         manifest = {"selector": self.selector, "names": self.names, "files": files}
@@ -231,6 +239,12 @@ def _names(datasets: Sequence[str], selector: str) -> dict[str, str]:
 def _clean(name: str) -> str:
     """Without what means something in a path or a pattern."""
     return re.sub(r"[^\w.-]", "_", name)
+
+
+def _umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 @contextmanager

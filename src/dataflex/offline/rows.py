@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataflex.errors import DataflexError
@@ -20,6 +21,7 @@ from dataflex.writing import atomically, reported
 # What Hugging Face's loaders of text call themselves; rows that were made in memory have none.
 _TEXT_LOADERS = ("json", "csv", "text", None)
 _ROWS = 1000
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def write_rows(folder: Path, name: str, rows: Any) -> str:
@@ -113,48 +115,32 @@ def _silent() -> Iterator[None]:
 
 
 def _same(found: pa.Table, wanted: pa.Table) -> bool:
-    if found.column_names != wanted.column_names:
+    return found.column_names == wanted.column_names and all(
+        _same_values(_whole(found[name]), _whole(wanted[name])) for name in wanted.column_names
+    )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+
+
+def _same_values(found: pa.Array, wanted: pa.Array) -> bool:
+    """Equal in type and to the bit: NaN is NaN, and -0.0 is not 0.0. Where all are missing, a type cannot be told in text."""
+    if isinstance(wanted, pa.ExtensionArray):
+        return isinstance(found, pa.ExtensionArray) and _same_values(found.storage, wanted.storage)
+    if not found.is_valid().equals(wanted.is_valid()):
         return False
-    for name in wanted.column_names:
-        one, other = _bits(found[name]), _bits(wanted[name])
-        if not _has_type(one.type, other.type) or not one.cast(other.type).equals(other):
-            return False
-    return True
-
-
-def _has_type(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """The same type, but where no value is there to tell it from."""
-    if pa.types.is_null(found):
+    one, other = found.type, wanted.type
+    if pa.types.is_null(one):
         return True
-    if pa.types.is_list(found) and pa.types.is_list(wanted):
-        return _has_type(found.value_type, wanted.value_type)
-    if pa.types.is_struct(found) and pa.types.is_struct(wanted):
-        return [f.name for f in found] == [f.name for f in wanted] and all(
-            _has_type(f.type, w.type) for f, w in zip(found, wanted, strict=True)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        return [f.name for f in one] == [f.name for f in other] and all(
+            map(_same_values, found.flatten(), wanted.flatten())
         )
-    return bool(found == wanted)
-
-
-def _bits(column: pa.ChunkedArray) -> pa.Array:
-    """Floats as the integers of their bits, so that NaN equals itself and -0.0 not 0.0."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # as older releases of pyarrow leave it
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    kind = _without_floats(array.type)
-    return array if kind == array.type else array.view(kind)
-
-
-def _without_floats(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_floating(kind):
-        return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[kind.bit_width]
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_floats(field.type)) for field in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_without_floats(kind.value_type)), kind.list_size)
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_without_floats(kind.value_type)))
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_without_floats(kind.value_type)))
-    return kind
+    if one.id == other.id and any(kind(one) for kind in _LISTS):
+        lengths = pc.list_value_length(found).equals(pc.list_value_length(wanted))
+        return bool(lengths) and _same_values(found.flatten(), wanted.flatten())
+    if one == other and pa.types.is_floating(one):
+        bits = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[one.bit_width]
+        return bool(found.view(bits).equals(wanted.view(bits)))
+    return bool(one == other and found.equals(wanted))
