@@ -339,16 +339,17 @@ def import_from(out: str, folder: str) -> None:
     sys.path.append(folder)
 
 
-def small_shards(out: str, tokens: str) -> None:
-    """Keep signals in shards of so many tokens, and of texts in shards of 50."""
-    from dataflex.signals import batching
-    from dataflex.trainer import passes
+def small_pieces(out: str, tokens: str) -> None:
+    """Keep signals in pieces of a single round, of batches of so many tokens, or of 50 texts."""
+    from dataflex.signals import embeddings, pace
+    from dataflex.trainer import measure
 
-    batching._SHARD_TOKENS, passes._TEXTS = int(tokens), 50
+    pace.PIECE_SECONDS, embeddings._TEXTS = 0.0, 50
+    measure.token_budget = lambda *args: int(tokens)
 
 
-def kill_after_shards(out: str, argument: str) -> None:
-    """`<count>[=<place>]`: SIGKILL when so many shards of a signal have been measured, of the first one that is kept or of
+def kill_after_pieces(out: str, argument: str) -> None:
+    """`<count>[=<place>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
     the one at that place."""
     from dataflex.trainer import passes, store
 
@@ -357,13 +358,13 @@ def kill_after_shards(out: str, argument: str) -> None:
 
     for kind in (store.Stored, passes.KeptPass):
 
-        def opened(self: Any, *args: Any, stock: Any = kind.__init__) -> None:
-            stock(self, *args)
+        def opened(self: Any, *args: Any, stock: Any = kind.__init__, **kwargs: Any) -> None:
+            stock(self, *args, **kwargs)
             self.counted = left[0] == 0
             left[0] -= 1
 
-        def put(self: Any, shard: int, values: Any, stock: Any = kind.put) -> None:
-            stock(self, shard, values)
+        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, places, values)
             left[1] -= self.counted
             if left[1] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -383,13 +384,13 @@ def count_measured(out: str, _: str) -> None:
 
     for kind in (store.Stored, passes.KeptPass):
 
-        def opened(self: Any, *args: Any, stock: Any = kind.__init__) -> None:
+        def opened(self: Any, *args: Any, stock: Any = kind.__init__, **kwargs: Any) -> None:
             counts.append(0)
-            stock(self, *args)
+            stock(self, *args, **kwargs)
             note()
 
-        def put(self: Any, shard: int, values: Any, stock: Any = kind.put) -> None:
-            stock(self, shard, values)
+        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, places, values)
             counts[-1] += len(values)
             note()
 
@@ -403,19 +404,19 @@ def count_passes(out: str, _: str) -> None:
 
     stock, counts = batching.batches_of, {}
 
-    def wrapped(pool: Any, what: str, shards: Any = None) -> Any:
+    def wrapped(pool: Any, what: str, batches: Any = None) -> Any:
         counts[what] = counts.get(what, 0) + 1
         (Path(out) / "passes.json").write_text(json.dumps(counts))
-        return stock(pool, what, shards)
+        return stock(pool, what, batches)
 
     batching.batches_of = alignment.batches_of = wrapped
 
 
-def full_store(out: str, shards: str) -> None:
-    """No space is left for signals once so many shards are written."""
+def full_store(out: str, pieces: str) -> None:
+    """No space is left for signals once so many pieces are written."""
     from dataflex.trainer import store
 
-    left, stock = [int(shards)], store._write_rows
+    left, stock = [int(pieces)], store._write_rows
 
     def wrapped(*args: Any) -> None:
         if left[0] == 0:
@@ -426,7 +427,7 @@ def full_store(out: str, shards: str) -> None:
     store._write_rows = wrapped
 
 
-def damage_shard(out: str, argument: str) -> None:
+def damage_piece(out: str, argument: str) -> None:
     """`<step>=<what>`: before the run starts, spoil what is kept of that step: `values`, a byte of them; `line`, the last line
     of what is sealed, which is torn."""
     step, what = argument.split("=")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,18 @@ def select(config: Config, out: Path, **kwargs: Any) -> Result:
     return start_select(config, out, **kwargs).wait()
 
 
+def info_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "dataset_info.json").read_text())
+
+
+def written(out: Path) -> Path:
+    """The directory of the one selection that dataset_info.json names."""
+    (folder,) = {(out / entry["file_name"]).parent for entry in info_of(out).values()}
+    return folder
+
+
 def scores(out: Path) -> dict[str, np.ndarray]:
-    found = pq.read_table(out / "scores.parquet")
+    found = pq.read_table(written(out) / "scores.parquet")
     return {name: np.array(found[name].to_pylist()) for name in found.column_names}
 
 
@@ -70,7 +82,7 @@ def test_a_selection_trains(offline: Config, base: Config, tmp_path: Path) -> No
         mine = (found["dataset"] == source) & (found["times"] > 0)
         expected = [stored[i] for i in found["row"][mine]]
         assert sorted(map(str, lines(run.out / entry["file_name"]))) == sorted(map(str, expected))
-    summary = (run.out / "summary.md").read_text()
+    summary = (written(run.out) / "summary.md").read_text()
     assert summary.count("**arithmetic, row") >= 3 and summary.count(", selected") >= 3
     assert "## Highest scores" in summary and "| selected |" in summary
     again = train({**base, "dataset_dir": str(run.out), "dataset": ",".join(info), "max_steps": 2}, tmp_path / "train")
@@ -107,7 +119,12 @@ def test_formats(offline: Config, tmp_path: Path, kind: str) -> None:
     entry, rows = FORMATS.get(kind, FORMATS["alpaca"])
     file = f"pool.{'parquet' if kind == 'parquet' else 'json' if kind == 'json' else 'jsonl'}"
     (tmp_path / "data").mkdir()
-    if kind == "parquet":
+    if kind == "parquet":  # values that text does not hold
+        moment = datetime.datetime(2020, 1, 2, 3, 4, 5, 678901)
+        more = [
+            {"id": None if i % 3 else 2**53 + i, "when": moment, "raw": bytes([i]), "x": 0.1 * i} for i in range(30)
+        ]
+        rows = [row | other for row, other in zip(rows, more, strict=True)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / file)
     else:
         (tmp_path / "data" / file).write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
@@ -118,10 +135,33 @@ def test_formats(offline: Config, tmp_path: Path, kind: str) -> None:
     found, info = scores(run.out), json.loads((run.out / "dataset_info.json").read_text())
     kept = [i for i in range(30) if kind != "sharegpt" or i % 7]
     assert found["row"].tolist() == kept
-    written = lines(run.out / info["pool_token_length"]["file_name"])
-    assert sorted(map(str, written)) == sorted(str(rows[i]) for i in found["row"][found["times"] > 0])
+    file = run.out / info["pool_token_length"]["file_name"]
+    assert file.suffix == (".parquet" if kind == "parquet" else ".jsonl")
+    chosen = pq.read_table(file).to_pylist() if kind == "parquet" else lines(file)
+    assert sorted(map(str, chosen)) == sorted(str(rows[i]) for i in found["row"][found["times"] > 0])
     again = select({**config, "dataset_dir": str(run.out), "dataset": "pool_token_length"}, tmp_path / "again").ok
     assert scores(again.out)["times"].tolist() == [1] * 5
+
+
+def test_into_the_directory_that_is_selected_from(offline: Config, base: Config, tmp_path: Path) -> None:
+    """Twice: its own entries and files stay, and the second selection takes the place of the first. A name that is taken is
+    refused before anything is read."""
+    folder = tmp_path / "data"
+    shutil.copytree(base["dataset_dir"], folder)
+    before = info_of(folder)
+    (folder / "summary.md").write_text("mine")
+    config = {k: v for k, v in offline.items() if k != "model_name_or_path"} | {"dataset_dir": str(folder)}
+    for budget in (20, 30):
+        run = select(with_block(config, {"name": "random"}, budget=budget), folder, hooks=("no_model",)).ok
+        info = info_of(folder)
+        made = {name: entry["file_name"] for name, entry in info.items() if name not in before}
+        assert {name: info[name] for name in before} == before and (folder / "summary.md").read_text() == "mine"
+        assert sum(len(lines(folder / file)) for file in made.values()) == budget
+    assert [p.name for p in folder.glob("random-*")] == ["random-2"] and "random-2/summary.md" in run.log
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dataset_info.json").write_text('{"docs_random": {"file_name": "mine.json"}}')
+    refused = select(with_block(config, {"name": "random"}), tmp_path / "other", hooks=("no_model",))
+    assert refused.status == [2] and "defines 'docs_random', which no selection that is there wrote" in refused.log
 
 
 def test_sampled_rows_keep_their_numbers(offline: Config, base: Config, tmp_path: Path) -> None:
@@ -136,8 +176,8 @@ def test_sampled_rows_keep_their_numbers(offline: Config, base: Config, tmp_path
     run = select(config, tmp_path / "out").ok
     found, stored = scores(run.out), lines(Path(entry["file_name"]))
     assert len(found["row"]) == 25 and not np.array_equal(found["row"], np.arange(25))
-    written = lines(run.out / "code_token_length.jsonl")
-    assert sorted(map(str, written)) == sorted(str(stored[i]) for i in found["row"][found["times"] > 0])
+    rows = lines(written(run.out) / "code_token_length.jsonl")
+    assert sorted(map(str, rows)) == sorted(str(stored[i]) for i in found["row"][found["times"] > 0])
 
 
 # -- every selector --------------------------------------------------------------------------------------------------
@@ -162,7 +202,7 @@ def test_every_selector(offline: Config, tmp_path: Path, choice: Config) -> None
     config = {**with_block(offline, choice), **LORA, "eval_dataset": "arithmetic_heldout"}
     run = select(config, tmp_path / "out").ok
     assert scores(run.out)["times"].sum() == 20
-    assert sum(len(lines(file)) for file in run.out.glob("*.jsonl")) == 20
+    assert sum(len(lines(file)) for file in written(run.out).glob("*.jsonl")) == 20
 
 
 def test_scores_are_those_of_a_run_at_the_same_checkpoint(base: Config, offline: Config, tmp_path: Path) -> None:
@@ -242,7 +282,7 @@ def test_drawn_rows_are_the_same_each_time(offline: Config, base: Config, tmp_pa
     one, other = train_all(*(start_select(config, tmp_path / name) for name in ("one", "other")))
     first, second = scores(one.ok.out), scores(other.ok.out)
     assert np.array_equal(first["row"], second["row"]) and len(np.unique(first["row"])) == 60 < len(first["row"])
-    assert lines(one.out / "code_near.jsonl") == lines(other.out / "code_near.jsonl")
+    assert lines(written(one.out) / "code_near.jsonl") == lines(written(other.out) / "code_near.jsonl")
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------
@@ -250,13 +290,13 @@ def test_drawn_rows_are_the_same_each_time(offline: Config, base: Config, tmp_pa
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_selection_goes_on(offline: Config, tmp_path: Path, ranks: int) -> None:
-    """Killed after two shards of the rows: the others are measured, and the selection is that of a run not killed."""
-    hooks = ("small_shards:2000", "count_measured")
+    """Killed after two pieces of the rows: the others are measured, and the selection is that of a run not killed."""
+    hooks = ("small_pieces:400", "count_measured")
     whole, killed = train_all(
         start_select(offline, tmp_path / "whole", ranks=ranks, hooks=hooks),
-        start_select(offline, tmp_path / "killed", ranks=ranks, hooks=(*hooks, "kill_after_shards:2")),
+        start_select(offline, tmp_path / "killed", ranks=ranks, hooks=(*hooks, "kill_after_pieces:2")),
     )
-    assert whole.ok and killed.status == [-9] * ranks and not (killed.out / "scores.parquet").exists()
+    assert whole.ok and killed.status == [-9] * ranks and not (killed.out / "dataset_info.json").exists()
     (done,) = json.loads((killed.out / "measured.json").read_text())
     resumed = select(offline, tmp_path / "killed", ranks=ranks, hooks=hooks).ok
     assert 0 < done < 180 and json.loads((resumed.out / "measured.json").read_text()) == [
@@ -269,11 +309,11 @@ def test_a_killed_selection_goes_on(offline: Config, tmp_path: Path, ranks: int)
 
 @pytest.mark.parametrize("name", ["less", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nice", "cluster_less"))])
 def test_the_target_is_measured_once(offline: Config, tmp_path: Path, name: str) -> None:
-    """Not once per shard; and not at all where nothing is left to measure."""
+    """Not once per piece; and not at all where nothing is left to measure."""
     block = {"name": name, "target_dataset": ["arithmetic_heldout", "code_heldout"], "gradient_type": "sgd"}
     block |= {"mc_samples": 2, "max_new_tokens": 4} if name == "nice" else {}
     config = with_block({**offline, **LORA}, block)
-    hooks = ("small_shards:2000", "count_measured", "count_passes")
+    hooks = ("small_pieces:400", "count_measured", "count_passes")
     first = select(config, tmp_path / "out", hooks=hooks).ok
     passes = json.loads((first.out / "passes.json").read_text())
     assert passes.pop("embedding", None) == (1 if name == "cluster_less" else None)
@@ -288,7 +328,7 @@ def test_the_target_is_measured_once(offline: Config, tmp_path: Path, name: str)
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(offline: Config, tmp_path: Path, ranks: int) -> None:
     """What was kept before it is taken up again."""
-    hooks = ("small_shards:2000", "count_measured")
+    hooks = ("small_pieces:400", "count_measured")
     full = select(offline, tmp_path / "out", ranks=ranks, hooks=(*hooks, "full_store:2"))
     (done,) = json.loads((full.out / "measured.json").read_text())
     assert full.status != [0] * ranks and "Traceback" not in full.log
@@ -316,10 +356,10 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
     asked.clear()
     (folder,) = [f.parent for f in tmp_path.glob("*/key.json") if '"a"' in f.read_text()]
     values = np.load(folder / "values.npy", mmap_mode="r+")
-    values[5] = 7  # a shard that is not what was written
+    values[5] = 7  # a piece that is not what was written
     values.flush()
     with (folder / "done.jsonl").open("a") as file:
-        file.write('{"shard": 2, "ha')
+        file.write('{"from": 8, "to": 10, "ha')
     assert np.array_equal(store.measured(key, 10, measure), expected) and asked == [[4, 5, 6, 7]]
     asked.clear()
     (folder / "values.npy").write_bytes((folder / "values.npy").read_bytes()[:90])

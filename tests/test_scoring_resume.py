@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +16,20 @@ import numpy as np
 import pytest
 import torch
 from engines import under
-from harness import Result, start, train, train_all
+from harness import Result, free_port, start, train, train_all
 from test_embeddings import build_encoder
 from test_invariants import SELECT, assert_same_continuation
 from test_less import LESS, LORA, table
 
-from dataflex.signals.batching import Pool, over_pool, shards_of, token_batches
+from dataflex.signals import pace
+from dataflex.signals.batching import Held, Pool, order_of, over_pool, token_batches
+from dataflex.signals.pace import pieces
 from dataflex.trainer.fingerprint import model_fingerprint, moments_fingerprint
-from dataflex.trainer.passes import Passes
+from dataflex.trainer.passes import KeptPass, Passes
+from dataflex.trainer.store import PieceFile
 
 Config = dict[str, Any]
-SHARDS = "small_shards:2000"
+PIECES = "small_pieces:400"
 RDS = {"name": "rds", "warmup": 2, "interval": 4, "target_dataset": "arithmetic_heldout"}
 NICE = {
     "name": "nice",
@@ -61,11 +67,11 @@ def saved(base: Config, name: str = "loss") -> Config:
 def go_on(config: Config, out: Path, ranks: int = 1, hooks: Sequence[str] = ()) -> Result:
     for file in out.glob("served-*.jsonl"):
         file.unlink()
-    return train(config, out, ranks=ranks, hooks=["record_ids", "own_component", SHARDS, "count_measured", *hooks])
+    return train(config, out, ranks=ranks, hooks=["record_ids", "own_component", PIECES, "count_measured", *hooks])
 
 
 def start_pair(config: Config, folder: Path, kill: str, ranks: int = 1) -> tuple[Result, Result]:
-    hooks = ["record_ids", "own_component", SHARDS, "count_measured"]
+    hooks = ["record_ids", "own_component", PIECES, "count_measured"]
     return tuple(
         train_all(
             start(config, folder / "whole", ranks=ranks, hooks=hooks),
@@ -83,20 +89,20 @@ OTHERS = [(name, ranks) for name in RUNS for ranks in (1, 2) if (name, ranks) no
 
 @pytest.mark.parametrize(("name", "ranks"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)])
 def test_a_killed_pass_goes_on(base: Config, tmp_path: Path, name: str, ranks: int) -> None:
-    """Killed after two shards of the pass before step 6; on from the checkpoint of step 4, or on two ranks of step 6. Only the
-    other shards are measured, and everything is as in the run that was not killed: dropout on, Adam's moments, LoRA."""
+    """Killed after two pieces of the pass before step 6; on from the checkpoint of step 4, or on two ranks of step 6. Only the
+    other rows are measured, and everything is as in the run that was not killed: dropout on, Adam's moments, LoRA."""
     config = saved(base, name)
     if ranks == 2:
         config |= {"per_device_train_batch_size": 2, "save_steps": 2}
     at = 2 if name == "cluster_less" else 1  # whose first decision takes two passes
-    whole, killed = start_pair(config, tmp_path, f"kill_after_shards:2={at}", ranks)
+    whole, killed = start_pair(config, tmp_path, f"kill_after_pieces:2={at}", ranks)
     assert killed.status == [-9] * ranks and kept(killed.out) == ["step_6"]
     done, rows = measured(killed)[at], measured(whole.ok)
     assert len(rows) == at + 2 and 0 < done < rows[at] and rows[0] == 180
     resumed = go_on(config, killed.out, ranks)
     assert_same_continuation(resumed, whole, 6 if ranks == 2 else 4)
     assert measured(resumed) == [rows[at] - done, rows[at + 1]]
-    assert "dataflex: step 6: 2 of " in resumed.log
+    assert f"dataflex: step 6: {done} of {rows[at]} rows of " in resumed.log
     assert not (resumed.out / "dataflex" / "signals").exists()
 
 
@@ -105,9 +111,9 @@ def test_a_killed_pass_goes_on(base: Config, tmp_path: Path, name: str, ranks: i
 def test_on_every_engine(base: Config, tmp_path: Path, engine: str) -> None:
     """Parameters and moments are partitioned, so every rank reads its parts."""
     config = {**saved(base, "loss" if engine == "fsdp1" else "less"), "per_device_train_batch_size": 2, "max_steps": 7}
-    hooks = [SHARDS, "count_measured"]
+    hooks = [PIECES, "count_measured"]
     whole = under(engine, config, tmp_path / "whole", hooks=hooks).wait().ok
-    killed = under(engine, config, tmp_path / "killed", hooks=[*hooks, "kill_after_shards:2=1"]).wait()
+    killed = under(engine, config, tmp_path / "killed", hooks=[*hooks, "kill_after_pieces:2=1"]).wait()
     assert killed.status == [-9, -9] and kept(killed.out) == ["step_6"]
     done = measured(killed)[1]
     for file in killed.out.glob("served-*.jsonl"):
@@ -122,7 +128,7 @@ def test_a_text_encoder_goes_on(base: Config, tmp_path: Path) -> None:
     encoder = build_encoder(tmp_path / "encoder", base["model_name_or_path"])
     config = saved(base, "rds")
     config["dataflex"] = {"select": {**RDS, "embedding_model": str(encoder)}}
-    whole, killed = start_pair(config, tmp_path, "kill_after_shards:3")
+    whole, killed = start_pair(config, tmp_path, "kill_after_pieces:3")
     assert killed.status == [-9] and measured(killed) == [150]
     resumed = go_on(config, killed.out)
     assert_same_continuation(resumed, whole, 0)
@@ -151,7 +157,7 @@ def test_a_run_that_starts_over_takes_up_its_first_pass(base: Config, tmp_path: 
     config = saved(base)
     config["dataflex"] = {"select": {**SELECT["select"], "warmup": 0, "interval": 12}}
     half = {**config, "per_device_train_batch_size": 2}
-    hooks = ["record_ids", SHARDS, "count_measured", "kill_after_shards:2"]
+    hooks = ["record_ids", PIECES, "count_measured", "kill_after_pieces:2"]
     one, two = train_all(
         start(config, tmp_path / "one", hooks=hooks), start(half, tmp_path / "two", hooks=hooks, ranks=2)
     )
@@ -170,12 +176,12 @@ def test_a_run_that_starts_over_takes_up_its_first_pass(base: Config, tmp_path: 
 
 def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp_path: Path) -> None:
     config = saved(base)
-    whole, killed = start_pair(config, tmp_path, "kill_after_shards:3=1")
+    whole, killed = start_pair(config, tmp_path, "kill_after_pieces:3=1")
     done = measured(killed)[1]
     cases: dict[str, tuple[Config, list[str]]] = {
         "intact": ({}, []),
-        "values": ({}, ["damage_shard:6=values"]),
-        "line": ({}, ["damage_shard:6=line"]),
+        "values": ({}, ["damage_piece:6=values"]),
+        "line": ({}, ["damage_piece:6=line"]),
         "model": ({"max_grad_norm": 0.5}, []),  # trains to another model from the checkpoint on
     }
     found = {}
@@ -184,17 +190,21 @@ def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp
         found[case] = go_on({**config, **changes}, tmp_path / case, hooks=hooks).ok
     for case in ("intact", "values", "line"):
         assert_same_continuation(found[case], whole, 4)
-    assert measured(found["intact"]) == [180 - done, 180] and "step 6: 3 of " in found["intact"].log
+    assert (
+        measured(found["intact"]) == [180 - done, 180]
+        and f"step 6: {done} of 180 rows of loss are there" in found["intact"].log
+    )
     for case in ("values", "line"):
-        assert 180 - done < measured(found[case])[0] < 180 and "step 6: 2 of " in found[case].log
-    assert measured(found["model"]) == [180, 180] and "shards of loss are there" not in found["model"].log
+        again = measured(found[case])[0]
+        assert 180 - done < again < 180 and f"step 6: {180 - again} of 180 rows" in found[case].log
+    assert measured(found["model"]) == [180, 180] and "rows of loss are there" not in found["model"].log
     assert found["model"].trace() != whole.trace()
 
 
 def test_the_same_weights_as_another_function_are_measured_again(base: Config, tmp_path: Path) -> None:
     """Killed in the pass right after the checkpoint of step 2: with another `lora_alpha` every weight is the same."""
     config = {**saved(base), **LORA, "lora_alpha": 8, "save_steps": 2}
-    _, killed = start_pair(config, tmp_path, "kill_after_shards:3=0")
+    _, killed = start_pair(config, tmp_path, "kill_after_pieces:3=0")
     found = {}
     for alpha in (8, 16):
         shutil.copytree(killed.out, tmp_path / str(alpha))
@@ -211,7 +221,7 @@ def test_a_full_disk_does_not_end_a_run(base: Config, tmp_path: Path, ranks: int
     config = saved(base) | {"per_device_train_batch_size": 4 // ranks}
     (tmp_path / "barred" / "dataflex").mkdir(parents=True)
     (tmp_path / "barred" / "dataflex" / "signals").write_text("")
-    hooks = ["record_ids", SHARDS]
+    hooks = ["record_ids", PIECES]
     whole, full, barred = train_all(
         start(config, tmp_path / "whole", ranks=ranks, hooks=hooks),
         start(config, tmp_path / "full", ranks=ranks, hooks=[*hooks, "full_store:2", "kill_after:7"]),
@@ -227,15 +237,15 @@ def test_a_full_disk_does_not_end_a_run(base: Config, tmp_path: Path, ranks: int
 # -- what it costs, and what stays the same --------------------------------------------------------------------------
 
 
-def test_shards_change_no_decision(base: Config, tmp_path: Path) -> None:
-    """Of a pool that is one shard nothing is written. Shards have other batches, so values differ by rounding."""
+def test_pieces_change_no_decision(base: Config, tmp_path: Path) -> None:
+    """Of a pass that is short nothing is written. The batches are other ones here, so values differ by rounding."""
     config = saved(base, "less")
     hooks = ["record_ids", "count_measured"]
     small, cut = train_all(
         start(config, tmp_path / "small", hooks=[*hooks, "kill_after:7"]),
-        start(config, tmp_path / "cut", hooks=[*hooks, SHARDS, "kill_after:7"]),
+        start(config, tmp_path / "cut", hooks=[*hooks, PIECES, "kill_after:7"]),
     )
-    assert not (small.out / "measured.json").exists() and kept(small.out) == []
+    assert measured(small) == [180, 180] and kept(small.out) == []
     assert measured(cut) == [180, 180] and kept(cut.out) == ["step_6"]
     for step in (2, 6):
         a, b = table(small, step), table(cut, step)
@@ -245,12 +255,12 @@ def test_shards_change_no_decision(base: Config, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_and_two_ranks_decide_the_same(base: Config, tmp_path: Path) -> None:
-    """Invariant 5, in shards, from one checkpoint."""
+    """Invariant 5, in pieces, from one checkpoint."""
     config = {**saved(base, "less"), "per_device_train_batch_size": 2}
     config["dataflex"] = {"select": {**LESS, "warmup": 4, "interval": 8}}
     train(config, tmp_path / "start", ranks=2, hooks=["kill_after:4"])
     resume = {**config, "resume_from_checkpoint": str(tmp_path / "start" / "checkpoint-4")}
-    hooks = ["record_ids", SHARDS, "count_measured"]
+    hooks = ["record_ids", PIECES, "count_measured"]
     one, two = train_all(
         start({**resume, "per_device_train_batch_size": 4}, tmp_path / "1", hooks=hooks),
         start(resume, tmp_path / "2", ranks=2, hooks=hooks),
@@ -270,7 +280,7 @@ def test_keeping_leaves_no_trace(base: Config, tmp_path: Path, ranks: int) -> No
             {**config, "dataflex": {**block, "select": LESS}},
             tmp_path / "with",
             ranks=ranks,
-            hooks=["ignore_scores", SHARDS, "count_measured"],
+            hooks=["ignore_scores", PIECES, "count_measured"],
         ),
     )
     assert scored.ok.trace() == without.ok.trace() and measured(scored) == [180] * 3
@@ -279,50 +289,180 @@ def test_keeping_leaves_no_trace(base: Config, tmp_path: Path, ranks: int) -> No
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_in_one_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longest first, about as many tokens each; and with all rows in one shard, its batches are those of the pool."""
-    lengths = np.random.default_rng(0).integers(0, 90, size=400)
-    (whole,) = shards_of(lengths)
-    for ours, stock in zip(token_batches(lengths[whole], 512), token_batches(lengths, 512), strict=True):
-        assert np.array_equal(whole[ours], stock)
-    monkeypatch.setattr("dataflex.signals.batching._SHARD_TOKENS", 1000)
-    shards = shards_of(lengths)
-    assert np.array_equal(np.sort(np.concatenate(shards)), np.arange(400))
-    assert (np.diff(lengths[np.concatenate(shards)]) <= 0).all()
-    tokens = [np.maximum(lengths[s], 1).sum() for s in shards]
-    assert all(1000 - 90 < t < 1000 + 90 for t in tokens[:-1]) and tokens[-1] < 1090
+class Clock:
+    """Goes on by so many seconds with every batch that is measured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("dataflex.signals.pace.clock", lambda: self.now)
 
 
-def test_shards_that_are_there_are_not_measured() -> None:
-    class Half:
-        """Knows the second shard of two."""
+CPU = torch.device("cpu")
 
-        missing = (0,)
 
-        def put(self, shard: int, values: np.ndarray) -> None:
-            assert shard == 0
-            self.found = values
-
-        def values(self) -> np.ndarray:
-            return np.append(self.found, 7.0)
-
-    lengths = np.array([1 << 21, 5, 1])
-    pool = Pool(
-        rows=[10.0, 11.0, 12.0], ids=np.arange(3), lengths=lengths, budget=8, collate=torch.tensor,
-        prepare=lambda batch: batch, device=torch.device("cpu"), keep=Half(),
+def pool_of(lengths: Sequence[int] | np.ndarray, keep: Any = None, budget: int = 8) -> Pool:
+    """Rows whose only token is their id."""
+    rows = np.arange(len(lengths))
+    return Pool(
+        rows=rows.astype(float).tolist(), ids=rows, lengths=np.asarray(lengths), budget=budget, collate=torch.tensor,
+        prepare=lambda batch: batch, device=CPU, keep=keep,
     )  # fmt: skip
-    assert over_pool(pool, lambda batch: batch * 2, "test").tolist() == [20.0, 7.0]
-    assert pool.subset(np.array([2, 1])).keep is None
 
 
-def place(passes: Passes, step: int, name: str = "loss", shards: int = 1) -> None:
-    rows = [np.array([0, 2]), np.array([1, 3])]
-    kept_pass = passes.open(step, {"signal": name}, 4, rows)
-    for shard in kept_pass.missing[:shards]:
-        kept_pass.put(shard, rows[shard] * 1.5)
+class Noted(Held):
+    """Notes what it is given, and when."""
+
+    def __init__(self, count: int, clock: Clock) -> None:
+        super().__init__(count)
+        self.clock, self.given = clock, list[tuple[float, list[int]]]()
+
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        self.given.append((self.clock.now, places.tolist()))
+        super().put(places, values)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1.0, 7.0, 50.0, 130.0])
+def test_a_piece_is_two_minutes_of_work(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Whatever a batch takes; a pass under two minutes is one piece, and values are the same."""
+    clock = Clock(monkeypatch)
+    lengths = np.random.default_rng(0).integers(1, 9, size=300)
+    keep, batches = Noted(300, clock), token_batches(lengths, 8)
+
+    def measure(batch: torch.Tensor) -> torch.Tensor:
+        clock.now += seconds
+        return batch * 2
+
+    assert over_pool(pool_of(lengths, keep), measure, "test").tolist() == (np.arange(300) * 2.0).tolist()
+    ends = [0.0, *(when for when, _ in keep.given)]
+    took = np.diff(ends)
+    assert (took <= max(120.0, seconds) + 1e-6).all() and (took[:-1] + 2 * seconds > 60).all()
+    assert (len(took) == 1) == (seconds * len(batches) <= 120)
+    order = [places for _, places in keep.given]
+    assert sorted(i for places in order for i in places) == list(range(300))
+    assert sum(len(places) for places in order) == 300
+    assert all(places == sorted(places) for places in order)  # and rows of no batch are torn apart
+    assert all(len({k for k, some in enumerate(order) if set(batch.tolist()) & set(some)}) == 1 for batch in batches)
+
+
+def test_a_piece_has_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So have its values, however fast they come; of a pool that is not kept there is one."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("dataflex.signals.pace.PIECE_TOKENS", 100)
+    lengths = np.random.default_rng(0).integers(1, 9, size=300)
+    keep = Noted(300, clock)
+    over_pool(pool_of(lengths, keep), lambda batch: batch, "test")
+    tokens = [lengths[places].sum() for _, places in keep.given]
+    assert all(100 <= t <= 108 for t in tokens[:-1]) and len(tokens) > 10
+    assert [(p.begin, p.most) for p in pieces(np.full(9, 99), None) if list(p)] == [(0, 9)]
+
+
+def test_rows_that_are_there_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are, in the batches that the whole pool has."""
+    keep, seen = Noted(6, Clock(monkeypatch)), []
+    lengths = [5, 1, 5, 1, 5, 1]
+    keep.put(np.array([2, 3]), np.array([20.0, 30.0]))
+
+    def measure(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch.tolist())
+        return batch * 2
+
+    assert over_pool(pool_of(lengths, keep), measure, "test").tolist() == [0.0, 2.0, 20.0, 30.0, 8.0, 10.0]
+    assert seen == [[0.0], [4.0], [1.0, 5.0]]
+    assert pool_of(lengths, keep).subset(np.array([2, 1])).keep is None
+
+
+def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> None:
+    """A pass on gloo ranks whose clocks disagree: rank 0's says 50 seconds a round, the others' stands still."""
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    now, made = [0.0], [0]
+    pace.clock = lambda: now[0]
+    lengths = np.random.default_rng(0).integers(1, 9, size=60)
+    keep = KeptPass(Passes(Path(folder), "run"), 3, 60, lambda: {"signal": "loss"}, lambda: order_of(lengths))
+
+    def measure(batch: torch.Tensor) -> torch.Tensor:
+        if made[0] == stop_after:
+            os._exit(9)
+        made[0] += 1
+        now[0] += 50.0 * (rank == 0)
+        return batch * 2
+
+    values = over_pool(pool_of(lengths, keep), measure, "test")
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps([made[0], values.tolist()]))
+    torch.distributed.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, stop_after: int = -1) -> list[int]:
+    folder.mkdir(exist_ok=True)
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    ranks = [context.Process(target=_on_rank, args=(r, 2, port, str(folder), stop_after)) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    return [process.exitcode for process in ranks]
+
+
+def test_two_ranks_agree_on_where_pieces_end(ground: Path, tmp_path: Path) -> None:
+    """A slow pass of a few hundred tokens, cut off in its tenth round: the rounds of the four pieces that were complete are not
+    made again, and the values are those of a pass that was not cut off."""
+    rounds = -(-len(token_batches(np.random.default_rng(0).integers(1, 9, size=60), 8)) // 2)
+    assert on_two_ranks(tmp_path / "whole") == [0, 0] and on_two_ranks(tmp_path / "cut", stop_after=9)[0] == 9
+    assert kept_lines(tmp_path / "cut") == 4  # of two rounds each: a third would be 150 seconds
+    assert on_two_ranks(tmp_path / "cut") == [0, 0]
+    found = [
+        json.loads((tmp_path / folder / f"rank-{r}.json").read_text()) for folder in ("whole", "cut") for r in (0, 1)
+    ]
+    assert [made for made, _ in found] == [rounds, rounds, rounds - 8, rounds - 8]
+    assert all(values == found[0][1] for _, values in found) and found[0][1] == (np.arange(60) * 2.0).tolist()
+
+
+def kept_lines(folder: Path) -> int:
+    (file,) = folder.glob("step_3/*/done.jsonl")
+    return len(file.read_text().splitlines())
+
+
+def test_a_short_pass_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a minute nothing is written, and the hashes of the model are not made; a pass that goes on longer is kept whole."""
+    clock, lengths, asked = Clock(monkeypatch), np.random.default_rng(0).integers(1, 9, size=300), []
+    monkeypatch.setattr("dataflex.signals.pace.PIECE_TOKENS", 200)
+
+    def key() -> dict[str, Any]:
+        asked.append(clock.now)
+        return {"signal": "loss"}
+
+    def a_pass(step: int, seconds: float) -> np.ndarray:
+        def measure(batch: torch.Tensor) -> torch.Tensor:
+            clock.now += seconds
+            return torch.sin(batch)
+
+        keep = KeptPass(Passes(tmp_path / "signals", "run"), step, 300, key, lambda: order_of(lengths))
+        return over_pool(pool_of(lengths, keep), measure, "test")
+
+    batches = len(token_batches(lengths, 8))
+    first = a_pass(1, 59.0 / batches)
+    assert not asked and not (tmp_path / "signals").exists()
+    begin = clock.now
+    second = a_pass(2, 1.0)
+    assert len(asked) == 1 and begin + 60 <= asked[0] <= begin + 120
+    begin = clock.now
+    assert np.array_equal(a_pass(2, 1.0), first) and clock.now == begin  # it is there, to the end
+    assert np.array_equal(first, second) and first.dtype == second.dtype
+
+
+def place(
+    passes: Passes, step: int, name: str = "loss", parts: int = 1, order: Sequence[int] = (0, 2, 1, 3)
+) -> KeptPass:
+    kept_pass = KeptPass(passes, step, 4, lambda: {"signal": name}, lambda: np.array(order), at_once=True)
+    for part in (np.array([0, 2]), np.array([1, 3]))[:parts]:
+        if kept_pass.missing[part].all():
+            kept_pass.put(part, part * 1.5)
+    return kept_pass
 
 
 def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
     passes, other = (Passes(tmp_path / "dataflex" / "signals", run) for run in ("a", "b"))
     for step in (2, 6, 10):
         place(passes, step)
@@ -341,18 +481,37 @@ def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "dataflex" / "signals").exists()
 
 
-def test_a_kept_pass_is_what_was_measured(tmp_path: Path) -> None:
+def test_a_kept_pass_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
     passes = Passes(tmp_path, "a")
     place(passes, 3)
-    again = passes.open(3, {"signal": "loss"}, 4, [np.array([0, 2]), np.array([1, 3])])
-    assert list(again.missing) == [1]
-    again.put(1, np.array([10.0, 30.0]))
+    again = place(passes, 3, parts=0)
+    assert again.missing.tolist() == [False, True, False, True]
+    again.put(np.array([1, 3]), np.array([10.0, 30.0]))
     assert again.values().tolist() == [0.0, 10.0, 3.0, 30.0]
-    for changed in ([np.array([0, 1]), np.array([2, 3])], [np.array([0, 2, 1]), np.array([3])]):
-        assert list(passes.open(3, {"signal": "loss"}, 4, changed).missing) == [0, 1]
-    assert list(passes.open(3, {"signal": "embedding"}, 4, changed).missing) == [0, 1]
-    assert list(passes.open(4, {"signal": "loss"}, 4, again.rows).missing) == [0, 1]
-    assert list(Passes(tmp_path, "b").open(3, {"signal": "loss"}, 4, again.rows).missing) == [0, 1]
+    assert not place(passes, 3, parts=0).missing.any()
+    for other in (
+        place(passes, 3, parts=0, order=(0, 1, 2, 3)),
+        place(passes, 3, "embedding", parts=0),
+        place(passes, 4, parts=0),
+        place(Passes(tmp_path, "b"), 3, parts=0),
+    ):
+        assert other.missing.all()
+
+
+def test_pieces_of_another_order_are_runs_of_it(tmp_path: Path) -> None:
+    """Rows that are not neighbours in the order are sealed apart; with one of them damaged the others are still there."""
+    order, values = np.array([4, 0, 3, 1, 2, 5]), np.arange(6) * 1.5
+    for places in (np.array([0, 1, 2, 3]), np.array([5])):
+        PieceFile(tmp_path, {}, 6, order).write(places, values[places])
+    file = PieceFile(tmp_path, {}, 6, order)
+    assert file.runs == [(1, 5), (5, 6)]
+    file.write(np.array([3, 4]), values[[3, 4]])
+    assert PieceFile(tmp_path, {}, 6, order).runs == [(1, 5), (5, 6), (0, 1), (2, 3)]
+    held = np.load(file.folder / "values.npy", mmap_mode="r+")
+    held[0] = 7
+    held.flush()
+    assert PieceFile(tmp_path, {}, 6, order).runs == [(5, 6), (0, 1), (2, 3)]
 
 
 def test_a_fingerprint_is_of_every_bit() -> None:

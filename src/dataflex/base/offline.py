@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
-from dataflex.offline.output import Outcome, Source, write_selection
+from dataflex.offline.destination import Destination
+from dataflex.offline.outcome import Outcome, Source
+from dataflex.offline.output import write_selection
 
 
 def select(config: RunConfig) -> None:
@@ -35,15 +38,43 @@ def select(config: RunConfig) -> None:
 
 def _select(config: RunConfig, reads_model: bool) -> None:
     assert config.dataflex is not None and config.dataflex.offline is not None
+    examples = config.dataflex.offline.examples
+    destination = _destination(config)
     begin = time.perf_counter()
     outcome = _with_model(config) if reads_model else _without_model(config)
     if outcome is None:  # another rank writes
         return
     outcome.notes.append(f"{time.perf_counter() - begin:.1f} s in all")
-    folder = Path(str(config.llamafactory["output_dir"]))
-    for line in write_selection(folder, outcome, config.dataflex.offline.examples):
+    lines: list[str] = []
+
+    def write(folder: Path) -> dict[str, dict[str, Any]]:
+        entries, lines[:] = write_selection(folder, outcome, destination.names, examples)
+        return entries
+
+    written = destination.put(write)
+    for line in lines:
         print(f"dataflex: {line}", flush=True)
-    print(f"dataflex: written to {folder}; set dataset_dir to it, or see {folder / 'summary.md'}", flush=True)
+    print(
+        f"dataflex: written to {written}; set dataset_dir to {destination.folder}, or see {written / 'summary.md'}",
+        flush=True,
+    )
+
+
+def _destination(config: RunConfig) -> Destination:
+    """Where the selection goes. ConfigError if something there would be lost, on the rank that will write."""
+    assert config.dataflex is not None and config.dataflex.select is not None
+    values, select = config.llamafactory, config.dataflex.select
+    folder, data = Path(str(values["output_dir"])), values.get("dataset_dir", "data")
+    here = isinstance(data, str) and Path(data).resolve() == folder.resolve()
+    destination = Destination(folder, select.name, _named(values.get("dataset")))
+    if os.environ.get("RANK", "0") == "0":
+        read = [*_named(values.get("dataset")), *_named(values.get("eval_dataset")), *config.dataflex.target[1]]
+        destination.check(read if here else ())
+    return destination
+
+
+def _named(datasets: Any) -> list[str]:
+    return [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else list(datasets or [])
 
 
 def needs_model(config: DataflexConfig) -> bool:
@@ -85,6 +116,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
         if training_args.resume_from_checkpoint:
             check_contents(Path(training_args.resume_from_checkpoint))
+        attributes = _attributes(data_args.dataset, data_args.dataset_dir)
         with numbered_rows() as stored:
             module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
         loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]
@@ -99,7 +131,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
             same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], rows)
-        loaded["names"], loaded["dir"] = list(data_args.dataset), data_args.dataset_dir
+        loaded["names"], loaded["attributes"] = list(data_args.dataset), attributes
         return module
 
     trainer = build_trainer(
@@ -132,7 +164,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
 
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
     notes += chosen.remarks
-    sources = _sources(loaded["names"], loaded["dir"], loaded["stored"], loaded["places"])
+    sources = _sources(loaded["names"], loaded["attributes"], loaded["stored"], loaded["places"])
     return Outcome(sources, dataflex.select.name, chosen.ids, chosen.scores, text, notes)  # type: ignore[union-attr]
 
 
@@ -160,10 +192,15 @@ def _check(config: DataflexConfig, stored: int, rows: int) -> None:
         raise ConfigError(f"dataflex.offline.budget: {budget} rows are asked for, but the data has {rows}")
 
 
-def _sources(names: Sequence[str], folder: Any, stored: Sequence[Any], places: Sequence[np.ndarray]) -> list[Source]:
+def _attributes(names: Sequence[str], folder: Any) -> list[Any]:
     from llamafactory.data.parser import get_dataset_list
 
-    attributes = get_dataset_list(list(names), folder)
+    return list(get_dataset_list(list(names), folder))
+
+
+def _sources(
+    names: Sequence[str], attributes: Sequence[Any], stored: Sequence[Any], places: Sequence[np.ndarray]
+) -> list[Source]:
     return [
         Source(name, read, how, at, stored_numbers(read)[at])
         for name, read, how, at in zip(names, stored, attributes, places, strict=False)
@@ -179,11 +216,12 @@ def _without_model(config: RunConfig) -> Outcome:
     assert config.dataflex is not None and config.dataflex.select is not None
     dataflex, spec, target = config.dataflex, config.dataflex.select, None
     rows = read_texts(config, "dataset")
+    attributes = _attributes(rows.names, config.llamafactory.get("dataset_dir", "data"))
     _check(dataflex, rows.raw_total, len(rows))
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
     for line in chosen.remarks:
         print(f"dataflex: select:{spec.name}: {line}", flush=True)
-    sources = _sources(rows.names, config.llamafactory.get("dataset_dir", "data"), rows.stored, rows.valid)
+    sources = _sources(rows.names, attributes, rows.stored, rows.valid)
     return Outcome(sources, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))

@@ -20,7 +20,7 @@ from dataflex.components.requests import Embedding, TargetEmbedding, name_of
 from dataflex.config import RunConfig
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.signals.embeddings import encoded_texts, load_encoder
+from dataflex.signals.embeddings import encode_missing
 from dataflex.trainer.offline import Chosen, given_embeddings, wanted
 from dataflex.trainer.random import generator
 from dataflex.trainer.select import check_choice, finite
@@ -156,12 +156,7 @@ def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: S
 
 
 def _encoded(model: str, texts: Texts, store: SignalStore) -> np.ndarray:
-    device = texts.arguments.device
-
-    def measure(places: np.ndarray) -> np.ndarray:
-        return encoded_texts(load_encoder(model, device), len(places), lambda i: texts[int(places[i])], device)
-
     folder = Path(model).expanduser()  # what is in it counts: an encoder may be trained on in its place
     encoder = digest(folder) if folder.is_dir() else model
     key = {"signal": "text", "model": encoder, "content": texts.fingerprint()}
-    return store.measured(key, len(texts), measure)
+    return encode_missing(model, store.open(key, len(texts)), texts.__getitem__, texts.arguments.device)

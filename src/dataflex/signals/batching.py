@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-# Tokens of a shard: minutes of one accelerator, and enough batches for many.
-_SHARD_TOKENS = 1 << 21
-
-Places = np.ndarray | slice
-"""Places of rows in a pool, ascending: int64[n], or all from one on."""
+from dataflex.signals.pace import pieces
 
 
 def token_budget(device: torch.device, gradients: bool = False) -> int:
@@ -36,9 +31,7 @@ def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     Sorted by length, longest first, so that a run short of memory fails at the start. A row longer than the budget is a
     batch by itself. Does not depend on the number of ranks.
     """
-    if len(lengths) and lengths.max() < 1 << 15:
-        lengths = lengths.astype(np.int16)  # numpy sorts these by radix
-    order = np.argsort(-lengths, kind="stable")
+    order = order_of(lengths)
     batches, start = [], 0
     while start < len(order):
         longest = max(int(lengths[order[start]]), 1)
@@ -48,49 +41,49 @@ def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     return batches
 
 
+def order_of(lengths: np.ndarray) -> np.ndarray:
+    """Places of rows in the order in which they are measured, whatever the budget: longest first."""
+    if len(lengths) and lengths.max() < 1 << 15:
+        lengths = lengths.astype(np.int16)  # numpy sorts these by radix
+    return np.argsort(-lengths, kind="stable")
+
+
 def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.ndarray], int]:
     """This rank's batches, and how many extra dummy forwards it must do so that all ranks do the same number."""
     mine = batches[rank::ranks]
     return mine, -(-len(batches) // ranks) - len(mine)
 
 
-def shards_of(lengths: np.ndarray) -> list[np.ndarray]:
-    """Split range(len(lengths)) into shards of about two million tokens, longest rows first. Depends on nothing else."""
-    order = np.argsort(-lengths, kind="stable")
-    tokens = np.cumsum(np.maximum(lengths[order], 1))
-    return np.split(order, np.flatnonzero(np.diff((tokens - 1) // _SHARD_TOKENS)) + 1)
-
-
 class Keep(Protocol):
-    """Takes the values of the rows of a pool, shard by shard; some may be there from a measurement that was cut off.
+    """Takes the values of the rows of a pool, piece by piece; some may be there from a measurement that was cut off.
 
-    missing: numbers of the shards that are still to be measured. Every rank calls it with the same values.
+    missing: bool[N], which rows are still to be measured. Every rank calls it with the same values.
     """
 
-    missing: Sequence[int]
+    missing: np.ndarray
 
-    def put(self, shard: int, values: np.ndarray) -> None:
-        """values: of the rows of a shard, in ascending order of their places."""
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        """values: of the rows at `places`, ascending."""
 
     def values(self) -> np.ndarray:
-        """Of all rows, once no shard is missing."""
+        """Of all rows, once none is missing."""
 
 
 class Held:
-    """Keeps values in memory. rows: places of each shard. count: rows in all."""
+    """Keeps values in memory. count: rows in all."""
 
-    def __init__(self, rows: Sequence[Places], count: int) -> None:
-        self.rows, self.count = rows, count
-        self.missing: Sequence[int] = range(len(rows))
+    def __init__(self, count: int) -> None:
+        self.missing = np.ones(count, dtype=bool)
         self._out: np.ndarray | None = None
 
-    def put(self, shard: int, values: np.ndarray) -> None:
-        if len(self.rows) == 1:
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        if len(places) == len(self.missing):
             self._out = values
-            return
-        if self._out is None:
-            self._out = np.empty((self.count, *values.shape[1:]), values.dtype)
-        self._out[self.rows[shard]] = values
+        else:
+            if self._out is None:
+                self._out = np.empty((len(self.missing), *values.shape[1:]), values.dtype)
+            self._out[places] = values
+        self.missing[places] = False
 
     def values(self) -> np.ndarray:
         return np.empty(0) if self._out is None else self._out
@@ -101,8 +94,8 @@ class Pool:
     """Rows to be measured.
 
     rows: indexed by `ids` (int64[N]). lengths: tokens of each, int64[N]. budget: padded tokens per batch. collate: rows ->
-    batch; prepare: batch -> batch on the device. workers: of the loader, where there is enough to do. keep: where values go
-    by the shards of `shards_of`; None: all rows are one shard, in memory.
+    batch; prepare: batch -> batch on the device. workers: of the loader, where there is enough to do. keep: where values go,
+    piece by piece; None: all at once, in memory.
     """
 
     rows: Any
@@ -137,20 +130,18 @@ class _Served:
 
 
 def batches_of(
-    pool: Pool, what: str, shards: Sequence[list[np.ndarray]] | None = None
+    pool: Pool, what: str, batches: list[np.ndarray] | None = None
 ) -> Generator[tuple[np.ndarray | None, Any], None, None]:
     """(places in the pool, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
 
-    shards: batches that are dealt to the ranks, one list of them after the other; None: all of the pool. Every rank makes the
-    same number of forwards. Rank 0 shows a progress bar on a terminal.
+    batches: that are dealt to the ranks in turn; None: those of the whole pool. Every rank makes the same number of forwards.
+    Rank 0 shows a progress bar on a terminal.
     """
-    rank, ranks = _rank()
-    mine: list[np.ndarray | None] = []
-    served: list[np.ndarray] = []
-    for batches in [token_batches(pool.lengths, pool.budget)] if shards is None else shards:
-        own, dummies = share(batches, rank, ranks)
-        mine += [*own, *[None] * dummies]
-        served += own + [b[:1] for b in batches[:1]] * dummies
+    if batches is None:
+        batches = token_batches(pool.lengths, pool.budget)
+    own, dummies = share(batches, *_rank())
+    mine: list[np.ndarray | None] = [*own, *[None] * dummies]
+    served = own + [b[:1] for b in batches[:1]] * dummies
     loader = DataLoader(
         pool.rows,
         batch_sampler=_Served(pool.ids, served),  # type: ignore[arg-type]
@@ -161,7 +152,7 @@ def batches_of(
         generator=torch.Generator().manual_seed(0),
     )
     total = sum(len(places) for places in mine if places is not None)
-    with tqdm(total=total, desc=what, unit="sample", disable=rank != 0 or not sys.stderr.isatty()) as bar:
+    with tqdm(total=total, desc=what, unit="sample", disable=_rank()[0] != 0 or not sys.stderr.isatty()) as bar:
         for places, batch in zip(mine, loader, strict=True):
             bar.update(0 if places is None else len(places))
             yield places, pool.prepare(batch)
@@ -173,18 +164,21 @@ def over_pool(
     """measure(batch) -> [B] or [B, K] for all rows of a pool: float64 (or `dtype`) [N] or [N, K], equal on every rank.
 
     Values that are not finite become NaN. The value of a row must not depend on its batch; then it does not depend on the
-    number of ranks or on shards either. Of a pool with a `keep`, only the shards that are missing are measured. Must be called
-    inside `isolated`.
+    number of ranks either. Of a pool with a `keep`, only the rows that are missing are measured, in the batches of the whole
+    pool. Must be called inside `isolated`.
     """
     if not len(pool):
         return np.empty(0)
-    keep = pool.keep or Held([slice(0, len(pool))], len(pool))
-    shards = [np.arange(len(pool))] if pool.keep is None else shards_of(pool.lengths)
-    batches = {k: [shards[k][b] for b in token_batches(pool.lengths[shards[k]], pool.budget)] for k in keep.missing}
-    with closing(batches_of(pool, what, list(batches.values()))) as served:
-        for k, own in batches.items():
-            rows, out = np.sort(shards[k]), None
-            for places, batch in islice(served, -(-len(own) // _rank()[1])):
+    keep, ranks = pool.keep or Held(len(pool)), _rank()[1]
+    batches = [b[keep.missing[b]] for b in token_batches(pool.lengths, pool.budget)]
+    batches = [b for b in batches if len(b)]
+    rounds = [batches[k : k + ranks] for k in range(0, len(batches), ranks)]
+    tokens = np.array([sum(np.maximum(pool.lengths[b], 1).sum() for b in some) for some in rounds], dtype=np.int64)
+    with closing(batches_of(pool, what, batches)) as served:
+        for piece in pieces(tokens, None if pool.keep is None else pool.device):
+            rows, out = _places(rounds[piece.begin : piece.most]), None
+            for _ in piece:
+                places, batch = next(served)
                 values = measure(batch)
                 if out is None:
                     out = torch.zeros((len(rows), *values.shape[1:]), dtype=dtype, device=pool.device)
@@ -192,12 +186,21 @@ def over_pool(
                     here = torch.as_tensor(np.searchsorted(rows, places), device=pool.device)
                     out[here] = values.to(dtype)
             assert out is not None
-            if _rank()[1] > 1:
+            if piece.end < piece.most:
+                measured = _places(rounds[piece.begin : piece.end])
+                out = out[torch.as_tensor(np.searchsorted(rows, measured), device=pool.device)]
+                rows = measured
+            if ranks > 1:
                 dist.all_reduce(out)
             found = out.cpu().numpy()
             found[~np.isfinite(found)] = np.nan
-            keep.put(k, found)
+            keep.put(rows, found)
     return keep.values()
+
+
+def _places(rounds: list[list[np.ndarray]]) -> np.ndarray:
+    """Of all rows of some rounds, ascending."""
+    return np.sort(np.concatenate([batch for some in rounds for batch in some]))
 
 
 def _rank() -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import torch
 import torch.distributed as dist
 
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool, over_pool
+from dataflex.signals.batching import Keep, Pool, over_pool
 from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated, loaded_whole
+from dataflex.signals.pace import pieces
 
 # Texts given to the encoder at once; it forms batches of its own.
-_TEXTS = 1024
+_TEXTS = 256
+# Of a text, as far as they bound a piece: 16384 texts are one.
+_TOKENS = 128
 
 
 def pool_embeddings(model: torch.nn.Module, pool: Pool, *, layer: int = -1, pooling: str = "mean") -> np.ndarray:
@@ -89,6 +92,25 @@ def load_encoder(name: str, device: torch.device) -> Any:
             return SentenceTransformer(name, device=str(device))
     except (OSError, ValueError) as error:
         raise DataflexError(f"embedding_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def encode_missing(model: str, keep: Keep, text: Callable[[int], str], device: torch.device) -> np.ndarray:
+    """float32 [N, d]: vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `keep` does not have
+    are encoded, in pieces."""
+    places = np.flatnonzero(keep.missing)
+    size = _TEXTS * (dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
+    for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
+        found = []
+        for number in piece:
+            here = places[number * size : (number + 1) * size].tolist()
+            own = partial(_nth, text, here)
+            found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
+        keep.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
+    return keep.values()
+
+
+def _nth(text: Callable[[int], str], places: list[int], i: int) -> str:
+    return text(places[i])
 
 
 def encoded_texts(encoder: Any, count: int, text: Callable[[int], str], device: torch.device) -> np.ndarray:

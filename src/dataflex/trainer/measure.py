@@ -29,7 +29,7 @@ from dataflex.components.requests import (
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Held, Pool, over_pool, token_budget
-from dataflex.signals.embeddings import encoded_texts, load_encoder, pool_embeddings
+from dataflex.signals.embeddings import encode_missing, load_encoder, pool_embeddings
 from dataflex.signals.gradients.alignment import (
     DEFAULT_DIM,
     EXACT_FEATURES,
@@ -46,7 +46,7 @@ from dataflex.signals.losses import pool_losses
 from dataflex.signals.routing import expert_counts
 from dataflex.trainer.collectives import rank
 from dataflex.trainer.evaluate import HELD_OUT_SUMS
-from dataflex.trainer.passes import KeptPasses, shard_rows
+from dataflex.trainer.passes import KeptPasses
 from dataflex.trainer.plan import Plan
 from dataflex.trainer.policy import policy_rows, remarks_on
 from dataflex.trainer.random import generator
@@ -101,7 +101,7 @@ class Measurements(KeptPasses):
     def _taken_up(self, request: Request, pool: Pool) -> np.ndarray:
         """Measure what has not been measured before the run was killed."""
         pool = replace(pool, keep=self._keep(request, pool))
-        if pool.keep is not None and not pool.keep.missing:
+        if pool.keep is not None and not pool.keep.missing.any():
             return pool.keep.values()
         return self._measure(request, pool)
 
@@ -155,18 +155,13 @@ class Measurements(KeptPasses):
 
     def _encoded(self, request: Request, model: str, pool: Pool) -> np.ndarray:
         """Vectors of a text encoder."""
-        shards = shard_rows(request, pool)
-        keep = pool.keep or Held(shards, len(pool))
-        for shard in keep.missing:
-            ids = pool.ids[shards[shard]]
 
-            def text(place: int, ids: np.ndarray = ids) -> str:
-                row = pool.rows[int(ids[place])]
-                tokens = row.get("input_ids", row.get("chosen_input_ids"))
-                return str(self.processing_class.decode(tokens, skip_special_tokens=True)).strip()
+        def text(place: int) -> str:
+            row = pool.rows[int(pool.ids[place])]
+            tokens = row.get("input_ids", row.get("chosen_input_ids"))
+            return str(self.processing_class.decode(tokens, skip_special_tokens=True)).strip()
 
-            keep.put(shard, encoded_texts(load_encoder(model, self.args.device), len(ids), text, self.args.device))
-        return keep.values()
+        return encode_missing(model, pool.keep or Held(len(pool)), text, self.args.device)
 
     def _interaction(self, request: Interaction, pool: Pool) -> np.ndarray:
         rows, aims = self._gradients(request), BatchGradients(self.model, request.parameters, half=self.args.fp16)

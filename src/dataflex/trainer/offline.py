@@ -25,7 +25,7 @@ from dataflex.config.schema import OfflineConfig
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Keep, Pool
 from dataflex.trainer.collectives import decide
-from dataflex.trainer.passes import shard_rows
+from dataflex.trainer.passes import order_in
 from dataflex.trainer.select import SelectTrainer
 from dataflex.trainer.store import SignalStore
 
@@ -98,7 +98,7 @@ class OfflineTrainer(SelectTrainer):
         assert key is not None
         aims = aims_at_target([request])
         key |= {"data": self._data, "target": self._target if aims else None, "seed": self.plan.seed}
-        return self._store.open(key, len(pool), shard_rows(request, pool))
+        return self._store.open(key, len(pool), order_in(request, pool))
 
     def _get_learning_rate(self) -> float:
         return float(self.args.learning_rate)

@@ -1,4 +1,4 @@
-"""Scoring passes of a run, kept shard by shard, so that one that is killed goes on where it was.
+"""Scoring passes of a run, kept piece by piece, so that one that is killed goes on where it was.
 
 A run that is resumed trains to the step of the pass again. Where it gets there to the bit, which a hash of the model and of
 the moments tells, what was measured is taken up; else the hash is another one, and all is measured anew.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
@@ -28,19 +28,19 @@ from dataflex.components.requests import (
     TargetEmbedding,
     name_of,
 )
-from dataflex.signals.batching import Held, Keep, Places, Pool, shards_of
+from dataflex.signals import pace
+from dataflex.signals.batching import Held, Keep, Pool, order_of
 from dataflex.signals.embeddings import load_encoder
 from dataflex.trainer.collectives import decide, rank, ranks
+from dataflex.trainer.engine import engine_of
 from dataflex.trainer.fingerprint import model_fingerprint, moments_fingerprint
 from dataflex.trainer.host import Host
 from dataflex.trainer.ledger import DIRECTORY
 from dataflex.trainer.rows import Rows
-from dataflex.trainer.store import ShardFile
+from dataflex.trainer.store import PieceFile, Run, places_of
 
 # Bytes of other passes beside which a pass is kept; the oldest go first.
 _ROOM = 1 << 30
-# Texts of a shard: sixteen of the blocks that an encoder is given.
-_TEXTS = 1 << 14
 
 
 class Passes:
@@ -53,28 +53,8 @@ class Passes:
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run, self.gave_up = folder, run, False
 
-    def open(self, step: int, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> KeptPass:
-        """Equal on every rank, with what is there of this pass already put."""
-        held, found = KeptPass(self, rows, count), list[int]()
-
-        def begin() -> None:
-            self._make_room(step)
-            held.file = ShardFile(self.folder / f"step_{step}", {"run": self.run, "step": step, **key}, count, rows)
-            found[:] = sorted(held.file.done)
-            if found:
-                print(
-                    f"dataflex: step {step}: {len(found)} of {len(rows)} shards of {key['signal']} are there",
-                    flush=True,
-                )
-
-        def begun() -> list[int]:
-            if not self.gave_up:
-                self.attempt(begin)
-            return found
-
-        for shard in decide(begun):
-            held.put_back(shard, decide(lambda: held.file.read(shard)))  # type: ignore[union-attr]  # noqa: B023
-        return held
+    def holds(self, step: int) -> bool:
+        return (self.folder / f"step_{step}").is_dir()
 
     def attempt(self, act: Callable[[], None]) -> None:
         try:
@@ -103,29 +83,94 @@ class Passes:
         found = [(f, f.name.removeprefix("step_")) for f in self.folder.glob("step_*")]
         return sorted(((f, int(n)) for f, n in found if n.isdecimal()), key=lambda pair: pair[1])
 
-    def _make_room(self, step: int) -> None:
+    def make_room(self, step: int) -> None:
         others = [(f, sum(p.stat().st_size for p in f.rglob("*"))) for f, n in self._steps() if n != step]
         while sum(size for _, size in others) > _ROOM:
             shutil.rmtree(others.pop(0)[0], ignore_errors=True)
 
 
 class KeptPass(Held):
-    """Values in memory on every rank, and on rank 0 in a file too, as long as that can be written."""
+    """Values in memory on every rank, and on rank 0 in a file too, as long as that can be written.
 
-    def __init__(self, passes: Passes, rows: Sequence[Places], count: int) -> None:
-        super().__init__(rows, count)
-        self.passes = passes
-        self.file: ShardFile | None = None
+    key: what the values depend on, equal on every rank; None: that cannot be told. It may take seconds to make, so it is made
+    when something of this step is there, or when a first piece is to be written, once the pass has taken about as long as one.
+    at_once: it is made right away. order: as that of `PieceFile`.
+    """
 
-    def put_back(self, shard: int, values: np.ndarray) -> None:
-        super().put(shard, values)
-        self.missing = [k for k in self.missing if k != shard]
+    def __init__(
+        self,
+        passes: Passes,
+        step: int,
+        count: int,
+        key: Callable[[], Mapping[str, Any] | None],
+        order: Callable[[], np.ndarray | None],
+        at_once: bool = False,
+    ) -> None:
+        super().__init__(count)
+        self._passes, self._step, self._make_key, self._make_order = passes, step, key, order
+        self._file: PieceFile | None = None
+        self._begun = False
+        self._unwritten: list[np.ndarray] = []
+        self._written = self._last = pace.clock()
+        there = decide(lambda: not passes.gave_up and passes.holds(step))
+        known = (there or at_once) and self._key is not None
+        if there and known:
+            self._take_up()
 
-    def put(self, shard: int, values: np.ndarray) -> None:
-        super().put(shard, values)
-        if self.file is not None and not self.passes.gave_up:
-            file = self.file
-            self.passes.attempt(lambda: file.write(shard, values))
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        super().put(places, values)
+        self._unwritten.append(places)
+        if decide(self._due):
+            if self._key is not None and rank() == 0:  # every rank takes part in making the key
+                self._passes.attempt(self._write)
+            self._unwritten, self._written = [], pace.clock()
+        self._last = pace.clock()
+
+    @cached_property
+    def _key(self) -> Mapping[str, Any] | None:
+        key = self._make_key()
+        return None if key is None else {"run": self._passes.run, "step": self._step, **key}
+
+    @cached_property
+    def _order(self) -> np.ndarray | None:
+        return self._make_order()
+
+    def _due(self) -> bool:
+        """Whether another piece like the last would make too much that is not written; what is left at the end, if there is
+        something in the file."""
+        if self._passes.gave_up:
+            return False
+        if not self.missing.any():
+            return self._begun
+        now = pace.clock()
+        return (now - self._written) + (now - self._last) >= pace.PIECE_SECONDS
+
+    def _open(self) -> PieceFile:
+        if self._file is None:
+            assert self._key is not None
+            self._passes.make_room(self._step)
+            folder = self._passes.folder / f"step_{self._step}"
+            self._file = PieceFile(folder, self._key, len(self.missing), self._order)
+        return self._file
+
+    def _write(self) -> None:
+        places = np.sort(np.concatenate(self._unwritten))
+        self._open().write(places, self.values()[places])
+        self._begun = True
+
+    def _take_up(self) -> None:
+        found: list[Run] = []
+
+        def look() -> list[Run]:
+            self._passes.attempt(lambda: found.extend(self._open().runs))
+            return found
+
+        for run in decide(look):
+            super().put(places_of(run, self._order), decide(lambda: self._open().read(run)))  # noqa: B023
+        if found:
+            self._begun = True
+            count, there, signal = len(self.missing), int((~self.missing).sum()), self._key["signal"]  # type: ignore[index]
+            print(f"dataflex: step {self._step}: {there} of {count} rows of {signal} are there", flush=True)
 
 
 class KeptPasses(Host):  # type: ignore[misc]
@@ -145,19 +190,22 @@ class KeptPasses(Host):  # type: ignore[misc]
             self.passes.forget(before)
 
     def _keep(self, request: Request, pool: Pool) -> Keep | None:
-        """Where the values of rows go; None: a pass that is not kept. One that is a single shard has nothing to go on from."""
+        """Where the values of rows go; None: a pass that is not kept."""
         per_row = request == "loss" or isinstance(request, Embedding | TargetAlignment | PolicyAlignment | Features)
         if not per_row or isinstance(request, TargetEmbedding) or pool.rows is not self.rows:
             return None
-        rows = shard_rows(request, pool)
-        if len(rows) < 2:
+        if not len(pool):
             return None
-        key = self._depends_on(request, pool)
-        if key is None:
-            return None
-        # Sums over the target's rows round differently on another number of ranks.
-        key |= {"ranks": ranks(), "batches of": pool.budget}
-        return self.passes.open(self.state.global_step, key, len(pool), rows)
+
+        def key() -> dict[str, Any] | None:
+            # Sums over the target's rows round differently on another number of ranks.
+            found = self._depends_on(request, pool)
+            return None if found is None else found | {"ranks": ranks(), "batches of": pool.budget}
+
+        # Of a model that is split each rank reads its part alone, and what is read may be another thing once it has run.
+        split = engine_of(self.args) != "DDP"
+        step = self.state.global_step
+        return KeptPass(self.passes, step, len(pool), key, lambda: order_in(request, pool), at_once=split)
 
     def _depends_on(self, request: Request, pool: Pool) -> dict[str, Any] | None:
         """Of the values of a signal, as far as it may change while a run has this identity; equal on every rank. None where
@@ -216,11 +264,11 @@ class KeptPasses(Host):  # type: ignore[misc]
         return kept[what]
 
 
-def shard_rows(request: Request, pool: Pool) -> list[Places]:
-    """The places that each shard of a pass is of: as `over_pool` measures, and of texts as an encoder reads them."""
+def order_in(request: Request, pool: Pool) -> np.ndarray | None:
+    """In which rows are measured: as `over_pool` does it; texts as they come."""
     if isinstance(request, Embedding) and request.model is not None:
-        return [slice(a, min(a + _TEXTS, len(pool))) for a in range(0, len(pool), _TEXTS)]
-    return [np.sort(places) for places in shards_of(pool.lengths)]
+        return None
+    return order_of(pool.lengths)
 
 
 def _belongs(folder: Path, run: str) -> bool:

@@ -15,7 +15,7 @@ from dataflex.signals.cross_entropy import forward_token_losses
 from dataflex.signals.isolation import isolated
 from dataflex.trainer.store import SignalStore
 
-_ROWS = 4096  # of a shard
+_ROWS = 256  # of a piece, for each rank
 
 
 class ReferenceLosses:
@@ -40,7 +40,8 @@ def reference_losses(
     """trainable: int64 [N], trainable tokens of each row. pool: loads the model and gives the pool of all rows; called when
     there is something left to measure. Equal on every rank."""
     offsets = np.concatenate([[0], np.cumsum(trainable)])
-    edges = np.unique(np.append(offsets[::_ROWS], offsets[-1]))
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    edges = np.unique(np.append(offsets[:: _ROWS * ranks], offsets[-1]))
     loaded: list[tuple[torch.nn.Module, Pool]] = []
 
     def measure(places: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Values of a signal on disk: written a shard at a time, taken up again where a measurement was cut off."""
+"""Values of a signal on disk: written a piece at a time, taken up again where a measurement was cut off."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,43 +15,46 @@ import numpy as np
 import xxhash
 
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Places
 from dataflex.trainer.collectives import decide, rank
 from dataflex.writing import write_atomically
 
-# Rows of a shard, where nothing is known about their lengths.
+Run = tuple[int, int]
+"""Of an order: from, and up to but not including."""
+
+# Values that are measured together, where nothing is known about them.
 _ROWS = 4096
 
 
-class ShardFile:
-    """The directory of one signal, for the process that writes it. key: what the values depend on; count: rows in all; rows:
-    places of each shard.
+class PieceFile:
+    """The directory of one signal, for the process that writes it. key: what the values depend on; count: rows in all; order:
+    int64[count], the places of the rows in the order in which they are measured; None: as they are stored.
 
         key.json       the key
         values.npy     float [count] or [count, K]
-        done.jsonl     a line per shard that is complete, with a hash of its values
+        done.jsonl     a line per piece that is complete, a run of that order, with a hash of its values
 
-    done: the shards that are there as they were written; one that does not match its hash is not. Raises OSError.
+    runs: those that are there as they were written; one that does not match its hash is not. Raises OSError.
     """
 
-    def __init__(self, parent: Path, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> None:
-        composed = xxhash.xxh3_64()
-        for part in rows:
-            composed.update(repr(part).encode() if isinstance(part, slice) else part.tobytes() + b"|")
-        whole = {**key, "rows": count, "shards": composed.hexdigest()}
-        text = json.dumps(whole, indent=1, sort_keys=True, default=str)
+    def __init__(self, parent: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
+        digest = "as stored" if order is None else xxhash.xxh3_64_hexdigest(order.astype(np.int64).tobytes())
+        text = json.dumps({**key, "rows": count, "order": digest}, indent=1, sort_keys=True, default=str)
         self.folder = parent / xxhash.xxh3_64_hexdigest(text.encode())
-        self.rows, self.count = rows, count
+        self.order, self.count = order, count
         write_atomically(self.folder / "key.json", text.encode())
         self._values = self._found()
-        self.done = self._verified()
+        self.runs = self._verified()
 
-    def read(self, shard: int) -> np.ndarray:
-        """The values of a shard that is done."""
+    def places(self, run: Run) -> np.ndarray:
+        """Of the rows of a run, ascending."""
+        return places_of(run, self.order)
+
+    def read(self, run: Run) -> np.ndarray:
+        """The values of a run that is there."""
         assert self._values is not None
-        return np.array(self._values[self.rows[shard]])
+        return np.array(self._values[self.places(run)])
 
-    def write(self, shard: int, values: np.ndarray) -> None:
+    def write(self, places: np.ndarray, values: np.ndarray) -> None:
         """Not through the map: a full disk would then end the process instead of raising OSError."""
         path = self.folder / "values.npy"
         if self._values is None:
@@ -62,18 +66,35 @@ class ShardFile:
                 file.truncate(file.tell() + self.count * values[:1].nbytes)
             self._values = np.load(path, mmap_mode="r")
         with path.open("r+b") as file:
-            _write_rows(file, int(self._values.offset), self.rows[shard], values)  # type: ignore[union-attr]
+            _write_rows(file, int(self._values.offset), places, values)  # type: ignore[union-attr]
             file.flush()
             os.fsync(file.fileno())
-        line = json.dumps({"shard": shard, "hash": _hash(values)})
+        lines = []
+        for run in self._runs_of(places):
+            own = values if run[1] - run[0] == len(places) else values[np.searchsorted(places, self.places(run))]
+            lines.append(json.dumps({"from": run[0], "to": run[1], "hash": _hash(own)}) + "\n")
         with (self.folder / "done.jsonl").open("a") as done:
-            done.write(f"{line}\n")
+            done.write("".join(lines))
             done.flush()
             os.fsync(done.fileno())
 
     def values(self) -> np.ndarray:
         """All of them, mapped into memory; what is written to the array is not written to the file."""
         return np.load(self.folder / "values.npy", mmap_mode="c")  # type: ignore[no-any-return]
+
+    @cached_property
+    def _position(self) -> np.ndarray | None:
+        """Of each row in the order."""
+        if self.order is None:
+            return None
+        found = np.empty(self.count, dtype=np.int64)
+        found[self.order] = np.arange(self.count)
+        return found
+
+    def _runs_of(self, places: np.ndarray) -> list[Run]:
+        at = places if self._position is None else np.sort(self._position[places])
+        edges = np.flatnonzero(np.diff(at) != 1) + 1
+        return [(int(part[0]), int(part[-1]) + 1) for part in np.split(at, edges) if len(part)]
 
     def _found(self) -> np.ndarray | None:
         try:
@@ -82,22 +103,28 @@ class ShardFile:
         except (OSError, ValueError, EOFError):
             return None
 
-    def _verified(self) -> set[int]:
+    def _verified(self) -> list[Run]:
         if self._values is None:
-            return set()
+            return []
         try:
             lines = (self.folder / "done.jsonl").read_text(errors="replace").splitlines()
         except OSError:
-            return set()
-        found = set()
+            return []
+        found = []
         for line in lines:
             try:
-                shard = json.loads(line)
-                if _hash(self.read(shard["shard"])) == shard["hash"]:
-                    found.add(int(shard["shard"]))
+                said = json.loads(line)
+                run = (int(said["from"]), int(said["to"]))
+                if 0 <= run[0] < run[1] <= self.count and _hash(self.read(run)) == said["hash"]:
+                    found.append(run)
             except (ValueError, KeyError, TypeError, IndexError):  # a torn line
                 continue
         return found
+
+
+def places_of(run: Run, order: np.ndarray | None) -> np.ndarray:
+    """Ascending, int64[n]."""
+    return np.arange(*run) if order is None else np.sort(order[run[0] : run[1]])
 
 
 class SignalStore:
@@ -107,8 +134,8 @@ class SignalStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open(self, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> Stored:
-        return Stored(self.folder, key, count, rows)
+    def open(self, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> Stored:
+        return Stored(self.folder, key, count, order)
 
     def measured(
         self,
@@ -119,37 +146,40 @@ class SignalStore:
     ) -> np.ndarray:
         """measure(places) for all of range(rows), equal on every rank; only what is not there yet is measured.
 
-        edges: where shards begin and the last one ends, ascending from 0 to `rows`; None: every 4096 rows."""
+        edges: where pieces begin and the last one ends, ascending from 0 to `rows`; None: every 4096 rows."""
         if not rows:
             return np.empty(0)
         if edges is None:
             edges = np.append(np.arange(0, rows, _ROWS), rows)
-        stored = self.open(key, rows, [slice(a, b) for a, b in pairwise(edges.tolist())])
-        for shard in stored.missing:
-            stored.put(shard, measure(np.arange(edges[shard], edges[shard + 1])))
+        stored = self.open(key, rows)
+        for begin, end in pairwise(edges.tolist()):
+            if stored.missing[begin:end].any():
+                stored.put(np.arange(begin, end), measure(np.arange(begin, end)))
         return stored.values()
 
 
 class Stored:
     """A `Keep` on disk: on rank 0 the file itself is the values, memory-mapped, on the others a file that nobody else sees."""
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], count: int, rows: Sequence[Places]) -> None:
-        self._file: ShardFile | None = None
-        self._parent, self._rows, self._count = folder, rows, count
+    def __init__(self, folder: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
+        self._file: PieceFile | None = None
+        self._parent = folder
         self._elsewhere: np.ndarray | None = None
+        self.missing = np.ones(count, dtype=bool)
 
-        def begin() -> list[int]:
-            self._file = ShardFile(folder, key, count, rows)
-            return sorted(self._file.done)
+        def begin() -> list[Run]:
+            self._file = PieceFile(folder, key, count, order)
+            return self._file.runs
 
-        done = decide(lambda: self._or_end(begin))
-        self.missing: Sequence[int] = sorted(set(range(len(rows))) - set(done))
-        for shard in done:
-            self._put_elsewhere(shard, decide(lambda: self._file.read(shard)))  # type: ignore[union-attr]  # noqa: B023
+        for run in decide(lambda: self._or_end(begin)):
+            places = places_of(run, order)
+            self._put_elsewhere(places, decide(lambda: self._file.read(run)))  # type: ignore[union-attr]  # noqa: B023
+            self.missing[places] = False
 
-    def put(self, shard: int, values: np.ndarray) -> None:
-        decide(lambda: self._or_end(lambda: self._file.write(shard, values)))  # type: ignore[union-attr]
-        self._put_elsewhere(shard, values)
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        decide(lambda: self._or_end(lambda: self._file.write(places, values)))  # type: ignore[union-attr]
+        self._put_elsewhere(places, values)
+        self.missing[places] = False
 
     def values(self) -> np.ndarray:
         if self._file is not None:
@@ -157,16 +187,16 @@ class Stored:
         assert self._elsewhere is not None
         return self._elsewhere
 
-    def _put_elsewhere(self, shard: int, values: np.ndarray) -> None:
+    def _put_elsewhere(self, places: np.ndarray, values: np.ndarray) -> None:
         if rank() == 0:
             return
         if self._elsewhere is None:
-            shape = (self._count, *values.shape[1:])
+            shape = (len(self.missing), *values.shape[1:])
             file = TemporaryFile()  # noqa: SIM115
-            size = self._count * values[:1].nbytes
+            size = len(self.missing) * values[:1].nbytes
             self._or_end(lambda: os.posix_fallocate(file.fileno(), 0, size))  # a map of a full disk ends the process
             self._elsewhere = np.memmap(file, values.dtype, "w+", shape=shape)
-        self._elsewhere[self._rows[shard]] = values
+        self._elsewhere[places] = values
 
     def _or_end(self, act: Callable[[], Any]) -> Any:
         try:
@@ -178,13 +208,9 @@ class Stored:
             ) from error
 
 
-def _write_rows(file: Any, start: int, rows: Places, values: np.ndarray) -> None:
+def _write_rows(file: Any, start: int, rows: np.ndarray, values: np.ndarray) -> None:
     """Rows of an array that begins `start` bytes into a file, runs of neighbours at once."""
     width = values[:1].nbytes
-    if isinstance(rows, slice):
-        file.seek(start + rows.start * width)
-        file.write(values.tobytes())
-        return
     for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
         file.seek(start + int(rows[run[0]]) * width)
         file.write(values[run[0] : run[-1] + 1].tobytes())
