@@ -76,9 +76,8 @@ def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
         keys = {**keys, "overwrite_output_dir": True}
     write_atomically(file, text.encode())
     folder = Path(keys["output_dir"])
-    anew = (
-        ["overwrite_output_dir=true"] if newest_complete(folder)[0] is None or keys.get("overwrite_output_dir") else []
-    )
+    fresh = keys.get("overwrite_output_dir") or newest_complete(folder)[0] is None
+    anew = ["overwrite_output_dir=true"] if fresh else []
     say([f"{step}: {file}"])
     status = subprocess.run([sys.executable, "-m", "dataflex", "train", str(file), *anew], check=False).returncode
     if status == 0:

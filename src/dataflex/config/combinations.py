@@ -34,8 +34,9 @@ _STREAMED_STAGES = ("pt", "sft")
 _STREAMED_SIGNALS = ("train_loss", *HELD_OUT)
 
 
-def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
-    """Raise ConfigError for the first combination that would be wrong or silently without effect."""
+def check_combinations(config: DataflexConfig, lf: dict[str, Any], notices: list[str]) -> None:
+    """Raise ConfigError for the first combination that would be wrong or silently without effect; a line in `notices` for one
+    that is odd."""
     what = " and ".join(config.components)
     stage = lf.get("stage", "sft")
     if stage == "ppo":
@@ -65,7 +66,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         _check_given(config, config.weight, lf, stage)
         _check_weights(config, config.weight, stage)
     if config.aiming():
-        _check_target(config, lf)
+        _check_target(config, lf, notices)
     if config.mix is not None:
         _check_mixer(config, lf, stage)
     if config.select is not None:
@@ -82,9 +83,8 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
         raise ConfigError(f"train_sampling_strategy: sequential has no effect with {what}; set disable_shuffling")
     if lf.get("train_sampling_strategy") == "group_by_length" or truth(lf.get("group_by_length"), "group_by_length"):
         raise ConfigError(f"group_by_length orders rows itself and cannot be combined with {what}")
-    for key in ("save_only_model", "ignore_data_skip"):
-        if truth(lf.get(key), key):
-            raise ConfigError(f"{key} makes an exact resume impossible and cannot be combined with {what}")
+    if truth(lf.get("ignore_data_skip"), "ignore_data_skip"):
+        raise ConfigError(f"ignore_data_skip makes an exact resume impossible and cannot be combined with {what}")
     if truth(lf.get("auto_find_batch_size"), "auto_find_batch_size"):
         raise ConfigError(f"auto_find_batch_size changes the global batch mid-run and cannot be combined with {what}")
     if config.select is not None and config.mix is not None and config.mix.max_repetition is not None:
@@ -277,8 +277,8 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
                 raise ConfigError(f"{key} keeps no moments that {reader} can read; set gradient_type: sgd")
 
 
-def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
-    """There is a target, and it is not trained on."""
+def _check_target(config: DataflexConfig, lf: dict[str, Any], notices: list[str]) -> None:
+    """There is a target, and a selector does not train on it: it would choose the target itself. A weighter may."""
     slot = config.aiming()[0]
     name = config.select.name if config.select is not None and slot == "select" else config.weight.slots()[slot].name  # type: ignore[union-attr]
     key, given = config.target
@@ -294,8 +294,12 @@ def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
     datasets = lf.get("dataset") or []
     trained = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else datasets
     for target in names:
-        if target in trained:
+        if target in trained and slot == "select":
             raise ConfigError(f"{key}: {target!r} is also in dataset, and {name} must not train on its target")
+        if target in trained:
+            notices.append(
+                f"{key}: {target!r} is also in dataset, so {name} compares rows with a target they are part of"
+            )
 
 
 def reads_losses(config: DataflexConfig, slot: str) -> bool:

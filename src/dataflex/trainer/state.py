@@ -1,7 +1,8 @@
 """What a checkpoint holds beside LLaMA-Factory's own files, and which checkpoint is fit to resume from.
 
 checkpoint-<n>/dataflex/
-  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components
+  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components, and whether
+                    the Trainer saved the model alone
   arrays.npz        arrays of the components, rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
@@ -28,6 +29,7 @@ from dataflex.writing import atomically, write_atomically
 FORMAT = 2
 MARK = "COMPLETE"
 _FOREIGN = "it holds no dataflex state"
+_MODEL_ONLY = "it was saved with save_only_model, so there is no optimizer to go on with"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -37,7 +39,7 @@ class Snapshot:
 
     stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
     extra: the trainer's own scalars and arrays (open sums, last losses). engine, ranks: what the Trainer's own files were saved
-    by; None where an older version did not say.
+    by; None where an older version did not say. model_only: they hold no optimizer.
     """
 
     step: int
@@ -49,6 +51,7 @@ class Snapshot:
     extra: dict[str, Any]
     engine: str | None = None
     ranks: int | None = None
+    model_only: bool = False
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
@@ -71,6 +74,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) 
         "global_batch": snapshot.global_batch,
         "engine": snapshot.engine,
         "ranks": snapshot.ranks,
+        "model_only": snapshot.model_only,
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
@@ -120,14 +124,15 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             extra=extra,
             engine=content.get("engine"),
             ranks=content.get("ranks"),
+            model_only=content.get("model_only", False),
         ),
         ledger,
     )
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
-    """Ascending ids in as many bytes as they need."""
-    return ids.astype(np.int32) if len(ids) and ids[-1] < 1 << 31 else ids
+    """Ids in as many bytes as they need."""
+    return ids.astype(np.int32) if len(ids) and ids.max() < 1 << 31 else ids
 
 
 def mark_complete(folder: Path) -> None:
@@ -159,7 +164,15 @@ def what_is_missing(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+    return _MODEL_ONLY if _model_only(folder) else None
+
+
+def _model_only(folder: Path) -> bool:
+    """Of a complete checkpoint."""
+    try:
+        return bool(json.loads((folder / DIRECTORY / "state.json").read_text()).get("model_only"))
+    except (OSError, ValueError, AttributeError):  # reading it says what is wrong with it
+        return False
 
 
 def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
@@ -179,17 +192,23 @@ def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
 
-    ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
+    ConfigError if there are checkpoints but none that a dynamic run wrote, or none but those of models alone: starting over
+    would overwrite them.
     """
     passed_over: list[str] = []
-    foreign: list[bool] = []
+    reasons: list[str] = []
     for _, path in _checkpoints(output_dir):
         reason = what_is_missing(path)
         if reason is None:
             return path, passed_over
-        foreign.append(reason == _FOREIGN)
+        reasons.append(reason)
         passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
-    if foreign and all(foreign):
+    if _MODEL_ONLY in reasons:
+        raise ConfigError(
+            f"output_dir: the checkpoints in {output_dir} were saved with save_only_model and cannot be resumed from;"
+            " change output_dir, or set overwrite_output_dir to start over"
+        )
+    if reasons and set(reasons) == {_FOREIGN}:
         raise ConfigError(
             f"output_dir: the checkpoints in {output_dir} were not written by a run with a dataflex block;"
             " change output_dir or set overwrite_output_dir"
