@@ -499,6 +499,20 @@ def dump_held_out(out: str, _: str) -> None:
     DynamicTrainer.__init__ = wrapped
 
 
+def record_routing(out: str, _: str) -> None:
+    """Write the tokens of the rows that the routers of experts are measured on to routing.jsonl, one line per pass."""
+    from dataflex.trainer import measure
+
+    stock = measure.expert_counts
+
+    def wrapped(model: Any, pool: Any, layer: int) -> np.ndarray:
+        with (Path(out) / "routing.jsonl").open("a") as handle:
+            handle.write(json.dumps([list(pool.rows[int(i)]["input_ids"]) for i in pool.ids]) + "\n")
+        return stock(model, pool, layer)
+
+    measure.expert_counts = wrapped
+
+
 def no_tokenization(out: str, _: str) -> None:
     """Fail if anything is tokenized."""
     from llamafactory.data import loader

@@ -57,6 +57,16 @@ class Everything(WithoutGradients):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Backwards(Selector):
+    """The last rows, from the last on."""
+
+    def select(
+        self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
+    ) -> tuple[Selection, State]:
+        return Selection(np.arange(context.rows)[::-1][: context.budget]), state
+
+
+@dataclass(frozen=True, kw_only=True)
 class Remarking(Selector):
     """Takes the first rows, and says how many there were and when."""
 

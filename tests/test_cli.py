@@ -73,7 +73,6 @@ BAD: dict[str, tuple[Config, tuple[str, ...]]] = {
     "streaming": ({"streaming": True, **block(select=SELECT)}, ("streaming",)),
     "interleaving": ({"mix_strategy": "interleave_under", **block(mix={"name": "static"})}, ("mix_strategy",)),
     "length grouping": ({"train_sampling_strategy": "group_by_length", **block(select=SELECT)}, ("group_by_length",)),
-    "save_only_model": ({"save_only_model": True, **block(select=SELECT)}, ("save_only_model",)),
     "ignore_data_skip": ({"ignore_data_skip": True, **block(mix={"name": "static"})}, ("ignore_data_skip",)),
     "fused loss": (
         {"enable_liger_kernel": True, **block(weight={"name": "loss"})},

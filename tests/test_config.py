@@ -357,7 +357,7 @@ PLAIN = {
 }
 FUSED = ["enable_liger_kernel", "use_unsloth"]
 CHANGED = ["use_dft_loss", "use_eaft_loss", "use_asft_loss", "label_smoothing_factor"]
-DATA = ["group_by_length", "save_only_model", "ignore_data_skip", "auto_find_batch_size", "mix_strategy"]
+DATA = ["group_by_length", "ignore_data_skip", "auto_find_batch_size", "mix_strategy"]
 ALWAYS = ["use_mca", "use_hyper_parallel", "use_kt", "streaming", "parallelism_config"]
 REFUSED: dict[str, list[str]] = {
     "select": [*ALWAYS, *DATA, *FUSED],

@@ -82,9 +82,8 @@ def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
         keys = {**keys, "overwrite_output_dir": True}
     write_atomically(file, _text(masked(keys)))
     folder = Path(keys["output_dir"])
-    anew = (
-        ["overwrite_output_dir=true"] if newest_complete(folder)[0] is None or keys.get("overwrite_output_dir") else []
-    )
+    fresh = keys.get("overwrite_output_dir") or newest_complete(folder)[0] is None
+    anew = ["overwrite_output_dir=true"] if fresh else []
     say([f"{step}: {file}"])
     env = to_environment(keys) | children.parent_is(os.getpid())
     if not keys.get("overwrite_output_dir"):

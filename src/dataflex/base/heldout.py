@@ -40,7 +40,7 @@ def load_held_out(
         data_args.streaming = False
     source = held_out_of(dataflex, config.llamafactory)
     reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and stage in ("pt", "sft")
-    if source is None or not (reported or dataflex.reads_held_out):
+    if source is None or not (reported or dataflex.reads_held_out or dataflex.routes_held_out):
         return None
     if not source.names:
         found = module["held_out"]
@@ -68,7 +68,7 @@ def load_held_out(
 
 def identity_of(config: DataflexConfig, held_out: Rows | None) -> dict[str, str]:
     """What a resumed run must share: the held-out rows, where they decide something."""
-    if held_out is None or not config.reads_held_out:
+    if held_out is None or not (config.reads_held_out or config.routes_held_out):
         return {}
     return {f"content held out of {name}": digest for name, digest in decide(held_out.fingerprints).items()}
 
@@ -80,8 +80,8 @@ def _check(config: DataflexConfig, key: str, held_out: Rows, trained: Mapping[st
             raise ConfigError(
                 f"{key}: what is held out of {name!r} has the rows of {trained[digest]!r}, which is trained on"
             )
-    if config.reads_held_out:
+    if config.reads_held_out or config.routes_held_out:
         learned = held_out.trainable_tokens() > 0
         for name, (a, b) in zip(held_out.domains.names, pairwise(held_out.domains.offsets), strict=True):
-            if not learned[a:b].any():
+            if not learned[a:b].any() and (config.reads_held_out or a < b):
                 raise ConfigError(f"{key}: no held-out row of {name!r} has a token to learn within cutoff_len")

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from dataflex.base.data import process_rows, read_raw
+from dataflex.base.launch import say
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError
 from dataflex.trainer.rows import Rows
@@ -58,14 +59,18 @@ def _trainable(target: Rows, key: str) -> Rows:
 
 
 def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
-    """Raise ConfigError if a data set of the target is one that is trained on, under another name."""
+    """A data set of the target that is one that is trained on, under another name: ConfigError where a selector aims at it, a
+    line where only weighters do."""
     trained = {digest: name for name, digest in rows.fingerprints().items()}
     key, _ = config.target
     for name, digest in target.fingerprints().items():
-        if digest in trained:
-            raise ConfigError(
-                f"{key}: {name!r} has the rows of {trained[digest]!r}, and what is aimed at must not be trained on"
-            )
+        if digest not in trained:
+            continue
+        shared = f"{key}: {name!r} has the rows of {trained[digest]!r}"
+        if "select" in config.aiming():
+            raise ConfigError(f"{shared}, and what is aimed at must not be trained on")
+        if name != trained[digest]:  # which the configuration shows, and which has been said
+            say([f"{shared}, which is trained on, so rows are compared with a target they are part of"])
 
 
 def check_cut(config: DataflexConfig, target: Rows) -> None:

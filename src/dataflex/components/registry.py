@@ -61,6 +61,9 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
     "weight": (WEIGHTERS, Weighter, "weighters"),
 }
 
+# Packages of dataflex 1.1.0 that component files import from.
+_OLD_PACKAGES = ("dataflex.core.", "dataflex.train.", "dataflex.utils.")
+
 # Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
 ABSENT = {
     "select": {"coincide"},
@@ -112,7 +115,10 @@ def load_path(path: str, key: str) -> object:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is imported
-        raise ConfigError(f"{key}: cannot import {path!r}: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith(_OLD_PACKAGES):
+            hint = " (it is written for dataflex 1.1.0, which had this module; docs/migration.md shows how to port it)"
+        raise ConfigError(f"{key}: cannot import {path!r}: {type(error).__name__}: {error}{hint}") from error
     if not hasattr(module, attribute):
         raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)

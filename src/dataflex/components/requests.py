@@ -103,7 +103,8 @@ class DomainGradients(Gradient):
 @dataclass(frozen=True, kw_only=True)
 class RouterLoad:
     """float [domains, experts] for a mixture-of-experts model: of the tokens of a domain, the share that each expert of a layer
-    (-1: the last) is given; measured on `rows` rows in all, as many of each domain, drawn afresh at every step."""
+    (-1: the last) is given; measured on `rows` rows in all, as many of each domain, drawn afresh at every step: of the data set
+    that `mix.eval_dataset` names for a domain, else of what it trains on."""
 
     name: ClassVar[str] = "router_load"
     rows: int = 1000

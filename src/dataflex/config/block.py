@@ -32,7 +32,10 @@ _OFFLINE: dict[str, Any] = {
     "budget": int, "keep_ratio": float, "store": str, "embeddings": str, "target_embeddings": str, "examples": int,
 }  # fmt: skip
 _SLOT_KEYS: dict[str, dict[str, Any]] = {
-    "select": {**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
+    "select": {
+        **{**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
+        **{"serving_order": Literal["rows", "selection"]},
+    },
     "mix": {
         **_SCHEDULE,
         **{"proportions": Any, "max_repetition": Any, "initial": Literal["uniform", "stratified"]},
@@ -195,6 +198,9 @@ def _slot(
         cls = resolve(slot, class_name, key(f"{path}.name"))
     own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
     rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
+    if slot == "select" and "cache_dir" in rest and "cache_dir" not in given and not _has(cls, "cache_dir"):
+        del rest["cache_dir"]  # every selector of 1.1.0 took one, and so has every preset
+        notices.append(f"components_cfg_file: cache_dir of the preset {name!r} has no effect: nothing is cached there")
     if flat or name in presets:  # written for dataflex 1.1.0
         rest = {**cls.defaults_of_1_1, **rest}
     component = _component(cls, rest, name, path, slot, key, notices)
@@ -265,6 +271,10 @@ def _own_class(slot: str, name: str, given: Any, where: str) -> type[Component]:
     if not isinstance(given, str) or ":" not in given:
         raise ConfigError(f"{where} must name the class of {name}, as module:Class, got {given!r}")
     return resolve(slot, given, where)
+
+
+def _has(cls: type[Component], param: str) -> bool:
+    return param in cls.retired or any(f.name == param for f in fields(cls) if f.init)
 
 
 def _component(

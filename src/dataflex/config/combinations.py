@@ -35,8 +35,9 @@ _STREAMED_STAGES = ("pt", "sft")
 _STREAMED_SIGNALS = ("train_loss", *HELD_OUT)
 
 
-def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
-    """Raise ConfigError for the first combination that would be wrong or silently without effect."""
+def check_combinations(config: DataflexConfig, lf: dict[str, Any], notices: list[str]) -> None:
+    """Raise ConfigError for the first combination that would be wrong or silently without effect; a line in `notices` for one
+    that is odd."""
     what = " and ".join(config.components)
     stage = lf.get("stage", "sft")
     if stage == "ppo":
@@ -67,7 +68,7 @@ def check_combinations(config: DataflexConfig, lf: dict[str, Any]) -> None:
         _check_given(config, config.weight, lf, stage)
         _check_weights(config, config.weight, stage)
     if config.aiming():
-        _check_target(config, lf)
+        _check_target(config, lf, notices)
     if config.mix is not None:
         _check_mixer(config, lf, stage)
     if config.select is not None:
@@ -80,8 +81,6 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> None:
         raise ConfigError(
             f"mix_strategy: {lf['mix_strategy']} interleaves data sets itself; leave it at concat with {what}"
         )
-    if truth(lf.get("save_only_model"), "save_only_model"):
-        raise ConfigError(f"save_only_model makes an exact resume impossible and cannot be combined with {what}")
     if config.select is not None and config.mix is not None and config.mix.max_repetition is not None:
         raise ConfigError(
             "dataflex.mix.max_repetition counts the rows of whole domains and cannot be combined with select in this version"
@@ -272,8 +271,8 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
                 raise ConfigError(f"{key} keeps no moments that {reader} can read; set gradient_type: sgd")
 
 
-def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
-    """There is a target, and it is not trained on."""
+def _check_target(config: DataflexConfig, lf: dict[str, Any], notices: list[str]) -> None:
+    """There is a target, and a selector does not train on it: it would choose the target itself. A weighter may."""
     slot = config.aiming()[0]
     name = config.select.name if config.select is not None and slot == "select" else config.weight.slots()[slot].name  # type: ignore[union-attr]
     key, given = config.target
@@ -289,8 +288,12 @@ def _check_target(config: DataflexConfig, lf: dict[str, Any]) -> None:
     datasets = lf.get("dataset") or []
     trained = [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else datasets
     for target in names:
-        if target in trained:
+        if target in trained and slot == "select":
             raise ConfigError(f"{key}: {target!r} is also in dataset, and {name} must not train on its target")
+        if target in trained:
+            notices.append(
+                f"{key}: {target!r} is also in dataset, so {name} compares rows with a target they are part of"
+            )
 
 
 def reads_losses(config: DataflexConfig, slot: str) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, isclose
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dataflex.config.heldout import assign
+from dataflex.config.mixture import Names, domain_names, proportions
 from dataflex.config.paths import at_home
 from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import ConfigError, nearest
@@ -61,10 +64,19 @@ def _is_preset(preset: Any) -> bool:
     return preset is None or (isinstance(preset, dict) and isinstance(preset.get("params") or {}, dict))
 
 
-def translate(
-    flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[str]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """(block, extra DataflexConfig fields, spelling of keys) for the flat keys given; block is empty for static runs."""
+@dataclass(frozen=True)
+class Translation:
+    """block: the nested block; empty for a static run. extra: fields of DataflexConfig that the block cannot say. spelled: how
+    the user wrote a key of the block. presets: of the components file, by slot."""
+
+    block: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    spelled: dict[str, str] = field(default_factory=dict)
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[str]) -> Translation:
+    """What the flat keys given say as a block."""
     train_type = flat.get("train_type", "static")
     allowed = ("static", *_TRAIN_TYPES)
     if train_type in _REFUSED:
@@ -77,7 +89,7 @@ def translate(
         idle = [key for key in flat if key not in ("train_type", "components_cfg_file") and flat[key]]
         if idle:
             notices.append(f"{', '.join(idle)} without effect: train_type is static")
-        return {}, {}, {}
+        return Translation()
 
     slot = _TRAIN_TYPES[train_type]
     spelled = {
@@ -91,7 +103,8 @@ def translate(
         "dataflex.mix.eval_dataset": "mixer_eval_dataset",
     }
     spec: dict[str, Any] = {"warmup": _integer(flat, "warmup_step", 0)}
-    if slot == "mix" and truth(flat.get("static_mix"), "static_mix"):
+    fixed = slot == "mix" and truth(flat.get("static_mix"), "static_mix")
+    if fixed:
         spec["name"] = "static"
         if flat.get("component_name") not in (None, "static"):
             notices.append(
@@ -105,8 +118,12 @@ def translate(
             notices.append("update_step counts steps of the run; doremi updates its weights at every one of them")
         elif slot != "weight" and spec["name"] != "static":
             spec["interval"] = _integer(flat, "update_step", 0)
+    if slot == "select" and truth(llamafactory.get("disable_shuffling"), "disable_shuffling"):
+        spec["serving_order"] = "selection"
+    presets = {} if fixed else read_presets(flat.get("components_cfg_file"))  # 1.1.0 reads none with static_mix
     if slot == "mix":
-        spec.update(_mixture(flat, notices))
+        preset = presets.get("mix", {}).get(spec["name"])
+        spec = _mixture(flat, spec, preset, domain_names(llamafactory), notices)
         if flat.get("mixer_eval_dataset"):
             given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
             spec["eval_dataset"] = assign(given, domains, "mixer_eval_dataset")
@@ -122,27 +139,82 @@ def translate(
     total = _total_steps(slot, flat, llamafactory)
     if total is not None:
         block["total_steps"] = total
-    return block, extra, spelled
+    return Translation(block, extra, spelled, presets)
 
 
-def _mixture(flat: dict[str, Any], notices: list[str]) -> dict[str, Any]:
+def _mixture(
+    flat: dict[str, Any], spec: dict[str, Any], preset: Any, names: Names, notices: list[str]
+) -> dict[str, Any]:
+    """spec with where the mixture starts: by `mixture_sample_rule` and `init_mixture_proportions`, which a preset does not
+    overrule. Proportions of a preset are where `static` goes after its warmup, and where other mixers start for want of
+    `init_mixture_proportions`."""
     rule = flat.get("mixture_sample_rule") or "mixture"
     if rule not in _SAMPLE_RULES:
         raise ConfigError(f"mixture_sample_rule: unknown value {rule!r}{nearest(str(rule), _SAMPLE_RULES)}")
-    proportions = flat.get("init_mixture_proportions")
-    if isinstance(proportions, str):
-        proportions = proportions.strip("[] ").split(",")
-    if proportions is not None and not isinstance(proportions, list | tuple):
-        raise ConfigError(f"init_mixture_proportions must be a list of numbers, got {proportions!r}")
-    if rule == "mixture" and proportions:
-        numbers = [number(p, "init_mixture_proportions") for p in proportions]
-        total = sum(numbers)
-        if min(numbers) < 0 or total <= 0:
-            raise ConfigError(f"init_mixture_proportions must be non-negative numbers, got {proportions}")
-        return {"proportions": [n / total for n in numbers]}  # 1.1.0 normalises them
-    if proportions:
-        notices.append(f"init_mixture_proportions has no effect with mixture_sample_rule: {rule}")
-    return {"initial": "stratified" if rule == "stratified" else "uniform"}
+    given = flat.get("init_mixture_proportions")
+    if isinstance(given, str):
+        given = given.strip("[] ").split(",")
+    if given is not None and not isinstance(given, list | tuple):
+        raise ConfigError(f"init_mixture_proportions must be a list of numbers, got {given!r}")
+    params = (preset or {}).get("params") or {}
+    kept = next((key for key in ("proportions", "initial_proportions") if params.get(key) is not None), None)
+    whose = f"components_cfg_file: {kept} of the preset {spec['name']!r}"
+    if rule != "mixture":
+        if given:
+            notices.append(f"init_mixture_proportions has no effect with mixture_sample_rule: {rule}")
+        if kept is not None:
+            notices.append(f"{whose} has no effect with mixture_sample_rule: {rule}")
+        return {**spec, "proportions": None, "initial": rule}
+
+    start = _shares(given, "init_mixture_proportions") if given else None
+    spec = {**spec, "proportions": start, "initial": "uniform"}
+    if preset is None:
+        return spec
+    later = _shares(_listed(params[kept], whose, names), whose) if kept is not None else None
+    if str(preset.get("name") or spec["name"]) == "static":
+        return _after_warmup(spec, later, whose, names, notices)
+    if start is None and later is not None and names is not None and len(later) != len(names):
+        notices.append(
+            f"{whose} has no effect: {len(later)} given for {len(names)} data sets; the mixture starts uniform"
+        )
+    elif start is None:
+        spec["proportions"] = later
+    return spec
+
+
+def _after_warmup(
+    spec: dict[str, Any], later: list[float] | None, whose: str, names: Names, notices: list[str]
+) -> dict[str, Any]:
+    """`static` without `static_mix`: the proportions of its preset (none: equal ones) from the end of the warmup on."""
+    start, warmup = spec["proportions"], spec["warmup"]
+    for shares, key in ((start, "init_mixture_proportions"), (later, whose)):
+        if shares is not None and names is not None and len(shares) != len(names):
+            raise ConfigError(f"{key}: {len(shares)} given for {len(names)} data sets ({', '.join(names)})")
+    if warmup <= 0 or (start is None and later is None):
+        return {**spec, "proportions": later}
+    count = len(start or later or ())
+    first, last = (shares or [1 / count] * count for shares in (start, later))
+    if all(map(isclose, first, last)):
+        return spec
+    notices.append(
+        f"static without static_mix: from step {warmup} on (warmup_step) the mixture is that of the preset,"
+        f" {', '.join(f'{share:.4g}' for share in last)}"
+    )
+    return {"name": "schedule", "points": [[0, first], [warmup, last]]}
+
+
+def _listed(given: Any, key: str, names: Names) -> Sequence[Any]:
+    """Of a preset, which may also have them as the block does."""
+    return given if isinstance(given, list) else proportions(given, names, key)
+
+
+def _shares(given: Sequence[Any], key: str) -> list[float]:
+    """Normalised, as 1.1.0 does."""
+    numbers = [number(share, key) for share in given]
+    total = sum(numbers)
+    if min(numbers, default=0) < 0 or not total > 0:
+        raise ConfigError(f"{key} must be non-negative numbers, got {given}")
+    return [share / total for share in numbers]
 
 
 def _total_steps(slot: str, flat: dict[str, Any], llamafactory: dict[str, Any]) -> int | None:

@@ -60,7 +60,9 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
                 f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
                 f" {', '.join(lacking)}"
             )
-    elif config.mix is not None and config.mix.eval_dataset and not (config.evaluate_domains and evaluates(lf)):
+    elif config.routes_held_out or config.mix is None or not config.mix.eval_dataset:
+        return
+    elif not (config.evaluate_domains and evaluates(lf)):
         notices.append(
             f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
         )

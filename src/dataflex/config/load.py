@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
-from dataflex.config.flat import FLAT_KEYS, read_presets, translate
+from dataflex.config.flat import FLAT_KEYS, Translation, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
 from dataflex.config.paths import at_home
@@ -45,17 +45,17 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         block = {key: value for key, value in block.items() if key != "doremi"}
         notices.append("dataflex.doremi has no effect on train; dataflex-cli doremi reads it")
     flat = {key: raw.pop(key) for key in FLAT_KEYS if key in raw}
-    given_file = flat.get("components_cfg_file")
     if block is not None and set(flat) - {"components_cfg_file"}:
         other = sorted(set(flat) - {"components_cfg_file"})[0]
         raise ConfigError(f"dataflex and {other} are two spellings of one block: keep one of them")
-    extra: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
     if block is None:
-        block, extra, spelled = translate(flat, raw, notices)
-        if not block:  # static: LLaMA-Factory's run, untouched
+        read = translate(flat, raw, notices)
+        if not read.block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
-    config = replace(parse_block(block, read_presets(given_file), spelled, notices, domain_names(raw)), **extra)
+    else:
+        read = Translation(block, presets=read_presets(flat.get("components_cfg_file")))
+    block, spelled = read.block, read.spelled
+    config = replace(parse_block(block, read.presets, spelled, notices, domain_names(raw)), **read.extra)
     if not config.components and block:
         raise ConfigError("dataflex: the block has no component; add select, mix or weight")
     if not config.components:
@@ -71,11 +71,19 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
     if config.offline is not None and not offline:
         notices.append("dataflex.offline has no effect on train; dataflex-cli select reads it")
         config = replace(config, offline=None)
+    if not offline and truth(raw.get("save_only_model"), "save_only_model"):
+        notices.append("save_only_model: checkpoints cannot be resumed from")
     if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
         notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
         notices.append("dataflex.select.keep_ratio has no effect without mix: the budget is interval x global batch")
+    if (
+        config.select
+        and config.select.serving_order == "selection"
+        and not truth(raw.get("disable_shuffling"), "disable_shuffling")
+    ):
+        notices.append("dataflex.select.serving_order has no effect without disable_shuffling")
     if config.select and config.select.target_dataset and not config.aiming():
         notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
     if config.weight and config.weight.target_dataset and not config.aiming():
@@ -89,7 +97,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         if 0 < steps <= warmup:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
     config = _settle_block(config, raw, notices)
-    check_combinations(config, raw)
+    check_combinations(config, raw, notices)
     if config.plans_data and not offline:
         check_held_out(config, raw, notices)
         given = config.mix.eval_dataset if config.mix else ()

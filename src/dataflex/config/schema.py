@@ -62,13 +62,15 @@ class Schedule:
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """keep_ratio: share of each domain's rows that stays when a mixer is present too. target: data sets a selector aims
-    at; none: the evaluation data."""
+    at; none: the evaluation data. serving_order: of what is selected, where nothing is shuffled: that of the rows in the data,
+    or that in which the selector gave them."""
 
     name: str
     component: Selector
     schedule: Schedule
     keep_ratio: float = 0.5
     target_dataset: tuple[str, ...] = ()
+    serving_order: Literal["rows", "selection"] = "rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +188,8 @@ class DataflexConfig:
     """The `dataflex` block.
 
     total_steps: optimizer steps, None: LLaMA-Factory's max_steps or epochs. epoch_rounding: whether a partial last batch
-    counts as a step of an epoch ("up", as the Trainer does) or not ("down", as dataflex 1.1.0 did for mixtures).
+    counts as a step of an epoch, and a part of a step as one of the run ("up", as the Trainer does), or neither ("down", as
+    dataflex 1.1.0 did for mixtures).
     scoring_tokens: tokens of a scoring batch, padding counted; None: by the device. freeze_gate: keep
     mixture-of-experts routers fixed. evaluate_domains: whether an evaluation also measures held-out rows by domain.
     held_out_key: how the user wrote `mix.eval_dataset`.
@@ -230,6 +233,11 @@ class DataflexConfig:
     def reads_held_out(self) -> bool:
         return any(map(self.needs, HELD_OUT))
 
+    @property
+    def routes_held_out(self) -> bool:
+        """Whether the routing of domains is measured on the rows of `mix.eval_dataset`."""
+        return self.mix is not None and bool(self.mix.eval_dataset) and self.needs("router_load")
+
     def signals(self, slot: str) -> list[str]:
         """Names of the signals that the component of a slot takes."""
         return names_of(self.requests(slot))
@@ -269,6 +277,8 @@ class DataflexConfig:
             if not isinstance(spec, WeightPart):
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
             record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
+            if record.get("serving_order") == "rows":
+                del record["serving_order"]  # earlier versions, whose checkpoints are gone on from, had no other
             record |= asdict(spec.component)
             out[slot] = {k: _plain(v) for k, v in record.items()}
         if self.weight is not None:

@@ -52,8 +52,10 @@ class Checkpoints(Host):  # type: ignore[misc]
         if collectives.rank() == 0 and exposure_path(folder).is_file():
             self.exposure.load(exposure_path(folder))
         if snapshot.global_batch != self.global_batch and self.config.plans_data and self._counts_epochs:
-            left = self.args.num_train_epochs * len(self.rows) - snapshot.position
-            self.args.max_steps = snapshot.step + max(0, ceil(left / self.global_batch))
+            left = (self.args.num_train_epochs * len(self.rows) - snapshot.position) / self.global_batch
+            self.args.max_steps = snapshot.step + max(
+                0, int(left) if self.config.epoch_rounding == "down" else ceil(left)
+            )
         if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
             print(
                 f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
@@ -93,6 +95,7 @@ class Checkpoints(Host):  # type: ignore[misc]
             extra=self._extra_state(),
             engine=engine_of(self.args),
             ranks=collectives.ranks(),
+            model_only=self.args.save_only_model,
         )
         with _saving(step):
             if self.args.should_save:

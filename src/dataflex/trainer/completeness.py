@@ -22,6 +22,7 @@ from dataflex.writing import PARTIAL, sync, sync_folder, write_atomically
 
 MARK = "COMPLETE"
 _FOREIGN = "it holds no dataflex state"
+_MODEL_ONLY = "it was saved with save_only_model, so there is no optimizer to go on with"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _HASH = "xxh3_128"
 _BLOCK = 1 << 24  # bytes hashed at once
@@ -68,7 +69,15 @@ def what_is_missing(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+    return _MODEL_ONLY if _model_only(folder) else None
+
+
+def _model_only(folder: Path) -> bool:
+    """Of a complete checkpoint."""
+    try:
+        return bool(json.loads((folder / DIRECTORY / "state.json").read_text()).get("model_only"))
+    except (OSError, ValueError, AttributeError):  # reading it says what is wrong with it
+        return False
 
 
 def what_is_damaged(folder: Path) -> str | None:
@@ -101,17 +110,23 @@ def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
 
-    ConfigError if there are checkpoints but none that a dynamic run wrote: starting over would overwrite them.
+    ConfigError if there are checkpoints but none that a dynamic run wrote, or none but those of models alone: starting over
+    would overwrite them.
     """
     passed_over: list[str] = []
-    foreign: list[bool] = []
+    reasons: list[str] = []
     for _, path in _checkpoints(output_dir):
         reason = what_is_missing(path)
         if reason is None:
             return path, passed_over
-        foreign.append(reason == _FOREIGN)
+        reasons.append(reason)
         passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
-    if foreign and all(foreign):
+    if _MODEL_ONLY in reasons:
+        raise ConfigError(
+            f"output_dir: the checkpoints in {output_dir} were saved with save_only_model and cannot be resumed from;"
+            " change output_dir, or set overwrite_output_dir to start over"
+        )
+    if reasons and set(reasons) == {_FOREIGN}:
         raise ConfigError(
             f"output_dir: the checkpoints in {output_dir} were not written by a run with a dataflex block;"
             " change output_dir or set overwrite_output_dir"

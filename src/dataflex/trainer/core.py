@@ -89,12 +89,12 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def _settle_steps(self) -> None:
         """Epochs become steps: the Trainer sees one pseudo-epoch that lasts the whole run."""
-        exact = len(self.rows) / self.global_batch
-        down = self.config.epoch_rounding == "down" or self.args.dataloader_drop_last
-        per_epoch = max(1, int(exact) if down else int(np.ceil(exact)))
+        exact, down = len(self.rows) / self.global_batch, self.config.epoch_rounding == "down"
+        per_epoch = max(1, int(exact) if down or self.args.dataloader_drop_last else int(np.ceil(exact)))
         self._counts_epochs = self.args.max_steps <= 0
         if self._counts_epochs:
-            self.args.max_steps = int(np.ceil(self.args.num_train_epochs * per_epoch))
+            steps = self.args.num_train_epochs * per_epoch
+            self.args.max_steps = max(1, int(steps)) if down else int(np.ceil(steps))
         for name, strategy in (("eval", IntervalStrategy), ("save", SaveStrategy), ("logging", IntervalStrategy)):
             if getattr(self.args, f"{name}_strategy") == strategy.EPOCH:
                 setattr(self.args, f"{name}_strategy", strategy.STEPS)

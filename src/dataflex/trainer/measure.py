@@ -180,32 +180,55 @@ class Measurements(KeptPasses):
 
     def _by_domain(self, request: DomainGradients | RouterLoad, pool: Pool) -> np.ndarray:
         """[domains, ...], from rows of each domain drawn afresh at every step."""
-        k, offsets = len(self.rows.domains), self.rows.domains.offsets
-        count = request.rows if isinstance(request, DomainGradients) else -(-request.rows // k)
+        domains = range(len(self.rows.domains))
         draw = generator(self.plan.seed, _PURPOSE, request.seed, self.state.global_step)
-        learned = self.rows.trainable_tokens() > 0
-        drawn: list[np.ndarray] = []
-        parts = 2 if isinstance(request, DomainGradients) else 1  # without a row in common
-        for name, (begin, end) in zip(self.rows.domains.names, pairwise(offsets), strict=True):
+        if isinstance(request, RouterLoad):
+            return self._router_load(request, pool, draw)
+        count = request.rows
+        part, groups = self._drawn(request, pool, domains, count, draw)
+        engine = self._gradients(request)
+        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain, in two halves")
+        products = group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
+        k = len(domains)
+        return products.reshape(k, 2, k, 2)
+
+    def _router_load(self, request: RouterLoad, pool: Pool, draw: np.random.Generator) -> np.ndarray:
+        """float [domains, experts], of held-out rows for the domains that `mix.eval_dataset` has some of."""
+        domains = range(len(self.rows.domains))
+        apart = self._kept_apart if self.config.routes_held_out else None
+        having = [d for d in domains if apart is not None and apart.domains.sizes[d]]
+        sides = [(pool, [d for d in domains if d not in having])]
+        if apart is not None:
+            sides.append((self._pool(request, apart, apart.lengths()), having))
+        sums: dict[int, np.ndarray] = {}
+        for side, own in sides:
+            if own:
+                part, groups = self._drawn(request, side, own, -(-request.rows // len(domains)), draw)
+                counts = expert_counts(self.model, part, request.layer)
+                sums |= {d: counts[group].sum(axis=0) for d, group in zip(own, groups, strict=True)}
+        return np.stack([sums[d] / sums[d].sum() for d in domains])
+
+    @staticmethod
+    def _drawn(
+        request: DomainGradients | RouterLoad, pool: Pool, domains: Sequence[int], count: int, draw: np.random.Generator
+    ) -> tuple[Pool, list[np.ndarray]]:
+        """`count` rows of each of some domains, all where there are fewer, and the places of each domain's among them; of
+        DomainGradients, the places of two halves that have no row in common."""
+        rows, drawn = pool.rows, list[np.ndarray]()
+        parts = 2 if isinstance(request, DomainGradients) else 1
+        learned = rows.trainable_tokens() > 0
+        for d in domains:
+            begin, end = rows.domains.offsets[d : d + 2]
             usable = begin + np.flatnonzero(learned[begin:end])
             if len(usable) < parts:
                 least = "no row" if not len(usable) else "only one row"
                 raise DataflexError(
-                    f"mix: {least} of {name!r} has a token to learn, so {request.name} cannot be measured"
+                    f"mix: {least} of {rows.domains.names[d]!r} has a token to learn, so {request.name} cannot be measured"
                 )
             chosen = draw.choice(usable, size=min(count, len(usable)), replace=False)
             drawn += [np.sort(part) for part in np.array_split(chosen, parts)]
         edges = np.cumsum([0, *map(len, drawn)])
-        groups = [np.arange(a, b) for a, b in pairwise(edges)]
-        part = pool.subset(np.concatenate(drawn))
-        if isinstance(request, RouterLoad):
-            counts = expert_counts(self.model, part, request.layer)
-            sums = np.stack([counts[g].sum(axis=0) for g in groups])
-            return sums / sums.sum(axis=1, keepdims=True)
-        engine = self._gradients(request)
-        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain, in two halves")
-        products = group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
-        return products.reshape(k, 2, k, 2)
+        return pool.subset(np.concatenate(drawn)), [np.arange(a, b) for a, b in pairwise(edges)]
 
     @property
     def _aimed_at(self) -> Rows:

@@ -50,7 +50,7 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows a domain may draw: a contiguous range of ids, or a sorted list of chosen ids (`ids`).
+    """Rows a domain may draw: a contiguous range of ids, or a list of chosen ids (`ids`).
 
     `key` names the pool in the permutation's key, so the same pool goes on in the same order over any number of stages,
     and another pool gets another order. Repeated ids are allowed (a selection with replacement).
@@ -339,6 +339,8 @@ class Plan:
         return self._quotas[key]
 
 
-def chosen_pool(key: int, ids: np.ndarray) -> Pool:
-    """A pool of selected rows; ids are kept sorted, so its order is that of the plan and not of the selector."""
-    return replace(Pool(key=key), ids=np.sort(np.asarray(ids, dtype=np.int64)))
+def chosen_pool(key: int, ids: np.ndarray, *, as_given: bool = False) -> Pool:
+    """A pool of selected rows. ids are sorted, so that its order is that of the plan and not of the selector, unless
+    `as_given`."""
+    ids = np.asarray(ids, dtype=np.int64)
+    return replace(Pool(key=key), ids=ids if as_given else np.sort(ids))

@@ -171,7 +171,8 @@ class SelectTrainer(DynamicTrainer):
         spec = self.config.select
         assert spec is not None
         key = self._key
-        pools: list[Pool] = [chosen_pool(key, ids) for ids in chosen]
+        as_given = spec.serving_order == "selection" and not self.plan.shuffle
+        pools: list[Pool] = [chosen_pool(key, ids, as_given=as_given) for ids in chosen]
         stage = self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
         selected = np.concatenate(chosen) if len(chosen) > 1 else chosen[0]
         looked_at = None

@@ -1,7 +1,8 @@
 """What a checkpoint holds beside LLaMA-Factory's own files, and what a run must share to go on from it.
 
 checkpoint-<n>/dataflex/
-  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components
+  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components, and whether
+                    the Trainer saved the model alone
   arrays.npz        arrays of the components, rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
@@ -33,7 +34,7 @@ class Snapshot:
 
     stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
     extra: the trainer's own scalars and arrays (open sums, last losses). engine, ranks: what the Trainer's own files were saved
-    by; None where an older version did not say.
+    by; None where an older version did not say. model_only: they hold no optimizer.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Snapshot:
     extra: dict[str, Any]
     engine: str | None = None
     ranks: int | None = None
+    model_only: bool = False
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
@@ -67,6 +69,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) 
         "global_batch": snapshot.global_batch,
         "engine": snapshot.engine,
         "ranks": snapshot.ranks,
+        "model_only": snapshot.model_only,
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
@@ -116,14 +119,15 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             extra=extra,
             engine=content.get("engine"),
             ranks=content.get("ranks"),
+            model_only=content.get("model_only", False),
         ),
         ledger,
     )
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
-    """Ascending ids in as many bytes as they need."""
-    return ids.astype(np.int32) if len(ids) and ids[-1] < 1 << 31 else ids
+    """Ids in as many bytes as they need."""
+    return ids.astype(np.int32) if len(ids) and ids.max() < 1 << 31 else ids
 
 
 def check_identity(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:

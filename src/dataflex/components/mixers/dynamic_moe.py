@@ -20,7 +20,8 @@ class DynamicMoeMixer(Mixer):
         alpha   = w_{t-1} exp(eta Delta),    w_t = (1 - c) alpha / sum(alpha) + c / k
 
     Domains that use other experts than the rest get more data. w_0 are the proportions the run starts with. The loads are
-    measured on `eval_samples` rows in all, an equal number of each domain, drawn afresh; layer: of the routers, -1 the last.
+    measured on `eval_samples` rows in all, an equal number of each domain, drawn afresh: held-out rows, where `eval_dataset` of
+    the block names some for a domain, else rows that it trains on. layer: of the routers, -1 the last.
     """
 
     eta: float = 10.0
