@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.base import failures
+from dataflex.base.arguments import load_checked
 from dataflex.config import RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
@@ -81,7 +82,7 @@ def _in_short(error: BaseException) -> str:
 
 def _launch(command: str, arguments: Sequence[str]) -> int:
     if command == "select":
-        config = load_offline(arguments)
+        config = load_checked(load_offline, arguments, needs_model=False)
         from dataflex.base.offline import needs_model, select
 
         assert config.dataflex is not None
@@ -92,8 +93,8 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
     if command == "doremi":
         from dataflex.base.doremi import doremi
 
-        return doremi(load_doremi(arguments))
-    config = load(arguments)
+        return doremi(load_checked(load_doremi, arguments))
+    config = load_checked(load, arguments)
     on_ray = _wants_ray(config)
     if _wants_torchrun():
         return _torchrun(command, arguments)
@@ -124,7 +125,7 @@ def readable() -> Iterator[None]:
 def report(error: DataflexError) -> int:
     """One line on stderr, from rank 0 alone; under torchrun the launcher prints it, from the files it asked for: rank 0's, or
     that of the lowest rank that had something to say."""
-    line, rank = f"dataflex: error: {error}", os.getenv("RANK", "0")
+    line, rank = "\n".join(f"dataflex: error: {line}" for line in str(error).splitlines()), os.getenv("RANK", "0")
     if target := os.getenv(_ERROR_FILE):
         last = "~" if isinstance(error, Bereft) else ""  # it is not the cause
         Path(f"{target}.{last}{int(rank):06d}").write_text(f"{error.exit_status}\n{line}\n", encoding="utf-8")

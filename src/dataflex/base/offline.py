@@ -27,7 +27,8 @@ def select(config: RunConfig) -> None:
     offline = config.dataflex.offline
     assert offline is not None
     reads_model = needs_model(config.dataflex)
-    check_arguments(config, needs_model=reads_model)
+    config = check_arguments(config, needs_model=reads_model)
+    assert config.dataflex is not None
     say(config.notices)
     seams.check()
     begin = time.perf_counter()

@@ -31,7 +31,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 
 def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun or on Ray)."""
-    check_arguments(config)
+    config = check_arguments(config)
     say(config.notices)
     from llamafactory.train import tuner
 
@@ -190,7 +190,6 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
     from dataflex.base.raw import numbered_rows, take_numbers
     from dataflex.base.weights import check_weights, given_weights
 
-    names = list(args[2].dataset)
     with given_weights(dataflex, args[2]):
         if dataflex.streams:
             from dataflex.base.streams import load_streams
@@ -204,8 +203,7 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
         elif dataflex.plans_data:
             module = load_domains(*args, **tokenizer_module)
         else:
-            stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
-            module = load_merged(stock_loader(*args, **tokenizer_module), names)
+            module = load_merged(*args, **tokenizer_module)
     check_weights(dataflex, module["train_dataset"])
     return module
 

@@ -92,8 +92,8 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
             raise ConfigError(f"{key}: unknown {family[:-1]} {name!r}{nearest(name, names(slot))}")
         try:
             target = found[0].load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{key}: entry point {name!r} does not load: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever a plug-in raises while it is imported
+            raise ConfigError(f"{key}: entry point {name!r} does not load: {type(error).__name__}: {error}") from error
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise ConfigError(f"{key}: {name} is not a dataflex {base.__name__}{_porting_hint(target, base)}")
     if inspect.isabstract(target):
@@ -109,7 +109,7 @@ def load_path(path: str, key: str) -> object:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise ConfigError(f"{key}: cannot import {path!r}: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}")
