@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 import yaml
 from harness import Run, train
 
+from dataflex.components.registry import resolve
 from dataflex.config import parse
+from dataflex.config.block import _SLOT_KEYS
+from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.load import load, load_offline
 from dataflex.config.ranges import RANGES, check_range
 from dataflex.config.typed import read_typed
@@ -150,6 +154,37 @@ def test_mistakes_in_block_keys_data_and_paths_come_in_one_run(base: Config, tmp
         assert sum(line.startswith(f"dataflex: error: {start}") for line in found) == 1, (start, found)
 
 
+NASTY: tuple[Any, ...] = (None, -1, float("nan"), 10**30, "\0", "é" * 300, [None], [[1]], {1: 2}, "/tmp")
+
+
+@pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value)[:20])
+def test_no_value_of_the_block_ends_in_anything_but_a_refusal(value: Any) -> None:
+    raw = {**LF, "dataset": "a,b,c", "max_steps": 5}
+    tables = {
+        "select": ("loss", "less", "tsds"),
+        "mix": ("odm", "schedule", "file"),
+        "weight": ("loss", "domain", "rho1"),
+    }
+    own = {"select": {"interval": 4, "target_dataset": "t"}, "mix": {"interval": 4}, "weight": {}}
+    for slot, names in tables.items():
+        for name in names:
+            cls = resolve(slot, name, slot)
+            for key in {*(f.name for f in fields(cls) if f.init), *_SLOT_KEYS[slot], "name"}:
+                part = {"name": name, **own[slot], key: value}
+                with suppress(ConfigError):
+                    parse({**raw, "dataflex": {slot: part}})
+    for key in (*_SLOT_KEYS, "offline", "total_steps", "scoring_tokens", "freeze_gate", "evaluate_domains", "doremi"):
+        with suppress(ConfigError):
+            parse({**raw, "dataflex": {"mix": "static", key: value}})
+    for key in (*raw, "eval_dataset", "streaming", "val_size", "packing", "eval_strategy", "buffer_size", "optim"):
+        for slots in ({"select": {"name": "less", "interval": 4}}, {"mix": "static"}, {"weight": "loss"}):
+            with suppress(ConfigError):
+                parse({**raw, key: value, "dataflex": slots})
+    for key in FLAT_KEYS:
+        with suppress(ConfigError):
+            parse({**raw, "train_type": "dynamic_mix", "component_name": "odm", "update_step": 4, key: value})
+
+
 # -- types and ranges ------------------------------------------------------------------------------------------------
 
 
@@ -254,3 +289,21 @@ def test_a_file_of_another_system_is_read(tmp_path: Path, text: str) -> None:
     """A byte order mark, and lines that end as on Windows."""
     (tmp_path / "a.yaml").write_text(text, newline="")
     assert load([str(tmp_path / "a.yaml")]).llamafactory == LF
+
+
+@pytest.mark.parametrize(
+    "arguments, start",
+    [
+        (["--"], "'--' has no key"),
+        (["--=5"], "'--=5' has no key"),
+        (["--a", "[1"], "--a cannot be read: "),
+        (["--a", "1", "--b", "{"], "--b cannot be read: "),
+        (["--" + "a." * 2000 + "b", "1"], "--a.a.a"),
+        (["\0.yaml"], r"\x00.yaml: "),
+        (["x" * 300 + ".json"], "x" * 300 + ".json: File name too long"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_named(arguments: list[str], start: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(arguments)
+    assert str(error.value).startswith(start) and "\n" not in str(error.value)

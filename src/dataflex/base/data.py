@@ -16,7 +16,7 @@ from llamafactory.data.data_utils import merge_dataset, split_dataset
 from dataflex.base import seams
 from dataflex.base.faults import reading, untokenized
 from dataflex.config.schema import DataflexConfig
-from dataflex.errors import ConfigError, DataflexError
+from dataflex.errors import ConfigError, DataflexError, Mistakes
 from dataflex.trainer.mix import domain_info
 from dataflex.trainer.rows import Rows
 from dataflex.writing import write_atomically
@@ -70,15 +70,10 @@ def load_domains(
 
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(desc="load dataset", local=local):
-        raw = {name: read_raw(name, "dataset", model_args, data_args, training_args, stage) for name in names}
-        held = [
-            read_raw(n, "eval_dataset", model_args, data_args, training_args, stage)
-            for n in data_args.eval_dataset or []
-        ]
+        raw = _read_all(names, "dataset", model_args, data_args, training_args, stage)
+        evaluated = data_args.eval_dataset or []
+        held = list(_read_all(evaluated, "eval_dataset", model_args, data_args, training_args, stage).values())
         raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
-    for name in names:
-        if len(raw[name]) == 0:
-            raise ConfigError(f"dataset: {name!r} is empty")
 
     parts, held_out, examples = [], {}, {}
     plain = single_rows(data_args, training_args, stage)
@@ -178,6 +173,18 @@ def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args
         return _read_one([name], model_args, data_args, training_args, stage, return_dict=True)[name]
 
 
+def _read_all(names: Sequence[str], key: str, *args: Any) -> dict[str, Any]:
+    """{name: its rows}; ConfigError for all that cannot be read. args: of `read_raw`."""
+    mistakes, found = Mistakes(), {}
+    for name in names:
+        with mistakes.noting():
+            found[name] = read_raw(name, key, *args)
+            if len(found[name]) == 0:
+                raise ConfigError(f"{key}: {name!r} is empty")
+    mistakes.settle()
+    return found
+
+
 def _split(raw: Any, data_args: Any, seed: int, name: str = "") -> tuple[Any, Any]:
     """As LLaMA-Factory holds `val_size` out."""
     try:
@@ -224,7 +231,7 @@ def load_merged(
         if given is None:
             return None
         key = "eval_dataset" if parts["dataset"] else "dataset"
-        found = {name: read_raw(name, key, *args) for name in given}
+        found = _read_all(given, key, *args)
         parts[key] = list(found.items())
         return found if return_dict else merge_dataset(list(found.values()), data_args, seed=training_args.seed)
 

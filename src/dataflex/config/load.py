@@ -53,7 +53,10 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
     presets: dict[str, Any] | None = None
     with mistakes.noting():
-        presets = read_presets(given_file)
+        try:
+            presets = read_presets(given_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"components_cfg_file cannot be read: {_one_line(error)}") from None
     read = parse_block(block, presets or {}, spelled, notices, domain_names(raw), mistakes)
     if read is None or presets is None:
         mistakes.settle()
@@ -209,9 +212,10 @@ def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no such configuration file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no UTF-8 text ({_one_line(error)})") from None
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or f"no UTF-8 text ({_one_line(error)})"
-        raise ConfigError(f"{path}: {why}") from None
+        raise ConfigError(f"{ascii(str(path))[1:-1]}: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = json.loads(text, object_pairs_hook=_once_each) if path.suffix == ".json" else text
         if not isinstance(content, str | dict) and content is not None:
@@ -239,10 +243,17 @@ def _overridden(base: Any, override: str, path: Path) -> Any:
     key, equals, _ = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r} is not of the form key=value")
+    return _set(base, override, f"{path}: override {override!r} cannot be read")
+
+
+def _set(base: Any, pair: str, fault: str) -> Any:
+    """`base` with the key and the value of `key=value`; ConfigError that begins with `fault` if that is none."""
     try:
-        return OmegaConf.merge(base, OmegaConf.from_dotlist([override]))
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: override {override!r} cannot be read: {_one_line(error)}") from None
+        return OmegaConf.merge(base, OmegaConf.from_dotlist([pair]))
+    except RecursionError:
+        raise ConfigError(f"{fault[:200]}: it is nested too deeply") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"{fault[:200]}: {_one_line(error)}") from None
 
 
 def _is_word(text: str) -> bool:
@@ -264,23 +275,20 @@ def _one_line(error: BaseException) -> str:
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value`, `--key a b` (a list) and `--key` (true), values typed as YAML does."""
-    pairs: list[str] = []
+    content = OmegaConf.create({})
     index = 0
     while index < len(arguments):
         word = arguments[index]
         if not word.startswith("--"):
             raise ConfigError(f"expected a .yaml, .yml or .json file or --key value, got {word!r}")
         key, equals, value = word[2:].partition("=")
+        if not key:
+            raise ConfigError(f"{word!r} has no key; expected --key value")
         index += 1
         values = [value] if equals else []
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(arguments[index])
             index += 1
         joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
-        pairs.append(f"{key}={joined}")
-    try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_one_line(error)) from None
-    assert isinstance(content, dict)
-    return {str(k): v for k, v in content.items()}
+        content = _set(content, f"{key}={joined}", f"--{key} cannot be read")
+    return {str(k): v for k, v in OmegaConf.to_container(content).items()}  # type: ignore[union-attr]
