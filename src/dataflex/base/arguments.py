@@ -80,6 +80,7 @@ def check_keys(
             if not is_env_enabled("ALLOW_EXTRA_ARGS"):
                 near = nearest(key, [*hints, "dataflex", *FLAT_KEYS])
                 mistakes.note(ConfigError(f"{_printable(key)}: unknown key{near}"))
+                needs_model = False  # which may be the one that is misspelt
             continue
         wrong.add(key)
         with mistakes.noting(once=True):
@@ -96,7 +97,8 @@ def check_keys(
         if key not in wrong:
             mistakes.gather(check, once=True)
     if not {"dataset_dir", "stage"} & wrong:
-        folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
+        folder = values.get("dataset_dir", "data")
+        stage = None if "stage" in mistakes.keys else str(values.get("stage", "sft"))
         with mistakes.noting(once=True):
             for key in ("dataset", "eval_dataset"):
                 if values.get(key) is not None:

@@ -16,9 +16,9 @@ _FORMATS = ("alpaca", "sharegpt", "openai")
 _TEXTS = ("subset", "split", "folder")
 
 
-def refused_data_sets(key: str, names: list[str], folder: Any, *, once: bool, stage: str) -> Iterator[str]:
+def refused_data_sets(key: str, names: list[str], folder: Any, *, once: bool, stage: str | None) -> Iterator[str]:
     """Whatever is wrong with the data sets that `key` names, as far as dataset_info.json of `folder` tells. once: each may be
-    named only once."""
+    named only once. stage: None where it is itself in question."""
     if not names:
         yield f"{key} names no data set"
     info: Any = folder
@@ -66,7 +66,7 @@ def read_info(folder: Any) -> dict[str, Any]:
     return info
 
 
-def _faults(entry: dict[str, Any], stage: str) -> Iterator[str]:
+def _faults(entry: dict[str, Any], stage: str | None) -> Iterator[str]:
     """What in an entry LLaMA-Factory cannot use."""
     sources = [k for k in ("file_name", *_HOSTED) if k in entry]
     if not sources:
@@ -80,7 +80,7 @@ def _faults(entry: dict[str, Any], stage: str) -> Iterator[str]:
     ranking = entry.get("ranking", False)
     if not isinstance(ranking, bool):
         yield f"ranking must be true or false, got {shown(ranking)}"
-    elif ranking != (stage in ("rm", "dpo")):
+    elif stage is not None and ranking != (stage in ("rm", "dpo")):
         needs = "pairs of answers (ranking: true)" if stage in ("rm", "dpo") else "no pairs of answers (ranking: false)"
         yield f"ranking is {str(ranking).lower()}, not applicable with stage: {stage}, which takes {needs}"
     rows = entry.get("num_samples")

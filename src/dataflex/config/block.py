@@ -192,8 +192,9 @@ def _slot(
         "stream_block": (1, None),
     }
     bounded(own, steps, path, key, mistakes)
-    if timed:
-        own.setdefault("interval", 1)  # in the place of one that is noted
+    strangers = set(rest) - {f.name for f in fields(cls)} - set(cls.retired)
+    if slot != "weight" and (timed or strangers):
+        own.setdefault("interval", 1)  # in the place of one that is noted, or misspelt
     component = _component(cls, rest, name, path, slot, key, notices, mistakes)
     if component is None:
         return None
@@ -285,7 +286,7 @@ def _component(
                 values[param] = typed(value, hints[param], where)
     required = [p for p, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     for param in required:
-        if param not in params:
+        if param not in params and not set(params) - set(known) - set(cls.retired):
             mistakes.note(ConfigError(f"{key(f'{path}.{param}')} is required by {name}"))
     while all(param in values for param in required):
         try:

@@ -22,11 +22,12 @@ def read_offline(given: Any, mistakes: Mistakes) -> OfflineConfig:
     if not isinstance(given, Mapping):
         mistakes.note(ConfigError(f"dataflex.offline must be a block of keys, got {shown(given)}"))
         return OfflineConfig()
-    for unknown in [k for k in given if k not in _OFFLINE]:
+    strangers = [k for k in given if k not in _OFFLINE]
+    for unknown in strangers:
         mistakes.note(ConfigError(f"dataflex.offline.{unknown}: unknown key{nearest(str(unknown), _OFFLINE)}"))
     known = {k: v for k, v in given.items() if k in _OFFLINE}
     values = typed_keys(known, _OFFLINE, "dataflex.offline", str, mistakes)
-    if (known.get("budget") is None) == (known.get("keep_ratio") is None):
+    if (known.get("budget") is None) == (known.get("keep_ratio") is None) and not strangers:
         mistakes.note(
             ConfigError("dataflex.offline needs either budget, the rows to select, or keep_ratio, their share")
         )
