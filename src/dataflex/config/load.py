@@ -150,7 +150,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
     select = {"name": block["select"]} if isinstance(block["select"], str) else block["select"]
     if isinstance(select, dict):
         idle = ("warmup", "updates", "keep_ratio", "interval")
-        select = {**{k: v for k, v in select.items() if k not in idle}, "interval": 1}
+        select = {**{k: v for k, v in select.items() if k not in idle}, "warmup": 0, "interval": 1}
     kept = {k: v for k, v in block.items() if k not in ("mix", "weight", "total_steps")}
     raw["dataflex"] = {**kept, "select": select, "offline": {} if block.get("offline") is None else block["offline"]}
     fixed = {
