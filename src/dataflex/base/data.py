@@ -236,13 +236,15 @@ def load_merged(
         return found if return_dict else merge_dataset(list(found.values()), data_args, seed=training_args.seed)
 
     def split(dataset: Any, evaluation: Any, arguments: Any, seed: int) -> Any:
-        return split_dataset(dataset, evaluation, arguments, seed) if evaluation else _split(dataset, arguments, seed)
+        if evaluation is not None:
+            return split_dataset(dataset, evaluation, arguments, seed)
+        return _split(dataset, arguments, seed)
 
     def preprocess(dataset: Any, *args: Any, is_eval: bool = False) -> Any:
         key = "eval_dataset" if is_eval and parts["eval_dataset"] else "dataset"
         with seams.replaced((loader.__name__, "_get_preprocessed_dataset", prepare)):
             part = process_rows(dataset, *args, is_eval=is_eval, origin=(key, parts[key]))
-        if part is None and (dataset is not None or not is_eval):
+        if part is None:
             raise ConfigError(f"{key}: no row is left after tokenization")
         return part
 
