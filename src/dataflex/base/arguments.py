@@ -244,7 +244,7 @@ def _refused_mapping(key: str, given: Any) -> Iterator[str]:
             json.loads(given)
         except ValueError as error:
             yield f"{key} is not valid JSON: {error}"
-    elif key not in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs") and not is_file(given):
+    elif given.endswith((".json", ".yaml", ".yml")) and not is_file(given):
         yield f"{key}: no such file: {_clipped(given)}"
 
 

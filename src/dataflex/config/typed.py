@@ -31,9 +31,9 @@ _NAMES = (
     "tokenized_path",
 )  # fmt: skip
 # What is taken besides the type.
-_MORE: dict[str, Any] = {"dataset_dir": dict, "resume_from_checkpoint": bool}
-# Numbers for which transformers takes null to mean: not at all.
-_NULL = ("max_grad_norm",)
+_MORE: dict[str, Any] = {"dataset_dir": dict, "fsdp": bool, "resume_from_checkpoint": bool}
+# Keys that transformers reads null for as: not at all.
+_NULL = ("max_grad_norm", "debug")
 
 
 def read_typed(key: str, value: Any, hint: Any) -> Any:
@@ -64,10 +64,11 @@ def read_typed(key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, bool) and bool not in kinds and False not in _literals(kinds):
         raise ConfigError(f"{key} must be {_expected(kinds)}, got {value}")
     try:
-        return _adapter(hint, key not in _NAMES).validate_python(value)
+        found = _adapter(hint, key not in _NAMES).validate_python(value)
     except ValidationError:
         quote = "; put it in quotes" if str in kinds and isinstance(value, int | float) else ""
         raise ConfigError(f"{key} must be {_expected(kinds)}, got {shown(value)}{quote}") from None
+    return found if isinstance(found, str) else value  # members of a list of choices stay the texts they are
 
 
 @cache
