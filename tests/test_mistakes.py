@@ -154,7 +154,7 @@ def test_mistakes_in_block_keys_data_and_paths_come_in_one_run(base: Config, tmp
         assert sum(line.startswith(f"dataflex: error: {start}") for line in found) == 1, (start, found)
 
 
-NASTY: tuple[Any, ...] = (None, -1, float("nan"), 10**30, "\0", "é" * 300, [None], [[1]], {1: 2}, "/tmp")
+NASTY: tuple[Any, ...] = (None, True, -1, float("nan"), 10**30, "\0", "é" * 300, [None], [[1]], {1: 2}, "/tmp")
 
 
 @pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value)[:20])
