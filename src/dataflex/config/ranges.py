@@ -19,10 +19,10 @@ _INT64 = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Range:
-    """From `least` to `most`, both included, or with `above` and `below` left out. finite: infinity is none of them."""
+    """From `least` to `most` (those of 64 bits), both included, or with `above` and `below` left out. finite: not infinite."""
 
-    least: float = -math.inf
-    most: float = math.inf
+    least: float = -_INT64
+    most: float = _INT64
     above: bool = False
     below: bool = False
     finite: bool = True
@@ -76,7 +76,7 @@ RANGES: Mapping[str, Range] = {
     "adam_beta1": _BETA,
     "adam_beta2": _BETA,
     "adam_epsilon": _NOT_NEGATIVE,
-    "max_grad_norm": Range(finite=False),
+    "max_grad_norm": Range(most=math.inf, finite=False),
     "label_smoothing_factor": _SHARE,
     "neftune_noise_alpha": _NOT_NEGATIVE,
     "seed": _SEED,
@@ -128,7 +128,7 @@ RANGES: Mapping[str, Range] = {
     "audio_sampling_rate": _COUNT,
 }
 # Of every other key.
-_ANY = Range(-_INT64 - 1, _INT64)
+_ANY = Range()
 
 
 def check_range(key: str, value: Any) -> None:
