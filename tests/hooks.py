@@ -548,6 +548,26 @@ def no_model(out: str, _: str) -> None:
     pt.load_model = sft.load_model = refuse
 
 
+def attempt_all(out: str, given: str) -> Callable[[list[str]], int]:
+    """Run the cases of tests/bad_input.py that the file `given` lists, and write {case: [status, what was printed]}."""
+
+    def entry(arguments: list[str]) -> int:
+        from bad_input import CASES, attempt
+        from llamafactory.train.dpo import workflow as dpo
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("a model was loaded")
+
+        dpo.load_model = refuse
+        no_model(out, "")
+        asked = json.loads(Path(given).read_text())
+        found = attempt(CASES, asked["base"], Path(out) / "cases", asked["names"])
+        (Path(out) / "found.json").write_text(json.dumps(found))
+        return 0
+
+    return entry
+
+
 def extension_example(out: str, _: str) -> None:
     """Let the package in `examples/extension` be imported, as PYTHONPATH would."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "extension" / "src"))

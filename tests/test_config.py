@@ -422,7 +422,7 @@ def test_a_bad_components_file_is_one_line(text: str, tmp_path: Path) -> None:
         ("a.yaml", "- 1", [], "a.yaml must hold keys and values"),
         ("a.json", "[1]", [], "a.json must hold keys and values"),
         ("train", None, [], "expected a .yaml, .yml or .json file or --key value, got 'train'"),
-        ("--a", None, ["[1"], "while parsing"),
+        ("--a", None, ["[1"], "--a cannot be read: while parsing"),
     ],
 )
 def test_a_file_or_command_line_that_cannot_be_read_is_one_line(

@@ -4,130 +4,270 @@ from __future__ import annotations
 
 import json
 import os
-import types
 import typing
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dataflex.base.entries import refused_data_sets
+from dataflex.base.trackers import refused_trackers
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
 from dataflex.config.flat import FLAT_KEYS
+from dataflex.config.load import read
+from dataflex.config.ranges import check_range
 from dataflex.config.schema import DataflexConfig, RunConfig
-from dataflex.config.values import truth
-from dataflex.errors import ConfigError, nearest
+from dataflex.config.typed import read_typed
+from dataflex.config.values import truth, words
+from dataflex.errors import ConfigError, Mistakes, nearest
+
+_Read = TypeVar("_Read")
 
 
-def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool = True) -> None:
-    """Raise ConfigError for an unknown key, a value outside its choices, a data set that is not defined, or an output_dir that
-    cannot be written to. writes: whether this process, or one beside it, will write."""
+def load_checked(
+    load: Callable[[Sequence[str]], _Read], arguments: Sequence[str], *, needs_model: bool = True
+) -> _Read:
+    """What `load` makes of a command's arguments. Where it refuses the block, LLaMA-Factory's keys are checked all the same, so
+    that all mistakes are named at once."""
+    try:
+        return load(arguments)
+    except ConfigError as error:
+        mistakes = Mistakes()
+        mistakes.note(error)
+        with mistakes.noting(once=True):
+            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS)}
+            check_keys(keys, mistakes, needs_model=needs_model)
+        mistakes.settle()
+        raise
+
+
+def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool = True) -> RunConfig:
+    """The configuration with LLaMA-Factory's keys as the types they have there.
+
+    ConfigError for all that is wrong with them: an unknown key, a value of another type, outside its range or its choices, a
+    data set that is not defined, an output_dir that cannot be written to. writes: whether this process, or one beside it, will
+    write.
+    """
+    mistakes = Mistakes()
+    dataflex = config.dataflex
+    orders = dataflex is not None and dataflex.plans_data
+    values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders)
+    config = replace(config, llamafactory=values)
+    folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
+    if dataflex is not None:
+        if dataflex.mix is not None and dataflex.mix.eval_dataset:
+            given = dataflex.mix.eval_dataset
+            names = list(given.values()) if isinstance(given, dict) else list(given)
+            mistakes.gather(refused_data_sets(dataflex.held_out_key, names, folder, once=True, stage=stage))
+        mistakes.gather(_refused_models(dataflex, values))
+        key, target = dataflex.target
+        if target:
+            mistakes.gather(refused_data_sets(key, list(target), folder, once=True, stage=stage))
+    mistakes.settle()
+    return config
+
+
+def check_keys(
+    given: Mapping[str, Any], mistakes: Mistakes, *, needs_model: bool = True, writes: bool = True, once: bool = False
+) -> dict[str, Any]:
+    """LLaMA-Factory's keys as the types they have there; what is wrong is noted. once: every data set may be named only once."""
     from llamafactory.extras.misc import is_env_enabled
+
+    hints = _hints()
+    values, wrong = dict(given), set()
+    for key, value in given.items():
+        if key not in hints:
+            if not is_env_enabled("ALLOW_EXTRA_ARGS"):
+                near = nearest(key, [*hints, "dataflex", *FLAT_KEYS])
+                mistakes.note(ConfigError(f"{_printable(key)}: unknown key{near}"))
+                needs_model = False  # which may be the one that is misspelt
+            continue
+        wrong.add(key)
+        with mistakes.noting(once=True):
+            values[key] = read_typed(key, value, hints[key])
+            check_range(key, values[key])
+            wrong.discard(key)
+    for key in wrong:
+        values.pop(key)
+    if writes and "save_on_each_node" not in wrong:
+        mistakes.gather(_refused_output(values))
+    checks = {"template": _refused_template(values), "report_to": refused_trackers(_trackers(values))}
+    checks |= {"val_size": _refused_sizes(values), "model_name_or_path": _refused_paths(values, needs_model)}
+    for key, check in checks.items():
+        if key not in wrong:
+            mistakes.gather(check, once=True)
+    if not {"dataset_dir", "stage"} & wrong:
+        folder = values.get("dataset_dir", "data")
+        stage = None if "stage" in mistakes.keys else str(values.get("stage", "sft"))
+        with mistakes.noting(once=True):
+            for key in ("dataset", "eval_dataset"):
+                if values.get(key) is not None:
+                    mistakes.gather(refused_data_sets(key, _names(values[key]), folder, once=once, stage=stage))
+    return values
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every key."""
     from llamafactory.hparams import RayArguments
     from llamafactory.hparams.parser import _TRAIN_ARGS
 
-    values = config.llamafactory
     hints: dict[str, Any] = {}
     for kind in (*_TRAIN_ARGS, RayArguments):
         resolved = typing.get_type_hints(kind)
         hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
-    if not is_env_enabled("ALLOW_EXTRA_ARGS"):
-        for key in values:
-            if key not in hints:
-                raise ConfigError(f"{key}: unknown key{nearest(key, [*hints, 'dataflex', *FLAT_KEYS])}")
-    for key, value in values.items():
-        if key in hints:
-            _check_value(key, value, hints[key])
-    if writes:
-        _check_output(values)
-    _check_template(values)
-    _check_paths(values, needs_model)
-    for key in ("dataset", "eval_dataset"):
-        _check_datasets(key, values.get(key), values, config.dataflex is not None)
-    if config.dataflex is not None and config.dataflex.mix is not None:
-        given_names = config.dataflex.mix.eval_dataset
-        by_domain = list(given_names.values()) if isinstance(given_names, dict) else list(given_names)
-        _check_datasets(config.dataflex.held_out_key, by_domain or None, values, True)
-        for request in config.dataflex.requests("mix"):
-            if isinstance(request, RouterLoad):
-                experts = _of_model(
-                    values.get("model_name_or_path"),
-                    lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0,
-                )
-                if experts == 0:
-                    raise ConfigError(
-                        f"dataflex.mix.name: {config.dataflex.mix.name} goes by the routers of a mixture of experts, and"
-                        f" {values.get('model_name_or_path')} has none"
-                    )
-    if config.dataflex is not None:
-        _check_models(config.dataflex, values)
-        key, target = config.dataflex.target
-        _check_datasets(key, list(target) or None, values, True)
+    return hints
 
 
-def _check_value(key: str, value: Any, hint: Any) -> None:
-    options = _members(hint)
-    if value is None:
-        return
-    literals = [a for o in options if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)]
-    if literals and len(options) == 1 and value not in literals:
-        raise ConfigError(f"{key}: {value!r} is not a choice{nearest(str(value), map(str, literals))}")
-    if len(options) == 1 and options[0] in (int, float):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{key} must be a number, got {value!r}") from None
-        if options[0] is int and number != int(number):
-            raise ConfigError(f"{key} must be an integer, got {value!r}")
-    if len(options) == 1 and options[0] is bool and str(value).lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise ConfigError(f"{key} must be true or false, got {value!r}")
+def _printable(key: str) -> str:
+    """A key as it can be told from its neighbours on a terminal."""
+    return key if key.isprintable() else ascii(key)[1:-1]
 
 
-def _members(hint: Any) -> list[Any]:
-    """The types a hint admits, None aside."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [a for a in typing.get_args(hint) if a is not type(None)]
-    return [hint]
+def _names(given: Any) -> list[str]:
+    """As LLaMA-Factory splits them: a name may be empty, and is then not defined."""
+    return [n.strip() for n in given.split(",")] if isinstance(given, str) and given else list(given)
 
 
-def _check_output(values: dict[str, Any]) -> None:
+def _trackers(values: Mapping[str, Any]) -> Any:
+    """Those of transformers: with use_swanlab LLaMA-Factory has a callback of its own."""
+    own = values.get("use_swanlab")
+    return [name for name in words(values.get("report_to")) if not (own and name == "swanlab")]
+
+
+def _refused_output(values: dict[str, Any]) -> Iterator[str]:
     """Whether the rank that will write can."""
     folder = values.get("output_dir")
     everywhere = truth(values.get("save_on_each_node"), "save_on_each_node")
     if not folder or os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") != "0":
         return
     there = Path(str(folder)).expanduser().absolute()
-    while not os.path.lexists(there):
-        there = there.parent
-    probe = there / f".dataflex-{os.getpid()}"
     try:
+        if "\0" in str(there) or any(len(os.fsencode(part)) > 255 for part in there.parts):
+            raise OSError("a name in it is longer than 255 bytes, or has a byte of zero")
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise OSError(f"{there} is not a directory")
+        probe = there / f".dataflex-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"output_dir: {folder} cannot be written to: {error.strerror or error}") from None
+        yield f"output_dir: {_clipped(folder)} cannot be written to: {error.strerror or error}"
 
 
-def _check_template(values: dict[str, Any]) -> None:
+def _clipped(path: Any) -> str:
+    text = _printable(str(path))
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _refused_template(values: dict[str, Any]) -> Iterator[str]:
     from llamafactory.data.template import TEMPLATES
 
     template = values.get("template")
     if template is not None and template not in TEMPLATES:
-        raise ConfigError(f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}")
+        yield f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}"
 
 
-def _check_paths(values: dict[str, Any], needs_model: bool) -> None:
+def _refused_sizes(values: dict[str, Any]) -> Iterator[str]:
+    size = values.get("val_size") or 0.0
+    if size == 1 or (size > 1 and size != int(size)):
+        yield f"val_size must be a share of the rows below 1, or a number of rows above 1, got {size:g}"
+    if values.get("quantization_method", "bnb") == "bnb" and values.get("quantization_bit") not in (None, 4, 8):
+        yield f"quantization_bit must be 4 or 8 with quantization_method: bnb, got {values['quantization_bit']}"
+    if values.get("logging_steps") == 0 and str(values.get("logging_strategy", "steps")) == "steps":
+        yield "logging_steps must be above 0, got 0; logging_strategy: no turns logging off"
+    if values.get("dataloader_prefetch_factor") and not values.get("dataloader_num_workers"):
+        yield "dataloader_prefetch_factor has no effect without dataloader_num_workers, and transformers refuses it"
+    level, levels = values.get("log_level"), _log_levels()
+    if level is not None and level not in levels:
+        yield f"log_level: {level!r} is not a choice{nearest(str(level), levels)}"
+
+
+def _log_levels() -> list[str]:
+    from transformers.training_args import trainer_log_levels
+
+    return list(trainer_log_levels)
+
+
+def _refused_paths(values: dict[str, Any], needs_model: bool) -> Iterator[str]:
     model = values.get("model_name_or_path")
-    if not model and not needs_model:
-        return
-    if not model:
-        raise ConfigError("model_name_or_path is required")
-    if str(model).startswith(("/", ".", "~")) and not Path(str(model)).expanduser().exists():
-        raise ConfigError(f"model_name_or_path: no such directory: {model}")
+    if not model and needs_model:
+        yield "model_name_or_path is required"
+    elif model and needs_model:
+        yield from _refused_model(str(model))
     resume = values.get("resume_from_checkpoint")
-    if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
-        raise ConfigError(f"resume_from_checkpoint: no such directory: {resume}")
+    if isinstance(resume, str) and resume.lower() not in ("true", "false") and not is_folder(resume):
+        yield f"resume_from_checkpoint: no such directory: {_clipped(resume)}"
+    for path in words(values.get("adapter_name_or_path")):
+        if _is_local(path) and not is_folder(path):
+            yield f"adapter_name_or_path: no such directory: {_clipped(path)}"
+    for key in (
+        "deepspeed",
+        "fsdp_config",
+        "lr_scheduler_kwargs",
+        "accelerator_config",
+        "gradient_checkpointing_kwargs",
+    ):
+        yield from _refused_mapping(key, values.get(key))
 
 
-def _check_models(config: DataflexConfig, values: dict[str, Any]) -> None:
+def _refused_model(model: str) -> Iterator[str]:
+    from transformers import AutoConfig
+
+    if not is_folder(model):
+        if _is_local(model):
+            yield f"model_name_or_path: no such directory: {_clipped(model)}"
+        return
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        yield f"model_name_or_path: {_clipped(model)} has no config.json"
+        return
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "auto_map" not in content:  # which may need trust_remote_code
+            AutoConfig.from_pretrained(str(folder))
+    except Exception as error:  # of whatever kind of model
+        why = " ".join(str(error).split())
+        yield f"model_name_or_path: the config.json of {_clipped(model)} cannot be used: {_shortened(why)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _refused_mapping(key: str, given: Any) -> Iterator[str]:
+    """A text that stands for a mapping is JSON, or names a file."""
+    if not isinstance(given, str) or not given.strip():
+        return
+    if given.lstrip().startswith("{"):
+        try:
+            json.loads(given)
+        except ValueError as error:
+            yield f"{key} is not valid JSON: {error}"
+    elif given.endswith((".json", ".yaml", ".yml")) and not is_file(given):
+        yield f"{key}: no such file: {_clipped(given)}"
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~"))
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a directory, also where the name is none that a directory can have."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def is_file(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[str]:
     """What requests say about models, as far as these are on this machine."""
     from dataflex.base.reference import check_reference
 
@@ -139,53 +279,36 @@ def _check_models(config: DataflexConfig, values: dict[str, Any]) -> None:
             layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
             if layers is not None and not -layers - 1 <= request.layer <= layers:
                 key = "embed_layer" if hasattr(config.components[slot], "embed_layer") else "embedding_layer"
-                raise ConfigError(
+                yield (
                     f"dataflex.{slot}.{key} must be between {-layers - 1} and {layers} (the last; 0 is the input),"
                     f" got {request.layer}"
                 )
         if isinstance(request, PolicyAlignment) and request.reward_model is not None:
             path = request.reward_model
-            if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-                raise ConfigError(f"dataflex.select.reward_model_path: no such directory: {path}")
+            if _is_local(path) and not is_folder(path):
+                yield f"dataflex.select.reward_model_path: no such directory: {path}"
+                continue
             outputs = _of_model(path, lambda c: c.num_labels)
             if outputs not in (None, 1):
-                raise ConfigError(f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one")
+                yield f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one"
+        if isinstance(request, RouterLoad):
+            experts = _of_model(
+                values.get("model_name_or_path"), lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0
+            )
+            if experts == 0:
+                yield (
+                    f"dataflex.mix.name: {config.mix.name if config.mix else slot} goes by the routers of a mixture of"
+                    f" experts, and {values.get('model_name_or_path')} has none"
+                )
 
 
 def _of_model(path: Any, ask: Callable[[Any], int]) -> int | None:
     """What the configuration of a model in a local directory says; None where it says nothing."""
     from transformers import AutoConfig
 
-    if not path or not Path(str(path)).is_dir():
+    if not path or not is_folder(str(path)):
         return None
     try:
-        return ask(AutoConfig.from_pretrained(str(path)))
+        return ask(AutoConfig.from_pretrained(str(Path(str(path)).expanduser())))
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _check_datasets(key: str, given: Any, values: dict[str, Any], dynamic: bool) -> None:
-    folder = values.get("dataset_dir", "data")
-    if given is None or isinstance(folder, dict) or str(folder).startswith(("ONLINE", "REMOTE:")):
-        return
-    names = [n.strip() for n in given.split(",")] if isinstance(given, str) else list(given)
-    info_path = Path(str(folder)) / "dataset_info.json"
-    try:
-        info = json.loads(info_path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ConfigError(f"dataset_dir: there is no {info_path}") from None
-    except ValueError as error:
-        raise ConfigError(f"dataset_dir: {info_path} is not valid JSON: {error}") from None
-    for place, name in enumerate(names):
-        if name not in info:
-            raise ConfigError(f"{key}: {name!r} is not defined in {info_path}{nearest(name, info)}")
-        if not isinstance(info[name], dict):
-            raise ConfigError(f"{key}: the entry of {name!r} in {info_path} must be a mapping")
-        if name in names[:place] and dynamic:
-            raise ConfigError(f"{key}: {name!r} is listed twice")
-        file_name = info[name].get("file_name")
-        hosted = any(
-            k in info[name] for k in ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-        )
-        if file_name and not hosted and not os.path.exists(os.path.join(str(folder), file_name)):
-            raise ConfigError(f"{key}: the file of {name!r} is missing: {os.path.join(str(folder), file_name)}")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from datasets import concatenate_datasets
-from datasets.exceptions import DatasetsError
 from llamafactory.data import loader
-from llamafactory.data.data_utils import split_dataset
+from llamafactory.data.data_utils import merge_dataset, split_dataset
 
-from dataflex.base.refusals import is_ours, refusals
-from dataflex.base.tokenized import TokenizedStore
+from dataflex.base import seams
+from dataflex.base.faults import reading, untokenized
+from dataflex.base.refusals import is_ours, ours, refusals
+from dataflex.base.tokenized import TokenizedStore, noted
 from dataflex.config.schema import DataflexConfig
-from dataflex.errors import ConfigError, DataflexError
+from dataflex.errors import ConfigError, DataflexError, Mistakes
 from dataflex.trainer.mix import domain_info
 from dataflex.trainer.rows import Rows
+
+# Stands where `load_merged` puts its own.
+_read_one = loader._get_merged_dataset
 
 
 def load_domains(
@@ -41,38 +46,36 @@ def load_domains(
     if store is not None:
         store.describe_sources()
 
-    def process(dataset: Any, is_eval: bool, arguments: tuple[Any, Any] = (data_args, training_args)) -> Any:
-        part = process_rows(dataset, *arguments, stage, template, tokenizer, processor, is_eval=is_eval)
+    def process(
+        dataset: Any, is_eval: bool, arguments: tuple[Any, Any] = (data_args, training_args), of: str = ""
+    ) -> Any:
+        parts = [(of, dataset)] if of else list(zip(data_args.eval_dataset or [], held, strict=True))
+        origin = ("dataset" if of else "eval_dataset", parts)
+        part = process_rows(dataset, *arguments, stage, template, tokenizer, processor, is_eval=is_eval, origin=origin)
         if part is None and is_eval:
             raise ConfigError("eval_dataset: no row is left after tokenization")
         return part
 
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(desc="load dataset", local=local):
-        raw = {name: read_raw(name, "dataset", model_args, data_args, training_args, stage) for name in names}
-        held = [
-            read_raw(n, "eval_dataset", model_args, data_args, training_args, stage)
-            for n in data_args.eval_dataset or []
-        ]
+        raw = _read_all(names, "dataset", model_args, data_args, training_args, stage)
+        evaluated = data_args.eval_dataset or []
+        held = list(_read_all(evaluated, "eval_dataset", model_args, data_args, training_args, stage).values())
         raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
-    for name in names:
-        if len(raw[name]) == 0:
-            raise ConfigError(f"dataset: {name!r} is empty")
 
     parts, held_out, examples = [], {}, {}
     plain = single_rows(data_args, training_args, stage)
     with training_args.main_process_first(desc="pre-process dataset", local=local):
         for name in names:
-            with refusals():
-                train, validation = split_dataset(raw[name], None, data_args, seed=training_args.seed)
-            part = process(train["train"], is_eval=False)
+            train, validation = _split(raw[name], data_args, training_args.seed, name)
+            part = process(train["train"], is_eval=False, of=name)
             if part is None or len(part) == 0:
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
             parts.append(part)
             if validation:
-                held_out[name] = examples[name] = process(validation["validation"], is_eval=True)
+                held_out[name] = examples[name] = process(validation["validation"], is_eval=True, of=name)
             if validation and plain is not None:
-                examples[name] = process(validation["validation"], is_eval=True, arguments=plain)
+                examples[name] = process(validation["validation"], is_eval=True, arguments=plain, of=name)
         evaluation = _evaluation(raw_eval, held_out, data_args, process)
         if store is not None and training_args.should_save:
             store.write(parts, list(examples.values()), evaluation)
@@ -112,36 +115,61 @@ def process_rows(
     processor: Any,
     *,
     is_eval: bool,
+    origin: tuple[str, Sequence[tuple[str, Any]]],
 ) -> Any:
-    """Rows as LLaMA-Factory tokenizes them; None where none is left."""
+    """Rows as LLaMA-Factory tokenizes them; None where none is left. ConfigError for a row that cannot be tokenized.
+
+    origin: the key that names the data sets in `raw`, and these, [(name, rows)].
+    """
     try:
-        with refusals():
-            return loader._get_preprocessed_dataset(
-                raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
-            )
-    except (StopIteration, RuntimeError) as error:
+        return loader._get_preprocessed_dataset(
+            raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
+        )
+    except DataflexError:
+        raise
+    except Exception as error:
+        if is_ours(error):
+            raise
         if isinstance(error, StopIteration) or "Cannot find" in str(error):
             return None
-        raise
+        generates = training_args.predict_with_generate and is_eval
+        preprocess = loader._get_dataset_processor(
+            data_args, stage, template, tokenizer, processor, do_generate=generates
+        ).preprocess_dataset
+        key, parts = origin
+        for name, rows in parts:
+            if not isinstance(error, OSError) and (fault := untokenized(rows, name, key, preprocess)) is not None:
+                raise fault from error
+        with refusals():
+            raise
 
 
 def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
     """One raw data set in LLaMA-Factory's own columns."""
+    with reading(name, key, data_args):
+        return _read_one([name], model_args, data_args, training_args, stage, return_dict=True)[name]
+
+
+def _read_all(names: Sequence[str], key: str, *args: Any) -> dict[str, Any]:
+    """{name: its rows}; ConfigError for all that cannot be read. args: of `read_raw`."""
+    mistakes, found = Mistakes(), {}
+    for name in names:
+        with mistakes.noting():
+            found[name] = read_raw(name, key, *args)
+            if len(found[name]) == 0:
+                raise ConfigError(f"{key}: {name!r} is empty")
+    mistakes.settle()
+    return found
+
+
+def _split(raw: Any, data_args: Any, seed: int, name: str = "") -> tuple[Any, Any]:
+    """As LLaMA-Factory holds `val_size` out."""
     try:
-        return loader._get_merged_dataset([name], model_args, data_args, training_args, stage, return_dict=True)[name]
-    except (DatasetsError, ValueError, OSError, ImportError) as error:
-        if is_ours(error) or isinstance(error, DataflexError):
-            raise
-        cause = error.__cause__ or error
-        if "at least one example" in str(cause):  # a file without a row
-            raise ConfigError(f"{key}: {name!r} is empty") from error
-        raise ConfigError(f"{key}: {name!r} cannot be read: {' '.join(str(cause).split())}") from error
-    except (AttributeError, KeyError, IndexError, TypeError) as error:  # columns or formatting that do not fit the rows
-        if is_ours(error):
-            raise
+        return split_dataset(raw, None, data_args, seed=seed)
+    except ValueError as error:
+        rows = f"{len(raw)} row{'' if len(raw) == 1 else 's'}{f' of {name!r}' if name else ''}"
         raise ConfigError(
-            f"{key}: the columns or formatting of {name!r} in dataset_info.json do not fit its rows"
-            f" ({type(error).__name__}: {error})"
+            f"val_size: {data_args.val_size:g} of the {rows} leaves none to train on, or holds none out"
         ) from error
 
 
@@ -161,10 +189,53 @@ def _evaluation(raw_eval: Any, held_out: dict[str, Any], data_args: Any, process
     return concatenate_datasets(list(held_out.values())) if held_out else None
 
 
-def load_merged(rows: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Wrap what LLaMA-Factory loaded itself (weight-only runs): one part; a single data set gives the domain its name."""
-    domain = names[0] if len(names) == 1 else "all"
-    return {**rows, "train_dataset": Rows([rows["train_dataset"]], [domain])}
+def load_merged(
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+) -> dict[str, Any]:
+    """LLaMA-Factory's own get_dataset (weight-only runs), with every data set read and tokenized as `load_domains` does: one
+    part; a single data set gives the domain its name."""
+    names = list(dict.fromkeys(data_args.dataset))  # LLaMA-Factory reads a name that is listed twice once
+    parts: dict[str, list[tuple[str, Any]]] = {"dataset": [], "eval_dataset": []}
+    prepare = loader._get_preprocessed_dataset
+
+    def read(given: list[str] | None, *args: Any, return_dict: bool = False) -> Any:
+        if given is None:
+            return None
+        key = "eval_dataset" if parts["dataset"] else "dataset"
+        found = _read_all(given, key, *args)
+        parts[key] = list(found.items())
+        return found if return_dict else merge_dataset(list(found.values()), data_args, seed=training_args.seed)
+
+    def split(dataset: Any, evaluation: Any, arguments: Any, seed: int) -> Any:
+        if evaluation is not None:
+            return split_dataset(dataset, evaluation, arguments, seed)
+        return _split(dataset, arguments, seed)
+
+    def preprocess(dataset: Any, *args: Any, is_eval: bool = False) -> Any:
+        key = "eval_dataset" if is_eval and parts["eval_dataset"] else "dataset"
+        with seams.replaced((loader.__name__, "_get_preprocessed_dataset", prepare)):
+            part = process_rows(dataset, *args, is_eval=is_eval, origin=(key, parts[key]))
+        if part is None:
+            raise ConfigError(f"{key}: no row is left after tokenization")
+        return part
+
+    with (
+        noted(data_args, training_args, stage, tokenizer),
+        seams.replaced(
+            (loader.__name__, "_get_merged_dataset", ours(read)),
+            (loader.__name__, "split_dataset", ours(split)),
+            (loader.__name__, "_get_preprocessed_dataset", ours(preprocess)),
+        ),
+        refusals(),
+    ):
+        module = loader.get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor)
+    return {**module, "train_dataset": Rows([module["train_dataset"]], [names[0] if len(names) == 1 else "all"])}
 
 
 def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:

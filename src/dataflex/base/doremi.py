@@ -17,7 +17,7 @@ from dataflex.base.reference import check_reference
 from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, Mistakes
 from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
 from dataflex.trainer.completeness import newest_complete
@@ -33,8 +33,11 @@ def doremi(config: DoremiConfig) -> int:
     Every run is a process of its own, so two models are never in memory together. What is done is noted in doremi.json with a
     hash of the step's configuration; a step that was cut off goes on from its newest checkpoint.
     """
+    mistakes = Mistakes()
     for run in config.checked():
-        check_arguments(run)
+        with mistakes.noting():
+            check_arguments(run)
+    mistakes.settle()
     if "reference" not in config.steps and "proxy" in config.steps:
         own = config.reference == str(config.output_dir / "reference")
         if own and not Path(config.reference).is_dir():

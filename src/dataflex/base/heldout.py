@@ -54,7 +54,16 @@ def load_held_out(
                     parts.append(None)
                     continue
                 raw = read_raw(name, source.key, model_args, data_args, training_args, stage)
-                part = process_rows(raw, *arguments, stage, template, tokenizer, processor, is_eval=True)
+                part = process_rows(
+                    raw,
+                    *arguments,
+                    stage,
+                    template,
+                    tokenizer,
+                    processor,
+                    is_eval=True,
+                    origin=(source.key, [(name, raw)]),
+                )
                 if part is None or len(part) == 0:
                     raise ConfigError(f"{source.key}: no row of {name!r} is left after tokenization")
                 parts.append(part)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from dataflex.base import failures, progress
+from dataflex.base.arguments import load_checked
 from dataflex.base.stopping import on_stop
 from dataflex.base.torchrun import enabled, report_to_launcher, torchrun
 from dataflex.config import RunConfig, load, load_offline
@@ -75,11 +76,11 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
     if command == "doremi":
         from dataflex.base.doremi import doremi
 
-        steps = load_doremi(arguments)
+        steps = load_checked(load_doremi, arguments)
         on_stop(lambda: "stopped; the same command goes on")
         return doremi(steps)
     if command == "select":
-        config = load_offline(arguments)
+        config = load_checked(load_offline, arguments, needs_model=False)
         on_stop(lambda: progress.SELECTION)
         from dataflex.base.offline import needs_model, select
 
@@ -88,7 +89,7 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
             return torchrun(command, arguments, _devices())
         select(config)
         return 0
-    config = load(arguments)
+    config = load_checked(load, arguments)
     on_stop(lambda: progress.of_training(config))
     on_ray = _wants_ray(config)
     if _wants_torchrun():
@@ -105,10 +106,11 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
 
 
 def report(error: DataflexError) -> int:
-    """One line on stderr, from rank 0 alone, or by way of the launcher. What it comes from is shown where it is asked for."""
+    """One line for every mistake on stderr, from rank 0 alone, or by way of the launcher. What it comes from is shown where it
+    is asked for."""
     if enabled(_SHOW_CAUSE):
         print(_whole(error), end="", file=sys.stderr, flush=True)
-    line = f"dataflex: error: {error}"
+    line = "\n".join(f"dataflex: error: {line}" for line in str(error).splitlines())
     told = report_to_launcher(line, error.exit_status, cause=not isinstance(error, Bereft))
     if not told and os.getenv("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)

@@ -29,7 +29,8 @@ def select(config: RunConfig) -> None:
     """Select, and write the selection into output_dir. Signals that need the model are measured as in training, on every rank."""
     assert config.dataflex is not None
     reads_model = needs_model(config.dataflex)
-    check_arguments(config, needs_model=reads_model)
+    config = check_arguments(config, needs_model=reads_model)
+    assert config.dataflex is not None
     say(config.notices)
     seams.check()
     with alone_in(Path(str(config.llamafactory["output_dir"]))):

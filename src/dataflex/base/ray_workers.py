@@ -35,7 +35,7 @@ _ACTOR = re.compile(r"dataflex-\w+-rank-(\d+)")
 
 def train_on_ray(config: RunConfig) -> None:
     """Run one training on workers of a Ray cluster, which is started if there is none; nothing of it is left afterwards."""
-    check_arguments(config, writes=False)
+    config = check_arguments(config, writes=False)
     seams.check(on_ray=True)
     say(config.notices)
     with refusals():

@@ -56,7 +56,10 @@ def load_streams(
         raw_eval = [read_raw(n, "eval_dataset", model_args, indexed, training_args, stage) for n in held]
 
     def process(dataset: Any, is_eval: bool) -> Any:
-        part = process_rows(dataset, indexed, training_args, stage, template, tokenizer, processor, is_eval=is_eval)
+        origin = ("eval_dataset", list(zip(held, raw_eval, strict=True)))
+        part = process_rows(
+            dataset, indexed, training_args, stage, template, tokenizer, processor, is_eval=is_eval, origin=origin
+        )
         if part is None:
             raise ConfigError("eval_dataset: no row is left after tokenization")
         return part

@@ -42,7 +42,9 @@ def load_target(
     with training_args.main_process_first(desc="load target", local=local):
         for name in names:
             raw = read_raw(name, key, model_args, plain, training_args, stage)
-            part = process_rows(raw, plain, generates, stage, template, tokenizer, processor, is_eval=True)
+            part = process_rows(
+                raw, plain, generates, stage, template, tokenizer, processor, is_eval=True, origin=(key, [(name, raw)])
+            )
             if part is None or len(part) == 0:
                 raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
             parts[name] = part

@@ -11,7 +11,7 @@ from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
 from dataflex.base.launch import say
 from dataflex.base.optimizers import check_resumable, optimizer_notices
-from dataflex.base.refusals import ours, refusals
+from dataflex.base.refusals import ours
 from dataflex.components.requests import ReferenceLoss
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
@@ -37,7 +37,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 
 def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun or on Ray)."""
-    check_arguments(config)
+    config = check_arguments(config)
     say(config.notices)
     with alone_in(_output_dir(config.llamafactory)), failed_writes_reported(_NOT_WRITTEN):
         _train(config)
@@ -217,10 +217,8 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
     """What LLaMA-Factory's get_dataset gives, as the run needs it. args: template, model_args, data_args, training_args, stage"""
     from dataflex.base.data import load_domains, load_merged
     from dataflex.base.raw import numbered_rows, take_numbers
-    from dataflex.base.tokenized import noted
     from dataflex.base.weights import check_weights, given_weights
 
-    names = list(args[2].dataset)
     with given_weights(dataflex, args[2]):
         if dataflex.streams:
             from dataflex.base.streams import load_streams
@@ -234,10 +232,7 @@ def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> 
         elif dataflex.plans_data:
             module = load_domains(*args, **tokenizer_module)
         else:
-            stock_loader = seams.attribute("llamafactory.data.loader", "get_dataset")
-            with noted(args[2], args[3], args[4], tokenizer_module["tokenizer"]), refusals():
-                loaded = stock_loader(*args, **tokenizer_module)
-            module = load_merged(loaded, names)
+            module = load_merged(*args, **tokenizer_module)
     check_weights(dataflex, module["train_dataset"])
     return module
 

@@ -19,7 +19,7 @@ def read_proportions(parameter: str, path: str) -> Mapping[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{parameter} must be a file, and {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{parameter}: {path} cannot be read: {error}") from None
     try:
         content = json.loads(text)

@@ -95,8 +95,8 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
             raise ConfigError(f"{key}: unknown {family[:-1]} {name!r}{nearest(name, names(slot))}")
         try:
             target = found[0].load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{key}: entry point {name!r} does not load: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever a plug-in raises while it is imported
+            raise ConfigError(f"{key}: entry point {name!r} does not load: {type(error).__name__}: {error}") from error
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise ConfigError(f"{key}: {name} is not a dataflex {base.__name__}{_porting_hint(target, base)}")
     if inspect.isabstract(target):
@@ -114,7 +114,7 @@ def load_path(path: str, key: str) -> object:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         hint = ""
         if isinstance(error, ModuleNotFoundError) and f"{error.name}.".startswith(_OLD_PACKAGES):
             hint = " (it is written for dataflex 1.1.0, which had this module; docs/migration.md shows how to port it)"

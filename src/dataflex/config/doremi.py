@@ -9,7 +9,7 @@ from typing import Any
 
 from dataflex.config.load import CONFIG_SUFFIXES, parse, read_file
 from dataflex.config.schema import RunConfig
-from dataflex.errors import ConfigError, nearest
+from dataflex.errors import ConfigError, Mistakes, nearest
 
 STEPS = ("reference", "proxy", "final")
 _SAMPLING = ("proportions", "initial")
@@ -31,8 +31,14 @@ class DoremiConfig:
     def checked(self) -> list[RunConfig]:
         """The runs as far as they can be checked beforehand: with the mixer of the reference, whose model is not there yet."""
         mix = self.runs["reference"]["dataflex"]["mix"]
-        parse(self.runs["proxy"])
-        return [parse(_with_mix(self.runs[step], mix)) for step in STEPS]
+        mistakes, runs = Mistakes(), []
+        with mistakes.noting():
+            parse(self.runs["proxy"])
+        for step in STEPS:
+            with mistakes.noting():
+                runs.append(parse(_with_mix(self.runs[step], mix)))
+        mistakes.settle()
+        return runs
 
 
 def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
@@ -42,7 +48,10 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
             f"doremi reads a {', '.join(CONFIG_SUFFIXES)} file, got {arguments[0] if arguments else 'none'!r}"
         )
     raw = read_file(Path(arguments[0]), list(arguments[1:]))
-    block = dict(raw.pop("dataflex", None) or {})
+    block = raw.pop("dataflex", None) or {}
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"dataflex must be a block of keys, got {block!r}")
+    block = dict(block)
     own = block.pop("doremi", None) or {}
     if not isinstance(own, Mapping):
         raise ConfigError(f"dataflex.doremi must be a block of keys, got {own!r}")
@@ -53,6 +62,8 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
     if extra:
         raise ConfigError(f"dataflex.{extra[0]} cannot be part of doremi; train with the proportions it finds instead")
     mix = block.pop("mix", None) or {}
+    if not isinstance(mix, str | Mapping):
+        raise ConfigError(f"dataflex.mix must be a block with a name, got {mix!r}")
     mix = {"name": mix} if isinstance(mix, str) else dict(mix)
     if mix.setdefault("name", "doremi") != "doremi":
         raise ConfigError(f"dataflex.mix.name: doremi trains its proxy with the mixer doremi, got {mix['name']!r}")
@@ -87,7 +98,9 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
 def _steps(asked: Any, reference: Any) -> tuple[str, ...]:
     if asked is None:
         return STEPS if reference is None else STEPS[1:]
-    names = [n.strip() for n in asked.split(",")] if isinstance(asked, str) else list(asked)
+    if not isinstance(asked, str | list):
+        raise ConfigError(f"dataflex.doremi.steps must be a list of steps, got {asked!r}")
+    names = [n.strip() for n in asked.split(",")] if isinstance(asked, str) else asked
     for name in names:
         if name not in STEPS:
             raise ConfigError(f"dataflex.doremi.steps: unknown step {name!r}{nearest(str(name), STEPS)}")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType
 from yaml import YAMLError
 
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
-from dataflex.config.flat import FLAT_KEYS, Translation, read_presets, translate
+from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
 from dataflex.config.paths import at_home
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.config.values import integer, truth
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, Mistakes
 from dataflex.masking import filled
 
 STREAM_BLOCK = 2048  # raw rows
@@ -29,17 +30,14 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 def load(arguments: Sequence[str]) -> RunConfig:
     """arguments: `<file.yaml|.yml|.json> [key=value ...]`, or LLaMA-Factory's `--key value ...`."""
-    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
-        raw = read_file(Path(arguments[0]), list(arguments[1:]))
-    else:
-        raw = _read_flags(arguments)
-    return parse(raw)
+    return parse(read(arguments))
 
 
 def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
-    """Split a flat mapping of keys into RunConfig. offline: for a selection before training."""
+    """Split a flat mapping of keys into RunConfig; ConfigError with all that is wrong. offline: to select before training."""
     raw = dict(raw)
     notices: list[str] = []
+    mistakes = Mistakes()
     block = raw.pop("dataflex", None)
     if isinstance(block, dict) and "doremi" in block:
         block = {key: value for key, value in block.items() if key != "doremi"}
@@ -52,22 +50,24 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         read = translate(flat, raw, notices)
         if not read.block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
+        block, presets, spelled, extra = read.block, read.presets, read.spelled, read.extra
     else:
-        read = Translation(block, presets=read_presets(flat.get("components_cfg_file")))
-    block, spelled = read.block, read.spelled
-    config = replace(parse_block(block, read.presets, spelled, notices, domain_names(raw)), **read.extra)
-    if not config.components and block:
-        raise ConfigError("dataflex: the block has no component; add select, mix or weight")
+        presets, spelled, extra = None, {}, {}
+        with mistakes.noting():
+            presets = read_presets(flat.get("components_cfg_file"))
+    settled = parse_block(block, presets or {}, spelled, notices, domain_names(raw), mistakes)
+    if settled is None or presets is None:
+        mistakes.settle()
+        raise AssertionError("a block that cannot be read has a mistake")
+    config = replace(settled, **extra)
+    if not config.components and block and not mistakes:
+        mistakes.note(ConfigError("dataflex: the block has no component; add select, mix or weight"))
     if not config.components:
+        mistakes.settle()
         return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
 
-    if config.total_steps is not None:
-        asked = raw.get("max_steps")
-        steps = 0 if asked is None else integer(asked, "max_steps")
-        if steps > 0 and steps != config.total_steps:
-            winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
-            notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
-        raw["max_steps"] = config.total_steps
+    with mistakes.noting(once=True):
+        _settle_steps(config, raw, spelled, notices)
     if config.offline is not None and not offline:
         notices.append("dataflex.offline has no effect on train; dataflex-cli select reads it")
         config = replace(config, offline=None)
@@ -88,22 +88,36 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
     if config.weight and config.weight.target_dataset and not config.aiming():
         notices.append(f"dataflex.weight.target_dataset has no effect: {config.weight.name} aims at no target")
+    with mistakes.noting(once=True):
+        config = _settle_block(config, raw, notices)
+    check_combinations(config, raw, notices, mistakes)
+    if config.plans_data and not offline:
+        with mistakes.noting(once=True):
+            check_held_out(config, raw, notices)
+    mistakes.settle()
+    if config.plans_data and not offline:
+        held_out = config.mix.eval_dataset if config.mix else ()
+        if held_out and evaluates(raw) and not raw.get("eval_dataset") and not raw.get("val_size"):
+            raw["eval_dataset"] = ",".join(held_out.values() if isinstance(held_out, dict) else held_out)
+    return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
+
+
+def _settle_steps(config: DataflexConfig, raw: dict[str, Any], spelled: dict[str, str], notices: list[str]) -> None:
+    """`max_steps` from `dataflex.total_steps`, and a notice for what the run is too short for."""
+    asked = raw.get("max_steps")
+    steps = 0 if asked is None else integer(asked, "max_steps")
+    if config.total_steps is not None:
+        if steps > 0 and steps != config.total_steps:
+            winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
+            notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
+        raw["max_steps"] = steps = config.total_steps
     slots = {"select": config.select, "mix": config.mix, **(config.weight.slots() if config.weight else {})}
     for slot, spec in slots.items():
         if spec is None:
             continue
         warmup = spec.warmup if isinstance(spec, WeightPart) else spec.schedule.warmup
-        steps = integer(raw.get("max_steps") or 0, "max_steps")
         if 0 < steps <= warmup:
             notices.append(f"{slot}: {spec.name} never acts: its warmup is {warmup} steps and the run has {steps}")
-    config = _settle_block(config, raw, notices)
-    check_combinations(config, raw, notices)
-    if config.plans_data and not offline:
-        check_held_out(config, raw, notices)
-        given = config.mix.eval_dataset if config.mix else ()
-        if given and evaluates(raw) and not raw.get("eval_dataset") and not raw.get("val_size"):
-            raw["eval_dataset"] = ",".join(given.values() if isinstance(given, dict) else given)
-    return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
 
 
 def _settle_block(config: DataflexConfig, raw: dict[str, Any], notices: list[str]) -> DataflexConfig:
@@ -132,84 +146,155 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
             f"select reads a {', '.join(CONFIG_SUFFIXES)} file, got {arguments[0] if arguments else 'none'!r}"
         )
     raw = read_file(Path(arguments[0]), list(arguments[1:]))
+    mistakes = Mistakes()
+    mistakes.gather(_refused_offline(raw))
     block = raw.get("dataflex")
     if not isinstance(block, dict) or block.get("select") is None:
-        raise ConfigError("dataflex.select is required: which rows to select; see dataflex-cli help")
-    extra = [slot for slot in ("mix", "weight") if block.get(slot) is not None]
-    if extra:
-        raise ConfigError(f"dataflex.{extra[0]} belongs to training; select takes a selector alone")
-    select = {"name": block["select"]} if isinstance(block["select"], str) else dict(block["select"])
-    select = {key: value for key, value in select.items() if key not in ("warmup", "updates", "keep_ratio")}
-    raw["dataflex"] = {**block, "select": {**select, "warmup": 0, "interval": 1}, "offline": block.get("offline") or {}}
-    if raw.get("stage") == "kto":
-        raise ConfigError("stage: kto makes rows of several stored ones; use sft, pt, dpo or rm with select")
-    for key in ("deepspeed", "fsdp"):
-        if raw.get(key):
-            raise ConfigError(f"{key} splits the model over ranks, which select does not need; leave it out")
-    if not raw.get("output_dir"):
-        raise ConfigError("output_dir is required: where to write the selection")
+        mistakes.note(ConfigError("dataflex.select is required: which rows to select; see dataflex-cli help"))
+        mistakes.settle()
+        raise AssertionError("a selection without a selector is refused")
+    select = {"name": block["select"]} if isinstance(block["select"], str) else block["select"]
+    if isinstance(select, dict):
+        idle = ("warmup", "updates", "keep_ratio", "interval")
+        select = {**{k: v for k, v in select.items() if k not in idle}, "warmup": 0, "interval": 1}
+    kept = {k: v for k, v in block.items() if k not in ("mix", "weight", "total_steps")}
+    raw["dataflex"] = {**kept, "select": select, "offline": {} if block.get("offline") is None else block["offline"]}
     fixed = {
         "do_train": True, "do_eval": False, "do_predict": False, "packing": False, "neat_packing": False,
         "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
         "plot_loss": False, "tokenized_path": None, "val_size": raw.get("val_size") or 0.0,
     }  # fmt: skip
-    raw["dataflex"].pop("total_steps", None)
-    config = parse({**raw, **fixed}, offline=True)
+    config: RunConfig | None = None
+    with mistakes.noting(once=True):
+        config = parse({**raw, **fixed}, offline=True)
+    if config is not None:
+        mistakes.gather(_refused_selector(config, raw.get("resume_from_checkpoint")))
+    mistakes.settle()
+    assert config is not None
+    return config
+
+
+def _refused_offline(raw: dict[str, Any]) -> Iterator[str]:
+    """What belongs to training alone."""
+    block = raw.get("dataflex")
+    for slot in ("mix", "weight"):
+        if isinstance(block, dict) and block.get(slot) is not None:
+            yield f"dataflex.{slot} belongs to training; select takes a selector alone"
+    if raw.get("stage") == "kto":
+        yield "stage: kto makes rows of several stored ones; use sft, pt, dpo or rm with select"
+    for key in ("deepspeed", "fsdp"):
+        if raw.get(key):
+            yield f"{key} splits the model over ranks, which select does not need; leave it out"
+    if not raw.get("output_dir"):
+        yield "output_dir is required: where to write the selection"
+
+
+def _refused_selector(config: RunConfig, checkpoint: Any) -> Iterator[str]:
+    """What a selector needs that there is not before training."""
     assert config.dataflex is not None and config.dataflex.select is not None
     if not config.dataflex.select.component.before_training:
         name = config.dataflex.select.name
-        raise ConfigError(f"dataflex.select.name: {name} compares moments of a training and cannot select before it")
-    checkpoint = raw.get("resume_from_checkpoint")
+        yield f"dataflex.select.name: {name} compares moments of a training and cannot select before it"
     if any(getattr(r, "gradient_type", "") == "adam" for r in config.dataflex.requests("select")):
         if not checkpoint:
-            raise ConfigError(
+            yield (
                 "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"
                 " resume_from_checkpoint, or set gradient_type: sgd"
             )
-        if not (Path(str(checkpoint)) / "optimizer.pt").is_file():
-            raise ConfigError(f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for")
-    return config
+        elif not (Path(str(checkpoint)) / "optimizer.pt").is_file():
+            yield f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for"
+
+
+def read(arguments: Sequence[str]) -> dict[str, Any]:
+    """The keys that a command is given: `<file.yaml|.yml|.json> [key=value ...]`, or LLaMA-Factory's `--key value ...`."""
+    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
+        return read_file(Path(arguments[0]), list(arguments[1:]))
+    return _read_flags(arguments)
 
 
 def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The keys of a .yaml or .json file, with `key=value` overrides."""
-    if not path.is_file():
-        raise ConfigError(f"no such configuration file: {path}")
-    bad = [o for o in overrides if "=" not in o]
-    if bad:
-        raise ConfigError(f"override {bad[0]!r} is not of the form key=value")
     try:
-        text = path.read_text(encoding="utf-8")
-        base = OmegaConf.create(json.loads(text)) if path.suffix == ".json" else OmegaConf.create(text)
-        merged = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(overrides)))
-    except TypeError:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"no such configuration file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no UTF-8 text ({_one_line(error)})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{ascii(str(path))[1:-1]}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        content = json.loads(text, object_pairs_hook=_once_each) if path.suffix == ".json" else text
+        if not isinstance(content, str | dict) and content is not None:
+            raise TypeError
+        # OmegaConf takes a text that is one word for a key
+        base = OmegaConf.create({} if content is None or not str(content).strip() else content)
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except (TypeError, UnsupportedValueType):
         raise ConfigError(f"{path} must hold keys and values") from None
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(merged, dict):
+        raise ConfigError(f"{path}: {_one_line(error)}") from None
+    if not isinstance(base, DictConfig) or (path.suffix != ".json" and _is_word(text)):
         raise ConfigError(f"{path} must hold keys and values")
+    if not base:
+        raise ConfigError(f"{path} holds no key")
+    for override in overrides:
+        base = _overridden(base, override, path)
+    merged = OmegaConf.to_container(base)
+    assert isinstance(merged, dict)
     return filled({str(k): v for k, v in at_home(merged).items()})
+
+
+def _overridden(base: Any, override: str, path: Path) -> Any:
+    key, equals, _ = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    return _set(base, override, f"{path}: override {override!r} cannot be read")
+
+
+def _set(base: Any, pair: str, fault: str) -> Any:
+    """`base` with the key and the value of `key=value`; ConfigError that begins with `fault` if that is none."""
+    try:
+        return OmegaConf.merge(base, OmegaConf.from_dotlist([pair]))
+    except RecursionError:
+        raise ConfigError(f"{fault[:200]}: it is nested too deeply") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"{fault[:200]}: {_one_line(error)}") from None
+
+
+def _is_word(text: str) -> bool:
+    """Whether a YAML text is one value, without a key."""
+    return not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return out
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value`, `--key a b` (a list) and `--key` (true), values typed as YAML does."""
-    pairs: list[str] = []
+    content = OmegaConf.create({})
     index = 0
     while index < len(arguments):
         word = arguments[index]
         if not word.startswith("--"):
             raise ConfigError(f"expected a .yaml, .yml or .json file or --key value, got {word!r}")
         key, equals, value = word[2:].partition("=")
+        if not key:
+            raise ConfigError(f"{word!r} has no key; expected --key value")
         index += 1
         values = [value] if equals else []
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(arguments[index])
             index += 1
         joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
-        pairs.append(f"{key}={joined}")
-    try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
-    assert isinstance(content, dict)
-    return {str(k): v for k, v in at_home(content).items()}
+        content = _set(content, f"{key}={joined}", f"--{key} cannot be read")
+    return {str(k): v for k, v in at_home(OmegaConf.to_container(content)).items()}  # type: ignore[arg-type]

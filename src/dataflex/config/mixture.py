@@ -9,7 +9,7 @@ from dataflex.components.contracts import Mixer, Weighter
 from dataflex.components.proportions import check_names, checked, in_order, read_proportions
 from dataflex.config.schema import Schedule
 from dataflex.config.values import number
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, Mistakes
 
 Names = tuple[str, ...] | None
 
@@ -60,15 +60,20 @@ def _known(names: Names, key: str) -> tuple[str, ...]:
     return names
 
 
-def check_mixer(component: Mixer, own: Mapping[str, Any], name: str, names: Names, key: Any) -> None:
-    """What a mixer asks of the names of the domains and of the other keys."""
-    check_domains(component, names, key("dataflex.mix"))
+def check_mixer(
+    component: Mixer, own: Mapping[str, Any], name: str, names: Names, key: Any, mistakes: Mistakes, limited: bool
+) -> None:
+    """What a mixer asks of the names of the domains and of the other keys. limited: whether max_repetition is given."""
+    with mistakes.noting():
+        check_domains(component, names, key("dataflex.mix"))
     unit = own.get("unit", "samples")
     if component.unit not in (None, unit):
-        raise ConfigError(f"dataflex.mix.unit: {name} takes shares of {component.unit}, and unit is {unit}")
-    if component.needs_limit and own.get("max_repetition") is None:
-        raise ConfigError(
-            f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
+        mistakes.note(ConfigError(f"dataflex.mix.unit: {name} takes shares of {component.unit}, and unit is {unit}"))
+    if component.needs_limit and not limited:
+        mistakes.note(
+            ConfigError(
+                f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
+            )
         )
 
 

@@ -7,7 +7,7 @@ that are installed. Keys that change what a step is are honoured exactly or refu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,33 +126,33 @@ ACCELERATOR_REFUSED: Mapping[str, tuple[Refusal, ...]] = {
 }
 
 
-def check_trainer_keys(config: DataflexConfig, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first key whose effect on a step cannot be honoured."""
+def trainer_key_refusals(config: DataflexConfig, given: Mapping[str, Any]) -> Iterator[str]:
+    """Why each key whose effect on a step cannot be honoured is refused."""
     what = " and ".join(config.components)
     for key, refusals in REFUSED.items():
-        _check(config, key, given.get(key), refusals, what)
+        yield from _refused(config, key, given.get(key), refusals, what)
     accelerator = accelerator_fields(given.get("accelerator_config"))
     for name, refusals in ACCELERATOR_REFUSED.items():
-        _check(config, f"accelerator_config.{name}", accelerator.get(name), refusals, what)
+        yield from _refused(config, f"accelerator_config.{name}", accelerator.get(name), refusals, what)
     steps, accumulation = _num_steps(accelerator), given.get("gradient_accumulation_steps")
     if steps is not None and accumulation not in (None, 1, "1", steps, str(steps)):
-        raise ConfigError(
+        yield (
             f"accelerator_config.gradient_accumulation_kwargs.num_steps: {steps} contradicts gradient_accumulation_steps:"
             f" {accumulation}; keep one of them"
         )
     splits = truth(accelerator.get("split_batches"), "accelerator_config.split_batches")
     if given.get("deepspeed") and (splits or steps not in (None, 1)):
         key = "split_batches" if splits else "gradient_accumulation_kwargs.num_steps"
-        raise ConfigError(
+        yield (
             f"accelerator_config.{key} is not known to deepspeed, which counts rows itself; set per_device_train_batch_size and"
             " gradient_accumulation_steps"
         )
 
 
-def _check(config: DataflexConfig, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> None:
+def _refused(config: DataflexConfig, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> Iterator[str]:
     for refusal in refusals:
         if value is not None and refusal.with_(config) and refusal.holds(value, key):
-            raise ConfigError(f"{refusal.why} and cannot be combined with {what}")
+            yield f"{refusal.why} and cannot be combined with {what}"
 
 
 def accelerator_fields(given: Any) -> dict[str, Any]:

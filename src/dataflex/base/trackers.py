@@ -1,0 +1,42 @@
+"""Trackers that `report_to` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from dataflex.config.values import words
+from dataflex.errors import nearest
+
+
+def refused_trackers(given: Any) -> Iterator[str]:
+    """What transformers finds out once the model is there: a tracker that it does not know, or that is not installed."""
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for name in words(given):
+        if name in ("all", "none"):
+            continue
+        if name not in known:
+            yield f"report_to: unknown tracker {name!r}{nearest(name, [*known, 'all', 'none'])}"
+            continue
+        available = getattr(integration_utils, f"is_{_AVAILABLE.get(name, name)}_available")
+        if not available():
+            yield f"report_to: {name} is not installed; install it, or leave it out"
+        elif fault := _broken(name):
+            yield f"report_to: {fault}"
+
+
+_AVAILABLE = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+
+
+def _broken(name: str) -> str | None:
+    """Why an installed tracker does not work with the callback of transformers."""
+    if name != "swanlab":
+        return None
+    # From 0.8 on get_run raises where there is no run yet, which the callback asks for first; up to 0.7 it gave None.
+    found = version("swanlab")
+    if tuple(int(part) for part in found.split(".")[:2] if part.isdecimal()) < (0, 8):
+        return None
+    return f"swanlab {found} fails in the callback of transformers; install 'swanlab<0.8', or set use_swanlab instead"
