@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 from harness import tiny_run
 
-from dataflex.base.train import _identity, load_data
+from dataflex.base.identity import identity_of_run
+from dataflex.base.train import load_data
 from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError
 from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
@@ -591,8 +592,12 @@ def test_a_run_is_known_by_its_weights(bench: Bench) -> None:
 
     def known(weight: Any = COLUMN) -> dict[str, Any]:
         loaded = bench.load(weight, {"mix": {"name": "static", "proportions": [0.5, 0.5]}})
-        config, (_, _, data_args, training_args, stage), module = loaded["config"], loaded["args"], loaded["module"]
-        return _identity(config, data_args, training_args, stage, module, loaded["train_dataset"])
+        config, (_, model_args, data_args, training_args, stage), module = (
+            loaded["config"],
+            loaded["args"],
+            loaded["module"],
+        )
+        return identity_of_run(config, model_args, data_args, training_args, stage, module, loaded["train_dataset"])
 
     bench.write("a", alpaca())
     bench.write("b", alpaca(12))
