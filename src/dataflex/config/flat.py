@@ -43,13 +43,15 @@ def read_presets(path: Any) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(path, str):
         raise ConfigError(f"components_cfg_file must be a path, got {path!r}")
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"components_cfg_file: no such file: {path}")
     try:
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(f"components_cfg_file: no such file: {path}")
         content = at_home(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"components_cfg_file: {path} is not valid YAML: {_one_line(error)}") from None
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise ConfigError(f"components_cfg_file cannot be read: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"components_cfg_file: {path} must hold the buckets {', '.join(_BUCKETS)}")
     presets = {slot: content.get(bucket) or {} for bucket, slot in _BUCKETS.items()}
@@ -112,6 +114,8 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
             )
     elif not flat.get("component_name"):
         raise ConfigError(f"component_name is required with train_type: {train_type}")
+    elif not isinstance(flat["component_name"], str):
+        raise ConfigError(f"component_name must be a name, got {flat['component_name']!r}")
     else:
         spec["name"] = flat["component_name"]
         if spec["name"] == "doremi":
