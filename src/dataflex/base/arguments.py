@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,10 @@ from dataflex.base.trackers import refused_trackers
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
 from dataflex.config.flat import FLAT_KEYS
 from dataflex.config.load import read
+from dataflex.config.paths import is_file, is_folder
 from dataflex.config.ranges import check_range
 from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.trainer_keys import refused_accelerator
 from dataflex.config.typed import read_typed
 from dataflex.config.values import truth, words
 from dataflex.errors import ConfigError, Mistakes, nearest
@@ -25,17 +27,21 @@ _Read = TypeVar("_Read")
 
 
 def load_checked(
-    load: Callable[[Sequence[str]], _Read], arguments: Sequence[str], *, needs_model: bool = True
+    load: Callable[[Sequence[str]], _Read],
+    arguments: Sequence[str],
+    *,
+    needs_model: bool = True,
+    idle: Collection[str] = (),
 ) -> _Read:
     """What `load` makes of a command's arguments. Where it refuses the block, LLaMA-Factory's keys are checked all the same, so
-    that all mistakes are named at once."""
+    that all mistakes are named at once. idle: keys that the command has values of its own for."""
     try:
         return load(arguments)
     except ConfigError as error:
         mistakes = Mistakes()
         mistakes.note(error)
         with mistakes.noting(once=True):
-            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS)}
+            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
             check_keys(keys, mistakes, needs_model=needs_model)
         mistakes.settle()
         raise
@@ -91,11 +97,10 @@ def check_keys(
         values.pop(key)
     if writes and "save_on_each_node" not in wrong:
         mistakes.gather(_refused_output(values))
-    checks = {"template": _refused_template(values), "report_to": refused_trackers(_trackers(values))}
-    checks |= {"val_size": _refused_sizes(values), "model_name_or_path": _refused_paths(values, needs_model)}
-    for key, check in checks.items():
-        if key not in wrong:
-            mistakes.gather(check, once=True)
+    checks = [_refused_template(values), refused_trackers(_trackers(values)), _refused_sizes(values)]
+    checks.append(_refused_paths(values, needs_model and "model_name_or_path" not in wrong, writes))
+    for check in checks:
+        mistakes.gather(check, once=True)
     if not {"dataset_dir", "stage"} & wrong:
         folder = values.get("dataset_dir", "data")
         stage = None if "stage" in mistakes.keys else str(values.get("stage", "sft"))
@@ -140,7 +145,7 @@ def _refused_output(values: dict[str, Any]) -> Iterator[str]:
     everywhere = truth(values.get("save_on_each_node"), "save_on_each_node")
     if not folder or os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") != "0":
         return
-    there = Path(str(folder)).expanduser().absolute()
+    there = Path(str(folder)).absolute()
     try:
         if "\0" in str(there) or any(len(os.fsencode(part)) > 255 for part in there.parts):
             raise OSError("a name in it is longer than 255 bytes, or has a byte of zero")
@@ -170,7 +175,7 @@ def _refused_template(values: dict[str, Any]) -> Iterator[str]:
 
 def _refused_sizes(values: dict[str, Any]) -> Iterator[str]:
     size = values.get("val_size") or 0.0
-    if size == 1 or (size > 1 and size != int(size)):
+    if size == 1:
         yield f"val_size must be a share of the rows below 1, or a number of rows above 1, got {size:g}"
     if values.get("quantization_method", "bnb") == "bnb" and values.get("quantization_bit") not in (None, 4, 8):
         yield f"quantization_bit must be 4 or 8 with quantization_method: bnb, got {values['quantization_bit']}"
@@ -189,17 +194,19 @@ def _log_levels() -> list[str]:
     return list(trainer_log_levels)
 
 
-def _refused_paths(values: dict[str, Any], needs_model: bool) -> Iterator[str]:
+def _refused_paths(values: dict[str, Any], needs_model: bool, writes: bool) -> Iterator[str]:
+    """writes: whether checkpoints are on this machine."""
     model = values.get("model_name_or_path")
     if not model and needs_model:
         yield "model_name_or_path is required"
     elif model and needs_model:
         yield from _refused_model(str(model))
     resume = values.get("resume_from_checkpoint")
-    if isinstance(resume, str) and resume.lower() not in ("true", "false") and not is_folder(resume):
+    named = isinstance(resume, str) and resume.lower() not in ("true", "false")
+    if named and writes and not is_folder(str(resume)):
         yield f"resume_from_checkpoint: no such directory: {_clipped(resume)}"
     for path in words(values.get("adapter_name_or_path")):
-        if _is_local(path) and not is_folder(path):
+        if writes and _is_local(path) and not is_folder(path):
             yield f"adapter_name_or_path: no such directory: {_clipped(path)}"
     for key in (
         "deepspeed",
@@ -209,6 +216,8 @@ def _refused_paths(values: dict[str, Any], needs_model: bool) -> Iterator[str]:
         "gradient_checkpointing_kwargs",
     ):
         yield from _refused_mapping(key, values.get(key))
+    if isinstance(values.get("accelerator_config"), dict):
+        yield from refused_accelerator(values["accelerator_config"])
 
 
 def _refused_model(model: str) -> Iterator[str]:
@@ -218,7 +227,7 @@ def _refused_model(model: str) -> Iterator[str]:
         if _is_local(model):
             yield f"model_name_or_path: no such directory: {_clipped(model)}"
         return
-    folder = Path(model).expanduser()
+    folder = Path(model)
     if not (folder / "config.json").is_file():
         yield f"model_name_or_path: {_clipped(model)} has no config.json"
         return
@@ -250,21 +259,6 @@ def _refused_mapping(key: str, given: Any) -> Iterator[str]:
 
 def _is_local(path: str) -> bool:
     return path.startswith(("/", ".", "~"))
-
-
-def is_folder(path: str) -> bool:
-    """Whether there is a directory, also where the name is none that a directory can have."""
-    try:
-        return Path(path).expanduser().is_dir()
-    except (OSError, ValueError, RuntimeError):
-        return False
-
-
-def is_file(path: str) -> bool:
-    try:
-        return Path(path).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[str]:
@@ -309,6 +303,6 @@ def _of_model(path: Any, ask: Callable[[Any], int]) -> int | None:
     if not path or not is_folder(str(path)):
         return None
     try:
-        return ask(AutoConfig.from_pretrained(str(Path(str(path)).expanduser())))
+        return ask(AutoConfig.from_pretrained(str(Path(str(path)))))
     except (OSError, ValueError, AttributeError):
         return None

@@ -38,15 +38,19 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-    """Exit status of a command line of Python, in a process of its own.
+def run(arguments: Sequence[str], env: Mapping[str, str] | None = None, *, ours: bool = True) -> int:
+    """Exit status of a command line of Python, in a process of its own. ours: it is a command of this package.
 
     A signal that stops this process stops the child too, which says so itself."""
     child = subprocess.Popen(python(*arguments), env={**os.environ, **(env or {})})
     try:
         return _status(child.wait())
     except stopping.Stopped:
-        child.send_signal(stopping.received() or signal.SIGTERM)  # it may have had it from the terminal: no matter
+        received = stopping.received() or signal.SIGTERM
+        if (
+            ours or received != signal.SIGINT
+        ):  # which another program has from the terminal, and would take for a second one
+            child.send_signal(received)
         try:
             told = child.wait(_PATIENCE) >= 0
         except subprocess.TimeoutExpired:

@@ -17,6 +17,7 @@ from dataflex.base.reference import check_reference
 from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
+from dataflex.config.values import truth
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
@@ -85,11 +86,12 @@ def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
         keys = {**keys, "overwrite_output_dir": True}
     write_atomically(file, _text(masked(keys)))
     folder = Path(keys["output_dir"])
-    fresh = keys.get("overwrite_output_dir") or newest_complete(folder)[0] is None
+    overwrites = truth(keys.get("overwrite_output_dir"), "overwrite_output_dir")
+    fresh = overwrites or newest_complete(folder)[0] is None
     anew = ["overwrite_output_dir=true"] if fresh else []
     say([f"{step}: {file}"])
     env = to_environment(keys) | children.parent_is(os.getpid())
-    if not keys.get("overwrite_output_dir"):
+    if not overwrites:
         env[progress.GOES_ON] = "1"
     status = children.run(["-m", "dataflex", "train", str(file), *anew], env)
     if status == 0:

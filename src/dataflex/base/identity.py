@@ -16,6 +16,7 @@ from typing import Any
 from dataflex.base.contents import digest, sampled_all
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, Request
 from dataflex.config import RunConfig
+from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError
 from dataflex.masking import masked
@@ -54,6 +55,9 @@ _FORMER = {
     "content of the mixer's ledger": ("content of dataflex.mix.ledger",),
 }  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin")
+# Contents of models that components read, and the parameters that name these models.
+_OF_MODELS = ("content of the reference of ", "content of the encoder of ", "content of the reward model of ")
+_MODEL_PATHS = (".reference_model_path", ".embedding_model", ".embedding_model_name_or_path", ".reward_model_path")
 _AT_START = 1 << 30  # bytes of a model's weights that are looked at when a run starts
 
 
@@ -87,7 +91,7 @@ def identity_of_run(
         return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
     out |= {f"content of {n}": found for n, found in same_rows(rows.fingerprints, "dataset").items()}
-    weights = same_rows(rows.weight_fingerprints, "dataset: weights and")
+    weights = same_rows(rows.weight_fingerprints, "dataset", "weights")
     out |= {f"weights of {n}": found for n, found in weights.items()}
     return out
 
@@ -127,15 +131,36 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         other = request.model if type(request) is Embedding else None
         if isinstance(request, PolicyAlignment):
             other = request.reward_model
-        if other is not None and Path(other).expanduser().is_dir():
-            what = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
-            out[f"content of the {what} of {slot}"] = decide(lambda other=other: digest(Path(other).expanduser()))  # type: ignore[misc]
-    return out
+        if other is not None:
+            found = decide(lambda other=other: _model_digest(Path(other)))  # type: ignore[misc]
+            if found is not None:  # not one of a hub
+                what = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
+                out[f"content of the {what} of {slot}"] = found
+    return _without_paths(out)
+
+
+def _model_digest(folder: Path) -> str | None:
+    """Of the files of a model in a local folder; None where there is none."""
+    if not is_folder(str(folder)):
+        return None
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*_WEIGHTS, ".json", ".txt", ".model"))
+    named = [(str(f.relative_to(folder)), f) for f in files]
+    return " ".join(f"{name}:{digest(file)}" for name, file in named)
+
+
+def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
+    """Where a model lies does not count where what is in it does."""
+    known = {key.rpartition(" of ")[2] for key in identity if key.startswith(_OF_MODELS)}
+    return {
+        key: value
+        for key, value in identity.items()
+        if not (key.endswith(_MODEL_PATHS) and key.removeprefix("dataflex.").rpartition(".")[0] in known)
+    }
 
 
 def _content(slot: str, parameter: str, given: str) -> str:
-    path = Path(given).expanduser()
-    if not path.exists():
+    path = Path(given)
+    if not (is_file(given) or is_folder(given)):
         raise ConfigError(f"dataflex.{slot}.{parameter}: no such file or folder: {path}")
     return digest(path)
 
@@ -176,7 +201,7 @@ def _weights_digest(models: list[str], commit: str | None) -> str:
     commit."""
     listed, hosted = [], []
     for i, model in enumerate(map(str, models)):
-        folder = Path(model).expanduser()
+        folder = Path(model)
         if folder.is_dir():
             files = [f for f in sorted(folder.iterdir()) if f.suffix in _WEIGHTS or f.name == "adapter_config.json"]
             listed += [(f"{i}/{f.name}", f) for f in files if f.name != "training_args.bin"]
@@ -235,6 +260,8 @@ def comparable(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[di
             saved[name] = saved.pop(former)
     for name in [key for key in current if key.startswith("content of dataflex.")]:
         saved.pop(name.removeprefix("content of "), None)  # the path, which counted in earlier versions
+    contents = {key: value for key, value in current.items() if key.startswith(_OF_MODELS)}
+    saved = {key: value for key, value in _without_paths({**saved, **contents}).items() if key in saved}
     if _RELEASE not in saved:
         unsaid = {"weights of the model", "optim", *_OF_MODEL, *sum(_OF_FINETUNING.values(), ()), *_OF_OPTIMIZER}
         later = (

@@ -12,7 +12,7 @@ from dataflex.base import failures, progress
 from dataflex.base.arguments import load_checked
 from dataflex.base.stopping import on_stop
 from dataflex.base.torchrun import enabled, report_to_launcher, torchrun
-from dataflex.config import RunConfig, load, load_offline
+from dataflex.config import SET_BY_SELECT, RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.locking import release_all
@@ -80,7 +80,7 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
         on_stop(lambda: "stopped; the same command goes on")
         return doremi(steps)
     if command == "select":
-        config = load_checked(load_offline, arguments, needs_model=False)
+        config = load_checked(load_offline, arguments, needs_model=False, idle=SET_BY_SELECT)
         on_stop(lambda: progress.SELECTION)
         from dataflex.base.offline import needs_model, select
 

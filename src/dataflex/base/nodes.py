@@ -37,10 +37,14 @@ def same_everywhere(make: Callable[[], Mapping[str, Any]], fault: str) -> dict[s
     return ours
 
 
-def same_rows(make: Callable[[], Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """Digests of data sets that the configuration names under `key`."""
+def same_rows(make: Callable[[], Mapping[str, Any]], key: str, what: str = "rows") -> dict[str, Any]:
+    """Digests of data sets that the configuration names under `key`. what: of them is hashed."""
     return same_everywhere(
-        make, key + ": the rows of {key!r} are others on {second} than on {first}; every node must have the same data"
+        make,
+        key
+        + ": the "
+        + what
+        + " of {key!r} are others on {second} than on {first}; every node must have the same data",
     )
 
 

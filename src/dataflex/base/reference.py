@@ -14,6 +14,7 @@ import torch
 import xxhash
 
 from dataflex.base.nodes import same_everywhere
+from dataflex.config.paths import is_folder
 from dataflex.errors import ConfigError
 from dataflex.signals.batching import Pool, token_budget
 from dataflex.signals.isolation import loaded_whole
@@ -98,7 +99,7 @@ def fingerprint(path: str, key: str) -> str:
 def _hash_model(path: str, key: str) -> str:
     from transformers import AutoConfig
 
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         try:
             return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
@@ -173,14 +174,14 @@ def _collator(
 def check_reference(path: str, tokenizer_of_run: str, key: str) -> None:
     """Raise ConfigError, naming `key`, if there is no such model, or it plainly reads other tokens, as far as its files are
     here."""
-    folder = Path(path).expanduser()
-    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not folder.is_dir():
+    folder = Path(path)
+    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not is_folder(path):
         raise ConfigError(f"{key}: no such directory: {path}")
-    if not folder.is_dir():
+    if not is_folder(path):
         return
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json)")
-    theirs, ours = folder / "tokenizer.json", Path(tokenizer_of_run).expanduser() / "tokenizer.json"
+    theirs, ours = folder / "tokenizer.json", Path(tokenizer_of_run) / "tokenizer.json"
     if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
         raise ConfigError(
             f"{key}: the tokenizer of {path} is not that of {tokenizer_of_run}; both models must read the same tokens"

@@ -60,8 +60,8 @@ def stoppable(run: Callable[[], int], *, last: bool = False) -> int:
             raise
     finally:
         for number, handler in before.items():
-            ended = last and _state.signum is not None  # nothing is left but to end, which a signal need not hasten
-            signal.signal(number, signal.SIG_IGN if ended else handler or signal.SIG_DFL)
+            ended = last and _state.signum is not None  # nothing is left but to end; another signal does it at once
+            signal.signal(number, _end_at_once if ended else handler or signal.SIG_DFL)
         _state.owner = 0
     if _state.signum is None:
         return status
@@ -109,6 +109,12 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         return
     _say()  # a second time: what is being put away is left
     os._exit(exit_status(_state.signum))
+
+
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    """After the line has been said: something that is waited for at the end does not end."""
+    if time.monotonic() >= _state.at + _ONCE:
+        os._exit(exit_status(_state.signum or signum))
 
 
 def _say() -> None:

@@ -83,9 +83,10 @@ def load_streams(
         facts[f"entry of {name}"] = {k: v for k, v in sorted(vars(attribute).items()) if v is not None}
         facts[f"files of {name}"] = _files(attribute, data_args)
         facts[f"content of {name}"] = content
-    facts |= same_rows(
-        lambda: {f"contents of {n}": _contents(a, data_args) for n, a in zip(names, attributes)}, "dataset"
+    contents = same_rows(
+        lambda: {name: _contents(a, data_args) for name, a in zip(names, attributes)}, "dataset", "files"
     )
+    facts |= {f"contents of {name}": found for name, found in contents.items()}
     streams = Streams(sources, names, rows_per_block=rows, sizes=[a.num_samples or 0 for a in attributes], facts=facts)
     return {"train_dataset": streams, **({} if evaluation is None else {"eval_dataset": evaluation})}
 
@@ -179,10 +180,15 @@ def _local(attribute: Any, data_args: Any) -> list[tuple[str, Path]] | None:
     if path.is_file():
         files = [path]
     elif path.is_dir():
-        files = [f for f in path.iterdir()] if attribute.load_from == "file" else sorted(path.rglob("*"))
+        found = path.iterdir() if attribute.load_from == "file" else sorted(path.rglob("*"))
+        files = [f for f in found if attribute.load_from == "file" or not _hidden(f.relative_to(path))]
     else:
         return None
     return [(str(f.relative_to(path)), f) for f in files if f.is_file()]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _files(attribute: Any, data_args: Any) -> str | None:

@@ -156,7 +156,7 @@ def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: S
 
 
 def _encoded(model: str, texts: Texts, store: SignalStore) -> np.ndarray:
-    folder = Path(model).expanduser()  # what is in it counts: an encoder may be trained on in its place
+    folder = Path(model)  # what is in it counts: an encoder may be trained on in its place
     encoder = digest(folder) if folder.is_dir() else model
     key = {"signal": "text", "model": encoder, "content": texts.fingerprint()}
     return encode_missing(model, store.open(key, len(texts)), texts.__getitem__, texts.arguments.device)

@@ -114,9 +114,15 @@ def noted(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> Ite
         if not (folder / _NOTE).is_file():
             say([f"tokenized_path: {folder} does not say what it was made from, so edited data would not be noticed"])
         elif training_args.local_process_index == 0:
-            note = json.loads((folder / _NOTE).read_text())
-            _check_signature(folder, note["signature"], signature)
-            sources.check(folder, note["sources"])
+            try:
+                note = json.loads((folder / _NOTE).read_text())
+                made_by, made_from = dict(note["signature"]), dict(note["sources"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"tokenized_path: {folder / _NOTE} cannot be read ({error!r}); remove {folder}"
+                ) from error
+            _check_signature(folder, made_by, signature)
+            sources.check(folder, made_from)
         yield
         return
     files = sources.described() if training_args.should_save else {}
@@ -132,9 +138,10 @@ class _Sources:
     def __init__(self, data_args: Any) -> None:
         self._dir = Path(str(data_args.dataset_dir))
         info_file = self._dir / "dataset_info.json"
-        info = json.loads(info_file.read_text(encoding="utf-8")) if info_file.is_file() else {}
         if isinstance(data_args.dataset_dir, dict):
             info = data_args.dataset_dir
+        else:
+            info = json.loads(info_file.read_text(encoding="utf-8")) if info_file.is_file() else {}
         names = [*data_args.dataset, *(data_args.eval_dataset or [])]
         self._entries = {name: dict(info.get(name, {})) for name in names}
         self.definitions: dict[str, Any] = {

@@ -67,7 +67,9 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
                 return int(status)
             env.update(MASTER_ADDR=address, MASTER_PORT=port)
             if watched and (word := failures.heard()) is not None:
-                print(f"dataflex: error: {word[0]}", file=sys.stderr, flush=True)
+                print(
+                    "\n".join(f"dataflex: error: {said}" for said in word[0].splitlines()), file=sys.stderr, flush=True
+                )
                 return word[1]
             print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
             if watched:
@@ -99,6 +101,8 @@ def _nodes() -> str:
     nodes = env.get("NNODES", "1")
     if env.get("RDZV_ID") and "MIN_NNODES" in env and "MAX_NNODES" in env:
         nodes = f"{env['MIN_NNODES']}:{env['MAX_NNODES']}"
+    if not all(part.isdigit() and int(part) > 0 for part in nodes.split(":")):
+        raise ConfigError(f"NNODES must be a number of nodes, got {nodes!r}")
     if nodes != "1" and not env.get("MASTER_PORT"):
         raise ConfigError(
             f"MASTER_PORT: {nodes} nodes (NNODES) need MASTER_ADDR and MASTER_PORT to meet at, the same on each"

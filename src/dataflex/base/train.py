@@ -50,8 +50,9 @@ def _train(config: RunConfig) -> None:
     from dataflex.base.callbacks import BlockReporter, StepReporter
 
     if config.dataflex is None:
+        on_ray = truth(os.getenv("USE_RAY"), "USE_RAY")  # whose workers need not have this package then
         with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
-            tuner.run_exp(args=arguments, callbacks=[StepReporter()])
+            tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
         return
     seams.check()
     say(optimizer_notices(arguments))

@@ -22,7 +22,7 @@ from llamafactory.data.processor import (
 
 from dataflex.base import seams
 from dataflex.base.raw import stored_numbers
-from dataflex.base.refusals import refusals
+from dataflex.base.refusals import ours, refusals, theirs
 from dataflex.config.combinations import given_column
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, nearest
@@ -165,8 +165,9 @@ class _WeighingConverter:
     inner: Any
     given: _Given
 
+    @ours
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        out = self.inner(example)
+        out = theirs(self.inner)(example)
         messages = [*out["_prompt"], *out["_response"]]
         weights = self.given.weights(example)
         if self.given.per == "row":
@@ -183,6 +184,7 @@ class _WeighingProcessor:
 
     inner: Any
 
+    @ours
     def preprocess_dataset(self, examples: Mapping[str, list[Any]]) -> dict[str, Any]:
         inner = copy.copy(self.inner)
         if isinstance(inner, PairwiseDatasetProcessor | FeedbackDatasetProcessor):
@@ -191,7 +193,7 @@ class _WeighingProcessor:
             inner.tokenizer = _MarkingTokenizer(inner.tokenizer, [texts[0][_WEIGHT] for texts in examples["_prompt"]])
         else:
             inner.template = _MarkingTemplate(inner.template)
-        out = dict(inner.preprocess_dataset(examples))
+        out = dict(theirs(inner.preprocess_dataset)(examples))
         marked = {key: out[key] for key in ("input_ids", "labels") if key in out}
         if not marked:  # no row is left
             return out
@@ -210,7 +212,7 @@ class _WeighingProcessor:
             return self.inner._encode_data_example(prompt=prompt, **rest)
 
         inner._encode_data_example = encode
-        out = dict(inner.preprocess_dataset(examples))
+        out = dict(theirs(inner.preprocess_dataset)(examples))
         return {**out, GIVEN_WEIGHTS: weights} if out else out
 
     def print_data_example(self, example: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def _run(argv: list[str]) -> int:
 
         return demo(rest)
     if command in _PASSED_ON:
-        return children.run(["-m", "llamafactory.cli", command, *rest])
+        return children.run(["-m", "llamafactory.cli", command, *rest], ours=False)
     print(
         f"dataflex: error: unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}",
         file=sys.stderr,

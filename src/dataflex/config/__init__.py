@@ -1,6 +1,6 @@
 """The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
 
-from dataflex.config.load import CONFIG_SUFFIXES, load, load_offline, parse
+from dataflex.config.load import CONFIG_SUFFIXES, SET_BY_SELECT, load, load_offline, parse
 from dataflex.config.schema import (
     DataflexConfig,
     MixConfig,
@@ -13,6 +13,7 @@ from dataflex.config.schema import (
 
 __all__ = [
     "CONFIG_SUFFIXES",
+    "SET_BY_SELECT",
     "DataflexConfig",
     "MixConfig",
     "RunConfig",

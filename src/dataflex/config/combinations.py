@@ -93,7 +93,9 @@ def _check_data(config: DataflexConfig, lf: dict[str, Any], what: str) -> Iterat
     if proportions is not None and isinstance(datasets, str | list):
         names = words(datasets)
         if len(names) != len(proportions):
-            yield (f"mix proportions: {len(proportions)} given for {len(names)} data sets ({', '.join(names)})")
+            yield (
+                f"dataflex.mix.proportions: {len(proportions)} given for {len(names)} data sets ({', '.join(names)})"
+            )
 
 
 def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Iterator[str]:

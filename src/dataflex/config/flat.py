@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, isclose
+from math import ceil, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_presets(path: Any) -> dict[str, dict[str, Any]]:
         content = at_home(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"components_cfg_file: {path} is not valid YAML: {_one_line(error)}") from None
-    except (OSError, ValueError) as error:  # a name too long, a null byte
+    except (OSError, ValueError, RecursionError) as error:  # a name too long, a null byte
         raise ConfigError(f"components_cfg_file cannot be read: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"components_cfg_file: {path} must hold the buckets {', '.join(_BUCKETS)}")
@@ -229,7 +229,10 @@ def _total_steps(slot: str, flat: dict[str, Any], llamafactory: dict[str, Any]) 
     times = _integer(flat, "update_times", 1)
     steps = _integer(flat, "warmup_step", 0) + _integer(flat, "update_step", 0) * times
     if slot == "select" and times > 0:
-        return ceil(number(llamafactory.get("num_train_epochs", 3.0), "num_train_epochs") * steps) or None
+        epochs = number(llamafactory.get("num_train_epochs", 3.0), "num_train_epochs")
+        if not isfinite(epochs):
+            raise ConfigError(f"num_train_epochs must be finite, got {epochs}")
+        return ceil(epochs * steps) or None
     if slot == "mix" and not truth(flat.get("static_mix"), "static_mix") and times >= 0:
         return steps or None
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,19 @@ from dataflex.config.combinations import check_combinations
 from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
-from dataflex.config.paths import at_home
+from dataflex.config.paths import at_home, is_file
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.masking import filled
 
 STREAM_BLOCK = 2048  # raw rows
+# So that nothing is trained, saved or packed by a selection before training.
+SET_BY_SELECT: Mapping[str, Any] = {
+    "do_train": True, "do_eval": False, "do_predict": False, "packing": False, "neat_packing": False,
+    "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
+    "plot_loss": False, "tokenized_path": None,
+}  # fmt: skip
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -159,11 +165,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
         select = {**{k: v for k, v in select.items() if k not in idle}, "warmup": 0, "interval": 1}
     kept = {k: v for k, v in block.items() if k not in ("mix", "weight", "total_steps")}
     raw["dataflex"] = {**kept, "select": select, "offline": {} if block.get("offline") is None else block["offline"]}
-    fixed = {
-        "do_train": True, "do_eval": False, "do_predict": False, "packing": False, "neat_packing": False,
-        "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
-        "plot_loss": False, "tokenized_path": None, "val_size": raw.get("val_size") or 0.0,
-    }  # fmt: skip
+    fixed = {**SET_BY_SELECT, "val_size": raw.get("val_size") or 0.0}
     config: RunConfig | None = None
     with mistakes.noting(once=True):
         config = parse({**raw, **fixed}, offline=True)
@@ -201,7 +203,7 @@ def _refused_selector(config: RunConfig, checkpoint: Any) -> Iterator[str]:
                 "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"
                 " resume_from_checkpoint, or set gradient_type: sgd"
             )
-        elif not (Path(str(checkpoint)) / "optimizer.pt").is_file():
+        elif not is_file(str(Path(str(checkpoint)) / "optimizer.pt")):
             yield f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for"
 
 

@@ -1,11 +1,12 @@
-"""`~` in the values of a configuration."""
+"""Paths in the values of a configuration."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
-_TEXT = ("default_system", "run_name", "system_prompt")  # words, which may begin as they like
+_TEXT = ("default_system", "run_name", "system_prompt", "add_tokens", "add_special_tokens")  # may begin as they like
 
 
 def at_home(value: Any, key: str = "") -> Any:
@@ -25,3 +26,18 @@ def _replaced(part: str) -> str:
     """With the spaces around it: `~/a, ~/b` names two."""
     bare = part.lstrip()
     return part[: len(part) - len(bare)] + os.path.expanduser(bare)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a directory, also where the name is none that a directory can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False

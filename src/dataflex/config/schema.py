@@ -183,6 +183,10 @@ class OfflineConfig:
     examples: int = 10
 
 
+# Keys that are new, with the value that earlier versions went by.
+_BEFORE = {"serving_order": "rows", "adam_step": "optimizer"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataflexConfig:
     """The `dataflex` block.
@@ -277,9 +281,10 @@ class DataflexConfig:
             if not isinstance(spec, WeightPart):
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
             record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
-            if record.get("serving_order") == "rows":
-                del record["serving_order"]  # earlier versions, whose checkpoints are gone on from, had no other
             record |= asdict(spec.component)
+            for key, only in _BEFORE.items():  # earlier versions, whose checkpoints are gone on from, had no other
+                if record.get(key) == only:
+                    del record[key]
             out[slot] = {k: _plain(v) for k, v in record.items()}
         if self.weight is not None:
             shared = {k: v for k, v in vars(self.weight).items() if k != "parts"}

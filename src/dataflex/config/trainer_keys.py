@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.config.values import truth
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, nearest
 
 # They say what a step is, or which model and rows it works on, and mean what they mean in the Trainer's own run.
 HONOURED = frozenset({
@@ -161,9 +161,7 @@ def accelerator_fields(given: Any) -> dict[str, Any]:
         return dict(given or {})
     text = str(given)
     try:
-        found = json.loads(
-            text if text.lstrip().startswith("{") else Path(text).expanduser().read_text(encoding="utf-8")
-        )
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"accelerator_config must be a mapping or a JSON file, got {text!r} ({error})") from None
     if not isinstance(found, dict):
@@ -171,8 +169,21 @@ def accelerator_fields(given: Any) -> dict[str, Any]:
     return found
 
 
+def refused_accelerator(given: Any) -> Iterator[str]:
+    """Names in `accelerator_config` that it does not have."""
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    known = [f.name for f in fields(AcceleratorConfig)]
+    for name in accelerator_fields(given):
+        if name not in known:
+            yield f"accelerator_config.{name}: unknown key{nearest(str(name), known)}"
+
+
 def _num_steps(accelerator: Mapping[str, Any]) -> int | None:
-    steps = (accelerator.get("gradient_accumulation_kwargs") or {}).get("num_steps")
+    kwargs = accelerator.get("gradient_accumulation_kwargs")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ConfigError(f"accelerator_config.gradient_accumulation_kwargs must hold keys and values, got {kwargs!r}")
+    steps = (kwargs or {}).get("num_steps")
     if steps is None:
         return None
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

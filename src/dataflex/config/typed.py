@@ -23,6 +23,7 @@ _LISTS = (
     "apollo_target", "freeze_extra_modules", "freeze_trainable_modules", "galore_target", "interleave_probs", "lora_target",
     "oft_target", "profile_modules", "ref_model_adapters", "reward_model_adapters",
 )  # fmt: skip
+_NUMBERS = ("interleave_probs",)  # lists of numbers
 _STAY_LISTS = ("dataset", "eval_dataset")
 # Texts that name something which is there or will be: a number is a slip of the hand. Elsewhere it is read as text.
 _NAMES = (
@@ -54,7 +55,7 @@ def read_typed(key: str, value: Any, hint: Any) -> Any:
     if all(typing.get_origin(k) is typing.Literal for k in kinds):
         return _choice(key, value, [a for k in kinds for a in typing.get_args(k)])
     if str in kinds and isinstance(value, list | tuple) and key in _LISTS:
-        names = [_text(key, v) for v in value]
+        names = [str(v) if key in _NUMBERS and isinstance(v, float | int) else _text(key, v) for v in value]
         return names if key in _STAY_LISTS else ",".join(names)
     if kinds == [list[str]] and isinstance(value, str):
         return [word.strip() for word in value.split(",")]
