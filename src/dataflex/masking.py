@@ -14,7 +14,7 @@ MASK = "*****"
 _ENVIRONMENT = "DATAFLEX_SECRETS"
 # A word of a key that makes any value secret, and one that makes text secret: numbers of tokens are none.
 _SECRET = re.compile(r"(pass(word|wd|phrase)?|pwd|secret|credential|webhook)s?|\w*(password|passwd|secret|webhook)s?")
-_SECRET_TEXT = re.compile(r"\w*(token|key)s?")
+_SECRET_TEXT = re.compile(r"\w*tokens?|(api|access|auth|private|public|secret|ssh)?keys?")
 # Keys of which all values are, whatever their names: environments of workers, addresses with passwords.
 _WHOLE = ("ray_init_kwargs",)
 # Keys that hold such a word and no secret.
