@@ -857,7 +857,9 @@ def no_room_in_turn(out: str, step: str) -> None:
         attempt("nothing")
         saved = Path(out) / f"checkpoint-{step}"
         sizes = {str(p.relative_to(saved)): p.stat().st_size for p in saved.rglob("*") if p.is_file()}
-        for full[0] in sizes:
+        for full[0] in (
+            name for name in sizes if not name.endswith(".md")
+        ):  # which peft reads first, if something is there
             attempt(full[0])
         full[0] = ""
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -899,6 +901,7 @@ def block_optimizer(out: str, _: str) -> None:
     import types
 
     import torch
+    import transformers
     from llamafactory.hparams import parser
 
     class BlockOptimizer(torch.optim.Optimizer):
@@ -911,5 +914,7 @@ def block_optimizer(out: str, _: str) -> None:
 
     module = types.ModuleType("badam")
     module.BlockOptimizer = BlockOptimizer  # type: ignore[attr-defined]
+    module.BAdamCallback = transformers.TrainerCallback  # type: ignore[attr-defined]
+    module.clip_grad_norm_old_version = lambda _, *args, **kwargs: torch.nn.utils.clip_grad_norm_(*args)  # type: ignore[attr-defined]
     sys.modules["badam"] = module
     parser.check_version = lambda *_, **__: None  # it looks for the package's metadata

@@ -327,7 +327,7 @@ def test_components_come_from_modules_and_entry_points(monkeypatch: pytest.Monke
         ("mix", ".relative:X", ""),
         ("mix", "broken_import:X", ""),
         ("mix", "broken_syntax:X", ""),
-        ("mix", "broken", "entry point 'broken' does not load: No module named 'no_such_module'"),
+        ("mix", "broken", "entry point 'broken' does not load: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_one_line(

@@ -219,7 +219,10 @@ def test_proportions_of_a_preset_for_another_number_of_data_sets(tmp_path: Path)
     """1.1.0 started odm with equal shares then, and refused static."""
     run = mixture(tmp_path, dataset="a,b,c", component_name="odm", update_step=5)
     assert run.dataflex is not None and run.dataflex.mix is not None
-    assert (run.dataflex.mix.proportions, run.dataflex.mix.component) == (None, OdmMixer(alpha=0.9, reward_scale=15.0))
+    assert (run.dataflex.mix.proportions, run.dataflex.mix.component) == (
+        None,
+        OdmMixer(reward="averaged", alpha=0.9, reward_scale=15.0),
+    )
     line = "components_cfg_file: initial_proportions of the preset 'odm' has no effect: 2 given for 3 data sets; the"
     assert [n for n in run.notices if n.startswith(line)]
     for keys, message in (

@@ -382,13 +382,14 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
 ) -> None:
     """What is stored of texts goes by what is in the encoder's folder, not by its name."""
     from dataflex.base import texts
+    from dataflex.signals import embeddings
     from dataflex.trainer.store import SignalStore
 
     noise(tmp_path / "encoder" / "1_Pooling" / "config.json", 100)
     measured: list[int] = []
-    monkeypatch.setattr(texts, "load_encoder", lambda *_: None)
+    monkeypatch.setattr(embeddings, "load_encoder", lambda *_: None)
     monkeypatch.setattr(
-        texts, "encoded_texts", lambda _, count, *__: measured.append(count) or np.ones((count, 2), np.float32)
+        embeddings, "encoded_texts", lambda _, count, *__: measured.append(count) or np.ones((count, 2), np.float32)
     )
 
     class Two:
@@ -399,6 +400,9 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
 
         def __len__(self) -> int:
             return 2
+
+        def __getitem__(self, place: int) -> str:
+            return f"row {place}"
 
     def encode() -> None:
         found = texts._encoded(str(tmp_path / "encoder"), Two(), SignalStore(tmp_path / "store"))  # type: ignore[arg-type]

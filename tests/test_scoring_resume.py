@@ -202,14 +202,16 @@ def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp
 
 
 def test_the_same_weights_as_another_function_are_measured_again(base: Config, tmp_path: Path) -> None:
-    """Killed in the pass right after the checkpoint of step 2: with another `lora_alpha` every weight is the same."""
-    config = {**saved(base), **LORA, "lora_alpha": 8, "save_steps": 2}
+    """Killed in the pass right after the checkpoint of step 2: with another `pref_beta` every weight is the same, and the loss
+    of a pair is another."""
+    dpo = {"stage": "dpo", "dataset": "arithmetic_pairs", "pref_beta": 0.1}
+    config = {**saved(base), **LORA, **dpo, "save_steps": 2}
     _, killed = start_pair(config, tmp_path, "kill_after_pieces:3=0")
     found = {}
-    for alpha in (8, 16):
-        shutil.copytree(killed.out, tmp_path / str(alpha))
-        found[alpha] = measured(go_on({**config, "lora_alpha": alpha}, tmp_path / str(alpha)).ok)
-    assert found[8][0] < 180 and found[16][0] == 180
+    for beta in (0.1, 0.2):
+        shutil.copytree(killed.out, tmp_path / str(beta))
+        found[beta] = measured(go_on({**config, "pref_beta": beta}, tmp_path / str(beta)).ok)
+    assert found[0.1][0] < found[0.2][0] == 60
 
 
 # -- where it cannot be kept -----------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ FREE = frozenset({
 # Checked where what they go with is.
 ELSEWHERE: Mapping[str, str] = {
     "do_train": "config/combinations.py", "push_to_hub": "config/combinations.py", "hub_strategy": "config/combinations.py",
-    "parallelism_config": "config/combinations.py", "save_only_model": "config/combinations.py",
+    "parallelism_config": "config/combinations.py", "save_only_model": "config/load.py",
     "use_liger_kernel": "config/combinations.py",
     "accelerator_config": "config/trainer_keys.py", "optim": "base/optimizers.py",
 }  # fmt: skip
