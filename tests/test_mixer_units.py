@@ -100,6 +100,7 @@ def test_sizes_are_in_the_unit_of_the_proportions(unit: str, short: float) -> No
         np.testing.assert_allclose(found, [short, 1 - short], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_real_run_keeps_domains_of_the_same_sentences_equal(base: Config, ground: Path, tmp_path: Path) -> None:
     """A row of `long` is six rows of `short`, one after the other; shares of tokens, by every reward of odm and by ado."""
     rows = [json.loads(line) for line in (ground / "data" / "arithmetic.jsonl").read_text().splitlines()]
