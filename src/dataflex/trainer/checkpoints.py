@@ -99,7 +99,7 @@ class Checkpoints(Host):  # type: ignore[misc]
         )
         with _saving(step):
             if self.args.should_save:
-                begin_checkpoint(folder)
+                begin_checkpoint(folder, overwrite=getattr(self.args, "overwrite_output_dir", False))
             collectives.barrier()  # no rank writes to what another one clears
             with _rotation_deferred():
                 super()._save_checkpoint(model, trial)
