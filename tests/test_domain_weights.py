@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataflex.components.contracts import Decision
 from dataflex.errors import DataflexError
 from dataflex.trainer import mix
 from dataflex.trainer.domain_weights import TokenShares, factors, on_device, trained_tokens
@@ -16,6 +17,7 @@ from dataflex.trainer.limits import LimitedTrainer
 from dataflex.trainer.mix import MixTrainer
 from dataflex.trainer.objectives import divisor
 from dataflex.trainer.plan import Domains
+from dataflex.trainer.remarks import Remarks
 from dataflex.trainer.rows import SAMPLE_IDS
 
 ALPHA = np.array([0.7, 0.2, 0.1])
@@ -152,3 +154,39 @@ def test_what_a_mixer_that_pauses_its_weights_knew_is_kept(monkeypatch: pytest.M
     again = made(TokenShares(np.zeros(2), np.zeros(2)), [0, 0], [0, 0])
     MixTrainer._restore_extra(again, older)  # by tokens, of a mixer that does not read what was served: from zero
     assert again._amounts.tolist() == [0, 0] == again._amounts_decided.tolist()
+
+
+def test_the_ledger_has_all_that_was_served_since_the_last_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that decides nothing is no line, and what it was told of belongs to the next one."""
+    told, recorded = [], []
+
+    def update(state: Any, observations: Any) -> Any:
+        told.append(observations.realized.tolist())
+        return (None if len(told) in (1, 3) else Decision(observations.proportions)), state
+
+    component = SimpleNamespace(
+        needs_now=lambda _: frozenset(), update=update, seed=0, moves_proportions=False, needs=frozenset()
+    )
+    stage = SimpleNamespace(proportions=[0.5, 0.5], index=0)
+    run: Any = object.__new__(MixTrainer)
+    zeros = np.zeros(2)
+    vars(run).update(
+        config=SimpleNamespace(mix=SimpleNamespace(component=component, name="mine"), signals=lambda _: []),
+        _mix_schedule=SimpleNamespace(due=lambda _: True, turn=lambda _: 0), states={"mix": {}}, loss_weights=None,
+        rows=SimpleNamespace(domains=Domains(("a", "b"), (5, 5))), sums=SimpleNamespace(take=lambda: np.zeros((2, 5))),
+        plan=SimpleNamespace(stage_at=lambda _: stage, stages=[stage], seed=0), position=lambda step: step,
+        _get_learning_rate=lambda: 0.1, _asked=zeros, remarks=Remarks(), _amounts=zeros, _amounts_decided=zeros,
+        _log_decision=lambda step, name, decided, source, *_: recorded.append(source["realized"].tolist()),
+    )  # fmt: skip
+    monkeypatch.setattr(LimitedTrainer, "_mix", lambda self, step: None)
+    monkeypatch.setattr(LimitedTrainer, "_count", lambda self, rows, amounts: None)
+    for step, amounts in enumerate(([1, 3], [4, 4], [2, 0], [6, 2])):
+        MixTrainer._count(run, np.array(amounts), np.array(amounts))
+        MixTrainer._mix(run, step)
+    assert told == [
+        [0.25, 0.75],
+        [0.5, 0.5],
+        [1.0, 0.0],
+        [0.75, 0.25],
+    ]  # a mixer is told of what came since the last one
+    assert recorded == [[1 + 4, 3 + 4], [2 + 6, 0 + 2]]

@@ -489,7 +489,9 @@ def test_a_run_does_not_start_over_on_top_of_a_damaged_checkpoint(tmp_path: Path
         (folders[2] / "model.safetensors").unlink()
     else:
         (folders[2] / "model.safetensors").write_bytes(b"0")
-    with pytest.raises(ConfigError, match=f"output_dir: {folders[2]} is not complete .*overwrite_output_dir to start over"):
+    with pytest.raises(
+        ConfigError, match=f"output_dir: {folders[2]} is not complete .*overwrite_output_dir to start over"
+    ):
         completeness.newest_complete(tmp_path)
 
 

@@ -108,7 +108,9 @@ class MixTrainer(LimitedTrainer):
             return trained_tokens(batches, self.rows.domains, pairs=True)
         _, of_step = divisor(self, self._objective_kind, items, torch.ones(()))
         found = trained_tokens(batches, self.rows.domains, pairs=False, mean_of_each=not of_step)
-        if of_step and not self.args.average_tokens_across_devices:  # gradients are averaged over ranks, each with its own mean
+        if (
+            of_step and not self.args.average_tokens_across_devices
+        ):  # gradients are averaged over ranks, each with its own mean
             found = found / max(found.sum(), 1.0) if ranks() > 1 else found
         return found
 
