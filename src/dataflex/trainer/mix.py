@@ -108,10 +108,8 @@ class MixTrainer(LimitedTrainer):
             return trained_tokens(batches, self.rows.domains, pairs=True)
         _, of_step = divisor(self, self._objective_kind, items, torch.ones(()))
         found = trained_tokens(batches, self.rows.domains, pairs=False, mean_of_each=not of_step)
-        if (
-            of_step and not self.args.average_tokens_across_devices
-        ):  # gradients are averaged over ranks, each with its own mean
-            found = found / max(found.sum(), 1.0) if ranks() > 1 else found
+        if of_step and ranks() > 1 and not self.args.average_tokens_across_devices:
+            return found / max(found.sum(), 1.0)  # gradients are averaged over ranks, each with a mean of its own
         return found
 
     def _adjust(self, step: int) -> None:
