@@ -828,8 +828,8 @@ def no_room_in_turn(out: str, step: str) -> None:
     stock, begin, create = DynamicTrainer._maybe_log_save_evaluate, checkpoints.begin_checkpoint, writing._new_file
     full, ended = [""], dict[str, str]()
 
-    def begun(folder: Path) -> None:
-        begin(folder)
+    def begun(folder: Path, **kwargs: Any) -> None:
+        begin(folder, **kwargs)
         if full[0] and not full[0].startswith("dataflex"):
             if full[0].endswith(".safetensors"):  # renamed to its place, where something is that cannot be replaced
                 (folder / full[0]).mkdir()

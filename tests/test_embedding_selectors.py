@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from test_invariants import kill_and_resume
 from test_less import context, table
 
 from dataflex.components.density import Density
-from dataflex.components.neighbours import closeness, nearest, take_turns, turns_among, unit
+from dataflex.components.neighbours import EmbeddingSelector, closeness, nearest, take_turns, turns_among, unit
+from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.components.selectors.delta_loss import DeltaLossSelector
 from dataflex.components.selectors.near import NearSelector
 from dataflex.components.selectors.rds import RdsSelector
@@ -504,3 +507,21 @@ def test_bad_input(base: Config, tmp_path: Path, select: Config, message: str) -
         select = {**select, "probs_path": str(tmp_path / "run" / select["probs_path"])}
     run = train({**base, "dataflex": {"select": {"interval": 4, **select}}}, tmp_path / "run")
     assert run.status == [2] and message in run.log
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(EmbeddingSelector):
+    """One that reads a file beside the embeddings."""
+
+    stop_list: str
+
+    def files(self) -> Mapping[str, str]:
+        return {"stop_list": self.stop_list}
+
+    def select(self, state: Any, signals: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_file_of_another_kind_does_not_stand_for_embeddings(tmp_path: Path) -> None:
+    listing = Listing(stop_list=str(tmp_path / "list"))
+    assert {type(r) for r in listing.needs} == {Embedding, TargetEmbedding} and not listing.reads_raw_rows

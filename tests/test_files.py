@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -343,11 +344,32 @@ def test_a_checkpoint_is_ours_before_anything_is_in_it(tmp_path: Path) -> None:
     (folder / "link").symlink_to(outside)
     completeness.begin_checkpoint(folder)
     assert [p.name for p in folder.rglob("*")] == ["dataflex"] and (outside / "kept").exists()
-    foreign = tmp_path / "checkpoint-10"  # the Trainer decides what becomes of it
-    foreign.mkdir()
-    (foreign / "theirs").touch()
-    completeness.begin_checkpoint(foreign)
-    assert (foreign / "theirs").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_files_of_another_program_are_not_sealed_as_ours(tmp_path: Path, kind: str, overwrite: bool) -> None:
+    """They are moved aside, under a name that no rotation of checkpoints takes, or removed where that was asked for."""
+    folder, outside = tmp_path / "run" / "checkpoint-8", tmp_path / "outside"
+    for made in (outside, folder.parent):
+        made.mkdir()
+    (outside / "theirs").write_text("theirs")
+    (folder.parent / "other-checkpoint-8").touch()
+    if kind == "folder":
+        folder.mkdir()
+        (folder / "theirs").write_text("theirs")
+    elif kind == "link":
+        folder.symlink_to(outside)
+    else:
+        folder.write_text("theirs")
+    completeness.begin_checkpoint(folder, overwrite=overwrite)
+    assert [p.name for p in folder.rglob("*")] == ["dataflex"] and not folder.is_symlink()
+    kept = folder.parent / "other-checkpoint-8-1"
+    assert (kept.exists() or kept.is_symlink()) is not overwrite
+    assert overwrite or (kept if kind == "file" else kept / "theirs").read_text() == "theirs"
+    assert (outside / "theirs").read_text() == "theirs"
+    completeness.begin_checkpoint(folder, overwrite=overwrite)  # an empty one, and ours by now: nothing is moved
+    assert len(list(folder.parent.iterdir())) == 3 - overwrite
 
 
 # -- which one a run goes on from -------------------------------------------------------------------------------------
@@ -443,8 +465,47 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:
     ]
     for step in (2, 9, 10):
         (folders[step] / "dataflex" / "COMPLETE").unlink()
+    with pytest.raises(ConfigError) as raised:  # 30 lacks a file, and may be worth something all the same
+        completeness.newest_complete(tmp_path)
+    assert str(raised.value) == (
+        f"output_dir: {folders[30]} is not complete (model.safetensors is missing), and there is no older one that is; change"
+        " output_dir, or set overwrite_output_dir to start over"
+    )
+    (folders[30] / "dataflex" / "COMPLETE").unlink()
+    with pytest.raises(ConfigError, match="were not written by a run with a dataflex block"):
+        completeness.newest_complete(tmp_path)
+    (tmp_path / "checkpoint-60").rmdir()
     found, lines = completeness.newest_complete(tmp_path)
-    assert found is None and [line.endswith("; the run starts over") for line in lines] == [True] * 6
+    assert found is None and [line.endswith("; the run starts over") for line in lines] == [True] * 5
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "mark"])
+def test_a_run_does_not_start_over_on_top_of_a_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
+    folders = {step: checkpoint(tmp_path, step) for step in (2, 9)}
+    (folders[9] / "dataflex" / "COMPLETE").unlink()
+    if damage == "mark":
+        (folders[2] / "dataflex" / "COMPLETE").write_text("{")
+    elif damage == "missing":
+        (folders[2] / "model.safetensors").unlink()
+    else:
+        (folders[2] / "model.safetensors").write_bytes(b"0")
+    with pytest.raises(
+        ConfigError, match=f"output_dir: {folders[2]} is not complete .*overwrite_output_dir to start over"
+    ):
+        completeness.newest_complete(tmp_path)
+
+
+def test_a_model_alone_is_whole_though_no_run_goes_on_from_it(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-8"
+    (folder / "dataflex").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"0123456789")
+    state.write_snapshot(folder, replace(snapshot(), model_only=True), WHOLE)
+    completeness.mark_complete(folder)
+    assert "save_only_model" in str(completeness.what_is_missing(folder))
+    assert completeness.what_is_damaged(folder) is None
+    nodes.check_contents(folder)  # as of a selection whose model it is
+    flip(folder / "model.safetensors")
+    assert completeness.what_is_damaged(folder) == "model.safetensors does not hold what was saved"
 
 
 def test_another_run_is_refused_by_the_key_that_differs() -> None:

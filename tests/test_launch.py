@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -372,3 +373,23 @@ def test_a_doremi_child_dies_with_its_parent(mined: Path, base: Config, tmp_path
         process.kill()
         assert not psutil.wait_procs(started, timeout=10)[1]
     assert not (mined / "RUN").exists()
+
+
+@pytest.mark.parametrize(
+    "keys, whole, said",
+    [
+        ({}, (), "no run goes on from checkpoints saved with save_only_model; start over with overwrite_output_dir"),
+        ({"overwrite_output_dir": True}, (), "the same command starts over"),
+        ({}, (3,), "the same command goes on from checkpoint-3"),
+    ],
+)
+def test_no_run_goes_on_from_a_model_alone(tmp_path: Path, keys: Config, whole: Sequence[int], said: str) -> None:
+    for step in (3, 20, 100):
+        folder = tmp_path / f"checkpoint-{step}" / "dataflex"
+        folder.mkdir(parents=True)
+        (folder / "COMPLETE").touch()
+        (folder / "state.json").write_text(json.dumps({"model_only": step not in whole}))
+    progress.reach(7)
+    block: Any = object()
+    run = RunConfig(dataflex=block, llamafactory={"output_dir": str(tmp_path), **keys}, notices=())
+    assert progress.of_training(run) == f"stopped at step 7; {said}"

@@ -17,7 +17,7 @@ from test_invariants import kill_and_resume
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.batching import Pool
 from dataflex.signals.routing import expert_counts
-from dataflex.trainer.mix import MixTrainer
+from dataflex.trainer.mix import check_older
 
 Config = dict[str, Any]
 DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}
@@ -166,27 +166,30 @@ def test_models_without_routers_are_refused(base: Config, tmp_path: Path) -> Non
     assert "dataflex: error: dataflex.mix.name: dynamic_moe goes by the routers of a mixture of experts, and" in run.log
 
 
+OLD = ({"turn": 3}, {"turn": 3, "step": 6})
+WEIGHED = {"loss_weights": 0, "amounts": 0}
+NO_STEP, BY_ROWS = "the state of mix: ado has no 'step'", "its weights of domains are those of rows"
+NO_TOKENS = "it does not say how many tokens of each domain were served"
+
+
 @pytest.mark.parametrize(
-    "state, extra, unit, message",
+    "name, reads, state, extra, unit, message",
     [
-        ({"turn": 3}, {"amounts": 0}, "samples", "the state of mix: ado has no 'step'"),
-        (
-            {"turn": 3, "step": 6},
-            {"loss_weights": 0, "amounts": 0},
-            "samples",
-            "its weights of domains are those of rows",
-        ),
-        ({"turn": 3, "step": 6}, {}, "tokens", "it does not say how many tokens of each domain were served"),
-        ({"turn": 3, "step": 6}, {}, "samples", None),
-        ({"turn": 3, "step": 6, "more": 1}, {"loss_weights": 0, "trained_tokens": 0, "amounts": 0}, "tokens", None),
+        ("ado", True, OLD[0], {"amounts": 0}, "samples", NO_STEP),
+        ("ado", True, OLD[1], WEIGHED, "samples", BY_ROWS),
+        ("ado", True, OLD[1], {}, "tokens", NO_TOKENS),
+        ("ado", True, OLD[1], {}, "samples", None),
+        ("static", False, {}, {}, "tokens", None),  # it does not read what was served
+        ("mine", True, {"only": "its own"}, {"amounts": 0}, "tokens", None),  # an update may return any state
+        ("ado", True, {**OLD[1], "more": 1}, {**WEIGHED, "trained_tokens": 0}, "tokens", None),
     ],
 )
-def test_what_an_older_version_left_out_is_refused(state: Any, extra: Any, unit: str, message: str | None) -> None:
-    mix = SimpleNamespace(name="ado", unit=unit)
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(mix=mix), states={"mix": state}, _init_component=lambda _: {"turn": 0, "step": 0}
-    )
+def test_what_an_older_version_left_out_is_refused(
+    name: str, reads: bool, state: Any, extra: Any, unit: str, message: str | None
+) -> None:
+    needs = frozenset({"train_loss"} if reads else set())
+    spec: Any = SimpleNamespace(name=name, unit=unit, component=SimpleNamespace(needs=needs))
     if message is None:
-        return MixTrainer._check_state(run, extra)
+        return check_older(spec, state, extra)
     with pytest.raises(ConfigError, match=f"older version of DataFlex, and this run cannot go on from it: {message}"):
-        MixTrainer._check_state(run, extra)
+        check_older(spec, state, extra)

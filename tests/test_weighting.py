@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,6 +153,26 @@ def test_rho1_keeps_what_rounding_alone_sets_apart(kind: torch.dtype) -> None:
     higher = losses + torch.linspace(0, 3, 3000)  # differences that mean something still count
     told = replace(rounded, reference=higher)
     assert rho1.weights({}, higher, told).mean() == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.4, 0.6, 0.95])
+@pytest.mark.parametrize("apart", [0.25, 1.0])
+def test_rho1_takes_its_share_where_the_reference_is_another_model(keep_ratio: float, apart: float) -> None:
+    """In bf16 too: exactly the top of the excess losses, ties kept. apart: how far the logits of both are from one another."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3000, 50, generator=draw)
+    target = torch.randint(50, (3000,), generator=draw)
+    target[:1500] = logits[:1500].argmax(dim=1)
+
+    def measured(found: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(found.bfloat16().float(), target, reduction="none")
+
+    reference, losses = measured(logits), measured(logits + apart * torch.randn(logits.shape, generator=draw))
+    told = replace(context(losses, reference_loss=(reference, reference)), rounding=2.0**-7)
+    found = Rho1Weighter(reference_model_path="x", keep_ratio=keep_ratio).weights({}, losses, told)
+    excess = losses - reference
+    assert torch.equal(found.bool(), excess >= excess.sort(descending=True).values[ceil(keep_ratio * 3000) - 1])
+    assert keep_ratio * 3000 <= found.sum() <= keep_ratio * 3000 + 30
 
 
 def test_the_rounding_of_a_run_is_that_of_its_coarsest_type() -> None:

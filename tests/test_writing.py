@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import ssl
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import requests
 
 from dataflex import writing
 from dataflex.errors import DataflexError, WriteError
@@ -203,14 +206,50 @@ def test_a_wrong_path_is_a_failed_write_only_where_nothing_else_is_done() -> Non
     assert why_not_written(wrong, only_full=False) == "/none/x: No such file or directory"
 
 
+class HubError(OSError):
+    """As of a library that talks to a server."""
+
+
+HubError.__module__ = "huggingface_hub.errors"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"), TimeoutError("timed out"), ConnectionError("no route"),
+        HubError("503 Server Error"), socket.gaierror(-2, "Name or service not known"), ssl.SSLError(1, "handshake"),
+        requests.exceptions.ConnectionError("x"), requests.exceptions.HTTPError("403"),
+    ],
+)  # fmt: skip
+def test_a_network_that_fails_is_no_failed_save(error: OSError) -> None:
+    with pytest.raises(type(error)) as raised, failed_writes_reported("not saved: {reason}", only_full=False):
+        raise error
+    assert raised.value is error
+
+
+def test_a_file_on_a_network_that_fails_is_one() -> None:
+    late = TimeoutError(110, "Connection timed out", "/net/model.safetensors")
+    assert why_not_written(late, only_full=False) == "/net/model.safetensors: Connection timed out"
+
+
+def test_what_was_dealt_with_before_is_no_cause() -> None:
+    """A path that was tried and found missing, a disk that was full, and then a fault of another kind."""
+    for before in (
+        FileNotFoundError(2, "No such file or directory", "/none/x"),
+        OSError(28, "No space left on device"),
+    ):
+        with pytest.raises(KeyError), failed_writes_reported("not saved: {reason}", only_full=False):
+            try:
+                raise before
+            except OSError:
+                raise KeyError("a fault")  # noqa: B904
+
+
 def test_the_cause_is_found_behind_what_it_led_to() -> None:
-    """In the chain of an error, and in torch's account of what each rank met."""
+    """Of an error that names its cause, and in torch's account of what each rank met."""
     full = OSError(28, "No space left on device")
     try:
-        try:
-            raise full
-        finally:
-            raise ValueError("I/O operation on closed file")
+        raise ValueError("not written") from full
     except ValueError as error:
         assert why_not_written(error) == "No space left on device"
     from torch.distributed.checkpoint.api import CheckpointException

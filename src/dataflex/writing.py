@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import secrets
+import socket
+import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ _NAME_BYTES = 200  # of a file's name that a temporary one takes over; names end
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _RUST = re.compile(r"\(os error (\d+)\)")
 _WHERE = re.compile(r"^\[enforce fail at [^]]*\] \.? ?")
+_NETWORK = {"requests", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub"}
 _TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")  # its writer, by its source and its stream
 
 
@@ -145,7 +148,7 @@ def why_not_written(error: BaseException, *, only_full: bool = True) -> str | No
             reason = _reason(said, only_full)
             if reason is not None:
                 return reason
-        found = found.__cause__ or found.__context__
+        found = found.__cause__
     return None
 
 
@@ -153,6 +156,8 @@ def _reason(error: BaseException, only_full: bool) -> str | None:
     words = " ".join(str(error).split())
     if isinstance(error, WriteError):
         return words.removesuffix(UNTOUCHED)
+    if _of_network(error):
+        return None
     if isinstance(error, OSError):
         number, what = error.errno, f"{error.filename}: {error.strerror}" if error.filename else error.strerror or words
     elif (numbered := _RUST.search(words)) is not None:
@@ -162,6 +167,14 @@ def _reason(error: BaseException, only_full: bool) -> str | None:
     else:
         return None
     return what if number in _NO_ROOM or not only_full else None
+
+
+def _of_network(error: BaseException) -> bool:
+    """Errors of connections are OSErrors too. One that names a file is about that file, as on a network file system."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return False
+    makers = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError) or bool(makers & _NETWORK)
 
 
 def _of_ranks(error: BaseException) -> list[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,19 +45,34 @@ def _next(keys: Mapping[str, Any], own_checkpoints: bool) -> str:
     asked, folder = keys.get("resume_from_checkpoint"), Path(str(keys.get("output_dir"))).expanduser()
     if asked and str(asked).lower() not in ("true", "false"):
         return f"the same command goes on from {asked}"
-    newest = _newest(folder, own_checkpoints)
-    if newest is None:
+    found = _saved(folder, own_checkpoints)
+    if not found:
         return "the same command starts over: there is no checkpoint yet"
-    if truth(keys.get("overwrite_output_dir"), "overwrite_output_dir") and GOES_ON not in os.environ:
-        return f"the same command starts over; without overwrite_output_dir it goes on from {newest}"
+    whole = [path for path in found if not _model_only(path)]
+    overwrites = truth(keys.get("overwrite_output_dir"), "overwrite_output_dir") and GOES_ON not in os.environ
+    if overwrites:
+        goes_on = f"; without overwrite_output_dir it goes on from {whole[-1].name}" if whole else ""
+        return f"the same command starts over{goes_on}"
     if keys.get("stage") == "rm":
         return "a reward model cannot be gone on with (LLaMA-Factory); start over with overwrite_output_dir"
-    return f"the same command goes on from {newest}"
+    if not whole:
+        return "no run goes on from checkpoints saved with save_only_model; start over with overwrite_output_dir"
+    return f"the same command goes on from {whole[-1].name}"
 
 
-def _newest(folder: Path, own: bool) -> str | None:
-    """The newest checkpoint by the file that is written last. Modules that know more take longer to import than a Ctrl-C may."""
+def _saved(folder: Path, own: bool) -> list[Path]:
+    """The checkpoints, the newest last, by the file that is written last. Modules that know more take longer to import than a
+    Ctrl-C may."""
     last = "dataflex/COMPLETE" if own else "trainer_state.json"
-    steps = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if (path / last).is_file()]
-    newest = max((int(step) for step in steps if step.isdigit()), default=None)
-    return None if newest is None else f"checkpoint-{newest}"
+    found = {
+        path.name.removeprefix("checkpoint-"): path for path in folder.glob("checkpoint-*") if (path / last).is_file()
+    }
+    return [found[step] for step in sorted((s for s in found if s.isdigit()), key=int)]
+
+
+def _model_only(checkpoint: Path) -> bool:
+    """Of a run with a block: without one, LLaMA-Factory goes on from it with another optimizer."""
+    try:
+        return bool(json.loads((checkpoint / "dataflex" / "state.json").read_text()).get("model_only"))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -35,13 +35,18 @@ class EmbeddingSelector(Selector, ABC):
         check_encoder(self, "embedding_model")
 
     @property
+    def found_before(self) -> bool:
+        """Whether a file holds what comes of embeddings, so that none are measured."""
+        return False
+
+    @property
     def reads_raw_rows(self) -> bool:  # type: ignore[override]
-        """A file is about the rows as they are stored, and what was found before stands for embeddings."""
-        return bool(self.files())
+        """Such a file is about the rows as they are stored."""
+        return self.found_before
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        if self.files():
+        if self.found_before:
             return frozenset()
         how = {"layer": self.embedding_layer, "pooling": self.pooling, "model": self.embedding_model}
         if self.embedding_model is not None:  # whose own they are

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from dataflex.trainer import collectives
 from dataflex.trainer.completeness import begin_checkpoint, mark_complete
 from dataflex.trainer.engine import engine_of
+from dataflex.trainer.epochs import steps_left
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.host import Host
 from dataflex.trainer.ledger import EXPOSURE, RunFiles
@@ -52,10 +52,11 @@ class Checkpoints(Host):  # type: ignore[misc]
         if collectives.rank() == 0 and exposure_path(folder).is_file():
             self.exposure.load(exposure_path(folder))
         if snapshot.global_batch != self.global_batch and self.config.plans_data and self._counts_epochs:
-            left = (self.args.num_train_epochs * len(self.rows) - snapshot.position) / self.global_batch
-            self.args.max_steps = snapshot.step + max(
-                0, int(left) if self.config.epoch_rounding == "down" else ceil(left)
-            )
+            self.args.max_steps = snapshot.step + steps_left(
+                self.args.num_train_epochs, len(self.rows), position=snapshot.position, before=snapshot.global_batch,
+                batch=self.global_batch, down=self.config.epoch_rounding == "down",
+                drop_last=self.args.dataloader_drop_last,
+            )  # fmt: skip
         if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
             print(
                 f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
@@ -99,7 +100,7 @@ class Checkpoints(Host):  # type: ignore[misc]
         )
         with _saving(step):
             if self.args.should_save:
-                begin_checkpoint(folder)
+                begin_checkpoint(folder, overwrite=getattr(self.args, "overwrite_output_dir", False))
             collectives.barrier()  # no rank writes to what another one clears
             with _rotation_deferred():
                 super()._save_checkpoint(model, trial)
@@ -114,7 +115,9 @@ class Checkpoints(Host):  # type: ignore[misc]
         except Exception as error:
             if self._unsealed is None:
                 raise
-            with _saving(self.state.global_step):  # of a callback that has a part in the checkpoint
+            with _saving(
+                self.state.global_step, only_full=True
+            ):  # of a callback, which may have a part in the checkpoint
                 raise error
         self._seal_checkpoint()
 
@@ -153,12 +156,13 @@ class Checkpoints(Host):  # type: ignore[misc]
 
 
 @contextmanager
-def _saving(step: int) -> Iterator[None]:
-    """A write that fails ends the run with one line; a fault of another kind stays what it is."""
+def _saving(step: int, *, only_full: bool = False) -> Iterator[None]:
+    """A write that fails ends the run with one line; a fault of another kind stays what it is. only_full: where more is done
+    than saving."""
     with failed_writes_reported(
         f"checkpoint-{step} could not be saved ({{reason}}); the checkpoints before it are untouched and training can be resumed"
         " from the newest of them",
-        only_full=False,
+        only_full=only_full,
     ):
         yield
 

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dataflex.trainer.ledger import DIRECTORY
 from dataflex.writing import PARTIAL, sync, sync_folder, write_atomically
 
 MARK = "COMPLETE"
+_UNFINISHED = "saving it was never finished"
 _FOREIGN = "it holds no dataflex state"
 _MODEL_ONLY = "it was saved with save_only_model, so there is no optimizer to go on with"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -28,20 +30,37 @@ _HASH = "xxh3_128"
 _BLOCK = 1 << 24  # bytes hashed at once
 
 
-def begin_checkpoint(folder: Path) -> None:
+def begin_checkpoint(folder: Path, *, overwrite: bool = False) -> None:
     """Make the directory of a checkpoint, with nothing in it but the sign that it is ours. What an earlier save of the same step
-    has left there is removed. Raises OSError."""
+    has left there is removed. What another program has written there is moved to `other-<its name>` beside it, or removed where
+    the output directory may be overwritten. Raises OSError."""
     ours = folder / DIRECTORY
     if ours.is_dir() and not ours.is_symlink():
         (ours / MARK).unlink(missing_ok=True)  # first of all: from here on it is not whole
         for path in (*(p for p in folder.iterdir() if p != ours), *ours.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+    elif folder.exists() or folder.is_symlink():
+        if overwrite:
+            _remove(folder)
+        elif folder.is_symlink() or not folder.is_dir() or any(folder.iterdir()):
+            folder.rename(_free_name(folder))
     ours.mkdir(parents=True, exist_ok=True)
     for parent in (folder, folder.parent):
         sync_folder(parent)
+
+
+def _remove(path: Path) -> None:
+    """Never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _free_name(folder: Path) -> Path:
+    """Beside a checkpoint, a name that is neither taken nor that of a checkpoint, which would be rotated away."""
+    names = (folder.with_name(f"other-{folder.name}{'' if not i else f'-{i}'}") for i in count())
+    return next(path for path in names if not path.exists() and not path.is_symlink())
 
 
 def mark_complete(folder: Path) -> None:
@@ -53,13 +72,16 @@ def mark_complete(folder: Path) -> None:
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """Why a checkpoint is not fit to resume from (one phrase), or None if all its files are there in their sizes."""
+    """Why a run cannot go on from a checkpoint (one phrase), or None if it can: all files are there in their sizes, and they are
+    not those of a model alone."""
+    return _what_files_lack(folder) or (_MODEL_ONLY if _model_only(folder) else None)
+
+
+def _what_files_lack(folder: Path) -> str | None:
     if not folder.is_dir():
         return "there is no such directory"
     if not (folder / DIRECTORY / MARK).is_file():
-        if not (folder / DIRECTORY).is_dir():
-            return _FOREIGN
-        return "saving it was never finished"
+        return _UNFINISHED if (folder / DIRECTORY).is_dir() else _FOREIGN
     files = _read_mark(folder)
     if files is None:
         return "its completeness mark cannot be read"
@@ -69,7 +91,7 @@ def what_is_missing(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return _MODEL_ONLY if _model_only(folder) else None
+    return None
 
 
 def _model_only(folder: Path) -> bool:
@@ -81,8 +103,9 @@ def _model_only(folder: Path) -> bool:
 
 
 def what_is_damaged(folder: Path) -> str | None:
-    """As `what_is_missing`, and whether every file holds what was saved. Reads all of it: seconds per 10 GB at best."""
-    if (reason := what_is_missing(folder)) is not None:
+    """Why the files of a checkpoint are not those that were saved (one phrase), or None; a model alone may be whole too. Reads
+    all of it: seconds per 10 GB at best."""
+    if (reason := _what_files_lack(folder)) is not None:
         return reason
     for name, (_, digest) in (_read_mark(folder) or {}).items():
         try:
@@ -97,8 +120,8 @@ def hash_file(path: Path) -> str:
     """xxh3_128 of a file's content. Raises OSError."""
     digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 
@@ -110,8 +133,8 @@ def complete_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that is passed over.
 
-    ConfigError if there are checkpoints but none that a dynamic run wrote, or none but those of models alone: starting over
-    would overwrite them.
+    None where saving was never finished of any. ConfigError if there are others, but none to go on from: starting over would
+    overwrite what may be worth something.
     """
     passed_over: list[str] = []
     reasons: list[str] = []
@@ -121,17 +144,23 @@ def newest_complete(output_dir: Path) -> tuple[Path | None, list[str]]:
             return path, passed_over
         reasons.append(reason)
         passed_over.append(f"{path} is not complete ({reason}); an older checkpoint is used")
+    if set(reasons) <= {_UNFINISHED}:
+        return None, [line.replace("an older checkpoint is used", "the run starts over") for line in passed_over]
     if _MODEL_ONLY in reasons:
         raise ConfigError(
             f"output_dir: the checkpoints in {output_dir} were saved with save_only_model and cannot be resumed from;"
             " change output_dir, or set overwrite_output_dir to start over"
         )
-    if reasons and set(reasons) == {_FOREIGN}:
+    if set(reasons) <= {_UNFINISHED, _FOREIGN}:
         raise ConfigError(
             f"output_dir: the checkpoints in {output_dir} were not written by a run with a dataflex block;"
             " change output_dir or set overwrite_output_dir"
         )
-    return None, [line.replace("an older checkpoint is used", "the run starts over") for line in passed_over]
+    worst = next(i for i, reason in enumerate(reasons) if reason not in (_UNFINISHED, _FOREIGN))
+    raise ConfigError(
+        f"output_dir: {passed_over[worst].partition(';')[0]}, and there is no older one that is; change output_dir, or set"
+        " overwrite_output_dir to start over"
+    )
 
 
 def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:

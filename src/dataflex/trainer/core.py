@@ -23,6 +23,7 @@ from dataflex.errors import DataflexError
 from dataflex.trainer import collectives
 from dataflex.trainer.broken import BrokenLosses, broken_line
 from dataflex.trainer.checkpoints import Checkpoints
+from dataflex.trainer.epochs import steps_per_epoch
 from dataflex.trainer.evaluate import DomainEvaluation
 from dataflex.trainer.exposure import Exposure
 from dataflex.trainer.feed import Feed
@@ -56,7 +57,9 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self.run_files = RunFiles(self.args.output_dir, domains, writes=collectives.rank() == 0)
         self.exposure = Exposure(domains)
         self.sums = DomainSums(len(domains), self.args.device)
-        self.broken = BrokenLosses(self.args.device)
+        self.broken = BrokenLosses(
+            self.args.device, watches=self.config.mix is not None or self.config.weight is not None
+        )
         self.states: dict[str, dict[str, Any]] = {}
         self.plan = Plan(
             domains,
@@ -89,8 +92,8 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def _settle_steps(self) -> None:
         """Epochs become steps: the Trainer sees one pseudo-epoch that lasts the whole run."""
-        exact, down = len(self.rows) / self.global_batch, self.config.epoch_rounding == "down"
-        per_epoch = max(1, int(exact) if down or self.args.dataloader_drop_last else int(np.ceil(exact)))
+        down = self.config.epoch_rounding == "down"
+        per_epoch = steps_per_epoch(len(self.rows), self.global_batch, down=down or self.args.dataloader_drop_last)
         self._counts_epochs = self.args.max_steps <= 0
         if self._counts_epochs:
             steps = self.args.num_train_epochs * per_epoch
@@ -129,6 +132,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
             if self._feed is not None:
                 self._feed.close()
         self._close_step()
+        self._tell_broken(last=True)
         self._forget_passes()
         self._forget_measured()  # the best model may have been loaded
         self._write_exposure()
@@ -227,7 +231,10 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
 
     def _close_step(self) -> None:
         """Called on all ranks between two optimizer steps."""
-        found = self.broken.close(self.state.global_step)
+        self._tell_broken()
+
+    def _tell_broken(self, *, last: bool = False) -> None:
+        found = self.broken.close(self.state.global_step, last=last)
         line = None if found is None else broken_line(self.config, *found)
         if line is not None and collectives.rank() == 0:
             print(f"dataflex: {line}", flush=True)

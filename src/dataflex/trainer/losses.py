@@ -36,9 +36,7 @@ class RowLosses(Host):  # type: ignore[misc]
     sums: DomainSums
     broken: BrokenLosses
     exposure: Exposure
-    domain_factors: torch.Tensor | None = (
-        None  # float32[k]: what the losses of each domain are multiplied by in this step
-    )
+    domain_factors: torch.Tensor | None = None  # float32[k]: on the losses of each domain in this step
     references: Mapping[str, ReferenceLosses]
     hidden_layers: frozenset[int] = frozenset()  # whose states a weighter reads
     _micro_ids: torch.Tensor | None

@@ -16,9 +16,10 @@ from dataflex.components.contracts import Decision, DomainInfo, Observations
 from dataflex.components.requests import HELD_OUT, DomainGradients, Request, RouterLoad, name_of
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer.collectives import decide, sum_over_ranks
+from dataflex.trainer.collectives import decide, ranks, sum_over_ranks
 from dataflex.trainer.domain_weights import TokenShares, factors, on_device, trained_tokens
 from dataflex.trainer.limits import LimitedTrainer
+from dataflex.trainer.objectives import divisor
 from dataflex.trainer.random import generator
 from dataflex.writing import write_atomically
 
@@ -41,6 +42,7 @@ class MixTrainer(LimitedTrainer):
         super().__init__(*args, **kwargs)
         none = np.zeros(len(self.served))
         self._amounts = none  # what was served since the last update, in the plan's unit
+        self._amounts_decided = none  # and since the last update that decided something
         self._amounts_of_step = none
         self._shares = TokenShares(none, none)
 
@@ -74,7 +76,10 @@ class MixTrainer(LimitedTrainer):
     def _open_first_stage(self) -> None:
         super()._open_first_stage()
         assert self.config.mix is not None
-        self._weigh_domains(self.config.mix.component.initial_loss_weights(self._domain_info()))
+        weights = self.config.mix.component.initial_loss_weights(self._domain_info())
+        if weights is not None:
+            check_loss_weights(self.config.mix.name, weights, len(self.served))
+        self._weigh_domains(weights)
 
     def _weigh_domains(self, weights: np.ndarray | None) -> None:
         if weights is not None and not self.per_row:
@@ -84,19 +89,28 @@ class MixTrainer(LimitedTrainer):
     def _count(self, rows: np.ndarray, amounts: np.ndarray) -> None:
         super()._count(rows, amounts)
         self._amounts, self._amounts_of_step = self._amounts + amounts, amounts
+        self._amounts_decided = self._amounts_decided + amounts
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.domain_factors = None
         if self.loss_weights is not None and batches:
-            pairs = self.stage_name not in ("pt", "sft")
-            here = torch.from_numpy(trained_tokens(batches, self.rows.domains, pairs=pairs))
-            trained = sum_over_ranks(here.to(self.args.device)).cpu().numpy()
+            trained = sum_over_ranks(torch.from_numpy(self._trained(batches, items)).to(self.args.device)).cpu().numpy()
             self._shares.add(trained, self._amounts_of_step)
             proportions = self.plan.stage_at(self.position(self.state.global_step)).proportions
             found = factors(self.loss_weights, self._shares.of(np.asarray(proportions)), trained)
             self.domain_factors = on_device(found, self.args.device)
         return batches, items
+
+    def _trained(self, batches: list[Any], items: Any) -> np.ndarray:
+        """What each domain counts for in the loss of this step on this rank, if all tokens count alike, float64[k]."""
+        if self.stage_name not in ("pt", "sft"):
+            return trained_tokens(batches, self.rows.domains, pairs=True)
+        _, of_step = divisor(self, self._objective_kind, items, torch.ones(()))
+        found = trained_tokens(batches, self.rows.domains, pairs=False, mean_of_each=not of_step)
+        if of_step and ranks() > 1 and not self.args.average_tokens_across_devices:
+            return found / max(found.sum(), 1.0)  # gradients are averaged over ranks, each with a mean of its own
+        return found
 
     def _adjust(self, step: int) -> None:
         assert self.config.mix is not None
@@ -139,6 +153,7 @@ class MixTrainer(LimitedTrainer):
         decision, self.states["mix"] = decide(run)
         if decision is None:
             return super()._mix(step)
+        served, self._amounts_decided = self._amounts_decided, np.zeros_like(self._amounts_decided)
         self.remarks.add(f"mix:{spec.name}", decision.remarks)
         self._weigh_domains(decision.loss_weights)
         decided: dict[str, Any] = {}
@@ -168,33 +183,29 @@ class MixTrainer(LimitedTrainer):
         return [values[a:b] for a, b in pairwise(rows.domains.offsets)]
 
     def _extra_state(self) -> dict[str, Any]:
-        weights = {}
-        if self.loss_weights is not None:
-            shares = {"trained_tokens": self._shares.trained, "trained_amounts": self._shares.served}
-            weights = {"loss_weights": self.loss_weights, **shares}
-        own = {"amounts": self._amounts.copy(), "asked": self._asked}
+        weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights}
+        own = {
+            "amounts": self._amounts.copy(), "amounts_decided": self._amounts_decided.copy(), "asked": self._asked,
+            "trained_tokens": self._shares.trained, "trained_amounts": self._shares.served,
+        }  # fmt: skip
         return {**super()._extra_state(), **own, **weights}
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
-        self._check_state(extra)
-        older = self.served - extra["served_before"] if "amounts" not in extra else None  # rows, and for mixers by rows
-        self._amounts = np.array(extra.get("amounts", older), dtype=np.float64)
+        assert self.config.mix is not None
+        check_older(self.config.mix, self.states["mix"], extra)
+        if "amounts" in extra:
+            served = extra["amounts"]
+        elif self.config.mix.unit == "samples":
+            served = self.served - extra["served_before"]
+        else:
+            served = np.zeros(len(self.served))
+        self._amounts = np.array(served, dtype=np.float64)
+        self._amounts_decided = np.array(extra.get("amounts_decided", served), dtype=np.float64)
         self._weigh_domains(extra.get("loss_weights"))
-        if self.loss_weights is not None:
+        if "trained_tokens" in extra:
             self._shares = TokenShares(extra["trained_tokens"], extra["trained_amounts"])
         self._asked = extra["asked"]
-
-    def _check_state(self, extra: Mapping[str, Any]) -> None:
-        """ConfigError where an older version left out what this one goes on with."""
-        assert self.config.mix is not None
-        missing = sorted(self._init_component("mix").keys() - self.states["mix"].keys())
-        if missing:
-            raise ConfigError(f"{_OLDER}: the state of mix: {self.config.mix.name} has no {missing[0]!r}")
-        if "loss_weights" in extra and "trained_tokens" not in extra:
-            raise ConfigError(f"{_OLDER}: its weights of domains are those of rows, whatever their lengths")
-        if "amounts" not in extra and self.config.mix.unit == "tokens":
-            raise ConfigError(f"{_OLDER}: it does not say how many tokens of each domain were served")
 
     def _conclude(self) -> None:
         super()._conclude()
@@ -232,15 +243,29 @@ def domain_info(spec: MixConfig, rows: Any) -> DomainInfo:
     return DomainInfo(names, sizes, proportions)
 
 
+def check_older(spec: MixConfig, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """ConfigError where an older version left out what this one goes on with. state: of the mixer; extra: of the trainer; both
+    from a checkpoint."""
+    if spec.name == "ado" and "step" not in state:
+        raise ConfigError(f"{_OLDER}: the state of mix: ado has no 'step'")
+    if "loss_weights" in extra and "trained_tokens" not in extra:
+        raise ConfigError(f"{_OLDER}: its weights of domains are those of rows, whatever their lengths")
+    if "amounts" not in extra and spec.unit == "tokens" and "train_loss" in spec.component.needs:
+        raise ConfigError(f"{_OLDER}: it does not say how many tokens of each domain were served")
+
+
 def check_decision(name: str, decision: Decision, k: int) -> None:
     """Raise DataflexError unless the proportions are k finite non-negative numbers adding up to one (to 1e-6), and the loss
-    weights, where there are any, k finite non-negative numbers, not all zero."""
+    weights, where there are any, are as `check_loss_weights` wants them."""
     p = np.asarray(decision.proportions, dtype=np.float64)
     if p.shape != (k,) or not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-6:
         raise DataflexError(f"mix: {name} must return {k} proportions that add up to 1, got {p.tolist()}")
     if decision.loss_weights is not None:
-        w = np.asarray(decision.loss_weights, dtype=np.float64)
-        if w.shape != (k,) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
-            raise DataflexError(
-                f"mix: {name} must return {k} non-negative loss weights, not all zero, got {w.tolist()}"
-            )
+        check_loss_weights(name, decision.loss_weights, k)
+
+
+def check_loss_weights(name: str, weights: Any, k: int) -> None:
+    """Raise DataflexError unless they are k finite non-negative numbers, not all zero."""
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (k,) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
+        raise DataflexError(f"mix: {name} must return {k} non-negative loss weights, not all zero, got {w.tolist()}")

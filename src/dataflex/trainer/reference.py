@@ -13,6 +13,7 @@ from dataflex.errors import DataflexError
 from dataflex.signals.batching import Pool, batches_of
 from dataflex.signals.cross_entropy import forward_token_losses
 from dataflex.signals.isolation import isolated
+from dataflex.trainer import collectives
 from dataflex.trainer.store import SignalStore
 
 _ROWS = 256  # of a piece, for each rank
@@ -40,8 +41,7 @@ def reference_losses(
     """trainable: int64 [N], trainable tokens of each row. pool: loads the model and gives the pool of all rows; called when
     there is something left to measure. Equal on every rank."""
     offsets = np.concatenate([[0], np.cumsum(trainable)])
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    edges = np.unique(np.append(offsets[:: _ROWS * ranks], offsets[-1]))
+    edges = np.unique(np.append(offsets[:: _ROWS * collectives.ranks()], offsets[-1]))
     loaded: list[tuple[torch.nn.Module, Pool]] = []
 
     def measure(places: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np
                 raise DataflexError("the rows of the reference do not have the tokens that they are trained on with")
             where = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in places])
             out[torch.as_tensor(where, device=out.device)] = losses
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if collectives.ranks() > 1:
         dist.all_reduce(out)
     if not torch.isfinite(out).all():
         raise DataflexError(

@@ -37,6 +37,10 @@ class NearSelector(EmbeddingSelector):
             if neighbours.size == 0 or neighbours.max() < 0:
                 raise ConfigError(f"indices_path must name at least one row, {self.indices_path} has none")
 
+    @property
+    def found_before(self) -> bool:
+        return self.indices_path is not None
+
     def files(self) -> Mapping[str, str]:
         return {} if self.indices_path is None else {"indices_path": self.indices_path}
 

@@ -61,6 +61,10 @@ class TsdsSelector(EmbeddingSelector):
             if abs(float(found.sum(dtype=np.float64)) - 1) > 1e-3:
                 raise ConfigError(f"probs_path must add up to 1, {self.probs_path} adds up to {found.sum():g}")
 
+    @property
+    def found_before(self) -> bool:
+        return self.probs_path is not None
+
     def files(self) -> Mapping[str, str]:
         return {} if self.probs_path is None else {"probs_path": self.probs_path}
 
