@@ -181,7 +181,7 @@ def _dynamic(config: RunConfig) -> Any:
         run_record.update(_record(config, identity, module["train_dataset"]))
         if training_args.resume_from_checkpoint:
             check_resumable(config.llamafactory, Path(training_args.resume_from_checkpoint))
-        _check_resume(training_args, identity, None if dataflex.plans_data else global_batch(dataflex, training_args))
+        _check_resume(dataflex, training_args, identity)
         references: dict[str, Any] = {}
         for slot, request in asked_of(dataflex):
             if isinstance(request, ReferenceLoss) and request.model not in references:
@@ -260,11 +260,12 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
     }
 
 
-def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int | None) -> None:
-    """fixed_batch: the global batch where it must not change, because the order of rows is LLaMA-Factory's."""
+def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[str, Any]) -> None:
+    """Raise ConfigError if the run cannot go on from the checkpoint that is named."""
     from dataflex.base.engine import check_same_engine
     from dataflex.base.identity import comparable
     from dataflex.base.nodes import check_generators
+    from dataflex.trainer.mix import check_older
     from dataflex.trainer.state import check_identity, read_snapshot
 
     folder = training_args.resume_from_checkpoint
@@ -274,7 +275,10 @@ def _check_resume(training_args: Any, identity: dict[str, Any], fixed_batch: int
     check_identity(*comparable(snapshot.identity, identity), Path(folder))
     check_same_engine(snapshot, training_args, Path(folder))
     check_generators(training_args, snapshot.ranks)
-    if fixed_batch not in (None, snapshot.global_batch):
+    if dataflex.mix is not None:
+        check_older(dataflex.mix, snapshot.components["mix"], snapshot.extra)
+    fixed_batch = None if dataflex.plans_data else global_batch(dataflex, training_args)
+    if fixed_batch not in (None, snapshot.global_batch):  # the order of rows is LLaMA-Factory's
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
             f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"

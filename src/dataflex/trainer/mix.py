@@ -193,7 +193,6 @@ class MixTrainer(LimitedTrainer):
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         super()._restore_extra(extra)
         assert self.config.mix is not None
-        check_older(self.config.mix, self.states["mix"], extra)
         if "amounts" in extra:
             served = extra["amounts"]
         elif self.config.mix.unit == "samples":
