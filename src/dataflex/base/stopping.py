@@ -49,7 +49,7 @@ def stoppable(run: Callable[[], int], *, last: bool = False) -> int:
     """
     if threading.current_thread() is not threading.main_thread():
         return run()
-    before = {s: signal.getsignal(s) for s in _SIGNALS}
+    before, unraisable = {s: signal.getsignal(s) for s in _SIGNALS}, sys.unraisablehook
     _state.owner, _state.signum = os.getpid(), None
     on_stop(lambda: _NOTHING)
     take_signals()
@@ -59,6 +59,8 @@ def stoppable(run: Callable[[], int], *, last: bool = False) -> int:
         if _state.signum is None:
             raise
     finally:
+        if not last:
+            sys.unraisablehook = unraisable
         for number, handler in before.items():
             ended = last and _state.signum is not None  # nothing is left but to end; another signal does it at once
             signal.signal(number, _end_at_once if ended else handler or signal.SIG_DFL)
@@ -104,11 +106,16 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         return
     if _state.signum is None:
         _state.signum, _state.at = signum, time.monotonic()
+        sys.unraisablehook = _unsaid
         raise Stopped
     if time.monotonic() < _state.at + _ONCE:
         return
     _say()  # a second time: what is being put away is left
     os._exit(exit_status(_state.signum))
+
+
+def _unsaid(_: object) -> None:
+    """What is met where things are put away, such as loader workers that the signal has ended too."""
 
 
 def _end_at_once(signum: int, frame: FrameType | None) -> None:
