@@ -337,8 +337,8 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
         "stage: kto has a KL term that belongs to the batch, but select: loss measures rows by themselves",
     ),
     ({**nested("mix"), "do_train": None}, "do_train must be true with mix"),
-    ({**nested("mix", proportions=[1]), "dataset": "a, b"}, "mix proportions: 1 given for 2 data sets (a, b)"),
-    ({**nested("mix", proportions=[1]), "dataset": ["a", "b"]}, "mix proportions: 1 given for 2 data sets (a, b)"),
+    ({**nested("mix", proportions=[1]), "dataset": "a, b"}, "dataflex.mix.proportions: 1 given for 2 data sets (a, b)"),
+    ({**nested("mix", proportions=[1]), "dataset": ["a", "b"]}, "dataflex.mix.proportions: 1 given for 2 data sets (a, b)"),
     ({**nested("mix"), "train_sampling_strategy": "group_by_length"}, "group_by_length orders rows itself"),
 ]
 
