@@ -831,10 +831,7 @@ def no_room_in_turn(out: str, step: str) -> None:
     def begun(folder: Path, **kwargs: Any) -> None:
         begin(folder, **kwargs)
         if full[0] and not full[0].startswith("dataflex"):
-            if full[0].endswith(".safetensors"):  # renamed to its place, where something is that cannot be replaced
-                (folder / full[0]).mkdir()
-            else:
-                (folder / full[0]).symlink_to("/dev/full")
+            (folder / full[0]).symlink_to("/dev/full")
 
     def created(path: str, flags: int) -> int:
         if full[0] and full[0].startswith("dataflex") and f"checkpoint-{step}/{full[0]}." in path:

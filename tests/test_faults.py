@@ -127,7 +127,7 @@ def test_no_room_for_what_a_callback_adds_to_a_checkpoint(base: Config, tmp_path
     config |= {"dataflex": {"select": BLOCK["select"]}, "save_strategy": "steps", "save_steps": 3}
     ended = train(config, tmp_path / "full", hooks=["no_room_in_turn:3"])
     found = json.loads((ended.out / "no_room.json").read_text())
-    assert "value_head.safetensors" in found
+    assert any(what.endswith("value_head.safetensors") for what in found)
     assert_one_line_each(found)
 
 

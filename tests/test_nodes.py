@@ -260,7 +260,7 @@ FAULTS: dict[str, tuple[Config, int, str]] = {
     "another setting of LLaMA-Factory's": (
         {"logging_steps": 2},
         2,
-        r"logging_steps is 2 on rank 1 \(.*\) and 1 on rank 0 \(.*\); every node must .*",
+        r"logging_steps is 2.0 on rank 1 \(.*\) and 1.0 on rank 0 \(.*\); every node must .*",
     ),
 }
 

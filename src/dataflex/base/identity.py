@@ -261,7 +261,7 @@ def comparable(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[di
     for name in [key for key in current if key.startswith("content of dataflex.")]:
         saved.pop(name.removeprefix("content of "), None)  # the path, which counted in earlier versions
     contents = {key: value for key, value in current.items() if key.startswith(_OF_MODELS)}
-    saved = {key: value for key, value in _without_paths({**saved, **contents}).items() if key in saved}
+    saved = {key: value for key, value in _without_paths({**contents, **saved}).items() if key in saved}
     if _RELEASE not in saved:
         unsaid = {"weights of the model", "optim", *_OF_MODEL, *sum(_OF_FINETUNING.values(), ()), *_OF_OPTIMIZER}
         later = (
