@@ -12,7 +12,6 @@ import yaml
 
 from dataflex.base import children, progress
 from dataflex.base.arguments import check_arguments
-from dataflex.base.launch import say
 from dataflex.base.reference import check_reference
 from dataflex.components.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
@@ -21,6 +20,7 @@ from dataflex.config.values import truth
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
+from dataflex.notices import say
 from dataflex.trainer.completeness import newest_complete
 from dataflex.trainer.mix import PROPORTIONS
 from dataflex.writing import write_atomically

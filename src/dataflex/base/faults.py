@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +14,10 @@ from dataflex.base import seams
 from dataflex.base.raw import stored_numbers
 from dataflex.base.refusals import is_ours
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.writing import why_not_written
 
 # Of a file read by lines: lines that are looked at.
 _MOST_LINES = 10_000_000
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def reading(name: str, key: str, data_args: Any) -> Iterator[None]:
     except DataflexError:
         raise
     except Exception as error:
-        if is_ours(error) or getattr(error, "errno", None) in _FULL:
+        if is_ours(error) or why_not_written(error) is not None:
             raise
         said = _unread(name, error, read, data_args)
         if said is None:

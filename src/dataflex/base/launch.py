@@ -126,13 +126,6 @@ def _whole(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def say(lines: Sequence[str]) -> None:
-    """Show lines once, from rank 0."""
-    if os.getenv("RANK", "0") == "0":
-        for line in lines:
-            print(f"dataflex: {line}", file=sys.stderr, flush=True)
-
-
 def _wants_ray(config: RunConfig) -> bool:
     """Whether we see to Ray; without our block LLaMA-Factory does. ConfigError if it cannot be used."""
     if not enabled("USE_RAY"):

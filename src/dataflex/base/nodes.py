@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from dataflex.base.launch import say
 from dataflex.errors import ConfigError
+from dataflex.notices import say
 from dataflex.trainer import collectives
 from dataflex.trainer.completeness import MARK, complete_checkpoints, what_is_damaged, what_is_missing
 from dataflex.trainer.ledger import DIRECTORY

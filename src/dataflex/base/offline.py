@@ -12,7 +12,6 @@ import numpy as np
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
-from dataflex.base.launch import say
 from dataflex.base.raw import numbered_rows, places_read, stored_numbers, take_numbers
 from dataflex.components.requests import Embedding, TargetEmbedding, aims_at_target
 from dataflex.config import RunConfig
@@ -20,6 +19,7 @@ from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
+from dataflex.notices import say
 from dataflex.offline.destination import Destination
 from dataflex.offline.outcome import Outcome, Source
 from dataflex.offline.output import write_selection

@@ -21,11 +21,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
-from dataflex.base.launch import say
 from dataflex.base.refusals import refusals
 from dataflex.base.stopping import take_signals
 from dataflex.config import RunConfig
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.notices import say
 from dataflex.trainer.collectives import lost_contact
 
 # Seconds in which Ray notices that a worker has died. Others notice sooner that it is gone, but not why.

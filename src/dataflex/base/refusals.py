@@ -5,19 +5,18 @@ These calls are few, and each is marked where it is made. All other code is ours
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.writing import why_not_written
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _KINDS = (ValueError, OSError, ImportError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _WHOSE = "_dataflex_whose"
 
 
@@ -34,7 +33,7 @@ def refusals() -> Iterator[None]:
         if is_ours(error):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:  # nothing in the configuration is wrong
+        if why_not_written(error) is not None:  # nothing in the configuration is wrong
             raise DataflexError(said) from error
         raise ConfigError(said) from error
 

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 from dataflex.base.data import process_rows, read_raw
-from dataflex.base.launch import say
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError
+from dataflex.notices import say
 from dataflex.trainer.rows import Rows
 
 

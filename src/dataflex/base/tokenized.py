@@ -13,9 +13,9 @@ import xxhash
 from datasets import load_from_disk
 
 from dataflex.base.contents import described, first_change
-from dataflex.base.launch import say
 from dataflex.base.refusals import refusals, refusing
 from dataflex.errors import ConfigError
+from dataflex.notices import say
 from dataflex.writing import write_atomically
 
 # Of rows by domain (select, mix), and of LLaMA-Factory's own rows (weight alone).

@@ -9,7 +9,6 @@ from typing import Any
 
 from dataflex.base import seams
 from dataflex.base.arguments import check_arguments
-from dataflex.base.launch import say
 from dataflex.base.optimizers import check_resumable, optimizer_notices
 from dataflex.base.refusals import ours
 from dataflex.components.requests import ReferenceLoss
@@ -21,6 +20,7 @@ from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.masking import masked
+from dataflex.notices import say
 from dataflex.version import __version__
 from dataflex.writing import failed_writes_reported
 

@@ -141,13 +141,11 @@ class Destination:
     def _complete(self, folder: Path, files: list[str] | None) -> None:
         manifest = {"selector": self.selector, "names": self.names, "files": files}
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _flush(folder)
 
     def _switch(self, folder: Path, entries: Entries) -> None:
         named = {name: {**entry, "file_name": f"{folder.name}/{entry['file_name']}"} for name, entry in entries.items()}
         owned = {n for n, owner in self._owners().items() if owner.names & set(self.names.values())}
         write_atomically(self.folder / INFO, merged(self._text(), owned, named).encode())
-        _flush(self.folder)
 
     def _text(self) -> str:
         path = self.folder / INFO
@@ -244,13 +242,3 @@ def _umask() -> int:
     found = os.umask(0)
     os.umask(found)
     return found
-
-
-def _flush(folder: Path) -> None:
-    """What was created in it or renamed is on disk."""
-    with suppress(OSError):  # some file systems do not know this
-        place = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
