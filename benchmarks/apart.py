@@ -18,8 +18,8 @@ PRELOAD = (
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen2.tokenization_qwen2",
     "transformers.trainer_seq2seq",
-    "dataflex.base.data",
-    "dataflex.base.train",
+    "dataflex.base.loading.data",
+    "dataflex.base.commands.train",
     "dataflex.trainer",
 )
 

@@ -134,7 +134,7 @@ def run_keys(work: Path, preset: Preset, out: str) -> dict[str, Any]:
 
 def train_until(keys: dict[str, Any], done: type[Exception]) -> None:
     """Train from `keys` until a hook raises `done`; what the run prints goes to a log beside its directory."""
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
 
     log = Path(f"{keys['output_dir']}.log")

@@ -122,7 +122,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         ways[f"{kind}: loop, projected"] = bench.loop(kind, project=True)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     scores = {name: np.full(len(bench.pool), np.nan) for name in ways}
-    from dataflex.trainer.rows import SAMPLE_IDS
+    from dataflex.data.rows import SAMPLE_IDS
 
     with isolated(bench.trainer.model):
         for turn, (places, batch) in enumerate(batches_of(bench.pool, "benchmark")):

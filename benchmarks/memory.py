@@ -32,11 +32,11 @@ def one(rows: int) -> tuple[int, float, float]:
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
 
+    from dataflex.data.rows import RowCollator, Rows
     from dataflex.demo.model import build_model
     from dataflex.signals.batching import Pool, token_budget
     from dataflex.signals.gradients.alignment import alignment
     from dataflex.signals.gradients.passes import BatchGradients
-    from dataflex.trainer.rows import RowCollator, Rows
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -111,7 +111,7 @@ def compare(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], di
 
 def plan_cost() -> str:
     """Microseconds of `Plan.rows` for one global batch: consecutive batches of a stage of seven domains."""
-    from dataflex.trainer.plan import Domains, Plan
+    from dataflex.plan.plan import Domains, Plan
 
     lines = []
     for size in (10_000, 10_000_000):

@@ -47,7 +47,7 @@ class Bench:
     """Scores `count` rows of a trainer's pool; built and used at the trainer's first decision."""
 
     def __init__(self, trainer: Any, count: int) -> None:
-        from dataflex.trainer.rows import Rows
+        from dataflex.data.rows import Rows
 
         self.trainer = trainer
         parts, rng = [], np.random.default_rng(0)

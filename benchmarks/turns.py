@@ -15,7 +15,7 @@ import apart
 def run_pair(first: dict[str, Any], second: dict[str, Any], threads: int, processor_time: bool) -> list[dict[str, Any]]:
     """Train from both configurations in turns; gives what the clock of each saw (see `_Clock.seen`).
 
-    A configuration with a `dataflex` block goes through `dataflex.base.train.train`, another one through LLaMA-Factory's
+    A configuration with a `dataflex` block goes through `dataflex.base.commands.train.train`, another one through LLaMA-Factory's
     own entry. RuntimeError with the end of its log if a run fails.
     """
     apart.CONTEXT.set_forkserver_preload(list(apart.PRELOAD))
@@ -67,7 +67,7 @@ def _train(config: dict[str, Any], log: str, threads: int, answer: Any, shared: 
     clock = _Clock(*shared)
     clock.attach()
     if "dataflex" in config:
-        from dataflex.base.train import train
+        from dataflex.base.commands.train import train
         from dataflex.config import parse
 
         train(parse(config))
@@ -104,7 +104,8 @@ class _Clock:
         from transformers import Trainer
         from transformers.trainer_callback import CallbackHandler
 
-        from dataflex.trainer import core, measure, mix
+        from dataflex.signals.asking import ask as measure
+        from dataflex.trainer import core, mix
 
         begin, end, track = CallbackHandler.on_train_begin, CallbackHandler.on_step_end, Trainer._track_num_input_tokens
 

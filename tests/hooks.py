@@ -31,8 +31,8 @@ def llamafactory_itself(out: str, _: str) -> Callable[[list[str]], int]:
 
 def record_ids(out: str, _: str) -> None:
     """Write the ids of every micro-batch served to served-<rank>.jsonl, one line per optimizer step."""
+    from dataflex.data.rows import SAMPLE_IDS
     from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.rows import SAMPLE_IDS
 
     stock = DynamicTrainer.get_batch_samples
     file = Path(out) / f"served-{os.environ.get('RANK', '0')}.jsonl"
@@ -159,7 +159,7 @@ def kill_in_gradients(out: str, step: str) -> None:
 
 def nothing_to_learn(out: str, ids: str) -> None:
     """Mask all labels of the rows in `ids` (comma separated) in every batch."""
-    from dataflex.trainer import rows
+    from dataflex.data import rows
 
     bad = torch.tensor([int(i) for i in ids.split(",")])
     stock = rows.RowCollator.__call__
@@ -342,7 +342,7 @@ def import_from(out: str, folder: str) -> None:
 def small_pieces(out: str, tokens: str) -> None:
     """Keep signals in pieces of a single round, of batches of so many tokens, or of 50 texts."""
     from dataflex.signals import embeddings, pace
-    from dataflex.trainer import measure
+    from dataflex.signals.asking import ask as measure
 
     pace.PIECE_SECONDS, embeddings._TEXTS = 0.0, 50
     measure.token_budget = lambda *args: int(tokens)
@@ -351,7 +351,7 @@ def small_pieces(out: str, tokens: str) -> None:
 def kill_after_pieces(out: str, argument: str) -> None:
     """`<count>[=<place>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
     the one at that place."""
-    from dataflex.trainer import passes, store
+    from dataflex.signals.keeping import passes, store
 
     count, _, place = argument.partition("=")
     left = [int(place or 0), int(count)]
@@ -374,7 +374,7 @@ def kill_after_pieces(out: str, argument: str) -> None:
 
 def count_measured(out: str, _: str) -> None:
     """Write to measured.json how many rows (of a reference, tokens) were measured of each signal that is kept."""
-    from dataflex.trainer import passes, store
+    from dataflex.signals.keeping import passes, store
 
     counts: list[int] = []
 
@@ -414,7 +414,7 @@ def count_passes(out: str, _: str) -> None:
 
 def full_store(out: str, pieces: str) -> None:
     """No space is left for signals once so many pieces are written."""
-    from dataflex.trainer import store
+    from dataflex.signals.keeping import store
 
     left, stock = [int(pieces)], store._write_rows
 
@@ -479,8 +479,8 @@ def dump_rows(out: str, _: str) -> None:
 
 def dump_held_out(out: str, _: str) -> None:
     """Write the held-out rows of every domain, without their ids, to held_out.json, and whether there are any."""
+    from dataflex.data.rows import SAMPLE_IDS
     from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.rows import SAMPLE_IDS
 
     stock = DynamicTrainer.__init__
 
@@ -501,7 +501,7 @@ def dump_held_out(out: str, _: str) -> None:
 
 def record_routing(out: str, _: str) -> None:
     """Write the tokens of the rows that the routers of experts are measured on to routing.jsonl, one line per pass."""
-    from dataflex.trainer import measure
+    from dataflex.signals.asking import ask as measure
 
     stock = measure.expert_counts
 
@@ -526,7 +526,7 @@ def no_tokenization(out: str, _: str) -> None:
 
 def mask_rows(out: str, ids: str) -> None:
     """Take every trainable token off the rows in `ids`."""
-    from dataflex.trainer.rows import SAMPLE_IDS, Rows
+    from dataflex.data.rows import SAMPLE_IDS, Rows
 
     stock, masked = Rows.__getitems__, {int(i) for i in ids.split(",")}
 
@@ -589,7 +589,7 @@ def no_loss_kwargs(out: str, _: str) -> None:
 def record_samples(out: str, _: str) -> None:
     """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list of
     [sample id, token ids without padding]."""
-    from dataflex.trainer.rows import SAMPLE_IDS
+    from dataflex.data.rows import SAMPLE_IDS
     from dataflex.trainer.streaming import StreamTrainer
 
     stock = StreamTrainer.get_batch_samples
@@ -613,7 +613,7 @@ def record_samples(out: str, _: str) -> None:
 
 def count_rows(out: str, _: str) -> None:
     """Write to rows_read.jsonl how many rows each read of a stream asked for and got, with the process that read."""
-    from dataflex.base.streams import StreamedData
+    from dataflex.base.loading.streams import StreamedData
 
     stock = StreamedData.read
 
@@ -628,7 +628,7 @@ def count_rows(out: str, _: str) -> None:
 
 def kill_reader(out: str, reads: str) -> None:
     """SIGKILL a process that reads ahead when it reads for the given time."""
-    from dataflex.base.streams import StreamedData
+    from dataflex.base.loading.streams import StreamedData
 
     stock, main, left = StreamedData.read, os.getpid(), [int(reads)]
 
@@ -644,7 +644,7 @@ def kill_reader(out: str, reads: str) -> None:
 
 def no_row_losses(out: str, _: str) -> None:
     """As with a fused kernel that never shows the logits."""
-    from dataflex.base import train
+    from dataflex.base.commands import train
 
     train.hides_row_losses = lambda lf: "the kernel hides the logits"
 
@@ -785,8 +785,8 @@ def full_from(out: str, step: str) -> None:
 
 def fault_in(out: str, where: str) -> None:
     """A fault of ours of a kind that LLaMA-Factory refuses with: while data is loaded, or where it asks for a checkpoint."""
-    from dataflex.base import data
-    from dataflex.trainer import completeness
+    from dataflex.base.loading import data
+    from dataflex.record import completeness
 
     def fault(*_: Any) -> None:
         raise ValueError("a fault of the test's")

@@ -17,11 +17,11 @@ import transformers.models.qwen2.tokenization_qwen2
 import transformers.trainer_seq2seq
 import trl
 
-import dataflex.base.callbacks
-import dataflex.base.data
-import dataflex.base.launch
-import dataflex.base.streams
-import dataflex.base.train
+import dataflex.base.commands.callbacks
+import dataflex.base.commands.train
+import dataflex.base.launching.launch
+import dataflex.base.loading.data
+import dataflex.base.loading.streams
 import dataflex.trainer
 
 # To find out what kind of model it is given, LLaMA-Factory asks for all configurations of these kinds.

@@ -12,19 +12,19 @@ from harness import start, train, train_all
 from test_invariants import kill_and_resume
 from test_less import LORA, context, table
 
-from dataflex.components.clustering import METHODS, cluster
 from dataflex.components.requests import PolicyAlignment
-from dataflex.components.rewards import exact_match, resolve_reward
 from dataflex.components.selectors.cluster_less import ClusterLessSelector
 from dataflex.components.selectors.greats import GreatsSelector, greedy
+from dataflex.components.tools.clustering import METHODS, cluster
+from dataflex.components.tools.rewards import exact_match, resolve_reward
 from dataflex.config.load import parse
+from dataflex.data.rows import Rows
 from dataflex.demo.model import build_model
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.signals.asking.policy import PolicyRows, policy_rows, remarks_on
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.generation import model_rewards, sample_responses
 from dataflex.signals.gradients.passes import UNIT_WEIGHTS
-from dataflex.trainer.policy import PolicyRows, policy_rows, remarks_on
-from dataflex.trainer.rows import Rows
 
 Config = dict[str, Any]
 

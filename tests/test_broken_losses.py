@@ -9,8 +9,8 @@ import pytest
 import torch
 from harness import train
 
-from dataflex.trainer import broken as broken_module
-from dataflex.trainer.broken import PATIENCE, BrokenLosses
+from dataflex.weighting import broken_losses as broken_module
+from dataflex.weighting.broken_losses import PATIENCE, BrokenLosses
 
 Config = dict[str, Any]
 NAN = float("nan")

@@ -14,12 +14,12 @@ import torch
 from datasets import Dataset
 from harness import tiny_run
 
-from dataflex.base.identity import identity_of_run
-from dataflex.base.train import load_data
+from dataflex.base.checks.identity import identity_of_run
+from dataflex.base.commands.train import load_data
 from dataflex.config import RunConfig, parse
+from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
+from dataflex.data.streams import Place
 from dataflex.errors import ConfigError
-from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
-from dataflex.trainer.streams import Place
 
 SHAREGPT = {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
 OPENAI = {

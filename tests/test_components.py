@@ -34,7 +34,7 @@ from dataflex.components.selectors.random import RandomSelector
 from dataflex.components.weighters.loss import LossWeighter
 from dataflex.config import parse
 from dataflex.errors import ConfigError
-from dataflex.trainer.random import generator
+from dataflex.plan.permutation import generator
 
 
 def choose(selector: Selector, losses: Any, budget: int, seed: int = 0) -> list[int]:

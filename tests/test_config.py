@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dataflex.compat.flat import FLAT_KEYS
 from dataflex.components import registry
 from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer
@@ -26,7 +27,6 @@ from dataflex.config import (
     load,
     parse,
 )
-from dataflex.config.flat import FLAT_KEYS
 from dataflex.errors import ConfigError, nearest
 
 LF: dict[str, Any] = {"stage": "sft", "do_train": True}

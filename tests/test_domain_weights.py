@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from dataflex.components.contracts import Decision
+from dataflex.data.rows import SAMPLE_IDS
 from dataflex.errors import DataflexError
+from dataflex.plan.plan import Domains
+from dataflex.record.remarks import Remarks
 from dataflex.trainer import mix
-from dataflex.trainer.domain_weights import TokenShares, factors, on_device, trained_tokens
 from dataflex.trainer.limits import LimitedTrainer
 from dataflex.trainer.mix import MixTrainer
-from dataflex.trainer.objectives import divisor
-from dataflex.trainer.plan import Domains
-from dataflex.trainer.remarks import Remarks
-from dataflex.trainer.rows import SAMPLE_IDS
+from dataflex.weighting.domain_weights import TokenShares, factors, on_device, trained_tokens
+from dataflex.weighting.objectives import divisor
 
 ALPHA = np.array([0.7, 0.2, 0.1])
 LENGTHS = np.array([100, 400, 2000])  # trained tokens of a row of each domain, in the mean

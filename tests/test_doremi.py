@@ -274,7 +274,7 @@ def test_one_command_runs_all_three(
         started.append(Path(arguments[3]).stem)
         return Run(arguments[2:], tmp_path / "logs" / started[-1], 1, [], {}).wait().ok.status[0]
 
-    monkeypatch.setattr("dataflex.base.children.run", in_a_fork)
+    monkeypatch.setattr("dataflex.base.processes.children.run", in_a_fork)
     assert main(["doremi", str(file), "dataflex.doremi.steps=[reference,proxy]"]) == 0
     assert started == ["reference", "proxy"] == list(json.loads((out / "doremi.json").read_text()))
     assert not (out / "final").exists()

@@ -16,15 +16,15 @@ from harness import start, train, train_all
 from test_invariants import kill_and_resume
 from test_less import context, table
 
-from dataflex.components.density import Density
-from dataflex.components.neighbours import EmbeddingSelector, closeness, nearest, take_turns, turns_among, unit
 from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.components.selectors.delta_loss import DeltaLossSelector
 from dataflex.components.selectors.near import NearSelector
 from dataflex.components.selectors.rds import RdsSelector
 from dataflex.components.selectors.token_length import TokenLengthSelector
 from dataflex.components.selectors.tsds import TsdsSelector, scale
-from dataflex.components.transport import transport
+from dataflex.components.tools.density import Density
+from dataflex.components.tools.neighbours import EmbeddingSelector, closeness, nearest, take_turns, turns_among, unit
+from dataflex.components.tools.transport import transport
 from dataflex.config.load import parse
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, DataflexError
@@ -48,7 +48,7 @@ def test_nearest_is_exact_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     rows, queries = clusters(300, 1), clusters(70, 2)
     expected = np.argsort(-(queries @ rows.T), axis=1)[:, :20]
     for values in (1 << 26, 1700):
-        monkeypatch.setattr("dataflex.components.neighbours._VALUES", values)
+        monkeypatch.setattr("dataflex.components.tools.neighbours._VALUES", values)
         similarity, places = nearest(queries, rows, 20)
         assert np.array_equal(places, expected)
         assert np.allclose(similarity, np.take_along_axis(queries @ rows.T, expected, axis=1), atol=1e-6)
@@ -127,7 +127,7 @@ def test_density(most: int, sigma: float) -> None:
 def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(4000, 8, width=64, kinds=30)
     exact = Density(rows, 0.75, 100, exact=True)(np.arange(4000))
-    monkeypatch.setattr("dataflex.components.density._ALL_PAIRS", 100)
+    monkeypatch.setattr("dataflex.components.tools.density._ALL_PAIRS", 100)
     lists = Density(rows, 0.75, 100)
     compared = np.mean([len(near) for near in lists.near]) / len(lists.near)
     assert compared < 0.5  # it does leave out most
@@ -171,7 +171,7 @@ def transport_by_hand(
 @pytest.mark.parametrize("first", [1, 2, 64])
 def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, first: int) -> None:
     """Against the algorithm step by step, however few neighbours are looked at first; and rho only where mass gets."""
-    monkeypatch.setattr("dataflex.components.transport._DEPTH", first)
+    monkeypatch.setattr("dataflex.components.tools.transport._DEPTH", first)
     rows, targets = clusters(120, 9), clusters(7, 10)
     similarity, places = nearest(targets, rows, 30)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))

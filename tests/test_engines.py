@@ -15,7 +15,7 @@ from harness import Result, start, tiny_run, train_all
 from test_invariants import assert_same_continuation, close
 from test_less import LORA, table
 
-from dataflex.base.engine import check_engine
+from dataflex.base.checks.engine import check_engine
 from dataflex.config import parse
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.gradients.directions import optimizer_moments

@@ -88,7 +88,7 @@ def slots_of(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("path", REAL, ids=name)
 def test_real_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key, of ours and of LLaMA-Factory, every component and every data set; nothing is loaded."""
-    from dataflex.base.arguments import check_arguments
+    from dataflex.base.checks.arguments import check_arguments
 
     monkeypatch.chdir(ROOT)
     block = yaml.safe_load(path.read_text(encoding="utf-8")).get("dataflex", {})

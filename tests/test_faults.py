@@ -17,8 +17,8 @@ import yaml
 from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
-from dataflex.base.torchrun import fate
-from dataflex.trainer.completeness import newest_complete
+from dataflex.base.launching.torchrun import fate
+from dataflex.record.completeness import newest_complete
 
 Config = dict[str, Any]
 KILLED = "dataflex: error: rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"

@@ -17,14 +17,15 @@ import yaml
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
 from dataflex import writing
-from dataflex.base import nodes
+from dataflex.base.checks import nodes
+from dataflex.data import rows as rows_module
+from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer import completeness, state
-from dataflex.trainer import rows as rows_module
-from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
-from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
-from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.plan.plan import Domains, Plan, Stage, chosen_pool
+from dataflex.record import completeness
+from dataflex.record import snapshot as state
+from dataflex.record.exposure import Exposure
+from dataflex.record.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
 from dataflex.writing import write_atomically, write_table
 
 DOMAINS = Domains(("a", "b"), (30, 20))

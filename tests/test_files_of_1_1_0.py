@@ -20,7 +20,7 @@ from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.mixers.schedule import ScheduleMixer
 from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError
-from dataflex.trainer import state
+from dataflex.record import snapshot as state
 from dataflex.trainer.core import DynamicTrainer
 
 Config = dict[str, Any]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from harness import Result, start, tiny_run, train, train_all
 
-from dataflex.base import contents, identity
-from dataflex.base.identity import comparable
-from dataflex.base.tokenized import MANIFEST
+from dataflex.base.checks import contents, identity
+from dataflex.base.checks.identity import comparable
+from dataflex.base.checks.tokenized import MANIFEST
 from dataflex.components.registry import FAMILIES, resolve
 from dataflex.errors import ConfigError
 
@@ -381,9 +381,9 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is stored of texts goes by what is in the encoder's folder, not by its name."""
-    from dataflex.base import texts
+    from dataflex.base.loading import texts
     from dataflex.signals import embeddings
-    from dataflex.trainer.store import SignalStore
+    from dataflex.signals.keeping.store import SignalStore
 
     noise(tmp_path / "encoder" / "1_Pooling" / "config.json", 100)
     measured: list[int] = []

@@ -249,7 +249,7 @@ def test_workers_and_prefetch_do_not_change_the_order(base: Config, tmp_path: Pa
 
 def test_realized_counts_stay_within_a_sample(base: Config, tmp_path: Path) -> None:
     """Invariant 8, from the ids served: in every stage, at every position, under one sample from what was asked."""
-    from dataflex.trainer.quota import SCALE, quantise
+    from dataflex.plan.quota import SCALE, quantise
 
     run = train({**base, "dataflex": MIX}, tmp_path / "run", hooks=["record_ids"])
     order = [i for ids in run.ok.ids().values() for i in ids]

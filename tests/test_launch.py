@@ -20,7 +20,8 @@ import yaml
 from harness import start, train
 from test_cli import environment
 
-from dataflex.base import progress, stopping, torchrun
+from dataflex.base.launching import torchrun
+from dataflex.base.processes import progress, stopping
 from dataflex.base.refusals import ours, refusals, refusing, theirs
 from dataflex.config.schema import RunConfig
 from dataflex.errors import ConfigError, DataflexError

@@ -19,7 +19,7 @@ from dataflex.components.contracts import DomainInfo, Observations
 from dataflex.components.mixers.aioli import AioliMixer
 from dataflex.config import parse
 from dataflex.errors import ConfigError
-from dataflex.trainer.evaluate import Totals, macro, micro
+from dataflex.signals.asking.heldout import Totals, macro, micro
 
 Config = dict[str, Any]
 Row = dict[str, list[int]]

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from harness import Run, train
 
+from dataflex.compat.flat import FLAT_KEYS
 from dataflex.components.registry import resolve
 from dataflex.config import parse
 from dataflex.config.block import _SLOT_KEYS
-from dataflex.config.flat import FLAT_KEYS
+from dataflex.config.llamafactory.ranges import RANGES, check_range
+from dataflex.config.llamafactory.typed import read_typed
 from dataflex.config.load import load, load_offline
-from dataflex.config.ranges import RANGES, check_range
-from dataflex.config.typed import read_typed
 from dataflex.config.values import integer, number
 from dataflex.errors import ConfigError, Mistakes
 

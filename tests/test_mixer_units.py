@@ -81,7 +81,7 @@ class Rows:
     """Ten rows of 120 tokens and thirty of 300."""
 
     def __init__(self) -> None:
-        from dataflex.trainer.plan import Domains
+        from dataflex.plan.plan import Domains
 
         self.domains, self.sizes = Domains(("short", "long"), (10, 30)), (10, 30)
 

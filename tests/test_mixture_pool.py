@@ -115,7 +115,7 @@ def test_ranks_workers_and_accumulation_do_not_matter(base: Config, tmp_path: Pa
 
 def test_realized_tokens_stay_within_a_row(base: Config, tmp_path: Path) -> None:
     """Invariant 8 in tokens, from the rows served; and the scalars are in tokens too."""
-    from dataflex.trainer.quota import SCALE, quantise
+    from dataflex.plan.quota import SCALE, quantise
 
     mix = {"name": "random", "interval": 4, "unit": "tokens"}
     run = train(mixing({**base, "cutoff_len": 256}, **mix), tmp_path / "run", hooks=["record_ids", "dump_rows"])

@@ -17,7 +17,7 @@ import yaml
 from harness import Result, Run, free_port, start, train_all
 from test_cli import environment, kill_tree
 
-from dataflex.trainer.completeness import mark_complete
+from dataflex.record.completeness import mark_complete
 
 Config = dict[str, Any]
 

@@ -17,7 +17,7 @@ from test_checkpoints import flip
 from test_embeddings import build_encoder
 from test_less import LORA, table
 
-from dataflex.trainer.store import SignalStore
+from dataflex.signals.keeping.store import SignalStore
 
 Config = dict[str, Any]
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_one_line(offline: Config, tmp_path: Path, ranks: int) ->
 
 
 def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.trainer.store._ROWS", 4)
+    monkeypatch.setattr("dataflex.signals.keeping.store._ROWS", 4)
     store, asked = SignalStore(tmp_path), []
 
     def measure(places: np.ndarray) -> np.ndarray:

@@ -23,11 +23,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dataflex.base.output.destination import Destination, merged
+from dataflex.base.output.outcome import Outcome, Source
+from dataflex.base.output.rows import write_rows
+from dataflex.base.output.sets import write_selection
 from dataflex.errors import ConfigError, DataflexError, WriteError
-from dataflex.offline.destination import Destination, merged
-from dataflex.offline.outcome import Outcome, Source
-from dataflex.offline.output import write_selection
-from dataflex.offline.rows import write_rows
 from dataflex.writing import write_atomically
 
 
@@ -155,7 +155,7 @@ def test_any_values_are_read_as_they_were(tmp_path: Path, data: st.DataObject) -
 
 def test_what_is_read_is_compared(tmp_path: Path) -> None:
     """Anything that is not the value that was written is seen, at any depth, whatever the type."""
-    from dataflex.offline.rows import _same
+    from dataflex.base.output.rows import _same
 
     deep = lambda value, kind: pa.table({"x": pa.array([[{"a": value}], None, []], pa.list_(pa.struct([("a", kind)])))})  # noqa: E731
     number, large = pa.float64(), pa.int64()
@@ -169,7 +169,7 @@ def test_what_is_read_is_compared(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.offline.rows._same", lambda found, wanted: False)
+    monkeypatch.setattr("dataflex.base.output.rows._same", lambda found, wanted: False)
     with pytest.raises(DataflexError, match="rows: these rows cannot be written as JSON, Parquet or Arrow"):
         write_rows(tmp_path, "rows", datasets.Dataset.from_dict({"x": [1]}))
     assert not list(tmp_path.iterdir())
@@ -370,7 +370,7 @@ def outcome(rows: int = 4000) -> Outcome:
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_a_disk_that_fills_up_is_one_line(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While rows are written: no part of them is left."""
-    monkeypatch.setattr("dataflex.offline.rows._TEXT_LOADERS", (None,) if kind == "json" else ())
+    monkeypatch.setattr("dataflex.base.output.rows._TEXT_LOADERS", (None,) if kind == "json" else ())
     selection, destination = outcome(), Destination(tmp_path, "random", ["a"])
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -401,7 +401,7 @@ def test_what_llamafactory_reads_is_kept(tmp_path: Path) -> None:
         },
         "sharegpt": {"file_name": "x.json", "formatting": "sharegpt", "split": "test", "num_samples": 3},
     }
-    from dataflex.offline.output import _entry
+    from dataflex.base.output.sets import _entry
 
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
     sources: list[DatasetAttr] = get_dataset_list(list(entries), str(tmp_path))

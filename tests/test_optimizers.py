@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import start, train, train_all
 
-from dataflex.base import optimizers
+from dataflex.base.checks import optimizers
 
 Config = dict[str, Any]
 BLOCK: Config = {"mix": {"name": "odm", "interval": 2}, "weight": {"name": "loss"}}

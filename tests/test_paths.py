@@ -11,7 +11,7 @@ from harness import Result, Run
 from test_checkpoints import assert_refused
 from test_files import checkpoint
 
-from dataflex.base.train import _refuse_to_restart
+from dataflex.base.commands.train import _refuse_to_restart
 from dataflex.config import load
 from dataflex.config.paths import at_home
 from dataflex.errors import ConfigError

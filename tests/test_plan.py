@@ -18,12 +18,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflex.trainer.feed import Feed
-from dataflex.trainer.plan import Domains, Plan, Pool, Stage, chosen_pool
-from dataflex.trainer.quota import SCALE, Quota, normalise_carry, quantise
-from dataflex.trainer.random import Permutation, derive_key, generator, mix64
-from dataflex.trainer.rows import SAMPLE_IDS, Rows
-from dataflex.trainer.token_quota import TokenQuota, honoured
+from dataflex.data.feed import Feed
+from dataflex.data.rows import SAMPLE_IDS, Rows
+from dataflex.plan.permutation import Permutation, derive_key, generator, mix64
+from dataflex.plan.plan import Domains, Plan, Pool, Stage, chosen_pool
+from dataflex.plan.quota import SCALE, Quota, normalise_carry, quantise
+from dataflex.plan.token_quota import TokenQuota, honoured
 
 LENGTHS = (1, 2, 3, 7, 65536, 65537, 100003)
 DOMAINS = Domains(("a", "b", "c"), (50, 30, 7))

@@ -283,7 +283,7 @@ def test_a_fault_in_a_worker_shows_where_it_is(base: Config, tmp_path: Path, clu
 
 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataflex.base import launch
+    from dataflex.base.launching import launch
 
     monkeypatch.setenv("USE_RAY", "1")
     monkeypatch.setattr(launch, "find_spec", lambda name: None)

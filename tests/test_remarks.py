@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import train
 
-from dataflex.trainer.remarks import Remarks
+from dataflex.record.remarks import Remarks
 
 Config = dict[str, Any]
 

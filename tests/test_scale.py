@@ -14,15 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, LargeList, Value
 
-from dataflex.components.sampling import lowest
+from dataflex.components.tools.sampling import lowest
+from dataflex.data import rows
+from dataflex.data.rows import Rows
+from dataflex.plan.plan import Domains, Plan, Stage, chosen_pool
+from dataflex.plan.quota import SCALE
+from dataflex.record import ledger
+from dataflex.record import snapshot as state
+from dataflex.record.exposure import Exposure
+from dataflex.record.ledger import RunFiles
 from dataflex.signals.batching import token_batches
-from dataflex.trainer import ledger, rows, state
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.ledger import RunFiles
-from dataflex.trainer.plan import Domains, Plan, Stage, chosen_pool
-from dataflex.trainer.quota import SCALE
-from dataflex.trainer.rows import Rows
 
 ROWS = 10**8
 SHARES = (0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05)

@@ -23,10 +23,10 @@ from test_less import LESS, LORA, table
 
 from dataflex.signals import pace
 from dataflex.signals.batching import Held, Pool, order_of, over_pool, token_batches
+from dataflex.signals.keeping.fingerprint import model_fingerprint, moments_fingerprint
+from dataflex.signals.keeping.passes import KeptPass, Passes
+from dataflex.signals.keeping.store import PieceFile
 from dataflex.signals.pace import pieces
-from dataflex.trainer.fingerprint import model_fingerprint, moments_fingerprint
-from dataflex.trainer.passes import KeptPass, Passes
-from dataflex.trainer.store import PieceFile
 
 Config = dict[str, Any]
 PIECES = "small_pieces:400"
@@ -471,7 +471,7 @@ def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest
     place(other, 14)
     passes.forget(before=6)
     assert kept(tmp_path) == ["step_6", "step_10"]
-    monkeypatch.setattr("dataflex.trainer.passes._ROOM", 0)
+    monkeypatch.setattr("dataflex.signals.keeping.passes._ROOM", 0)
     place(passes, 12)
     assert kept(tmp_path) == ["step_12"]  # the latest pass, when there is no room for more
     place(passes, 12, "embedding")
@@ -553,9 +553,9 @@ def test_a_fingerprint_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     single.grad = torch.ones_like(single)
     other.step()
     assert moments_fingerprint(other) not in found
-    monkeypatch.setattr("dataflex.trainer.fingerprint.gather", lambda own: [own, own])  # whole on two ranks
+    monkeypatch.setattr("dataflex.signals.keeping.fingerprint.gather", lambda own: [own, own])  # whole on two ranks
     assert moments_fingerprint(optimizer) == found[-1]
-    monkeypatch.setattr("dataflex.trainer.fingerprint.gather", lambda own: [own, own + 1])  # in parts
+    monkeypatch.setattr("dataflex.signals.keeping.fingerprint.gather", lambda own: [own, own + 1])  # in parts
     assert moments_fingerprint(optimizer) != found[-1]
 
 
@@ -590,7 +590,7 @@ def test_a_fingerprint_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return Model(parameter)
 
     monkeypatch.setattr("torch.distributed.get_rank", lambda group=None: 1)
-    monkeypatch.setattr("dataflex.trainer.fingerprint.rank", lambda: 0)
+    monkeypatch.setattr("dataflex.signals.keeping.fingerprint.rank", lambda: 0)
     parts = [model_fingerprint(Model(Part(torch.tensor(v)))) for v in ([1.0, 2.0], [1.0, 2.5])]
     assert parts[0] != parts[1] and None not in parts
     found = [model_fingerprint(m) for m in (partitioned(5, 6, 7, 0), partitioned(5, 6, 7, 9), partitioned(5, 6, 8, 0))]

@@ -143,7 +143,7 @@ def test_no_tracker_is_told_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """By our callback, and by LLaMA-Factory's."""
     from llamafactory.hparams import DataArguments, FinetuningArguments, GeneratingArguments, ModelArguments
 
-    from dataflex.base.callbacks import BlockReporter, reporter_callback
+    from dataflex.base.commands.callbacks import BlockReporter, reporter_callback
 
     told: list[Any] = []
     for name in ("wandb", "trackio", "swanlab"):

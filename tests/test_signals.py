@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.demo.model import build_model
 from dataflex.signals import cross_entropy
 from dataflex.signals.batching import Pool, share, token_batches
@@ -20,8 +21,7 @@ from dataflex.signals.cross_entropy import IGNORE, forward_inputs, forward_row_l
 from dataflex.signals.isolation import isolated
 from dataflex.signals.losses import pool_losses
 from dataflex.trainer.losses import score_rows
-from dataflex.trainer.observations import DomainSums
-from dataflex.trainer.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.weighting.observations import DomainSums
 
 
 @pytest.fixture(scope="module", autouse=True)

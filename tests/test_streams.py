@@ -12,9 +12,9 @@ import pytest
 from harness import Result, start, tiny_run, train, train_all
 from test_checkpoints import assert_refused
 
+from dataflex.data.streams import STREAM, BlockReader, Cursor, Place
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer.quota import SCALE, quantise
-from dataflex.trainer.streams import STREAM, BlockReader, Cursor, Place
+from dataflex.plan.quota import SCALE, quantise
 
 Config = dict[str, Any]
 
@@ -637,7 +637,7 @@ def test_the_state_of_a_source_leads_back_to_its_row(name: str, ground: Path, fo
 
     from llamafactory.data.parser import get_dataset_list
 
-    from dataflex.base.streams import StreamedData, _open
+    from dataflex.base.loading.streams import StreamedData, _open
 
     arguments: Any = SimpleNamespace(cache_dir=None, hf_hub_token=None)
     data: Any = SimpleNamespace(

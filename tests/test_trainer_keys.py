@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import plain, start, train, train_all
 
-from dataflex.config import trainer_keys
+from dataflex.config.llamafactory import trainer_keys
 from dataflex.config.load import parse
 from dataflex.errors import ConfigError
 

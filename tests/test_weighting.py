@@ -24,11 +24,11 @@ from dataflex.components.weighters.loss import LossWeighter
 from dataflex.components.weighters.rho1 import Rho1Weighter
 from dataflex.config.schema import WeightPart
 from dataflex.errors import DataflexError
-from dataflex.trainer.objectives import token_objective
-from dataflex.trainer.plan import Domains
-from dataflex.trainer.units import Sample, Tokens
-from dataflex.trainer.weighing import Weighing
+from dataflex.plan.plan import Domains
 from dataflex.trainer.weight import rounding_of
+from dataflex.weighting.objectives import token_objective
+from dataflex.weighting.units import Sample, Tokens
+from dataflex.weighting.weighing import Weighing
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)

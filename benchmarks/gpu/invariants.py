@@ -29,8 +29,8 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
     from transformers import Trainer
 
     from dataflex.components.requests import Embedding, TargetAlignment
+    from dataflex.data.rows import SAMPLE_IDS
     from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.rows import SAMPLE_IDS
 
     seen: dict[str, Any] = {"losses": {}, "ids": {}}
     trained: list[Any] = []
@@ -61,7 +61,7 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
     Trainer.training_step, DynamicTrainer.get_batch_samples = training_step, get_batch_samples  # type: ignore[method-assign]
     Trainer._maybe_log_save_evaluate = after  # type: ignore[method-assign]
     if "dataflex" in keys:
-        from dataflex.base.train import train
+        from dataflex.base.commands.train import train
         from dataflex.config import parse
 
         train(parse(keys))

@@ -54,10 +54,10 @@ class Bench:
     def __init__(self, shape: shapes.Shape, lora: bool, sizes: Sizes, device: str) -> None:
         import torch
 
+        from dataflex.data.rows import RowCollator
         from dataflex.signals.batching import Pool, token_batches
         from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
         from dataflex.signals.gradients.passes import BatchGradients
-        from dataflex.trainer.rows import RowCollator
 
         self.torch, self.device = torch, torch.device(device)
         model = shapes.build(shape, device)

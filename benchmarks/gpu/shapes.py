@@ -78,7 +78,7 @@ def random_rows(count: int, shortest: int, longest: int, vocabulary: int, seed: 
     """`Rows` of lengths spread evenly on a logarithmic scale, the first third of each not learned."""
     from datasets import Dataset
 
-    from dataflex.trainer.rows import Rows
+    from dataflex.data.rows import Rows
 
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.uniform(np.log(shortest), np.log(longest + 1), size=count)).astype(int)

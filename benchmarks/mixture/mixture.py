@@ -133,7 +133,7 @@ def train_once(
     saves: bool = False,
 ) -> tuple[Path, float]:
     """Output directory, and processor seconds (gpu: seconds) of the training, evaluation included."""
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
 
     mix = {**mix, "eval_dataset": {d: f"{d}_heldout" for d in DOMAINS}}

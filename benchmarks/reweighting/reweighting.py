@@ -105,7 +105,7 @@ def train_once(
     steps: int | None = None,
 ) -> tuple[Path, float, list[float]]:
     """Output directory; seconds of the training, evaluation included (processor time on a CPU); held-out losses."""
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
 
     steps = steps or job["steps"]

@@ -27,7 +27,7 @@ _PIECE = 1_000_000  # rows of the stored table that larger ones repeat
 
 def _make(kind: str, rows: int) -> Callable[[], Any]:
     """Builds a plan of its first stage; what the run has anyway (ids that were chosen, lengths) is there before."""
-    from dataflex.trainer.plan import Domains, Plan, chosen_pool
+    from dataflex.plan.plan import Domains, Plan, chosen_pool
 
     sizes = [round(rows * p) for p in SHARES]
     domains = Domains(tuple("abcdefg"), (rows - sum(sizes[1:]), *sizes[1:]))
@@ -52,7 +52,7 @@ def _make(kind: str, rows: int) -> Callable[[], Any]:
 
 def _far(plan: Any) -> Any:
     """The plan of a run that has served as many rows as three times the pool holds, as a checkpoint of it gives it."""
-    from dataflex.trainer.plan import Plan, Stage
+    from dataflex.plan.plan import Plan, Stage
 
     (first,) = plan.stages
     start = FAR * sum(len(pool) for pool in first.pools)
@@ -71,7 +71,7 @@ def _microseconds(plan: Any, at_once: int) -> float:
 
 
 def plan_of(kind: str, rows: int) -> list[str]:
-    from dataflex.trainer.feed import STEPS_AT_ONCE
+    from dataflex.data.feed import STEPS_AT_ONCE
 
     make = _make(kind, rows)
     make().rows(0, BATCH)  # what a process does once
@@ -130,7 +130,7 @@ def _rows(file: str, count: int) -> Any:
     """A data set of one memory-mapped table, repeated without a copy."""
     from datasets import Dataset, concatenate_datasets
 
-    from dataflex.trainer.rows import Rows
+    from dataflex.data.rows import Rows
 
     piece = Dataset.from_file(file)
     if count <= _PIECE:
@@ -176,9 +176,9 @@ def decision_of(block: dict[str, Any], count: int, folder: str) -> list[str]:
     import datasets
 
     from dataflex.config import parse
+    from dataflex.plan.plan import Domains, Plan
+    from dataflex.record.ledger import RunFiles
     from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.ledger import RunFiles
-    from dataflex.trainer.plan import Domains, Plan
     from dataflex.trainer.select import SelectTrainer
 
     datasets.disable_progress_bars()

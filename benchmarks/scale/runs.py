@@ -41,7 +41,7 @@ class _Done(Exception):
 
 def train_through(keys: dict[str, Any]) -> list[tuple[int, float, float, int]]:
     """Train; of each save, (step, seconds of processor time of all of it, those of what is ours, bytes of its ledger)."""
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
     from dataflex.trainer import checkpoints
     from dataflex.trainer.core import DynamicTrainer
@@ -68,9 +68,10 @@ def train_through(keys: dict[str, Any]) -> list[tuple[int, float, float, int]]:
 
 def resume(keys: dict[str, Any]) -> dict[str, float]:
     """Milliseconds of processor time from a resumed run's start to its first batch, and of what is ours in them."""
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
-    from dataflex.trainer import checkpoints, state
+    from dataflex.record import snapshot as state
+    from dataflex.trainer import checkpoints
     from dataflex.trainer.core import DynamicTrainer
 
     spent: dict[str, float] = {}
@@ -136,9 +137,9 @@ def _runs(work: Path, steps: Sequence[int], batch: int) -> tuple[list[list[str]]
 
 def ledger_cost(stages: Sequence[int]) -> list[list[str]]:
     """Writing and reading what a checkpoint holds of a run of so many decisions, by the functions that a run calls."""
-    from dataflex.trainer.ledger import RunFiles
-    from dataflex.trainer.plan import Domains, Plan
-    from dataflex.trainer.state import Snapshot, read_snapshot, write_snapshot
+    from dataflex.plan.plan import Domains, Plan
+    from dataflex.record.ledger import RunFiles
+    from dataflex.record.snapshot import Snapshot, read_snapshot, write_snapshot
 
     lines = []
     for count in stages:
@@ -174,7 +175,7 @@ def stage_cost(positions: Sequence[int]) -> list[list[str]]:
     of the stage followed from its beginning."""
     import json
 
-    from dataflex.trainer.plan import Domains, Plan, Stage
+    from dataflex.plan.plan import Domains, Plan, Stage
 
     domains = Domains(tuple("abcdefg"), (10**6,) * 7)
     plan = Plan(domains, 0)
@@ -221,7 +222,7 @@ def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float,
     """(rows, tokens, [(wall seconds, processor seconds) of a pass]) of the pass that the run's selector asks for."""
     import torch.distributed as dist
 
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.components.requests import TargetEmbedding
     from dataflex.config import parse
     from dataflex.trainer.select import SelectTrainer

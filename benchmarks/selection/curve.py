@@ -32,7 +32,7 @@ _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 def run(job: dict[str, Any], data: Path, result: Path) -> None:
     """One training run in a process of its own, which ends with its parent; what it saw is written to `result`, last of all."""
     scratch, preset = common.begin_run(job, result)
-    from dataflex.base.train import train
+    from dataflex.base.commands.train import train
     from dataflex.config import parse
 
     model, tokenizer = _model(job, data, scratch)

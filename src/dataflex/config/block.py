@@ -10,9 +10,9 @@ from dataflex.components.contracts import Component, Mixer, Weighter
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import HELD_OUT, names_of
 from dataflex.config import mixture
+from dataflex.config.llamafactory.ranges import MOST_STEPS
 from dataflex.config.offline import read_offline
 from dataflex.config.parameters import bounded, typed, typed_keys
-from dataflex.config.ranges import MOST_STEPS
 from dataflex.config.schema import (
     DataflexConfig,
     MixConfig,

@@ -14,8 +14,8 @@ from dataflex.components.requests import (
     adam_directions,
     takes_gradients,
 )
+from dataflex.config.llamafactory.trainer_keys import trainer_key_refusals
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
-from dataflex.config.trainer_keys import trainer_key_refusals
 from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import Mistakes
 

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType
 from yaml import YAMLError
 
+from dataflex.compat.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
-from dataflex.config.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.mixture import domain_names
 from dataflex.config.paths import at_home, is_file

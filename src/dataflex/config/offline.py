@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.files import read_array
+from dataflex.components.tools.files import read_array
 from dataflex.config.parameters import bounded, typed_keys
 from dataflex.config.schema import OfflineConfig
 from dataflex.config.values import shown

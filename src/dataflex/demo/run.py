@@ -187,7 +187,7 @@ def run_demo(
     with (out / _LOG).open("w", encoding="utf-8") as log:
         print("[0/4] model and data ...", flush=True)
         with _quiet(log):
-            from dataflex.base.train import train_file
+            from dataflex.base.commands.train import train_file
 
             domains = _prepare(out, steps, seed, rows_per_domain, heldout)
         print(f"      {len(domains)} domains: {', '.join(domains)}", flush=True)
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run_demo(options.out, options.steps, not options.discard, options.seed)
     except DataflexError as error:
-        from dataflex.base.launch import report
+        from dataflex.base.launching.launch import report
 
         return report(error)
     return 0

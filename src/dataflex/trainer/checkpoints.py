@@ -11,17 +11,17 @@ import transformers.trainer as stock
 from safetensors import safe_open
 from transformers.trainer_utils import rotate_checkpoints
 
-from dataflex.trainer import collectives
-from dataflex.trainer.completeness import begin_checkpoint, mark_complete
-from dataflex.trainer.engine import engine_of
+from dataflex.distributed import collectives
+from dataflex.distributed.engine import engine_of
+from dataflex.distributed.host import Host
+from dataflex.plan.plan import Plan
+from dataflex.record.completeness import begin_checkpoint, mark_complete
+from dataflex.record.exposure import Exposure
+from dataflex.record.ledger import EXPOSURE, RunFiles
+from dataflex.record.sharded import load_adapter, load_moments
+from dataflex.record.snapshot import Snapshot, exposure_path, read_snapshot, write_snapshot
 from dataflex.trainer.epochs import steps_left
-from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.host import Host
-from dataflex.trainer.ledger import EXPOSURE, RunFiles
-from dataflex.trainer.observations import DomainSums
-from dataflex.trainer.plan import Plan
-from dataflex.trainer.sharded import load_adapter, load_moments
-from dataflex.trainer.state import Snapshot, exposure_path, read_snapshot, write_snapshot
+from dataflex.weighting.observations import DomainSums
 from dataflex.writing import failed_writes_reported, write_table
 
 

@@ -17,24 +17,24 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.trainer_keys import global_batch
+from dataflex.data.feed import Feed
+from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
+from dataflex.distributed import collectives
 from dataflex.errors import DataflexError
-from dataflex.trainer import collectives
-from dataflex.trainer.broken import BrokenLosses, broken_line
+from dataflex.plan.plan import Plan, Stage
+from dataflex.plan.quota import HORIZON
+from dataflex.record.exposure import Exposure
+from dataflex.record.ledger import RunFiles
+from dataflex.record.remarks import Remarks
+from dataflex.signals.asking.ask import Measurements
+from dataflex.signals.asking.heldout import DomainEvaluation
 from dataflex.trainer.checkpoints import Checkpoints
 from dataflex.trainer.epochs import steps_per_epoch
-from dataflex.trainer.evaluate import DomainEvaluation
-from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.feed import Feed
-from dataflex.trainer.ledger import RunFiles
 from dataflex.trainer.losses import RowLosses
-from dataflex.trainer.measure import Measurements
-from dataflex.trainer.observations import DomainSums
-from dataflex.trainer.plan import Plan, Stage
-from dataflex.trainer.quota import HORIZON
-from dataflex.trainer.remarks import Remarks
-from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
+from dataflex.weighting.broken_losses import BrokenLosses, broken_line
+from dataflex.weighting.observations import DomainSums
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
 MAX_STAGE = HORIZON

@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from dataflex.trainer.collectives import rank
+from dataflex.distributed.collectives import rank
+from dataflex.plan.plan import Stage
+from dataflex.plan.quota import quantise
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.plan import Stage
-from dataflex.trainer.quota import quantise
 
 EXHAUSTED = "exhausted"
 

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 
 from dataflex.components.requests import ExcessLoss, ReferenceLoss, Request
 from dataflex.config.schema import DataflexConfig
+from dataflex.data.rows import SAMPLE_IDS, Rows
+from dataflex.distributed.host import Host
+from dataflex.record.exposure import Exposure
+from dataflex.signals.asking.reference_losses import ReferenceLosses
 from dataflex.signals.cross_entropy import forward_row_losses
-from dataflex.trainer.broken import BrokenLosses
-from dataflex.trainer.exposure import Exposure
-from dataflex.trainer.host import Host
-from dataflex.trainer.objectives import divisor, kind_of, times_processes, token_objective
-from dataflex.trainer.observations import DomainSums
-from dataflex.trainer.reference import ReferenceLosses
-from dataflex.trainer.rows import SAMPLE_IDS, Rows
-from dataflex.trainer.units import Tokens, forward_with_states
+from dataflex.weighting.broken_losses import BrokenLosses
+from dataflex.weighting.objectives import divisor, kind_of, times_processes, token_objective
+from dataflex.weighting.observations import DomainSums
+from dataflex.weighting.units import Tokens, forward_with_states
 
 
 class RowLosses(Host):  # type: ignore[misc]

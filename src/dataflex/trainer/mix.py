@@ -15,12 +15,12 @@ import torch
 from dataflex.components.contracts import Decision, DomainInfo, Observations
 from dataflex.components.requests import HELD_OUT, DomainGradients, Request, RouterLoad, name_of
 from dataflex.config.schema import MixConfig, Schedule
+from dataflex.distributed.collectives import decide, ranks, sum_over_ranks
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.trainer.collectives import decide, ranks, sum_over_ranks
-from dataflex.trainer.domain_weights import TokenShares, factors, on_device, trained_tokens
+from dataflex.plan.permutation import generator
 from dataflex.trainer.limits import LimitedTrainer
-from dataflex.trainer.objectives import divisor
-from dataflex.trainer.random import generator
+from dataflex.weighting.domain_weights import TokenShares, factors, on_device, trained_tokens
+from dataflex.weighting.objectives import divisor
 from dataflex.writing import write_atomically
 
 PROPORTIONS = "proportions.json"

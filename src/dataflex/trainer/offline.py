@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dataflex.components.files import read_array
 from dataflex.components.requests import (
     Embedding,
     Features,
@@ -21,13 +20,14 @@ from dataflex.components.requests import (
     aims_at_target,
     takes_gradients,
 )
+from dataflex.components.tools.files import read_array
 from dataflex.config.schema import OfflineConfig
+from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import Keep, Pool
-from dataflex.trainer.collectives import decide
-from dataflex.trainer.passes import order_in
+from dataflex.signals.keeping.passes import order_in
+from dataflex.signals.keeping.store import SignalStore
 from dataflex.trainer.select import SelectTrainer
-from dataflex.trainer.store import SignalStore
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import numpy as np
 
 from dataflex.components.contracts import SelectionContext
 from dataflex.components.requests import TargetEmbedding, adam_directions, name_of
+from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
+from dataflex.plan.permutation import generator
+from dataflex.plan.plan import Pool, chosen_pool
 from dataflex.signals.gradients.directions import has_moments, optimizer_moments
-from dataflex.trainer.collectives import decide
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.plan import Pool, chosen_pool
-from dataflex.trainer.random import generator
 
 _PURPOSE = 0x5E1EC7  # keeps this family's random numbers apart from those of the plan and of mixers
 _NO_MOMENTS = (

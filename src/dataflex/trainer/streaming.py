@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.trainer import collectives
+from dataflex.data.feed import STEPS_AT_ONCE
+from dataflex.data.readers import ReadAhead, ReadHere
+from dataflex.data.rows import SAMPLE_IDS
+from dataflex.data.streams import STREAM, Cursor, Streams
+from dataflex.distributed import collectives
+from dataflex.plan.plan import Plan
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.feed import STEPS_AT_ONCE
-from dataflex.trainer.plan import Plan
-from dataflex.trainer.readers import ReadAhead, ReadHere
-from dataflex.trainer.rows import SAMPLE_IDS
-from dataflex.trainer.streams import STREAM, Cursor, Streams
 
 
 class StreamFeed:

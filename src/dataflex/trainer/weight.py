@@ -11,10 +11,10 @@ import torch
 
 from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.config.schema import WeightConfig
+from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS
 from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.rows import GIVEN_WEIGHTS, SAMPLE_IDS
-from dataflex.trainer.units import Sample, Tokens
-from dataflex.trainer.weighing import Weighing
+from dataflex.weighting.units import Sample, Tokens
+from dataflex.weighting.weighing import Weighing
 
 
 class WeightTrainer(DynamicTrainer):

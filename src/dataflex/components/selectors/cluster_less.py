@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.clustering import METHODS, cluster
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.gradients import GradientSelector
-from dataflex.components.neighbours import check_encoder
 from dataflex.components.requests import Embedding, Request, TargetAlignment
 from dataflex.components.selectors.less import highest
+from dataflex.components.tools.clustering import METHODS, cluster
+from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.neighbours import check_encoder
 from dataflex.errors import DataflexError
 
 _REPRESENTATIVES = {

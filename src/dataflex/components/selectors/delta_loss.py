@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
-from dataflex.components.sampling import draw
+from dataflex.components.tools.sampling import draw
 
 # Weight of a row outside the window, against 1 inside.
 _OUTSIDE = 0.025

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import Request, TargetAlignment
 from dataflex.components.selectors.less import highest
+from dataflex.components.tools.gradients import GradientSelector
 
 
 @dataclass(frozen=True, kw_only=True)

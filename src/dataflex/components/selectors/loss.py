@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
-from dataflex.components.sampling import draw
+from dataflex.components.tools.sampling import draw
 
 _FOCUS = ("low", "medium", "high")
 

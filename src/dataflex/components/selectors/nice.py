@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.gradients import GradientSelector
 from dataflex.components.requests import PolicyAlignment, Request
-from dataflex.components.rewards import resolve_reward
 from dataflex.components.selectors.less import highest
+from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.rewards import resolve_reward
 
 
 @dataclass(frozen=True, kw_only=True)

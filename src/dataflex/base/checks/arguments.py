@@ -1,0 +1,308 @@
+"""Checks LLaMA-Factory's keys and data sets before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dataflex.base.checks.entries import refused_data_sets
+from dataflex.base.checks.trackers import refused_trackers
+from dataflex.compat.flat import FLAT_KEYS
+from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
+from dataflex.config.llamafactory.ranges import check_range
+from dataflex.config.llamafactory.trainer_keys import refused_accelerator
+from dataflex.config.llamafactory.typed import read_typed
+from dataflex.config.load import read
+from dataflex.config.paths import is_file, is_folder
+from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.values import truth, words
+from dataflex.errors import ConfigError, Mistakes, nearest
+
+_Read = TypeVar("_Read")
+
+
+def load_checked(
+    load: Callable[[Sequence[str]], _Read],
+    arguments: Sequence[str],
+    *,
+    needs_model: bool = True,
+    idle: Collection[str] = (),
+) -> _Read:
+    """What `load` makes of a command's arguments. Where it refuses the block, LLaMA-Factory's keys are checked all the same, so
+    that all mistakes are named at once. idle: keys that the command has values of its own for."""
+    try:
+        return load(arguments)
+    except ConfigError as error:
+        mistakes = Mistakes()
+        mistakes.note(error)
+        with mistakes.noting(once=True):
+            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
+            check_keys(keys, mistakes, needs_model=needs_model)
+        mistakes.settle()
+        raise
+
+
+def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool = True) -> RunConfig:
+    """The configuration with LLaMA-Factory's keys as the types they have there.
+
+    ConfigError for all that is wrong with them: an unknown key, a value of another type, outside its range or its choices, a
+    data set that is not defined, an output_dir that cannot be written to. writes: whether this process, or one beside it, will
+    write.
+    """
+    mistakes = Mistakes()
+    dataflex = config.dataflex
+    orders = dataflex is not None and dataflex.plans_data
+    values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders)
+    config = replace(config, llamafactory=values)
+    folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
+    if dataflex is not None:
+        if dataflex.mix is not None and dataflex.mix.eval_dataset:
+            given = dataflex.mix.eval_dataset
+            names = list(given.values()) if isinstance(given, dict) else list(given)
+            mistakes.gather(refused_data_sets(dataflex.held_out_key, names, folder, once=True, stage=stage))
+        mistakes.gather(_refused_models(dataflex, values))
+        key, target = dataflex.target
+        if target:
+            mistakes.gather(refused_data_sets(key, list(target), folder, once=True, stage=stage))
+    mistakes.settle()
+    return config
+
+
+def check_keys(
+    given: Mapping[str, Any], mistakes: Mistakes, *, needs_model: bool = True, writes: bool = True, once: bool = False
+) -> dict[str, Any]:
+    """LLaMA-Factory's keys as the types they have there; what is wrong is noted. once: every data set may be named only once."""
+    from llamafactory.extras.misc import is_env_enabled
+
+    hints = _hints()
+    values, wrong = dict(given), set()
+    for key, value in given.items():
+        if key not in hints:
+            if not is_env_enabled("ALLOW_EXTRA_ARGS"):
+                near = nearest(key, [*hints, "dataflex", *FLAT_KEYS])
+                mistakes.note(ConfigError(f"{_printable(key)}: unknown key{near}"))
+                needs_model = False  # which may be the one that is misspelt
+            continue
+        wrong.add(key)
+        with mistakes.noting(once=True):
+            values[key] = read_typed(key, value, hints[key])
+            check_range(key, values[key])
+            wrong.discard(key)
+    for key in wrong:
+        values.pop(key)
+    if writes and "save_on_each_node" not in wrong:
+        mistakes.gather(_refused_output(values))
+    checks = [_refused_template(values), refused_trackers(_trackers(values)), _refused_sizes(values)]
+    checks.append(_refused_paths(values, needs_model and "model_name_or_path" not in wrong, writes))
+    for check in checks:
+        mistakes.gather(check, once=True)
+    if not {"dataset_dir", "stage"} & wrong:
+        folder = values.get("dataset_dir", "data")
+        stage = None if "stage" in mistakes.keys else str(values.get("stage", "sft"))
+        with mistakes.noting(once=True):
+            for key in ("dataset", "eval_dataset"):
+                if values.get(key) is not None:
+                    mistakes.gather(refused_data_sets(key, _names(values[key]), folder, once=once, stage=stage))
+    return values
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every key."""
+    from llamafactory.hparams import RayArguments
+    from llamafactory.hparams.parser import _TRAIN_ARGS
+
+    hints: dict[str, Any] = {}
+    for kind in (*_TRAIN_ARGS, RayArguments):
+        resolved = typing.get_type_hints(kind)
+        hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
+    return hints
+
+
+def _printable(key: str) -> str:
+    """A key as it can be told from its neighbours on a terminal."""
+    return key if key.isprintable() else ascii(key)[1:-1]
+
+
+def _names(given: Any) -> list[str]:
+    """As LLaMA-Factory splits them: a name may be empty, and is then not defined."""
+    return [n.strip() for n in given.split(",")] if isinstance(given, str) and given else list(given)
+
+
+def _trackers(values: Mapping[str, Any]) -> Any:
+    """Those of transformers: with use_swanlab LLaMA-Factory has a callback of its own."""
+    own = values.get("use_swanlab")
+    return [name for name in words(values.get("report_to")) if not (own and name == "swanlab")]
+
+
+def _refused_output(values: dict[str, Any]) -> Iterator[str]:
+    """Whether the rank that will write can."""
+    folder = values.get("output_dir")
+    everywhere = truth(values.get("save_on_each_node"), "save_on_each_node")
+    if not folder or os.environ.get("LOCAL_RANK" if everywhere else "RANK", "0") != "0":
+        return
+    there = Path(str(folder)).absolute()
+    try:
+        if "\0" in str(there) or any(len(os.fsencode(part)) > 255 for part in there.parts):
+            raise OSError("a name in it is longer than 255 bytes, or has a byte of zero")
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise OSError(f"{there} is not a directory")
+        probe = there / f".dataflex-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        yield f"output_dir: {_clipped(folder)} cannot be written to: {error.strerror or error}"
+
+
+def _clipped(path: Any) -> str:
+    text = _printable(str(path))
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _refused_template(values: dict[str, Any]) -> Iterator[str]:
+    from llamafactory.data.template import TEMPLATES
+
+    template = values.get("template")
+    if template is not None and template not in TEMPLATES:
+        yield f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}"
+
+
+def _refused_sizes(values: dict[str, Any]) -> Iterator[str]:
+    size = values.get("val_size") or 0.0
+    if size == 1:
+        yield f"val_size must be a share of the rows below 1, or a number of rows above 1, got {size:g}"
+    if values.get("quantization_method", "bnb") == "bnb" and values.get("quantization_bit") not in (None, 4, 8):
+        yield f"quantization_bit must be 4 or 8 with quantization_method: bnb, got {values['quantization_bit']}"
+    if values.get("logging_steps") == 0 and str(values.get("logging_strategy", "steps")) == "steps":
+        yield "logging_steps must be above 0, got 0; logging_strategy: no turns logging off"
+    if values.get("dataloader_prefetch_factor") and not values.get("dataloader_num_workers"):
+        yield "dataloader_prefetch_factor has no effect without dataloader_num_workers, and transformers refuses it"
+    level, levels = values.get("log_level"), _log_levels()
+    if level is not None and level not in levels:
+        yield f"log_level: {level!r} is not a choice{nearest(str(level), levels)}"
+
+
+def _log_levels() -> list[str]:
+    from transformers.training_args import trainer_log_levels
+
+    return list(trainer_log_levels)
+
+
+def _refused_paths(values: dict[str, Any], needs_model: bool, writes: bool) -> Iterator[str]:
+    """writes: whether checkpoints are on this machine."""
+    model = values.get("model_name_or_path")
+    if not model and needs_model:
+        yield "model_name_or_path is required"
+    elif model and needs_model:
+        yield from _refused_model(str(model))
+    resume = values.get("resume_from_checkpoint")
+    named = isinstance(resume, str) and resume.lower() not in ("true", "false")
+    if named and writes and not is_folder(str(resume)):
+        yield f"resume_from_checkpoint: no such directory: {_clipped(resume)}"
+    for path in words(values.get("adapter_name_or_path")):
+        if writes and _is_local(path) and not is_folder(path):
+            yield f"adapter_name_or_path: no such directory: {_clipped(path)}"
+    for key in (
+        "deepspeed",
+        "fsdp_config",
+        "lr_scheduler_kwargs",
+        "accelerator_config",
+        "gradient_checkpointing_kwargs",
+    ):
+        yield from _refused_mapping(key, values.get(key))
+    if isinstance(values.get("accelerator_config"), dict):
+        yield from refused_accelerator(values["accelerator_config"])
+
+
+def _refused_model(model: str) -> Iterator[str]:
+    from transformers import AutoConfig
+
+    if not is_folder(model):
+        if _is_local(model):
+            yield f"model_name_or_path: no such directory: {_clipped(model)}"
+        return
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        yield f"model_name_or_path: {_clipped(model)} has no config.json"
+        return
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "auto_map" not in content:  # which may need trust_remote_code
+            AutoConfig.from_pretrained(str(folder))
+    except Exception as error:  # of whatever kind of model
+        why = " ".join(str(error).split())
+        yield f"model_name_or_path: the config.json of {_clipped(model)} cannot be used: {_shortened(why)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _refused_mapping(key: str, given: Any) -> Iterator[str]:
+    """A text that stands for a mapping is JSON, or names a file."""
+    if not isinstance(given, str) or not given.strip():
+        return
+    if given.lstrip().startswith("{"):
+        try:
+            json.loads(given)
+        except ValueError as error:
+            yield f"{key} is not valid JSON: {error}"
+    elif given.endswith((".json", ".yaml", ".yml")) and not is_file(given):
+        yield f"{key}: no such file: {_clipped(given)}"
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~"))
+
+
+def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[str]:
+    """What requests say about models, as far as these are on this machine."""
+    from dataflex.base.checks.reference_model import check_reference
+
+    for slot, request in [(s, r) for s in config.components for r in config.requests(s)]:
+        if isinstance(request, ReferenceLoss):
+            key = f"dataflex.{slot}.reference_model_path"
+            check_reference(request.model, str(values.get("model_name_or_path")), key)
+        if isinstance(request, Embedding) and request.model is None:
+            layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
+            if layers is not None and not -layers - 1 <= request.layer <= layers:
+                key = "embed_layer" if hasattr(config.components[slot], "embed_layer") else "embedding_layer"
+                yield (
+                    f"dataflex.{slot}.{key} must be between {-layers - 1} and {layers} (the last; 0 is the input),"
+                    f" got {request.layer}"
+                )
+        if isinstance(request, PolicyAlignment) and request.reward_model is not None:
+            path = request.reward_model
+            if _is_local(path) and not is_folder(path):
+                yield f"dataflex.select.reward_model_path: no such directory: {path}"
+                continue
+            outputs = _of_model(path, lambda c: c.num_labels)
+            if outputs not in (None, 1):
+                yield f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one"
+        if isinstance(request, RouterLoad):
+            experts = _of_model(
+                values.get("model_name_or_path"), lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0
+            )
+            if experts == 0:
+                yield (
+                    f"dataflex.mix.name: {config.mix.name if config.mix else slot} goes by the routers of a mixture of"
+                    f" experts, and {values.get('model_name_or_path')} has none"
+                )
+
+
+def _of_model(path: Any, ask: Callable[[Any], int]) -> int | None:
+    """What the configuration of a model in a local directory says; None where it says nothing."""
+    from transformers import AutoConfig
+
+    if not path or not is_folder(str(path)):
+        return None
+    try:
+        return ask(AutoConfig.from_pretrained(str(Path(str(path)))))
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,286 @@
+"""`train`: LLaMA-Factory's own run with our trainer and our data loading in place, where the configuration asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataflex.base import seams
+from dataflex.base.checks.arguments import check_arguments
+from dataflex.base.checks.optimizers import check_resumable, optimizer_notices
+from dataflex.base.refusals import ours
+from dataflex.components.requests import ReferenceLoss
+from dataflex.config import RunConfig, load
+from dataflex.config.combinations import hides_row_losses
+from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
+from dataflex.config.schema import DataflexConfig
+from dataflex.config.values import truth
+from dataflex.errors import ConfigError
+from dataflex.locking import alone_in
+from dataflex.masking import masked
+from dataflex.notices import say
+from dataflex.version import __version__
+from dataflex.writing import failed_writes_reported
+
+_NOT_WRITTEN = (
+    "a file could not be written ({reason}); what was saved before is untouched, and the run can be resumed from its newest"
+    " checkpoint"
+)
+
+
+def train_file(path: str, overrides: Sequence[str] = ()) -> None:
+    """Train from a configuration file in this process, as `dataflex-cli train <path> [key=value ...]` does."""
+    train(load([path, *overrides]))
+
+
+def train(config: RunConfig) -> None:
+    """Run one training in this process (one rank of it under torchrun or on Ray)."""
+    config = check_arguments(config)
+    say(config.notices)
+    with alone_in(_output_dir(config.llamafactory)), failed_writes_reported(_NOT_WRITTEN):
+        _train(config)
+
+
+def _train(config: RunConfig) -> None:
+    from llamafactory.train import tuner
+
+    arguments = dict(config.llamafactory)
+    from dataflex.base.commands.callbacks import BlockReporter, StepReporter
+
+    if config.dataflex is None:
+        on_ray = truth(os.getenv("USE_RAY"), "USE_RAY")  # whose workers need not have this package then
+        with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
+            tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
+        return
+    seams.check()
+    say(optimizer_notices(arguments))
+    _settle_resume(arguments)
+    block = masked(config.dataflex.to_json())
+    callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
+    if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
+        from transformers import EarlyStoppingCallback
+
+        patience = int(arguments.pop("early_stopping_steps"))
+        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.early_stopping_min_delta))
+    with _dynamic(config):
+        tuner._training_function(config={"args": arguments, "callbacks": callbacks})
+
+
+def _output_dir(arguments: Mapping[str, Any]) -> Path:
+    return Path(str(arguments.get("output_dir") or "trainer_output"))  # transformers' own default
+
+
+def _settle_resume(arguments: dict[str, Any]) -> None:
+    """`resume_from_checkpoint: true` means the newest complete checkpoint, and there must be one."""
+    from dataflex.record.completeness import complete_checkpoints, newest_complete
+
+    asked = arguments.get("resume_from_checkpoint")
+    if arguments.get("stage") == "rm":
+        _refuse_to_restart(arguments)
+    if str(asked).lower() != "true":
+        return
+    output = _output_dir(arguments)
+    if _of_another_rank():  # which may be on another node; see settle_checkpoint
+        arguments["resume_from_checkpoint"] = next((str(path) for _, path in complete_checkpoints(output)), None)
+        return
+    found, passed_over = newest_complete(output)
+    say(passed_over)
+    if found is None:
+        raise ConfigError(f"resume_from_checkpoint: {output} has no complete checkpoint")
+    arguments["resume_from_checkpoint"] = str(found)
+
+
+def _of_another_rank() -> bool:
+    """Before ranks can speak to each other."""
+    return os.getenv("RANK", "0") != "0"
+
+
+def _refuse_to_restart(arguments: dict[str, Any]) -> None:
+    """LLaMA-Factory cannot resume a reward model (its value head is stored apart): trained in full it would start over on
+    top of what is there, and with LoRA loading the checkpoint fails."""
+    from dataflex.record.completeness import newest_complete
+
+    if arguments.get("resume_from_checkpoint"):
+        raise ConfigError("resume_from_checkpoint: LLaMA-Factory cannot resume a reward model (stage: rm)")
+    folder = _output_dir(arguments)
+    if not arguments.get("overwrite_output_dir") and newest_complete(folder)[0] is not None:
+        raise ConfigError(
+            f"output_dir: {folder} holds checkpoints, and LLaMA-Factory cannot resume a reward model (stage: rm);"
+            " change output_dir or set overwrite_output_dir"
+        )
+
+
+def _dynamic(config: RunConfig) -> Any:
+    """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
+    from dataflex.base.commands.callbacks import log_callback, reporter_callback
+    from dataflex.record.completeness import newest_complete
+    from dataflex.trainer import build_trainer
+
+    assert config.dataflex is not None
+    dataflex = config.dataflex
+    stage = str(config.llamafactory.get("stage", "sft"))
+    seam = seams.STAGES[stage]
+    base = seams.attribute(seam.trainer_module, seam.trainer)
+    identity: dict[str, Any] = {}
+    run_record: dict[str, Any] = {}
+
+    @ours
+    def last_checkpoint(folder: str) -> str | None:
+        try:
+            found, passed_over = newest_complete(Path(folder))
+        except ConfigError:
+            if not _of_another_rank():
+                raise
+            found, passed_over = None, []
+        say(passed_over)
+        if found is None and _of_another_rank():
+            return ""  # None could end this rank, where the checkpoints are on another node; see settle_checkpoint
+        return str(found) if found else None
+
+    def get_dataset(
+        template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
+    ) -> Any:
+        from dataflex.base.checks.engine import check_engine
+        from dataflex.base.checks.identity import asked_of, identity_of_run
+        from dataflex.base.checks.nodes import same_rows, same_run, settle_checkpoint
+        from dataflex.base.loading.data import check_budgets
+
+        settle_batch(dataflex, training_args)
+        check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
+        settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
+        module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
+        check_budgets(dataflex, module["train_dataset"], global_batch(dataflex, training_args))
+        if dataflex.mix is not None and not training_args.resume_from_checkpoint:
+            dataflex.mix.settled(global_batch(dataflex, training_args))
+        identity.update(
+            identity_of_run(
+                config, model_args, data_args, training_args, stage, tokenizer_module, module["train_dataset"]
+            )
+        )
+        if dataflex.plans_data:
+            from dataflex.base.loading.heldout import identity_of, load_held_out
+
+            trained = {identity[f"content of {name}"]: name for name in module["train_dataset"].domains.names}
+            module["held_out"] = load_held_out(
+                config, module, trained, template, model_args, data_args, training_args, stage, **tokenizer_module
+            )
+            identity.update(identity_of(dataflex, module["held_out"]))
+        if dataflex.aiming():
+            from dataflex.base.loading.targets import check_apart, check_cut, load_target
+
+            module["target_dataset"] = load_target(
+                dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
+            )
+            check_cut(dataflex, module["target_dataset"])
+            check_apart(dataflex, module["target_dataset"], module["train_dataset"])
+            digests = same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
+            identity.update({f"content of target {name}": digest for name, digest in digests.items()})
+        same_run(identity, config.llamafactory)
+        run_record.update(_record(config, identity, module["train_dataset"]))
+        if training_args.resume_from_checkpoint:
+            check_resumable(config.llamafactory, Path(training_args.resume_from_checkpoint))
+        _check_resume(dataflex, training_args, identity)
+        references: dict[str, Any] = {}
+        for slot, request in asked_of(dataflex):
+            if isinstance(request, ReferenceLoss) and request.model not in references:
+                from dataflex.base.loading.reference import load_reference
+
+                references[request.model] = load_reference(
+                    request.model, module["train_dataset"], template, model_args, data_args, training_args, stage,
+                    key=f"dataflex.{slot}.reference_model_path", budget=dataflex.scoring_tokens,
+                    folder=Path(request.store or Path(training_args.output_dir) / "dataflex" / "reference"),
+                    **tokenizer_module,
+                )  # fmt: skip
+        return {**module, "references": references}
+
+    trainer = build_trainer(
+        base,
+        dataflex,
+        stage=stage,
+        per_row=hides_row_losses(config.llamafactory) is None,
+        packed=stage == "sft" and any(truth(config.llamafactory.get(k), k) for k in ("packing", "neat_packing")),
+        identity=identity,
+        run_record=run_record,
+    )
+    return seams.replaced(
+        *seams.that_may_refuse(stage, data=False),
+        (seam.trainer_module, seam.trainer, trainer),
+        (seam.workflow, "get_dataset", get_dataset),
+        ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
+        ("llamafactory.train.tuner", "LogCallback", log_callback()),
+        ("llamafactory.train.tuner", "ReporterCallback", reporter_callback()),
+    )
+
+
+def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> dict[str, Any]:
+    """What LLaMA-Factory's get_dataset gives, as the run needs it. args: template, model_args, data_args, training_args, stage"""
+    from dataflex.base.loading.data import load_domains, load_merged
+    from dataflex.base.loading.raw import numbered_rows, take_numbers
+    from dataflex.base.loading.weights import check_weights, given_weights
+
+    with given_weights(dataflex, args[2]):
+        if dataflex.streams:
+            from dataflex.base.loading.streams import load_streams
+
+            assert dataflex.mix is not None
+            module = load_streams(dataflex.mix, *args, **tokenizer_module)
+        elif dataflex.select is not None and dataflex.select.component.reads_raw_rows:
+            with numbered_rows() as stored:
+                module = load_domains(*args, **tokenizer_module)
+            module = take_numbers(module, stored)
+        elif dataflex.plans_data:
+            module = load_domains(*args, **tokenizer_module)
+        else:
+            module = load_merged(*args, **tokenizer_module)
+    check_weights(dataflex, module["train_dataset"])
+    return module
+
+
+def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """What config.yaml shows: the resolved block, LLaMA-Factory's keys, versions and data fingerprints."""
+    from importlib.metadata import version
+
+    assert config.dataflex is not None
+    packages = ("llamafactory", "torch", "transformers", "datasets", "accelerate", "peft", "trl")
+    return {
+        "dataflex": {
+            **masked(config.dataflex.to_json()),
+            "scoring_tokens": config.dataflex.scoring_tokens,
+            "evaluate_domains": config.dataflex.evaluate_domains,
+        },
+        "llamafactory": masked(config.llamafactory),
+        "versions": {"dataflex": __version__, **{p: version(p) for p in packages}},
+        "domains": {
+            name: {"rows": size or None, "fingerprint": identity[f"content of {name}"]}
+            for name, size in zip(rows.domains.names, rows.sizes, strict=True)
+        },
+        "tokenizer": identity["tokenizer"],
+    }
+
+
+def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[str, Any]) -> None:
+    """Raise ConfigError if the run cannot go on from the checkpoint that is named."""
+    from dataflex.base.checks.engine import check_same_engine
+    from dataflex.base.checks.identity import comparable
+    from dataflex.base.checks.nodes import check_generators
+    from dataflex.record.snapshot import check_identity, read_snapshot
+    from dataflex.trainer.mix import check_older
+
+    folder = training_args.resume_from_checkpoint
+    if not folder:
+        return
+    snapshot, _ = read_snapshot(Path(folder))
+    check_identity(*comparable(snapshot.identity, identity), Path(folder))
+    check_same_engine(snapshot, training_args, Path(folder))
+    check_generators(training_args, snapshot.ranks)
+    if dataflex.mix is not None:
+        check_older(dataflex.mix, snapshot.components["mix"], snapshot.extra)
+    fixed_batch = None if dataflex.plans_data else global_batch(dataflex, training_args)
+    if fixed_batch not in (None, snapshot.global_batch):  # the order of rows is LLaMA-Factory's
+        raise ConfigError(
+            f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
+            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"
+            " go on with another global batch"
+        )

@@ -1,0 +1,1 @@
+"""Starts a command in this process, under torchrun or on Ray."""

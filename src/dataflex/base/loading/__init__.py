@@ -1,0 +1,1 @@
+"""Data sets, targets and reference models, through LLaMA-Factory's own loading."""

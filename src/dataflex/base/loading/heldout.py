@@ -1,0 +1,96 @@
+"""The held-out rows of each domain, tokenized as the run tokenizes its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from dataflex.base.checks.nodes import same_rows
+from dataflex.base.loading.data import process_rows, read_raw, single_rows
+from dataflex.config.heldout import evaluates, held_out_of
+from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.data.rows import Rows
+from dataflex.distributed.collectives import decide
+from dataflex.errors import ConfigError
+
+
+def load_held_out(
+    config: RunConfig,
+    module: dict[str, Any],
+    trained: Mapping[str, str],
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+) -> Rows | None:
+    """One part per domain of `module["train_dataset"]`, empty where a domain has none; None where nobody asks for them.
+
+    Rows are examples by themselves, not packed, but for pre-training (see `single_rows`). trained: {fingerprint: name} of the
+    training data.
+    """
+    assert config.dataflex is not None
+    dataflex = config.dataflex
+    if data_args.streaming:  # held-out rows are read whole all the same
+        data_args = copy.copy(data_args)
+        data_args.streaming = False
+    source = held_out_of(dataflex, config.llamafactory)
+    reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and stage in ("pt", "sft")
+    if source is None or not (reported or dataflex.reads_held_out or dataflex.routes_held_out):
+        return None
+    if not source.names:
+        found = module["held_out"]
+    else:
+        arguments = single_rows(data_args, training_args, stage) or (data_args, training_args)
+        parts: list[Any] = []
+        local = not data_args.data_shared_file_system
+        with training_args.main_process_first(desc="load held-out rows", local=local):
+            for name in source.names:
+                if name is None:
+                    parts.append(None)
+                    continue
+                raw = read_raw(name, source.key, model_args, data_args, training_args, stage)
+                part = process_rows(
+                    raw,
+                    *arguments,
+                    stage,
+                    template,
+                    tokenizer,
+                    processor,
+                    is_eval=True,
+                    origin=(source.key, [(name, raw)]),
+                )
+                if part is None or len(part) == 0:
+                    raise ConfigError(f"{source.key}: no row of {name!r} is left after tokenization")
+                parts.append(part)
+        some = next(part for part in parts if part is not None)
+        found = Rows(
+            [some.select([]) if part is None else part for part in parts], module["train_dataset"].domains.names
+        )
+    _check(dataflex, source.key, found, trained)
+    return found
+
+
+def identity_of(config: DataflexConfig, held_out: Rows | None) -> dict[str, str]:
+    """What a resumed run must share: the held-out rows, where they decide something."""
+    if held_out is None or not (config.reads_held_out or config.routes_held_out):
+        return {}
+    return {f"content held out of {name}": digest for name, digest in decide(held_out.fingerprints).items()}
+
+
+def _check(config: DataflexConfig, key: str, held_out: Rows, trained: Mapping[str, str]) -> None:
+    """Raise ConfigError for held-out rows that are trained on, or without which the mixer cannot be."""
+    for name, digest in same_rows(held_out.fingerprints, key).items():
+        if digest in trained:
+            raise ConfigError(
+                f"{key}: what is held out of {name!r} has the rows of {trained[digest]!r}, which is trained on"
+            )
+    if config.reads_held_out or config.routes_held_out:
+        learned = held_out.trainable_tokens() > 0
+        for name, (a, b) in zip(held_out.domains.names, pairwise(held_out.domains.offsets), strict=True):
+            if not learned[a:b].any() and (config.reads_held_out or a < b):
+                raise ConfigError(f"{key}: no held-out row of {name!r} has a token to learn within cutoff_len")

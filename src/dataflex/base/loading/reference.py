@@ -1,0 +1,137 @@
+"""The losses of a reference model on the training rows, measured before the model that is trained is loaded."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from dataflex.base.checks.reference_model import fingerprint
+from dataflex.data.rows import Rows, without_ours
+from dataflex.distributed.collectives import decide
+from dataflex.errors import ConfigError
+from dataflex.signals.asking.reference_losses import ReferenceLosses, reference_losses
+from dataflex.signals.batching import Pool, token_budget
+from dataflex.signals.isolation import loaded_whole
+from dataflex.signals.keeping.store import SignalStore
+
+
+def load_reference(
+    path: str,
+    rows: Rows,
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+    *,
+    key: str,
+    folder: Path,
+    budget: int | None,
+) -> ReferenceLosses:
+    """Token losses of the model at `path`, which `key` names, on `rows`; what `folder` holds of the same model and rows is not
+    measured again."""
+    tokens = _trainable(rows, stage, tokenizer)
+    made_from = {
+        "signal": "reference token losses",
+        "model": fingerprint(path, key),
+        "data": decide(rows.fingerprints),
+        "dtype": str(model_args.compute_dtype),
+        "stage": stage,
+    }
+
+    def pool() -> tuple[torch.nn.Module, Pool]:
+        model = _load(path, key, tokenizer, model_args, training_args.device)
+        lengths = rows.lengths()
+        return model, Pool(
+            rows=rows,
+            ids=np.arange(len(rows), dtype=np.int64),
+            lengths=lengths,
+            budget=budget or token_budget(training_args.device),
+            collate=_collator(model, stage, template, model_args, data_args, tokenizer, processor),
+            prepare=lambda batch: {k: v.to(training_args.device) for k, v in batch.items() if torch.is_tensor(v)},
+            device=training_args.device,
+            workers=training_args.dataloader_num_workers,
+        )
+
+    found = reference_losses(pool, tokens, SignalStore(folder), made_from)
+    gc.collect()  # the reference must be gone before the model is loaded
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return found
+
+
+def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
+    """Trainable tokens of each row, int64[N]. In pre-training, the collator takes a padding token inside a row for padding."""
+    if stage != "pt" or tokenizer.pad_token_id is None:
+        return rows.trainable_tokens()
+    found = []
+    for part in rows.parts:
+        ids = part.with_format("arrow")[:]["input_ids"]
+        lengths = pc.list_value_length(ids).to_numpy().astype(np.int64)
+        counted = pc.list_flatten(ids).to_numpy() != tokenizer.pad_token_id
+        starts = np.cumsum(lengths) - lengths
+        counted[starts[lengths > 0]] = False
+        found.append(np.bincount(np.repeat(np.arange(len(lengths)), lengths)[counted], minlength=len(lengths)))
+    return np.concatenate(found).astype(np.int64)
+
+
+def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.device) -> torch.nn.Module:
+    """A causal language model, whole on this device, or one with a LoRA adapter on top of the model that this names."""
+    from transformers import AutoModelForCausalLM
+
+    options = {
+        "dtype": model_args.compute_dtype or torch.float32,
+        "trust_remote_code": model_args.trust_remote_code,
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.hf_hub_token,
+    }
+    try:
+        with loaded_whole():
+            if (Path(path) / "adapter_config.json").is_file():
+                from peft import AutoPeftModelForCausalLM
+
+                model = AutoPeftModelForCausalLM.from_pretrained(path, **options)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    entries = model.get_input_embeddings().num_embeddings
+    if entries < len(tokenizer):
+        raise ConfigError(
+            f"{key}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
+            " same tokens"
+        )
+    return model.to(device).eval()
+
+
+def _collator(
+    model: Any, stage: str, template: Any, model_args: Any, data_args: Any, tokenizer: Any, processor: Any
+) -> Any:
+    """LLaMA-Factory's collator of the stage, without what is ours of rows."""
+    if stage == "pt":
+        from transformers import DataCollatorForLanguageModeling
+
+        inner: Any = DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False)
+    else:
+        from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+
+        inner = SFTDataCollatorWith4DAttentionMask(
+            template=template,
+            model=model,
+            pad_to_multiple_of=8,
+            block_diag_attn=model_args.block_diag_attn,
+            neat_packing=data_args.neat_packing,
+            attn_implementation=getattr(model.config, "_attn_implementation", None),
+            compute_dtype=model_args.compute_dtype or torch.float32,
+            tokenizer=tokenizer,
+            processor=processor,
+        )
+    return lambda rows: inner([without_ours(row) for row in rows])

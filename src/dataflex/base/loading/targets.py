@@ -1,0 +1,85 @@
+"""The rows that selectors and weighters aim at, tokenized as the run tokenizes its own, one part per data set."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from dataflex.base.loading.data import process_rows, read_raw
+from dataflex.config.schema import DataflexConfig
+from dataflex.data.rows import Rows
+from dataflex.errors import ConfigError
+from dataflex.notices import say
+
+
+def load_target(
+    config: DataflexConfig,
+    module: dict[str, Any],
+    template: Any,
+    model_args: Any,
+    data_args: Any,
+    training_args: Any,
+    stage: str,
+    tokenizer: Any,
+    processor: Any = None,
+) -> Rows:
+    """`target_dataset`, else each data set of `eval_dataset`, else what `val_size` held out.
+
+    Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
+    """
+    key, named = config.target
+    names = list(named or data_args.eval_dataset or [])
+    if not names:
+        held_out = module["eval_dataset"]
+        parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
+        return _trainable(Rows(list(parts.values()), list(parts)), "val_size")
+    plain = copy.copy(data_args)
+    plain.packing = plain.neat_packing = False
+    generates = copy.copy(training_args)
+    generates.predict_with_generate = False  # a target row needs its answer among its labels
+    parts = {}
+    local = not data_args.data_shared_file_system
+    with training_args.main_process_first(desc="load target", local=local):
+        for name in names:
+            raw = read_raw(name, key, model_args, plain, training_args, stage)
+            part = process_rows(
+                raw, plain, generates, stage, template, tokenizer, processor, is_eval=True, origin=(key, [(name, raw)])
+            )
+            if part is None or len(part) == 0:
+                raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
+            parts[name] = part
+    return _trainable(Rows(list(parts.values()), list(parts)), key)
+
+
+def _trainable(target: Rows, key: str) -> Rows:
+    """Raise ConfigError for a data set of which no row has anything to learn."""
+    learned = target.trainable_tokens() > 0
+    for name, start, size in zip(target.domains.names, target.domains.offsets[:-1], target.domains.sizes, strict=True):
+        if not learned[start : start + size].any():
+            raise ConfigError(f"{key}: no row of {name!r} has a token to learn within cutoff_len")
+    return target
+
+
+def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
+    """A data set of the target that is one that is trained on, under another name: ConfigError where a selector aims at it, a
+    line where only weighters do."""
+    trained = {digest: name for name, digest in rows.fingerprints().items()}
+    key, _ = config.target
+    for name, digest in target.fingerprints().items():
+        if digest not in trained:
+            continue
+        shared = f"{key}: {name!r} has the rows of {trained[digest]!r}"
+        if "select" in config.aiming():
+            raise ConfigError(f"{shared}, and what is aimed at must not be trained on")
+        if name != trained[digest]:  # which the configuration shows, and which has been said
+            say([f"{shared}, which is trained on, so rows are compared with a target they are part of"])
+
+
+def check_cut(config: DataflexConfig, target: Rows) -> None:
+    """Raise ConfigError if the target cannot be cut into subtasks as a request asks for."""
+    for request in config.requests("select"):
+        cut = getattr(request, "boundaries", None)
+        if cut is not None and sum(cut) != len(target):
+            raise ConfigError(
+                f"dataflex.select.task_boundaries add up to {sum(cut)} rows, but the target has {len(target)}"
+            )

@@ -1,0 +1,1 @@
+"""Writes the selection of `select`."""

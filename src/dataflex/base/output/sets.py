@@ -1,0 +1,82 @@
+"""Writes a selection: data sets that LLaMA-Factory reads, scores, and a summary for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex.base.output.outcome import Outcome
+from dataflex.base.output.rows import write_rows
+from dataflex.base.output.summary import summary
+from dataflex.writing import atomically, write_atomically
+
+_COLUMNS = (
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios", "chosen", "rejected",
+    "kto_tag",
+)  # fmt: skip
+_TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
+
+
+def write_selection(
+    folder: Path, outcome: Outcome, names: Mapping[str, str], examples: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Write into `folder`, and return how LLaMA-Factory reads what is there, by the names of the data sets, and lines for people.
+    names: data set selected from -> the one that is written.
+
+    <name>.jsonl            or .parquet, .arrow: `write_rows`
+    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected)
+    summary.md              counts, quantiles and the rows at both ends
+    """
+    times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
+    ends = np.cumsum([len(source.places) for source in outcome.sources])
+    entries, lines = {}, []
+    for source, stop in zip(outcome.sources, ends, strict=True):
+        start = stop - len(source.places)
+        own = outcome.chosen[(outcome.chosen >= start) & (outcome.chosen < stop)] - start
+        name = names[source.name]
+        drawn = "" if len(np.unique(own)) == len(own) else f" ({len(np.unique(own))} different ones)"
+        file = write_rows(folder, name, source.stored.select(source.places[own])) if len(own) else None
+        lines.append(f"{source.name}: {len(own)}{drawn} of {len(source.stored)} rows, {file or 'no file'}")
+        if file is not None:
+            entries[name] = _entry(file, source.attributes)
+    _write_scores(folder / "scores.parquet", outcome, times)
+    write_atomically(folder / "summary.md", summary(outcome, times, lines, examples).encode())
+    return entries, lines
+
+
+def _entry(file: str, attributes: Any) -> dict[str, Any]:
+    """The entry of dataset_info.json that reads the file as the data set it came from was read."""
+    kind = type(attributes)
+    standard = {f.name: f.default for f in fields(kind)}
+    entry: dict[str, Any] = {"file_name": file}
+    if attributes.formatting != "alpaca":
+        entry["formatting"] = attributes.formatting
+    if attributes.ranking:
+        entry["ranking"] = True
+    columns = {name: getattr(attributes, name) for name in _COLUMNS if getattr(attributes, name)}
+    if columns != {name: standard[name] for name in _COLUMNS if standard[name]}:
+        entry["columns"] = columns
+    tags = {name: getattr(attributes, name) for name in _TAGS if getattr(attributes, name)}
+    if tags != {name: standard[name] for name in _TAGS}:
+        entry["tags"] = tags
+    return entry
+
+
+def _write_scores(path: Path, outcome: Outcome, times: np.ndarray) -> None:
+    owner = np.repeat(np.arange(len(outcome.sources)), [len(s.places) for s in outcome.sources]).astype(np.int32)
+    table = pa.table(
+        {
+            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array([s.name for s in outcome.sources])),
+            "row": np.concatenate([s.numbers for s in outcome.sources]),
+            "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
+            "times": times,
+        }
+    )
+    with atomically(path) as file:
+        pq.write_table(table, file, compression="zstd")

@@ -1,0 +1,1 @@
+"""What only configurations of dataflex 1.1.0 need."""

@@ -1,0 +1,223 @@
+"""Every key of the Trainer and of accelerate, by what it does to a run with select, mix or weight.
+
+A key that is in no group is unknown to this version: `tests/test_trainer_keys.py` goes through the dataclasses of the releases
+that are installed. Keys that change what a step is are honoured exactly or refused; none is without effect in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.schema import DataflexConfig
+from dataflex.config.values import truth
+from dataflex.errors import ConfigError, nearest
+
+# They say what a step is, or which model and rows it works on, and mean what they mean in the Trainer's own run.
+HONOURED = frozenset({
+    "per_device_train_batch_size", "num_train_epochs", "max_steps", "gradient_accumulation_steps", "dataloader_drop_last",
+    "average_tokens_across_devices", "seed", "data_seed", "full_determinism", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "fp8", "fp8_backend",
+    "fp8_enable_fsdp_float8_all_gather", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "use_cpu",
+    "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "dataloader_num_workers", "dataloader_prefetch_factor",
+    "dataloader_pin_memory", "save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "eval_strategy",
+    "eval_steps", "eval_delay", "logging_strategy", "logging_steps", "load_best_model_at_end", "predict_with_generate",
+    "torch_compile", "torch_compile_backend", "torch_compile_mode", "ddp_backend", "ddp_timeout", "local_rank",
+    "include_num_input_tokens_seen", "deepspeed", "fsdp", "fsdp_config", "ray_num_workers", "ray_init_kwargs", "master_addr",
+    "master_port", "optim_args", "optim_target_modules",
+})  # fmt: skip
+
+# No effect on what a step is: logging, evaluation, uploads, memory, and how gradients travel.
+FREE = frozenset({
+    "logging_first_step", "log_on_each_node", "logging_nan_inf_filter", "log_level", "log_level_replica", "disable_tqdm",
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "logging_dir",
+    "per_device_eval_batch_size", "prediction_loss_only", "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object",
+    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+    "metric_for_best_model", "greater_is_better", "do_eval", "do_predict", "hub_token", "hub_private_repo", "hub_model_id",
+    "hub_always_push", "hub_revision", "restore_callback_states_from_checkpoint", "torch_empty_cache_steps", "use_cache",
+    "debug", "skip_memory_metrics", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "generation_max_length", "generation_num_beams", "generation_config", "liger_kernel_config",
+    "enable_torch_profiler", "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps", "profiler_active_steps",
+    "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory", "profiler_with_stack", "profile_modules",
+    # The loader of select and mix keeps its workers in any case; with weight alone the Trainer's own does as it is told.
+    "dataloader_persistent_workers",
+    # LLaMA-Factory sets them itself, or what reads them is refused.
+    "remove_unused_columns", "label_names", "length_column_name", "sortish_sampler",
+})  # fmt: skip
+
+# Checked where what they go with is.
+ELSEWHERE: Mapping[str, str] = {
+    "do_train": "config/combinations.py", "push_to_hub": "config/combinations.py", "hub_strategy": "config/combinations.py",
+    "parallelism_config": "config/combinations.py", "save_only_model": "config/load.py",
+    "use_liger_kernel": "config/combinations.py",
+    "accelerator_config": "config/llamafactory/trainer_keys.py", "optim": "base/checks/optimizers.py",
+}  # fmt: skip
+
+
+def _plans(config: DataflexConfig) -> bool:
+    return config.plans_data
+
+
+def _weighs_alone(config: DataflexConfig) -> bool:
+    return not config.plans_data
+
+
+def _always(config: DataflexConfig) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """holds: of the value, whether it is refused; with_: in which runs. why: the key and what it does, before what it cannot be
+    combined with."""
+
+    holds: Callable[[Any, str], bool]
+    why: str
+    with_: Callable[[DataflexConfig], bool] = _always
+
+
+def _is(*words: str) -> Callable[[Any, str], bool]:
+    return lambda value, key: str(value).rsplit(".", 1)[-1].lower() in words
+
+
+def _is_false(value: Any, key: str) -> bool:
+    return value is not None and not truth(value, key)
+
+
+REFUSED: Mapping[str, tuple[Refusal, ...]] = {
+    "auto_find_batch_size": (Refusal(truth, "auto_find_batch_size changes the global batch mid-run"),),
+    "enable_jit_checkpoint": (
+        Refusal(truth, "enable_jit_checkpoint saves in the middle of a step, from where nothing goes on exactly,"),
+    ),
+    "ignore_data_skip": (Refusal(truth, "ignore_data_skip makes an exact resume impossible", _plans),),
+    "group_by_length": (Refusal(truth, "group_by_length orders rows itself", _plans),),
+    "train_sampling_strategy": (
+        Refusal(_is("group_by_length"), "group_by_length orders rows itself", _plans),
+        Refusal(
+            _is("sequential"),
+            "train_sampling_strategy: sequential has no effect (set disable_shuffling instead)",
+            _plans,
+        ),
+    ),
+}
+
+# Fields of `accelerator_config`. split_batches and num_steps are honoured: see `settle_batch`.
+ACCELERATOR_HONOURED = frozenset({"split_batches", "gradient_accumulation_kwargs"})
+ACCELERATOR_FREE = frozenset({"non_blocking", "use_configured_state"})
+ACCELERATOR_REFUSED: Mapping[str, tuple[Refusal, ...]] = {
+    # The loader of select and mix is not accelerate's: every global batch is whole, and every rank reads its own.
+    "dispatch_batches": (
+        Refusal(truth, "accelerator_config.dispatch_batches joins batches that are padded differently", _weighs_alone),
+    ),
+    "even_batches": (
+        Refusal(
+            _is_false, "accelerator_config.even_batches: false gives ranks different numbers of rows", _weighs_alone
+        ),
+    ),
+    "use_seedable_sampler": (
+        Refusal(
+            _is_false, "accelerator_config.use_seedable_sampler: false orders rows by what is not saved", _weighs_alone
+        ),
+    ),
+}
+
+
+def trainer_key_refusals(config: DataflexConfig, given: Mapping[str, Any]) -> Iterator[str]:
+    """Why each key whose effect on a step cannot be honoured is refused."""
+    what = " and ".join(config.components)
+    for key, refusals in REFUSED.items():
+        yield from _refused(config, key, given.get(key), refusals, what)
+    accelerator = accelerator_fields(given.get("accelerator_config"))
+    for name, refusals in ACCELERATOR_REFUSED.items():
+        yield from _refused(config, f"accelerator_config.{name}", accelerator.get(name), refusals, what)
+    steps, accumulation = _num_steps(accelerator), given.get("gradient_accumulation_steps")
+    if steps is not None and accumulation not in (None, 1, "1", steps, str(steps)):
+        yield (
+            f"accelerator_config.gradient_accumulation_kwargs.num_steps: {steps} contradicts gradient_accumulation_steps:"
+            f" {accumulation}; keep one of them"
+        )
+    splits = truth(accelerator.get("split_batches"), "accelerator_config.split_batches")
+    if given.get("deepspeed") and (splits or steps not in (None, 1)):
+        key = "split_batches" if splits else "gradient_accumulation_kwargs.num_steps"
+        yield (
+            f"accelerator_config.{key} is not known to deepspeed, which counts rows itself; set per_device_train_batch_size and"
+            " gradient_accumulation_steps"
+        )
+
+
+def _refused(config: DataflexConfig, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> Iterator[str]:
+    for refusal in refusals:
+        if value is not None and refusal.with_(config) and refusal.holds(value, key):
+            yield f"{refusal.why} and cannot be combined with {what}"
+
+
+def accelerator_fields(given: Any) -> dict[str, Any]:
+    """`accelerator_config` as fields: a mapping, JSON, or the path of a JSON file."""
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {})
+    text = str(given)
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"accelerator_config must be a mapping or a JSON file, got {text!r} ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"accelerator_config must hold keys and values, got {text!r}")
+    return found
+
+
+def refused_accelerator(given: Any) -> Iterator[str]:
+    """Names in `accelerator_config` that it does not have."""
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    known = [f.name for f in fields(AcceleratorConfig)]
+    for name in accelerator_fields(given):
+        if name not in known:
+            yield f"accelerator_config.{name}: unknown key{nearest(str(name), known)}"
+
+
+def _num_steps(accelerator: Mapping[str, Any]) -> int | None:
+    kwargs = accelerator.get("gradient_accumulation_kwargs")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ConfigError(f"accelerator_config.gradient_accumulation_kwargs must hold keys and values, got {kwargs!r}")
+    steps = (kwargs or {}).get("num_steps")
+    if steps is None:
+        return None
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(
+            f"accelerator_config.gradient_accumulation_kwargs.num_steps must be a positive integer, got {steps!r}"
+        )
+    return steps
+
+
+def settle_batch(config: DataflexConfig, training_args: Any) -> None:
+    """Give the keys that all else counts by the values that `accelerator_config` makes of them, before anything counts.
+
+    num_steps is another spelling of gradient_accumulation_steps. With split_batches, per_device_train_batch_size is what all
+    ranks get together of a micro-batch; where rows are ours, each rank serves its part of it."""
+    accelerator = training_args.accelerator_config
+    kwargs = accelerator.gradient_accumulation_kwargs or {}
+    if kwargs.get("num_steps") is not None:
+        training_args.gradient_accumulation_steps = kwargs["num_steps"]
+        accelerator.gradient_accumulation_kwargs = {k: v for k, v in kwargs.items() if k != "num_steps"}
+    ranks, rows = training_args.world_size, training_args.per_device_train_batch_size
+    if not accelerator.split_batches or ranks == 1:
+        return
+    if rows % ranks:
+        raise ConfigError(
+            f"accelerator_config.split_batches: per_device_train_batch_size is shared by {ranks} ranks then, and {rows} is"
+            f" no multiple of that; use {max(1, rows // ranks) * ranks}"
+        )
+    if config.plans_data:
+        training_args.per_device_train_batch_size = rows // ranks
+
+
+def global_batch(config: DataflexConfig, training_args: Any) -> int:
+    """Rows of an optimizer step over all ranks, once `settle_batch` has seen the arguments: with weight alone the loader is the
+    Trainer's, and splits what it reads for one rank."""
+    split = training_args.accelerator_config.split_batches and not config.plans_data
+    rows = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    return int(rows * (1 if split else training_args.world_size))

@@ -1,0 +1,1 @@
+"""The rows of a run and how they reach the trainer."""

@@ -1,0 +1,205 @@
+"""Data too large to index: a stream of samples per domain, read in blocks that are shuffled within themselves.
+
+A block is `rows_per_block` raw rows that follow one another, made into samples in one go (packing stays within it) and
+served in a permutation keyed by (seed, domain, epoch, block). The sample that a domain serves as its n-th is therefore a
+function of the data and of n; which domain serves at which position is the plan's affair, as it is for rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.plan.permutation import Permutation, derive_key
+from dataflex.plan.plan import Domains
+
+# Samples a domain may serve. The id of domain d's n-th sample is d * STREAM + n, which a float64 holds for 8192 domains.
+STREAM = 1 << 40
+_PURPOSE = 0x57E4  # keeps the order in blocks apart from other random numbers
+
+Sample = dict[str, Any]
+
+
+class Source(Protocol):
+    """The raw rows of one data set in an order that does not change, and what samples they make."""
+
+    def seek(self, state: Mapping[str, Any] | None) -> None:
+        """Go to where `state` was taken; None: to the first row."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the next row is, as JSON."""
+
+    def read(self, count: int) -> list[dict[str, Any]]:
+        """The next rows; fewer than `count` only at the end."""
+
+    def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        """What the rows of a block make: any number of samples, in an order that does not change."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Between two blocks: `block` of `epoch` comes next. rows: raw rows of the epoch before it; samples: those of all blocks
+    before it, of earlier epochs too; state: the source's own."""
+
+    epoch: int = 0
+    block: int = 0
+    rows: int = 0
+    samples: int = 0
+    state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples in the order they are served in, and the places before and after. digest: of its raw rows."""
+
+    begin: Place
+    end: Place
+    digest: str
+    samples: list[Sample]
+
+
+class BlockReader:
+    """The blocks of one domain, one after the other, without end: after the last row the next epoch begins.
+
+    Blocks without a sample are passed over. DataflexError if the data cannot be read, or an epoch has no sample at all.
+    """
+
+    def __init__(
+        self, source: Source, name: str, domain: int, rows_per_block: int, seed: int, *, shuffle: bool = True
+    ) -> None:
+        self.source, self.name, self.domain = source, name, domain
+        self.rows_per_block, self.seed, self.shuffle = rows_per_block, seed, shuffle
+        self._place: Place | None = None
+
+    def seek(self, place: Place) -> None:
+        """Read on from `place`. Nothing is opened before the first block is asked for."""
+        self._place, self._opened, self._barren = place, False, 0
+
+    def next(self) -> Block:
+        assert self._place is not None
+        while True:
+            place = self._place
+            try:
+                if not self._opened:
+                    self.source.seek(place.state)
+                    self._opened = True
+                rows = self.source.read(self.rows_per_block)
+                samples = self.source.samples(rows) if rows else []
+            except DataflexError:
+                raise
+            except Exception as error:  # of the file system, the network, or a row that LLaMA-Factory cannot take
+                raise DataflexError(
+                    f"dataset: {self.name!r} cannot be read after row {place.rows} ({type(error).__name__}:"
+                    f" {' '.join(str(error).split())})"
+                ) from error
+            if not rows:
+                self._barren += 1
+                if self._barren > 1:
+                    raise ConfigError(
+                        f"dataset: no row of {self.name!r} is left after tokenization, in blocks of {self.rows_per_block}"
+                        " (dataflex.mix.stream_block)"
+                    )
+                self._place, self._opened = Place(place.epoch + 1, samples=place.samples), False
+                continue
+            end = Place(
+                place.epoch, place.block + 1, place.rows + len(rows), place.samples + len(samples), self.source.state()
+            )
+            self._place = end
+            if samples:
+                self._barren = 0
+                order = self._order(len(samples), place)
+                return Block(place, end, digest(rows), [samples[i] for i in order])
+
+    def _order(self, n: int, place: Place) -> np.ndarray:
+        served = np.arange(n, dtype=np.int64)
+        if not self.shuffle:
+            return served
+        return Permutation(n, derive_key(self.seed, _PURPOSE, self.domain, place.epoch, place.block))(served)
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """A hash of raw rows; of what is not JSON (an image, say) the type alone."""
+    found = xxhash.xxh3_128()
+    for row in rows:
+        found.update(json.dumps(row, sort_keys=True, default=lambda value: type(value).__name__).encode())
+    return found.hexdigest()
+
+
+class Cursor:
+    """What a run has taken of one stream. blocks: gives the next block. saved: `state` of the run that is gone on with."""
+
+    def __init__(self, name: str, blocks: Callable[[], Block], saved: Mapping[str, Any] | None = None) -> None:
+        self.name, self.blocks = name, blocks
+        self._saved = saved
+        self._block: Block | None = None
+        self._offset = 0
+
+    @staticmethod
+    def place(saved: Mapping[str, Any] | None) -> Place:
+        """Where the block begins that a saved state is in."""
+        return Place() if saved is None else Place(**saved["place"])
+
+    def take(self, number: int) -> Sample:
+        """Sample `number` of the stream, counted from 0; they must be taken one after the other."""
+        if self._block is None:
+            self._block = self.blocks()
+            if self._saved is not None:
+                self._offset = int(self._saved["offset"])
+                if self._saved["digest"] not in (None, self._block.digest):
+                    place = self._block.begin
+                    raise ConfigError(
+                        f"cannot resume: the rows of {self.name!r} after row {place.rows} are not those the run was reading"
+                    )
+        while self._offset >= len(self._block.samples):
+            self._offset -= len(self._block.samples)
+            self._block = self.blocks()
+        if self._block.begin.samples + self._offset != number:
+            raise DataflexError(
+                f"the stream {self.name!r} is at sample {self._block.begin.samples + self._offset} instead of {number}"
+            )
+        self._offset += 1
+        return self._block.samples[self._offset - 1]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON: the place of the block in use, how many of its samples were taken, and a digest to know it by."""
+        if self._block is None:
+            return dict(self._saved) if self._saved else {"place": asdict(Place()), "offset": 0, "digest": None}
+        if self._offset == len(self._block.samples):
+            return {"place": asdict(self._block.end), "offset": 0, "digest": None}
+        return {"place": asdict(self._block.begin), "offset": self._offset, "digest": self._block.digest}
+
+    @property
+    def epoch(self) -> int:
+        """Times that the stream has begun anew."""
+        return self.place(self.state()).epoch
+
+
+class Streams:
+    """What a run trains on when its data is not indexed: a source per domain. In the place of `Rows`, but without a length.
+
+    sizes: rows of each domain as far as they are known, else 0. facts: what the sources are known by, flat keys.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        names: Sequence[str],
+        *,
+        rows_per_block: int,
+        sizes: Sequence[int],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.sources, self.rows_per_block, self.sizes, self.facts = list(sources), rows_per_block, tuple(sizes), facts
+        self.domains = Domains(tuple(names), (STREAM,) * len(names))
+
+    def readers(self, seed: int, *, shuffle: bool) -> list[BlockReader]:
+        return [
+            BlockReader(source, name, d, self.rows_per_block, seed, shuffle=shuffle)
+            for d, (source, name) in enumerate(zip(self.sources, self.domains.names, strict=True))
+        ]

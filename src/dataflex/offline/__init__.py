@@ -1,1 +1,0 @@
-"""Selection before training: what is written."""

@@ -1,0 +1,1 @@
+"""Which sample comes at which position: numpy only, no torch, no files."""

@@ -1,0 +1,346 @@
+"""The data of a run as a pure function: sample id at position t = f(seed, ledger, t).
+
+A *plan* is a seed, the domains, and an append-only list of *stages*. A stage says: from position `start` on, draw from
+these pools in these proportions; it records the cursor of every pool and the remainders carried in, so a position is
+found from its own stage alone. Pure numpy, no torch, no I/O.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from .permutation import Permutation, derive_key
+from .quota import SCALE, Quota, normalise_carry, quantise
+from .token_quota import TokenQuota, honoured
+
+Unit = Literal["samples", "tokens"]
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Source data sets laid end to end: sample ids [offset_d, offset_d + size_d) belong to domain d."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    offsets: np.ndarray = field(init=False, compare=False, repr=False)
+    """First id of each domain and the total, int64[k + 1]."""
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.sizes) or not self.names:
+            raise ValueError("one size per domain is needed")
+        object.__setattr__(self, "offsets", np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)]))
+
+    @property
+    def total(self) -> int:
+        return int(sum(self.sizes))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """Domain index of each sample id, int64."""
+        return np.searchsorted(self.offsets, np.asarray(ids), side="right") - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Rows a domain may draw: a contiguous range of ids, or a list of chosen ids (`ids`).
+
+    `key` names the pool in the permutation's key, so the same pool goes on in the same order over any number of stages,
+    and another pool gets another order. Repeated ids are allowed (a selection with replacement).
+    """
+
+    key: int
+    start: int = 0
+    size: int = 0
+    ids: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self.size if self.ids is None else len(self.ids)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        return self.start + index if self.ids is None else self.ids[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """From position `start` on: pools, their proportions and cursors.
+
+    proportions: float per pool (adding up to one); cursors: rows of each pool served before `start`, as
+    epoch * len(pool) + offset; carry: remainders owed to each pool at `start`, in units of 1 / SCALE of a sample, or of a
+    token. unit: what the proportions are shares of. reached: of a stage with several pools that a run is resumed in, how many
+    of its positions were served, and the rows and (in unit tokens) the tokens of each pool in them, so that the order need not
+    be followed from `start` on.
+    """
+
+    index: int
+    start: int
+    pools: tuple[Pool, ...]
+    proportions: tuple[float, ...]
+    cursors: tuple[int, ...]
+    carry: tuple[int, ...]
+    unit: Unit = "samples"
+    reached: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
+    parts: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.pools) == len(self.proportions) == len(self.cursors) == len(self.carry):
+            raise ValueError("a stage needs one proportion, cursor and remainder per pool")
+        object.__setattr__(self, "parts", tuple(quantise(self.proportions)))
+        for d, (pool, part) in enumerate(zip(self.pools, self.parts, strict=True)):
+            if part and len(pool) == 0:
+                raise ValueError(f"pool {d} is empty but has proportion {self.proportions[d]}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the ids of chosen pools, which are named by `key` and stored apart."""
+        return {
+            "index": self.index,
+            "start": self.start,
+            "proportions": list(self.proportions),
+            "cursors": [
+                list(divmod(c, len(p))) if len(p) else [0, 0] for c, p in zip(self.cursors, self.pools, strict=True)
+            ],
+            "carry": list(self.carry),
+            "unit": self.unit,
+            **({"reached": self.reached} if self.reached is not None else {}),
+            "pools": [
+                {"key": p.key, "size": len(p), **({"start": p.start} if p.ids is None else {"chosen": True})}
+                for p in self.pools
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], chosen: Mapping[tuple[int, int], np.ndarray]) -> Stage:
+        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, place in the stage)."""
+        pools = tuple(
+            Pool(key=p["key"], ids=chosen[(p["key"], d)])
+            if p.get("chosen")
+            else Pool(key=p["key"], start=p["start"], size=p["size"])
+            for d, p in enumerate(record["pools"])
+        )
+        cursors = tuple(epoch * len(p) + offset for (epoch, offset), p in zip(record["cursors"], pools, strict=True))
+        reached = record.get("reached")
+        return cls(
+            index=record["index"],
+            start=record["start"],
+            pools=pools,
+            proportions=tuple(record["proportions"]),
+            cursors=cursors,
+            carry=tuple(record["carry"]),
+            unit=record["unit"],
+            reached=None if reached is None else (reached[0], tuple(reached[1]), tuple(reached[2])),
+        )
+
+
+class Plan:
+    """f(seed, ledger, t). Holds nothing that is not in `seed`, `domains`, `shuffle`, `lengths` and `stages`, except caches.
+
+    lengths: tokens of each row, int[N], where proportions are shares of tokens; None: of samples. A resumed run needs the
+    stages from its position on; positions before the first stage held cannot be asked for.
+    """
+
+    def __init__(
+        self,
+        domains: Domains,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        lengths: np.ndarray | None = None,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        self.domains, self.seed, self.shuffle = domains, seed, shuffle
+        if lengths is not None:
+            lengths = np.asarray(lengths).astype(np.int32, copy=False)
+            if (
+                lengths.min(initial=1) < 1
+            ):  # a row without a token counts as one, so that tokens go on with every position
+                lengths = np.maximum(lengths, 1)
+        self.lengths = lengths
+        self.stages: list[Stage] = list(stages)
+        self._quotas: dict[tuple[Stage, bool], Quota] = {}
+        self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
+
+    # -- the whole data of a run -------------------------------------------------------------------------------------
+
+    def merged_pool(self) -> tuple[Pool, ...]:
+        """All rows of all domains as one pool (runs without a mixer)."""
+        return (Pool(key=0, start=0, size=self.domains.total),)
+
+    def domain_pools(self) -> tuple[Pool, ...]:
+        """Each domain as its own pool (runs with a mixer)."""
+        offsets = self.domains.offsets
+        return tuple(Pool(key=0, start=int(offsets[d]), size=n) for d, n in enumerate(self.domains.sizes))
+
+    # -- appending ---------------------------------------------------------------------------------------------------
+
+    def append(self, start: int, pools: Sequence[Pool], proportions: Sequence[float]) -> Stage:
+        """Append a stage at position `start`; cursors and remainders go on from the stage before where pools do."""
+        pools = tuple(pools)
+        parts = quantise(proportions)
+        cursors, carry = [0] * len(pools), [0] * len(pools)
+        if self.stages:
+            last = self.stages[-1]
+            if start < last.start:
+                raise ValueError(f"a stage at position {start} cannot follow one at {last.start}")
+            if len(last.pools) == len(pools):
+                served, carry = self._progress(last, start)
+                cursors = [
+                    served[d] if self._same_pool(p, q) else 0
+                    for d, (p, q) in enumerate(zip(pools, last.pools, strict=True))
+                ]
+        stage = Stage(
+            index=self.stages[-1].index + 1 if self.stages else 0,
+            start=start,
+            pools=pools,
+            proportions=tuple(float(p) / SCALE for p in parts),
+            cursors=tuple(cursors),
+            carry=tuple(carry),
+            unit="samples" if self.lengths is None else "tokens",
+        )
+        stage = replace(stage, carry=tuple(normalise_carry(carry, parts, self._honours(stage))))
+        self.stages.append(stage)
+        return stage
+
+    def _honours(self, stage: Stage) -> Callable[[list[int]], bool] | None:
+        """Whether the pools of a stage can be served within the bound with given remainders; None: by the rule for samples."""
+        if self.lengths is None or len(stage.pools) == 1:
+            return None
+        longest, lengths = int(self.lengths.max()), partial(self._lengths, stage)
+        return lambda carry: honoured(carry, stage.parts, lengths, longest)
+
+    def _lengths(self, stage: Stage, d: int, first: int, count: int) -> np.ndarray:
+        """Tokens of the rows of pool d that a stage serves as its `first` and following, int32[count]."""
+        assert self.lengths is not None
+        return self.lengths[self._draw(stage, d, stage.cursors[d] + first + np.arange(count, dtype=np.int64))]
+
+    @staticmethod
+    def _same_pool(a: Pool, b: Pool) -> bool:
+        return a is b or (a.key == b.key and a.start == b.start and len(a) == len(b))
+
+    def _progress(self, stage: Stage, position: int) -> tuple[list[int], list[int]]:
+        """Rows served from each pool of `stage`, and what each is owed, when `position` is reached."""
+        length = position - stage.start
+        if len(stage.pools) == 1:
+            return [stage.cursors[0] + length], [0]
+        quota = self._quota(stage, length)
+        counts = quota.counts(length)
+        return [c + int(n) for c, n in zip(stage.cursors, counts, strict=True)], quota.remainder(length)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def stage_at(self, position: int) -> Stage:
+        """The stage that serves `position` (the latest one that starts at or before it)."""
+        return self.stages[self._place(position)]
+
+    def _place(self, position: int) -> int:
+        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        if place < 0:
+            raise IndexError(f"no stage covers position {position}")
+        return place
+
+    def stages_from(self, position: int) -> list[Stage]:
+        """Those that serve `position` or a later one, the first of them as it is at that position."""
+        if not self.stages:
+            return []
+        first, *later = self.stages[self._place(position) :]
+        length = position - first.start
+        if len(first.pools) > 1 and length:
+            quota = self._quota(first, length)
+            tokens = quota.tokens(length) if isinstance(quota, TokenQuota) else ()
+            first = replace(first, reached=(length, tuple(quota.counts(length).tolist()), tuple(tokens)))
+        return [first, *later]
+
+    def forget(self, position: int) -> None:
+        """Drop the stages, and the rows chosen for them, that serve no position from this one on."""
+        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        del self.stages[: max(place, 0)]
+
+    def first_reach(self, counts: Sequence[int | None], stop: int) -> tuple[int, int] | None:
+        """The first position in the latest stage, at most `stop`, by which a pool has been served counts[d] rows in all, and
+        that pool; None if there is none. counts: None for a pool that does not matter."""
+        stage, found = self.stages[-1], []
+        served, length = self._progress(stage, stop)[0], stop - stage.start
+        for d, (count, before, after) in enumerate(zip(counts, stage.cursors, served, strict=True)):
+            if count is not None and before < count <= after:
+                place = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
+                assert place is not None
+                found.append((stage.start + place, d))
+        return min(found, default=None)
+
+    def _reach(self, stage: Stage, d: int, count: int, length: int) -> int | None:
+        begun = stage.reached is not None and count > stage.reached[1][d]
+        return self._quota(stage, length if begun else 0).reach(d, count, length)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Sample ids at positions [start, stop), int64."""
+        pieces, position = [], start
+        while position < stop:
+            place = self._place(position)
+            stage = self.stages[place]
+            end = min(stop, self.stages[place + 1].start) if place + 1 < len(self.stages) else stop
+            pieces.append(self._stage_rows(stage, position - stage.start, end - stage.start))
+            position = end
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def served(self, position: int) -> list[int]:
+        """Rows each pool of the stage at `position` has served up to there, since the pool was opened."""
+        return self._progress(self.stage_at(position), position)[0]
+
+    def _stage_rows(self, stage: Stage, begin: int, end: int) -> np.ndarray:
+        if len(stage.pools) == 1:
+            return self._draw(stage, 0, stage.cursors[0] + np.arange(begin, end, dtype=np.int64))
+        quota = self._quota(stage, begin)
+        domains = quota.domains(begin, end)
+        before = quota.counts(begin)
+        rows = np.empty(end - begin, dtype=np.int64)
+        for d in np.unique(domains):
+            where = np.flatnonzero(domains == d)
+            first = stage.cursors[d] + int(before[d])
+            rows[where] = self._draw(stage, int(d), first + np.arange(where.size, dtype=np.int64))
+        return rows
+
+    def _draw(self, stage: Stage, d: int, served: np.ndarray) -> np.ndarray:
+        """The rows of pool d of a stage for consecutive draw numbers `served` (0 is the pool's first draw)."""
+        pool, n = stage.pools[d], len(stage.pools[d])
+        epochs, offsets = served // n, served % n
+        if not self.shuffle:
+            return pool.rows(offsets)
+        out = np.empty(served.size, dtype=np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if served.size else ():
+            here = epochs == epoch
+            out[here] = pool.rows(self._permutation(n, pool.key, d, epoch)(offsets[here]))
+        return out
+
+    def _permutation(self, n: int, pool_key: int, d: int, epoch: int) -> Permutation:
+        key = (n, pool_key, d, epoch)
+        if key not in self._permutations:
+            while len(self._permutations) >= 4 * max(len(self.domains), 1):
+                self._permutations.pop(next(iter(self._permutations)))
+            self._permutations[key] = Permutation(n, derive_key(self.seed, pool_key, d, epoch))
+        return self._permutations[key]
+
+    def _quota(self, stage: Stage, length: int) -> Quota:
+        """The order of a stage from `length` positions on, or from an earlier one."""
+        begun = stage.reached if stage.reached is not None and length >= stage.reached[0] else None
+        key = (stage, begun is not None)
+        if key not in self._quotas:
+            while len(self._quotas) >= 4:  # reading moves forwards; a few stages may meet in one batch
+                self._quotas.pop(next(iter(self._quotas)))
+            if stage.unit == "samples":
+                self._quotas[key] = Quota(stage.parts, stage.carry, None if begun is None else begun[:2])
+            else:
+                self._quotas[key] = TokenQuota(stage.parts, stage.carry, partial(self._lengths, stage), begun)
+        return self._quotas[key]
+
+
+def chosen_pool(key: int, ids: np.ndarray, *, as_given: bool = False) -> Pool:
+    """A pool of selected rows. ids are sorted, so that its order is that of the plan and not of the selector, unless
+    `as_given`."""
+    ids = np.asarray(ids, dtype=np.int64)
+    return replace(Pool(key=key), ids=ids if as_given else np.sort(ids))

@@ -1,0 +1,1 @@
+"""Requests of components, answered with measurements."""

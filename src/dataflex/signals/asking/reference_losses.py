@@ -1,0 +1,77 @@
+"""Losses of a reference model on every trainable token, measured once and kept on disk, memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dataflex.distributed import collectives
+from dataflex.errors import DataflexError
+from dataflex.signals.batching import Pool, batches_of
+from dataflex.signals.cross_entropy import forward_token_losses
+from dataflex.signals.isolation import isolated
+from dataflex.signals.keeping.store import SignalStore
+
+_ROWS = 256  # of a piece, for each rank
+
+
+class ReferenceLosses:
+    """values: float32, the cross entropies of the trainable tokens of all rows, laid end to end in the order of ids.
+    offsets: int64 [N + 1], where the tokens of each row begin."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
+        self.values, self.offsets = values, offsets
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The values of rows `ids`, one row after the other."""
+        parts = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in ids]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def reference_losses(
+    pool: Callable[[], tuple[torch.nn.Module, Pool]],
+    trainable: np.ndarray,
+    store: SignalStore,
+    key: Mapping[str, Any],
+) -> ReferenceLosses:
+    """trainable: int64 [N], trainable tokens of each row. pool: loads the model and gives the pool of all rows; called when
+    there is something left to measure. Equal on every rank."""
+    offsets = np.concatenate([[0], np.cumsum(trainable)])
+    edges = np.unique(np.append(offsets[:: _ROWS * collectives.ranks()], offsets[-1]))
+    loaded: list[tuple[torch.nn.Module, Pool]] = []
+
+    def measure(places: np.ndarray) -> np.ndarray:
+        if not loaded:
+            loaded.append(pool())
+        model, rows = loaded[0]
+        first, last = np.searchsorted(offsets, [places[0], places[-1] + 1])
+        here = np.arange(first, last)
+        return _token_losses(model, rows.subset(here), offsets[first : last + 1] - offsets[first])
+
+    return ReferenceLosses(store.measured(key, int(offsets[-1]), measure, edges), offsets)
+
+
+def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np.ndarray:
+    """float32 [offsets[-1]], equal on every rank. DataflexError if a loss is not finite: nothing could be compared with it."""
+    out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=pool.device)
+    with isolated(model):
+        for places, batch in batches_of(pool, "reference"):
+            losses, active = forward_token_losses(model, batch)
+            if places is None:
+                continue
+            counts = np.diff(offsets)[places]
+            if not np.array_equal(active.sum(dim=1).cpu().numpy(), counts):
+                raise DataflexError("the rows of the reference do not have the tokens that they are trained on with")
+            where = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in places])
+            out[torch.as_tensor(where, device=out.device)] = losses
+    if collectives.ranks() > 1:
+        dist.all_reduce(out)
+    if not torch.isfinite(out).all():
+        raise DataflexError(
+            "the reference model has no finite loss on some rows; is it whole, and in a precision it can take?"
+        )
+    return np.asarray(out.cpu().numpy())

@@ -1,0 +1,1 @@
+"""Measurements kept on disk, so that a pass that was cut off goes on."""

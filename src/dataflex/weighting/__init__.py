@@ -1,0 +1,1 @@
+"""Losses and weights of rows, sequences and tokens."""
