@@ -22,11 +22,14 @@ help:
 demo: $(VENV)/.stamp-base
 	$(VENV)/bin/dataflex-cli demo
 
+# Tests run side by side, but for four at most: each of them takes about a gigabyte, and some start two processes.
+PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.stamp-test
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.stamp-test
-	$(PY) -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .

@@ -42,6 +42,6 @@ def test_a_name_is_shown_once_per_component(capsys: pytest.CaptureFixture[str]) 
     assert remarks.take() == {"x": "one"} and remarks.take() == {}
     remarks.add("select:a", {"x": "two", "y": "three"})
     remarks.add("mix:b", {"x": "four"})
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "dataflex: select:a: one", "dataflex: select:a: three", "dataflex: mix:b: four",
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from dataflex import notices
 from dataflex.base.processes import children
 from dataflex.base.processes.stopping import stoppable
 from dataflex.errors import nearest
@@ -18,6 +19,9 @@ USAGE = """usage: dataflex-cli COMMAND
   version                        the installed version
   export, chat, api, webui, webchat, env
                                  passed on to LLaMA-Factory
+
+  -q, --quiet                    of train, select, doremi: errors only
+  -v, --verbose                  of the same: every decision as well, and where an error comes from
 """
 _LAUNCHED = ("train", "select", "doremi")
 _PASSED_ON = ("export", "chat", "api", "webui", "webchat", "env")
@@ -32,12 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv else ("help", [])
+    if command in (*_LAUNCHED, "demo"):
+        rest = notices.take_level(rest)
     asks = command in _LAUNCHED and rest[:1] in ([], ["-h"], ["--help"])
     if command in ("help", "-h", "--help") or asks:
-        print(USAGE, end="")
+        notices.show(USAGE.rstrip("\n"))
         return 0
     if command in ("version", "-v", "--version"):
-        print(f"dataflex {__version__}")
+        notices.show(f"dataflex {__version__}")
         return 0
     if command in _LAUNCHED:
         from dataflex.base.launching.launch import launch
@@ -49,8 +55,5 @@ def _run(argv: list[str]) -> int:
         return demo(rest)
     if command in _PASSED_ON:
         return children.run(["-m", "llamafactory.cli", command, *rest], ours=False)
-    print(
-        f"dataflex: error: unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}",
-        file=sys.stderr,
-    )
+    notices.error(f"unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}")
     return 2

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from dataflex import notices
 from dataflex.demo.table import RunResult, format_table, read_result
 from dataflex.errors import ConfigError, DataflexError
 
@@ -93,7 +94,7 @@ def _quiet(log: TextIO) -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        with contextlib.redirect_stdout(log):
+        with contextlib.redirect_stdout(log), notices.into(log):
             yield
     finally:
         datasets.enable_progress_bars()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dataflex.distributed.collectives import rank
+from dataflex.notices import say
 
 
 class Remarks:
@@ -18,8 +18,8 @@ class Remarks:
         """source: the component, as the ledger calls it."""
         for name, line in remarks.items():
             self._pending[name] = line
-            if (source, name) not in self._shown and rank() == 0:
-                print(f"dataflex: {source}: {line}", flush=True)
+            if (source, name) not in self._shown:
+                say(f"{source}: {line}")
             self._shown.add((source, name))
 
     def take(self) -> dict[str, str]:

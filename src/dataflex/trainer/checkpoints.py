@@ -14,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from dataflex.distributed import collectives
 from dataflex.distributed.engine import engine_of
 from dataflex.distributed.host import Host
+from dataflex.notices import say
 from dataflex.plan.plan import Plan
 from dataflex.record.completeness import begin_checkpoint, mark_complete
 from dataflex.record.exposure import Exposure
@@ -57,11 +58,10 @@ class Checkpoints(Host):  # type: ignore[misc]
                 batch=self.global_batch, down=self.config.epoch_rounding == "down",
                 drop_last=self.args.dataloader_drop_last,
             )  # fmt: skip
-        if snapshot.global_batch != self.global_batch and collectives.rank() == 0:
-            print(
-                f"dataflex: the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
-                f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}",
-                flush=True,
+        if snapshot.global_batch != self.global_batch:
+            say(
+                f"the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
+                f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}"
             )
         self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
         self._forget_passes(before=snapshot.step)

@@ -8,6 +8,7 @@ and compose by inheritance (see `trainer/__init__.py`). The Trainer's loop is no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from dataflex.data.feed import Feed
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.distributed import collectives
 from dataflex.errors import DataflexError
+from dataflex.notices import Once, detail, say
 from dataflex.plan.plan import Plan, Stage
 from dataflex.plan.quota import HORIZON
 from dataflex.record.exposure import Exposure
@@ -72,6 +74,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self._horizon = 0
         self._pending_scalars: dict[str, float] = {}
         self.remarks = Remarks()
+        self._once = Once()
         self._served = np.zeros(len(domains))  # rows (or tokens) of each domain since the last log
         self.served = np.zeros(len(domains), dtype=np.int64)  # and rows since training began
         self._micro_ids: torch.Tensor | None = None
@@ -236,8 +239,8 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     def _tell_broken(self, *, last: bool = False) -> None:
         found = self.broken.close(self.state.global_step, last=last)
         line = None if found is None else broken_line(self.config, *found)
-        if line is not None and collectives.rank() == 0:
-            print(f"dataflex: {line}", flush=True)
+        if line is not None:
+            say(line)
 
     # -- decisions ---------------------------------------------------------------------------------------------------
 
@@ -294,6 +297,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     ) -> None:
         """stage: the one that the decision opened."""
         remarks = self.remarks.take()
+        detail(f"step {step}: {component} {json.dumps(decided, default=str)} ({seconds:.1f} s)")
         self.run_files.record(
             {
                 "step": step,

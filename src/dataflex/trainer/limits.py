@@ -6,7 +6,6 @@ from functools import cached_property
 
 import numpy as np
 
-from dataflex.distributed.collectives import rank
 from dataflex.plan.plan import Stage
 from dataflex.plan.quota import quantise
 from dataflex.trainer.core import DynamicTrainer
@@ -18,7 +17,6 @@ class LimitedTrainer(DynamicTrainer):
     """Mixin of a run with a mixer. When a domain has served its last row is known to the plan before it happens, so a stage is
     cut there as soon as rows are to be read that far."""
 
-    _said: frozenset[str] = frozenset()
     _nothing_left = False
 
     @cached_property
@@ -42,7 +40,7 @@ class LimitedTrainer(DynamicTrainer):
         shares = self._in_force(proportions, position)
         if shares is None:
             self._nothing_left = True
-            self._say(f"the run ends after step {step}: every domain with a share of the mixture is exhausted")
+            self._once.say(f"the run ends after step {step}: every domain with a share of the mixture is exhausted")
         if shares is None or tuple(quantise(shares.tolist())) == last.parts:
             return None
         return self.plan.append(position, last.pools, shares.tolist())
@@ -66,7 +64,9 @@ class LimitedTrainer(DynamicTrainer):
         if end is None or begin < end[0] == stop:  # what begins at `stop` is not decided yet
             return horizon
         last = self._step_at(end[0])
-        self._say(f"the run ends after step {last}: {self._spent(end[1])}, and the next global batch cannot be filled")
+        self._once.say(
+            f"the run ends after step {last}: {self._spent(end[1])}, and the next global batch cannot be filled"
+        )
         return last
 
     def _cut(self, stop: int) -> tuple[int, int] | None:
@@ -92,13 +92,7 @@ class LimitedTrainer(DynamicTrainer):
         before, after = self.plan.served(begin), self.plan.served(stop)
         for d, most in enumerate(self._most_rows):
             if most is not None and before[d] <= most < after[d]:
-                self._say(f"{self._spent(d)}; it goes on all the same (when_exhausted: repeat)")
+                self._once.say(f"{self._spent(d)}; it goes on all the same (when_exhausted: repeat)")
 
     def _spent(self, d: int) -> str:
         return f"{self.rows.domains.names[d]!r} has been served as often as max_repetition allows ({self._most_rows[d]} rows)"
-
-    def _say(self, line: str) -> None:
-        """Once, from rank 0."""
-        if line not in self._said and rank() == 0:
-            print(f"dataflex: {line}", flush=True)
-        self._said |= {line}

@@ -124,7 +124,7 @@ def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
                 f"output_dir: {said}, and there is no older checkpoint; change output_dir, or set overwrite_output_dir to start"
                 " over"
             )
-        say([f"{said}; an older checkpoint is used"])
+        say(f"{said}; an older checkpoint is used")
 
 
 def check_generators(training_args: Any, saved_ranks: int | None) -> None:
@@ -134,10 +134,8 @@ def check_generators(training_args: Any, saved_ranks: int | None) -> None:
     missing = collectives.gather(None if (Path(folder) / name).is_file() else f"{name} on {collectives.place()}")
     if saved_ranks == ranks and any(missing):
         say(
-            [
-                f"{Path(folder).name} lacks {', '.join(filter(None, missing))}; rows and decisions go on as they would have,"
-                " dropout does not"
-            ]
+            f"{Path(folder).name} lacks {', '.join(filter(None, missing))}; rows and decisions go on as they would have,"
+            " dropout does not"
         )
 
 
@@ -160,10 +158,8 @@ def _newest_common(found: list[dict[str, Any]]) -> int:
     newest = max(found, key=lambda r: max(r["steps"]))
     if max(newest["steps"]) > step:
         say(
-            [
-                f"checkpoint-{max(newest['steps'])} is complete on {newest['place']} but not on every node;"
-                f" checkpoint-{step} is used"
-            ]
+            f"checkpoint-{max(newest['steps'])} is complete on {newest['place']} but not on every node;"
+            f" checkpoint-{step} is used"
         )
     return step
 

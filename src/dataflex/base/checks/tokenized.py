@@ -112,7 +112,7 @@ def noted(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> Ite
     signature = tokenization_signature(data_args, training_args, stage, tokenizer) | sources.definitions
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / _NOTE).is_file():
-            say([f"tokenized_path: {folder} does not say what it was made from, so edited data would not be noticed"])
+            say(f"tokenized_path: {folder} does not say what it was made from, so edited data would not be noticed")
         elif training_args.local_process_index == 0:
             try:
                 note = json.loads((folder / _NOTE).read_text())
@@ -186,10 +186,8 @@ class _Sources:
                         " point it to a new directory"
                     )
         say(
-            [
-                f"tokenized_path: {folder} was made by an earlier version, which noted no contents of data sets; sizes and"
-                " times say that they are the same. A new directory makes sure of it"
-            ]
+            f"tokenized_path: {folder} was made by an earlier version, which noted no contents of data sets; sizes and"
+            " times say that they are the same. A new directory makes sure of it"
         )
 
 

@@ -65,7 +65,7 @@ def _run_all(config: DoremiConfig, found: Path) -> int:
             return status
         if step == "proxy":
             named = json.loads(found.read_text(encoding="utf-8"))
-            say(["proportions: " + ", ".join(f"{name} {p:.4f}" for name, p in named.items())])
+            say("proportions: " + ", ".join(f"{name} {p:.4f}" for name, p in named.items()))
     return 0
 
 
@@ -79,17 +79,17 @@ def _run(out: Path, step: str, keys: dict[str, Any]) -> int:
     done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     digest, with_secrets = _digest(masked(keys)), _digest(keys)
     if done.get(step) in (digest, with_secrets):  # a new token is no new configuration
-        say([f"{step}: done before"])
+        say(f"{step}: done before")
         return 0
     if done.pop(step, None) is not None:
-        say([f"{step}: its configuration has changed since it was done; it is run again"])
+        say(f"{step}: its configuration has changed since it was done; it is run again")
         keys = {**keys, "overwrite_output_dir": True}
     write_atomically(file, _text(masked(keys)))
     folder = Path(keys["output_dir"])
     overwrites = truth(keys.get("overwrite_output_dir"), "overwrite_output_dir")
     fresh = overwrites or newest_complete(folder)[0] is None
     anew = ["overwrite_output_dir=true"] if fresh else []
-    say([f"{step}: {file}"])
+    say(f"{step}: {file}")
     env = to_environment(keys) | children.parent_is(os.getpid())
     if not overwrites:
         env[progress.GOES_ON] = "1"

@@ -31,7 +31,7 @@ def select(config: RunConfig) -> None:
     reads_model = needs_model(config.dataflex)
     config = check_arguments(config, needs_model=reads_model)
     assert config.dataflex is not None
-    say(config.notices)
+    say(*config.notices)
     seams.check()
     with alone_in(Path(str(config.llamafactory["output_dir"]))):
         _select(config, reads_model)
@@ -53,12 +53,7 @@ def _select(config: RunConfig, reads_model: bool) -> None:
         return entries
 
     written = destination.put(write)
-    for line in lines:
-        print(f"dataflex: {line}", flush=True)
-    print(
-        f"dataflex: written to {written}; set dataset_dir to {destination.folder}, or see {written / 'summary.md'}",
-        flush=True,
-    )
+    say(*lines, f"written to {written}; set dataset_dir to {destination.folder}, or see {written / 'summary.md'}")
 
 
 def _destination(config: RunConfig) -> Destination:
@@ -222,7 +217,6 @@ def _without_model(config: RunConfig) -> Outcome:
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
-    for line in chosen.remarks:
-        print(f"dataflex: select:{spec.name}: {line}", flush=True)
+    say(*(f"select:{spec.name}: {line}" for line in chosen.remarks))
     sources = _sources(rows.names, attributes, rows.stored, rows.valid)
     return Outcome(sources, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))

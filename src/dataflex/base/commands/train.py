@@ -38,7 +38,7 @@ def train_file(path: str, overrides: Sequence[str] = ()) -> None:
 def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun or on Ray)."""
     config = check_arguments(config)
-    say(config.notices)
+    say(*config.notices)
     with alone_in(_output_dir(config.llamafactory)), failed_writes_reported(_NOT_WRITTEN):
         _train(config)
 
@@ -55,7 +55,7 @@ def _train(config: RunConfig) -> None:
             tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
         return
     seams.check()
-    say(optimizer_notices(arguments))
+    say(*optimizer_notices(arguments))
     _settle_resume(arguments)
     block = masked(config.dataflex.to_json())
     callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
@@ -86,7 +86,7 @@ def _settle_resume(arguments: dict[str, Any]) -> None:
         arguments["resume_from_checkpoint"] = next((str(path) for _, path in complete_checkpoints(output)), None)
         return
     found, passed_over = newest_complete(output)
-    say(passed_over)
+    say(*passed_over)
     if found is None:
         raise ConfigError(f"resume_from_checkpoint: {output} has no complete checkpoint")
     arguments["resume_from_checkpoint"] = str(found)
@@ -134,7 +134,7 @@ def _dynamic(config: RunConfig) -> Any:
             if not _of_another_rank():
                 raise
             found, passed_over = None, []
-        say(passed_over)
+        say(*passed_over)
         if found is None and _of_another_rank():
             return ""  # None could end this rank, where the checkpoints are on another node; see settle_checkpoint
         return str(found) if found else None

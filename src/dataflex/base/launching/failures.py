@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from dataflex.errors import DataflexError
+from dataflex.notices import first_line
 
 _EVERY = 1.0  # seconds between two looks
 _GRACE = 10.0  # seconds for the other nodes to hear of it before the store is closed
@@ -38,10 +38,6 @@ def several_nodes() -> bool:
     return "TORCHELASTIC_RUN_ID" in env and here != all_ranks and env.get("TORCHELASTIC_MAX_RESTARTS") == "0"
 
 
-def place() -> str:
-    return f"rank {os.environ['RANK']} ({socket.gethostname()})"
-
-
 def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
     """Call `end`, in a thread, once another rank has failed or the store is gone. Returns what stops the watch."""
     import torch.distributed  # noqa: F401  # not in a thread: two that import it at once have aborted
@@ -62,7 +58,7 @@ def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
                 store, missed = None, missed + 1
                 if not met or missed < _MISSED:  # the store is not there yet, or a connection was lost
                     continue
-                said = {"message": f"the node at {_address()} has ended; its output says why ({in_short(error)})"}
+                said = {"message": f"the node at {_address()} has ended; its output says why ({first_line(error)})"}
             if not stopped.is_set():
                 end(Reported(said["message"], said.get("status", 1)))
             return
@@ -120,9 +116,3 @@ def _store(patience: float = 30) -> Any:
     store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=patience), wait_for_workers=False)
     run = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("RDZV_ID") or "none"
     return PrefixStore(f"dataflex/{run}", store)
-
-
-def in_short(error: BaseException) -> str:
-    """One line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

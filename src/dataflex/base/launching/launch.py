@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from dataflex import notices
 from dataflex.base.checks.arguments import load_checked
 from dataflex.base.launching import failures
 from dataflex.base.launching.torchrun import enabled, report_to_launcher, torchrun
@@ -40,12 +41,12 @@ def launch(command: str, arguments: Sequence[str]) -> int:
         if lost_contact(error):
             if stop is not None:
                 failures.wait_for_word()
-            bereft = Bereft(f"another rank is gone ({failures.in_short(error)})")
+            bereft = Bereft(f"another rank is gone ({notices.first_line(error)})")
             bereft.__cause__ = error
             return _give_up(bereft, stop)
         if stop is None:
             raise
-        _tell(f"failed: {failures.in_short(error)}", 1, stop)
+        _tell(f"failed: {notices.first_line(error)}", 1, stop)
         raise
     finally:
         if stop is not None:
@@ -61,7 +62,7 @@ def _give_up(error: DataflexError, stop: Callable[[], None] | None) -> int:
 
 def _tell(line: str, status: int, stop: Callable[[], None]) -> None:
     stop()  # or this process would hear itself
-    failures.tell(f"{failures.place()}: {line}", status, hearers=int(os.environ["WORLD_SIZE"]) - 1)
+    failures.tell(f"{notices.rank_label()}: {line}", status, hearers=int(os.environ["WORLD_SIZE"]) - 1)
 
 
 def _end(error: DataflexError) -> None:
@@ -109,12 +110,11 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
 def report(error: DataflexError) -> int:
     """One line for every mistake on stderr, from rank 0 alone, or by way of the launcher. What it comes from is shown where it
     is asked for."""
-    if enabled(_SHOW_CAUSE):
-        print(_whole(error), end="", file=sys.stderr, flush=True)
-    line = "\n".join(f"dataflex: error: {line}" for line in str(error).splitlines())
-    told = report_to_launcher(line, error.exit_status, cause=not isinstance(error, Bereft))
+    if enabled(_SHOW_CAUSE) or notices.verbose():
+        sys.stderr.write(_whole(error))
+    told = report_to_launcher(str(error), error.exit_status, cause=not isinstance(error, Bereft))
     if not told and os.getenv("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        notices.error(str(error))
     return error.exit_status
 
 

@@ -26,7 +26,7 @@ from dataflex.base.refusals import refusals
 from dataflex.config import RunConfig
 from dataflex.distributed.collectives import lost_contact
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.notices import say
+from dataflex.notices import first_line, say
 
 # Seconds in which Ray notices that a worker has died. Others notice sooner that it is gone, but not why.
 _NOTICED = 5
@@ -37,7 +37,7 @@ def train_on_ray(config: RunConfig) -> None:
     """Run one training on workers of a Ray cluster, which is started if there is none; nothing of it is left afterwards."""
     config = check_arguments(config, writes=False)
     seams.check(on_ray=True)
-    say(config.notices)
+    say(*config.notices)
     with refusals():
         arguments = get_ray_args(dict(config.llamafactory))
     try:
@@ -92,7 +92,7 @@ def _connect(given: dict[str, Any]) -> None:
     except Exception as error:  # of many kinds, down to TypeError for an unknown key
         raise ConfigError(
             f"ray_init_kwargs: Ray cannot be started or reached with its keys {', '.join(given) or '(none)'}"
-            f" ({_first_line(error)})"
+            f" ({first_line(error)})"
         ) from error
 
 
@@ -139,10 +139,10 @@ def _errors_in_one_line() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, DataflexError):
             raise error.cause from None
-        print(error, file=sys.stderr, flush=True)  # a fault to be found: the worker's traceback
-        raise DataflexError(f"a worker of Ray failed: {_first_line(error.cause)}") from None
+        sys.stderr.write(f"{error}\n")  # a fault to be found: the worker's traceback
+        raise DataflexError(f"a worker of Ray failed: {first_line(error.cause)}") from None
     except RayError as error:
-        raise DataflexError(_death(str(error), _first_line(error))) from None
+        raise DataflexError(_death(str(error), first_line(error))) from None
     except ValueError as error:  # LLaMA-Factory's own: too few devices, an address that is not in the cluster
         raise ConfigError(f"ray_num_workers, master_addr: {error}") from None
 
@@ -157,8 +157,3 @@ def _death(account: str, otherwise: str) -> str:
     reason = re.search(r"Worker exit detail: (.*?)(?:\. |$)", account, re.MULTILINE)
     where = ", ".join(f"{key} {fields[key]}" for key in ("ip", "pid") if key in fields)
     return f"rank {actor[1]} has died{f' ({where})' if where else ''}{f': {reason[1]}' if reason else ''}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataflex import notices
 from dataflex.base.launching import failures
 from dataflex.base.processes import children, progress, stopping
 from dataflex.errors import ConfigError, DataflexError
@@ -62,24 +62,22 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
             line = fate(error.failures, {int(file.suffix[2:]) for file in said if "~" in file.name})
             if said and ("~" not in said[0].name or line is None):
                 status, line = said[0].read_text(encoding="utf-8").split("\n", 1)
-                print(line.strip(), file=sys.stderr, flush=True)
+                notices.error(line.strip())
                 if watched:
                     failures.linger()
                 return int(status)
             env.update(MASTER_ADDR=address, MASTER_PORT=port)
             if watched and (word := failures.heard()) is not None:
-                print(
-                    "\n".join(f"dataflex: error: {said}" for said in word[0].splitlines()), file=sys.stderr, flush=True
-                )
+                notices.error(word[0])
                 return word[1]
-            print(f"dataflex: error: {line}", file=sys.stderr, flush=True)
+            notices.error(str(line))
             if watched:
                 failures.tell(f"on {socket.gethostname()}, {line}", 1, hearers=others)
             return 1
         except (RendezvousError, DistError) as error:
             raise DataflexError(
                 f"the {nodes} nodes did not meet at {address}:{port}, or one of them has ended:"
-                f" {failures.in_short(error)}"
+                f" {notices.first_line(error)}"
             ) from error
         finally:
             for name in told:

@@ -72,7 +72,7 @@ def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
         if "select" in config.aiming():
             raise ConfigError(f"{shared}, and what is aimed at must not be trained on")
         if name != trained[digest]:  # which the configuration shows, and which has been said
-            say([f"{shared}, which is trained on, so rows are compared with a target they are part of"])
+            say(f"{shared}, which is trained on, so rows are compared with a target they are part of")
 
 
 def check_cut(config: DataflexConfig, target: Rows) -> None:

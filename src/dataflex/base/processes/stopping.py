@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from dataflex import notices
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTHING = "stopped"
 _ONCE = 5.0  # seconds in which a signal that comes again is the same one, from the terminal and from a parent
@@ -95,10 +97,6 @@ def exit_status(signum: int) -> int:
     return 128 + signum
 
 
-def tell(line: str) -> None:
-    print(f"dataflex: {line}", file=sys.stderr, flush=True)
-
-
 def _handle(signum: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.owner:  # a process forked from this one, which this one ends
         if signum == signal.SIGTERM:
@@ -130,4 +128,4 @@ def _say() -> None:
     except Exception:  # the line must not stand in the way
         line = _NOTHING
     if line:
-        tell(line)
+        notices.tell(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
 from dataflex.components.proportions import in_order, read_proportions
 from dataflex.errors import ConfigError
+from dataflex.notices import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class FileMixer(Mixer):
             found = self._read(observations.names)
         except ConfigError as error:
             if str(error) != state["complaint"]:
-                print(f"dataflex: the mixture stays as it is: dataflex.mix.{error}", file=sys.stderr, flush=True)
+                say(f"the mixture stays as it is: dataflex.mix.{error}")
             return None, {"complaint": str(error)}
         unchanged = np.array_equal(found, observations.asked)
         return (None if unchanged else Decision(found)), {"complaint": ""}

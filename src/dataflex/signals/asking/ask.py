@@ -28,8 +28,8 @@ from dataflex.components.requests import (
 )
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, Rows
-from dataflex.distributed.collectives import rank
 from dataflex.errors import DataflexError
+from dataflex.notices import Once
 from dataflex.plan.permutation import generator
 from dataflex.plan.plan import Plan
 from dataflex.record.remarks import Remarks
@@ -66,7 +66,7 @@ class Measurements(KeptPasses):
     remarks: Remarks
     _pending_scalars: dict[str, float]
     _measured: tuple[int, dict[Any, Any]] = (-1, {})
-    _described: frozenset[str] = frozenset()
+    _once: Once
     _keeps_encoder: ClassVar[bool] = False
 
     def signal(self, request: Request, ids: np.ndarray | None = None) -> np.ndarray:
@@ -150,7 +150,7 @@ class Measurements(KeptPasses):
         how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
         count, size = len(subtasks), rows.sites.values if exact else request.proj_dim or DEFAULT_DIM
         held = f"{count} subtask{'s' if count > 1 else ''}, {4 * count * size / 2**20:.1f} MiB of target vectors"
-        self._describe(f"{rows.sites.describe()}; {how}, {held}")
+        self._once.say(f"{rows.sites.describe()}; {how}, {held}")
         return alignment(pool, target, subtasks, rows, aims, proj_dim=request.proj_dim, seed=request.seed)
 
     def _encoded(self, request: Request, model: str, pool: Pool) -> np.ndarray:
@@ -175,7 +175,7 @@ class Measurements(KeptPasses):
         dim = request.proj_dim or DEFAULT_DIM
         formed = rows.direction is not None
         projection = Concatenation(rows.sizes) if exact else Projection(rows.names, dim, request.seed, formed=formed)
-        self._describe(f"{rows.sites.describe()}; {'exact' if exact else f'projected to {dim}'}")
+        self._once.say(f"{rows.sites.describe()}; {'exact' if exact else f'projected to {dim}'}")
         return interaction(pool, target, rows, aims, projection)
 
     def _by_domain(self, request: DomainGradients | RouterLoad, pool: Pool) -> np.ndarray:
@@ -187,7 +187,7 @@ class Measurements(KeptPasses):
         count = request.rows
         part, groups = self._drawn(request, pool, domains, count, draw)
         engine = self._gradients(request)
-        self._describe(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain, in two halves")
+        self._once.say(f"{engine.sites.describe()}; mean gradients of {count} rows of each domain, in two halves")
         products = group_products(part, groups, engine, proj_dim=request.proj_dim, seed=request.seed)
         k = len(domains)
         return products.reshape(k, 2, k, 2)
@@ -305,12 +305,6 @@ class Measurements(KeptPasses):
     @cached_property
     def _lengths(self) -> np.ndarray:
         return self.rows.lengths()
-
-    def _describe(self, line: str) -> None:
-        """Say once, from rank 0, what a measurement covers."""
-        if line not in self._described and rank() == 0:
-            print(f"dataflex: {line}", flush=True)
-        self._described |= {line}
 
 
 def _digest(ids: np.ndarray) -> bytes:

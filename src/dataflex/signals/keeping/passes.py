@@ -32,6 +32,7 @@ from dataflex.data.rows import Rows
 from dataflex.distributed.collectives import decide, rank, ranks
 from dataflex.distributed.engine import engine_of
 from dataflex.distributed.host import Host
+from dataflex.notices import say
 from dataflex.record.ledger import DIRECTORY
 from dataflex.signals import pace
 from dataflex.signals.batching import Held, Keep, Pool, order_of
@@ -62,10 +63,9 @@ class Passes:
         except OSError as error:
             self.gave_up = True
             self.forget()  # a checkpoint may need the room
-            print(
-                f"dataflex: what scoring measures is not kept from here on ({error.strerror or error}: {self.folder}); a run"
-                " that is killed in the middle of a scoring pass makes all of it again",
-                flush=True,
+            say(
+                f"what scoring measures is not kept from here on ({error.strerror or error}: {self.folder}); a run"
+                " that is killed in the middle of a scoring pass makes all of it again"
             )
 
     def forget(self, before: int | None = None) -> None:
@@ -170,7 +170,7 @@ class KeptPass(Held):
         if found:
             self._begun = True
             count, there, signal = len(self.missing), int((~self.missing).sum()), self._key["signal"]  # type: ignore[index]
-            print(f"dataflex: step {self._step}: {there} of {count} rows of {signal} are there", flush=True)
+            say(f"step {self._step}: {there} of {count} rows of {signal} are there")
 
 
 class KeptPasses(Host):  # type: ignore[misc]
