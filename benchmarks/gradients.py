@@ -44,8 +44,8 @@ class Bench:
         self.trainer, self.torch, self.buffer = trainer, torch, buffer
         request, model = TargetAlignment(), trainer.model
         chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
-        self.pool = trainer._pool(request, trainer.rows, trainer._lengths, chosen)
-        target = trainer._pool(request, trainer.target, trainer.target.lengths())
+        self.pool = trainer.signals.context.batches(request, trainer.rows, chosen)
+        target = trainer.signals.context.batches(request, trainer.target)
         self.moments = optimizer_moments(trainer.optimizer)
         self.engines = {
             "sgd": BatchGradients(model),

@@ -34,7 +34,7 @@ def one(rows: int) -> tuple[int, float, float]:
 
     from dataflex.data.rows import RowCollator, Rows
     from dataflex.demo.model import build_model
-    from dataflex.signals.batching import Pool, token_budget
+    from dataflex.signals.batching import ScoringRows, token_budget
     from dataflex.signals.gradients.alignment import alignment
     from dataflex.signals.gradients.passes import BatchGradients
 
@@ -55,13 +55,13 @@ def one(rows: int) -> tuple[int, float, float]:
         mask = torch.tensor([[1] * len(f["input_ids"]) + [0] * (width - len(f["input_ids"])) for f in features])
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
 
-    def pool(part: Rows) -> Pool:
+    def pool(part: Rows) -> ScoringRows:
         def prepare(batch: dict[str, Any]) -> dict[str, Any]:
             return {k: v for k, v in batch.items() if k != "dataflex_sample_ids"}
 
         device = torch.device("cpu")
         budget = token_budget(device, gradients=True)
-        return Pool(part, np.arange(len(part)), part.lengths(), budget, RowCollator(collate), prepare, device)
+        return ScoringRows(part, np.arange(len(part)), part.lengths(), budget, RowCollator(collate), prepare, device)
 
     engine, target, small = BatchGradients(model), pool(data(TARGET, 1)), pool(data(500, 2))
     everything = pool(data(rows, 0))

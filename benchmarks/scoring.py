@@ -59,12 +59,13 @@ class Bench:
         self.lengths = self.rows.lengths()
 
     def score(self, budget: int, row_loss: Callable[[Any, Any], Any] | None = None) -> tuple[np.ndarray, float]:
-        """The losses of all rows as `DynamicTrainer.signal` gets them, and the seconds they took."""
-        from dataflex.signals.losses import pool_losses
+        """The losses of all rows as `Signals.measure` gets them, and the seconds they took."""
+        from dataflex.components.requests import Loss
+        from dataflex.signals.stage_loss import stage_losses
 
         trainer, begin = self.trainer, now()
-        pool = dataclasses.replace(trainer._pool("loss", self.rows, self.lengths), budget=budget)
-        values = pool_losses(trainer.model, pool, row_loss or trainer._score)
+        pool = dataclasses.replace(trainer.signals.context.batches(Loss(), self.rows), budget=budget)
+        values = stage_losses(trainer.model, pool, row_loss or trainer._score)
         return values, now() - begin
 
     def single(self, place: int) -> Any:

@@ -104,7 +104,7 @@ class _Clock:
         from transformers import Trainer
         from transformers.trainer_callback import CallbackHandler
 
-        from dataflex.signals.asking import ask as measure
+        from dataflex.signals.asking.ask import Signals
         from dataflex.trainer import core, mix
 
         begin, end, track = CallbackHandler.on_train_begin, CallbackHandler.on_step_end, Trainer._track_num_input_tokens
@@ -128,7 +128,7 @@ class _Clock:
         CallbackHandler.on_train_begin = on_train_begin
         CallbackHandler.on_step_end = on_step_end
         Trainer._track_num_input_tokens = track_tokens
-        measure.Measurements._measure = self.timed("scoring", measure.Measurements._measure)
+        Signals._measured = self.timed("scoring", Signals._measured)
         core.DynamicTrainer._decide = self.timed("deciding", core.DynamicTrainer._decide)
         mix.MixTrainer._adjust = self.timed("deciding", mix.MixTrainer._adjust)
 

@@ -231,7 +231,7 @@ def ignore_scores(out: str, _: str) -> None:
         if spec.schedule.due(step):
             assert spec.component.needs
             for request in spec.component.needs:
-                self.signal(request)
+                self.signals.measure(request)
 
     select.SelectTrainer._select = everything
 
@@ -342,21 +342,21 @@ def import_from(out: str, folder: str) -> None:
 def small_pieces(out: str, tokens: str) -> None:
     """Keep signals in pieces of a single round, of batches of so many tokens, or of 50 texts."""
     from dataflex.signals import embeddings, pace
-    from dataflex.signals.asking import ask as measure
+    from dataflex.signals.asking import context
 
     pace.PIECE_SECONDS, embeddings._TEXTS = 0.0, 50
-    measure.token_budget = lambda *args: int(tokens)
+    context.token_budget = lambda *args: int(tokens)
 
 
 def kill_after_pieces(out: str, argument: str) -> None:
     """`<count>[=<place>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
     the one at that place."""
-    from dataflex.signals.keeping import passes, store
+    from dataflex.signals.keeping import disk, run
 
     count, _, place = argument.partition("=")
     left = [int(place or 0), int(count)]
 
-    for kind in (store.Stored, passes.KeptPass):
+    for kind in (disk.DiskCache, run.RunCache):
 
         def opened(self: Any, *args: Any, stock: Any = kind.__init__, **kwargs: Any) -> None:
             stock(self, *args, **kwargs)
@@ -374,7 +374,7 @@ def kill_after_pieces(out: str, argument: str) -> None:
 
 def count_measured(out: str, _: str) -> None:
     """Write to measured.json how many rows (of a reference, tokens) were measured of each signal that is kept."""
-    from dataflex.signals.keeping import passes, store
+    from dataflex.signals.keeping import disk, run
 
     counts: list[int] = []
 
@@ -382,7 +382,7 @@ def count_measured(out: str, _: str) -> None:
         if os.environ.get("RANK", "0") == "0":
             (Path(out) / "measured.json").write_text(json.dumps(counts))
 
-    for kind in (store.Stored, passes.KeptPass):
+    for kind in (disk.DiskCache, run.RunCache):
 
         def opened(self: Any, *args: Any, stock: Any = kind.__init__, **kwargs: Any) -> None:
             counts.append(0)
@@ -414,9 +414,9 @@ def count_passes(out: str, _: str) -> None:
 
 def full_store(out: str, pieces: str) -> None:
     """No space is left for signals once so many pieces are written."""
-    from dataflex.signals.keeping import store
+    from dataflex.signals.keeping import disk
 
-    left, stock = [int(pieces)], store._write_rows
+    left, stock = [int(pieces)], disk._write_rows
 
     def wrapped(*args: Any) -> None:
         if left[0] == 0:
@@ -424,7 +424,7 @@ def full_store(out: str, pieces: str) -> None:
         left[0] -= 1
         stock(*args)
 
-    store._write_rows = wrapped
+    disk._write_rows = wrapped
 
 
 def damage_piece(out: str, argument: str) -> None:
@@ -501,16 +501,16 @@ def dump_held_out(out: str, _: str) -> None:
 
 def record_routing(out: str, _: str) -> None:
     """Write the tokens of the rows that the routers of experts are measured on to routing.jsonl, one line per pass."""
-    from dataflex.signals.asking import ask as measure
+    from dataflex.signals.asking import measures
 
-    stock = measure.expert_counts
+    stock = measures.expert_counts
 
     def wrapped(model: Any, pool: Any, layer: int) -> np.ndarray:
         with (Path(out) / "routing.jsonl").open("a") as handle:
             handle.write(json.dumps([list(pool.rows[int(i)]["input_ids"]) for i in pool.ids]) + "\n")
         return stock(model, pool, layer)
 
-    measure.expert_counts = wrapped
+    measures.expert_counts = wrapped
 
 
 def no_tokenization(out: str, _: str) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from dataflex.demo.model import build_model
-from dataflex.signals.batching import Pool
+from dataflex.signals.batching import ScoringRows
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
@@ -559,9 +559,9 @@ def random_rows(count: int, longest: int, seed: int) -> list[list[int]]:
     return [(rng.integers(3, 120, rng.integers(4, longest)) + 110 * (i % 2)).tolist() for i in range(count)]
 
 
-def pool_of(rows: list[list[int]], budget: int) -> Pool:
+def pool_of(rows: list[list[int]], budget: int) -> ScoringRows:
     lengths = np.array([len(row) for row in rows])
-    return Pool(
+    return ScoringRows(
         rows=rows, ids=np.arange(len(rows)), lengths=lengths, budget=budget, device=torch.device("cpu"),
         collate=lambda some: collate([(row, row) for row in some]), prepare=lambda batch: batch,
     )  # fmt: skip
@@ -594,7 +594,7 @@ def test_products_of_mean_gradients(models: Any, family: str, kind: str) -> None
     groups = [np.array(usable[:2]), np.array(usable[2:3]), np.array(usable[3:])]
     means = torch.stack([torch.stack([flat(gradients[i]) for i in g]).mean(0) for g in groups])  # type: ignore[arg-type]
     lengths = np.array([len(ids) for ids, _ in rows()])
-    pool = Pool(
+    pool = ScoringRows(
         rows=rows(), ids=np.arange(ROWS), lengths=lengths, budget=40, device=torch.device("cpu"), collate=collate,
         prepare=lambda batch: batch,
     )  # fmt: skip

@@ -383,7 +383,6 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
     """What is stored of texts goes by what is in the encoder's folder, not by its name."""
     from dataflex.base.loading import texts
     from dataflex.signals import embeddings
-    from dataflex.signals.keeping.store import SignalStore
 
     noise(tmp_path / "encoder" / "1_Pooling" / "config.json", 100)
     measured: list[int] = []
@@ -405,7 +404,7 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
             return f"row {place}"
 
     def encode() -> None:
-        found = texts._encoded(str(tmp_path / "encoder"), Two(), SignalStore(tmp_path / "store"))  # type: ignore[arg-type]
+        found = texts._encoded(str(tmp_path / "encoder"), Two(), tmp_path / "store")  # type: ignore[arg-type]
         assert found.shape == (2, 2)
 
     encode()

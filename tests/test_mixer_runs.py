@@ -15,7 +15,7 @@ from harness import start, train, train_all
 from test_invariants import kill_and_resume
 
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.signals.batching import Pool
+from dataflex.signals.batching import ScoringRows
 from dataflex.signals.routing import expert_counts
 from dataflex.trainer.mix import check_older
 
@@ -28,7 +28,7 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
     return [rng.integers(5, 250, n).tolist() for n in lengths]
 
 
-def pool_of(rows: list[list[int]], side: str) -> Pool:
+def pool_of(rows: list[list[int]], side: str) -> ScoringRows:
     def collate(some: list[list[int]]) -> dict[str, torch.Tensor]:
         longest = max(map(len, some))
         gaps = [[0] * (longest - len(r)) for r in some]
@@ -36,7 +36,7 @@ def pool_of(rows: list[list[int]], side: str) -> Pool:
         real = [[1] * len(r) + g if side == "right" else g + [1] * len(r) for r, g in zip(some, gaps)]
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
 
-    return Pool(
+    return ScoringRows(
         rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), budget=40, collate=collate,
         prepare=lambda batch: batch, device=torch.device("cpu"),
     )  # fmt: skip

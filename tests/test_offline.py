@@ -17,7 +17,7 @@ from test_checkpoints import flip
 from test_embeddings import build_encoder
 from test_less import LORA, table
 
-from dataflex.signals.keeping.store import SignalStore
+from dataflex.signals.keeping.disk import kept_values
 
 Config = dict[str, Any]
 
@@ -338,8 +338,8 @@ def test_a_full_disk_is_one_line(offline: Config, tmp_path: Path, ranks: int) ->
 
 
 def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.signals.keeping.store._ROWS", 4)
-    store, asked = SignalStore(tmp_path), []
+    monkeypatch.setattr("dataflex.signals.keeping.disk._ROWS", 4)
+    asked: list[list[int]] = []
 
     def measure(places: np.ndarray) -> np.ndarray:
         asked.append(places.tolist())
@@ -347,12 +347,13 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
 
     expected = np.stack([np.arange(10), np.arange(10) ** 2], axis=1)
     key = {"model": "a", "signal": "embedding"}
-    assert np.array_equal(store.measured(key, 10, measure), expected) and asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert np.array_equal(kept_values(tmp_path, key, 10, measure), expected)
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     asked.clear()
-    found = store.measured(key, 10, measure)
+    found = kept_values(tmp_path, key, 10, measure)
     found[:] = 0  # what is kept stays as it is
-    assert np.array_equal(store.measured(key, 10, measure), expected) and not asked
-    assert np.array_equal(store.measured({**key, "model": "b"}, 10, measure), expected) and len(asked) == 3
+    assert np.array_equal(kept_values(tmp_path, key, 10, measure), expected) and not asked
+    assert np.array_equal(kept_values(tmp_path, {**key, "model": "b"}, 10, measure), expected) and len(asked) == 3
     asked.clear()
     (folder,) = [f.parent for f in tmp_path.glob("*/key.json") if '"a"' in f.read_text()]
     values = np.load(folder / "values.npy", mmap_mode="r+")
@@ -360,10 +361,10 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
     values.flush()
     with (folder / "done.jsonl").open("a") as file:
         file.write('{"from": 8, "to": 10, "ha')
-    assert np.array_equal(store.measured(key, 10, measure), expected) and asked == [[4, 5, 6, 7]]
+    assert np.array_equal(kept_values(tmp_path, key, 10, measure), expected) and asked == [[4, 5, 6, 7]]
     asked.clear()
     (folder / "values.npy").write_bytes((folder / "values.npy").read_bytes()[:90])
-    assert np.array_equal(store.measured(key, 10, measure), expected) and len(asked) == 3
+    assert np.array_equal(kept_values(tmp_path, key, 10, measure), expected) and len(asked) == 3
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

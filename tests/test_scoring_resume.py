@@ -22,10 +22,11 @@ from test_invariants import SELECT, assert_same_continuation
 from test_less import LESS, LORA, table
 
 from dataflex.signals import pace
-from dataflex.signals.batching import Held, Pool, order_of, over_pool, token_batches
+from dataflex.signals.batching import ScoringRows, order_of, over_rows, token_batches
+from dataflex.signals.keeping.disk import PieceFile
 from dataflex.signals.keeping.fingerprint import model_fingerprint, moments_fingerprint
-from dataflex.signals.keeping.passes import KeptPass, Passes
-from dataflex.signals.keeping.store import PieceFile
+from dataflex.signals.keeping.memory import MemoryCache
+from dataflex.signals.keeping.run import RunCache, StepFolders
 from dataflex.signals.pace import pieces
 
 Config = dict[str, Any]
@@ -302,16 +303,16 @@ class Clock:
 CPU = torch.device("cpu")
 
 
-def pool_of(lengths: Sequence[int] | np.ndarray, keep: Any = None, budget: int = 8) -> Pool:
+def pool_of(lengths: Sequence[int] | np.ndarray, keep: Any = None, budget: int = 8) -> ScoringRows:
     """Rows whose only token is their id."""
     rows = np.arange(len(lengths))
-    return Pool(
+    return ScoringRows(
         rows=rows.astype(float).tolist(), ids=rows, lengths=np.asarray(lengths), budget=budget, collate=torch.tensor,
-        prepare=lambda batch: batch, device=CPU, keep=keep,
+        prepare=lambda batch: batch, device=CPU, cache=keep,
     )  # fmt: skip
 
 
-class Noted(Held):
+class Noted(MemoryCache):
     """Notes what it is given, and when."""
 
     def __init__(self, count: int, clock: Clock) -> None:
@@ -334,7 +335,7 @@ def test_a_piece_is_two_minutes_of_work(monkeypatch: pytest.MonkeyPatch, seconds
         clock.now += seconds
         return batch * 2
 
-    assert over_pool(pool_of(lengths, keep), measure, "test").tolist() == (np.arange(300) * 2.0).tolist()
+    assert over_rows(pool_of(lengths, keep), measure, "test").tolist() == (np.arange(300) * 2.0).tolist()
     ends = [0.0, *(when for when, _ in keep.given)]
     took = np.diff(ends)
     assert (took <= max(120.0, seconds) + 1e-6).all() and (took[:-1] + 2 * seconds > 60).all()
@@ -352,7 +353,7 @@ def test_a_piece_has_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("dataflex.signals.pace.PIECE_TOKENS", 100)
     lengths = np.random.default_rng(0).integers(1, 9, size=300)
     keep = Noted(300, clock)
-    over_pool(pool_of(lengths, keep), lambda batch: batch, "test")
+    over_rows(pool_of(lengths, keep), lambda batch: batch, "test")
     tokens = [lengths[places].sum() for _, places in keep.given]
     assert all(100 <= t <= 108 for t in tokens[:-1]) and len(tokens) > 10
     assert [(p.begin, p.most) for p in pieces(np.full(9, 99), None) if list(p)] == [(0, 9)]
@@ -368,9 +369,9 @@ def test_rows_that_are_there_are_not_measured(monkeypatch: pytest.MonkeyPatch) -
         seen.append(batch.tolist())
         return batch * 2
 
-    assert over_pool(pool_of(lengths, keep), measure, "test").tolist() == [0.0, 2.0, 20.0, 30.0, 8.0, 10.0]
+    assert over_rows(pool_of(lengths, keep), measure, "test").tolist() == [0.0, 2.0, 20.0, 30.0, 8.0, 10.0]
     assert seen == [[0.0], [4.0], [1.0, 5.0]]
-    assert pool_of(lengths, keep).subset(np.array([2, 1])).keep is None
+    assert pool_of(lengths, keep).subset(np.array([2, 1])).cache is None
 
 
 def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> None:
@@ -381,7 +382,7 @@ def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> 
     now, made = [0.0], [0]
     pace.clock = lambda: now[0]
     lengths = np.random.default_rng(0).integers(1, 9, size=60)
-    keep = KeptPass(Passes(Path(folder), "run"), 3, 60, lambda: {"signal": "loss"}, lambda: order_of(lengths))
+    keep = RunCache(StepFolders(Path(folder), "run"), 3, 60, lambda: {"signal": "loss"}, lambda: order_of(lengths))
 
     def measure(batch: torch.Tensor) -> torch.Tensor:
         if made[0] == stop_after:
@@ -390,7 +391,7 @@ def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> 
         now[0] += 50.0 * (rank == 0)
         return batch * 2
 
-    values = over_pool(pool_of(lengths, keep), measure, "test")
+    values = over_rows(pool_of(lengths, keep), measure, "test")
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps([made[0], values.tolist()]))
     torch.distributed.destroy_process_group()
 
@@ -439,8 +440,8 @@ def test_a_short_pass_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             clock.now += seconds
             return torch.sin(batch)
 
-        keep = KeptPass(Passes(tmp_path / "signals", "run"), step, 300, key, lambda: order_of(lengths))
-        return over_pool(pool_of(lengths, keep), measure, "test")
+        keep = RunCache(StepFolders(tmp_path / "signals", "run"), step, 300, key, lambda: order_of(lengths))
+        return over_rows(pool_of(lengths, keep), measure, "test")
 
     batches = len(token_batches(lengths, 8))
     first = a_pass(1, 59.0 / batches)
@@ -454,9 +455,9 @@ def test_a_short_pass_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def place(
-    passes: Passes, step: int, name: str = "loss", parts: int = 1, order: Sequence[int] = (0, 2, 1, 3)
-) -> KeptPass:
-    kept_pass = KeptPass(passes, step, 4, lambda: {"signal": name}, lambda: np.array(order), at_once=True)
+    passes: StepFolders, step: int, name: str = "loss", parts: int = 1, order: Sequence[int] = (0, 2, 1, 3)
+) -> RunCache:
+    kept_pass = RunCache(passes, step, 4, lambda: {"signal": name}, lambda: np.array(order), at_once=True)
     for part in (np.array([0, 2]), np.array([1, 3]))[:parts]:
         if kept_pass.missing[part].all():
             kept_pass.put(part, part * 1.5)
@@ -465,27 +466,27 @@ def place(
 
 def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
-    passes, other = (Passes(tmp_path / "dataflex" / "signals", run) for run in ("a", "b"))
+    passes, other = (StepFolders(tmp_path / "dataflex" / "signals", run) for run in ("a", "b"))
     for step in (2, 6, 10):
         place(passes, step)
     place(other, 14)
-    passes.forget(before=6)
+    passes.remove(before=6)
     assert kept(tmp_path) == ["step_6", "step_10"]
-    monkeypatch.setattr("dataflex.signals.keeping.passes._ROOM", 0)
+    monkeypatch.setattr("dataflex.signals.keeping.run._ROOM", 0)
     place(passes, 12)
     assert kept(tmp_path) == ["step_12"]  # the latest pass, when there is no room for more
     place(passes, 12, "embedding")
     assert len(list((tmp_path / "dataflex" / "signals" / "step_12").iterdir())) == 2
-    passes.forget(before=13)
+    passes.remove(before=13)
     assert not (tmp_path / "dataflex" / "signals").exists()
     place(passes, 12)
-    passes.forget()
+    passes.remove()
     assert not (tmp_path / "dataflex" / "signals").exists()
 
 
 def test_a_kept_pass_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
-    passes = Passes(tmp_path, "a")
+    passes = StepFolders(tmp_path, "a")
     place(passes, 3)
     again = place(passes, 3, parts=0)
     assert again.missing.tolist() == [False, True, False, True]
@@ -496,7 +497,7 @@ def test_a_kept_pass_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
         place(passes, 3, parts=0, order=(0, 1, 2, 3)),
         place(passes, 3, "embedding", parts=0),
         place(passes, 4, parts=0),
-        place(Passes(tmp_path, "b"), 3, parts=0),
+        place(StepFolders(tmp_path, "b"), 3, parts=0),
     ):
         assert other.missing.all()
 

@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.demo.model import build_model
 from dataflex.signals import cross_entropy
-from dataflex.signals.batching import Pool, share, token_batches
+from dataflex.signals.batching import ScoringRows, share, token_batches
 from dataflex.signals.cross_entropy import IGNORE, forward_inputs, forward_row_losses, row_losses
 from dataflex.signals.isolation import isolated
-from dataflex.signals.losses import pool_losses
+from dataflex.signals.stage_loss import stage_losses
 from dataflex.trainer.losses import score_rows
 from dataflex.weighting.observations import DomainSums
 
@@ -314,12 +314,12 @@ def measure(model: Any, rows: Rows, budget: int, workers: int = 0, seen: list[li
             seen.append(ids.tolist())
         return score_rows(None, "sft", model, batch)
 
-    return pool_losses(model, as_pool(rows, budget, workers), row_loss)
+    return stage_losses(model, as_pool(rows, budget, workers), row_loss)
 
 
-def as_pool(rows: Rows, budget: int, workers: int = 0) -> Pool:
+def as_pool(rows: Rows, budget: int, workers: int = 0) -> ScoringRows:
     ids, device = np.arange(len(rows)), torch.device("cpu")
-    return Pool(rows, ids, rows.lengths(), budget, RowCollator(pad), lambda batch: batch, device, workers)
+    return ScoringRows(rows, ids, rows.lengths(), budget, RowCollator(pad), lambda batch: batch, device, workers)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_finite_is_no_loss(model: Any) -> None:
         values = torch.tensor([float("inf"), float("-inf"), float("nan"), 1.0])
         return values[batch[SAMPLE_IDS] % 4]
 
-    losses = pool_losses(model, as_pool(pool(), 50), broken)
+    losses = stage_losses(model, as_pool(pool(), 50), broken)
     assert losses[3::4].tolist() == [1.0] * 10
     assert np.isnan(losses).sum() == 30
 

@@ -50,7 +50,7 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
             requests: list[Any] = ["loss", Embedding()]
             if trainer.target is not None:
                 requests += [TargetAlignment(gradient_type="sgd"), TargetAlignment(gradient_type="adam")]
-            seen["scored"] = [bool(np.isfinite(trainer.signal(r)).any()) for r in requests]
+            seen["scored"] = [bool(np.isfinite(trainer.signals.measure(r)).any()) for r in requests]
         return found
 
     def after(trainer: Any, *args: Any, **kwargs: Any) -> None:

@@ -55,7 +55,7 @@ class Bench:
         import torch
 
         from dataflex.data.rows import RowCollator
-        from dataflex.signals.batching import Pool, token_batches
+        from dataflex.signals.batching import ScoringRows, token_batches
         from dataflex.signals.gradients.directions import AdamDirection, optimizer_moments
         from dataflex.signals.gradients.passes import BatchGradients
 
@@ -68,9 +68,9 @@ class Bench:
         def prepare(batch: Any) -> Any:
             return {k: v.to(self.device) for k, v in batch.items() if k != "dataflex_sample_ids"}
 
-        def pool(count: int, seed: int) -> Pool:
+        def pool(count: int, seed: int) -> ScoringRows:
             rows = shapes.random_rows(count, sizes.shortest, sizes.longest, shape.vocabulary, seed)
-            return Pool(
+            return ScoringRows(
                 rows, np.arange(count), rows.lengths(), sizes.budget, RowCollator(shapes.padded), prepare, self.device
             )
 
@@ -116,11 +116,11 @@ class Bench:
         return way
 
     def projected(self, kind: str) -> Callable[[Any, Any], Any]:
-        from dataflex.signals.batching import over_pool
+        from dataflex.signals.batching import over_rows
         from dataflex.signals.gradients.projection import Projection
 
         projection = Projection(self.engine.names, DIM, 0, formed=kind == "adam")
-        features = over_pool(self.target, lambda batch: _unit(self.engine.features(batch, projection)), "target")
+        features = over_rows(self.target, lambda batch: _unit(self.engine.features(batch, projection)), "target")
         aim = self.torch.as_tensor(features.mean(axis=0), dtype=self.torch.float32, device=self.device)
 
         def way(batch: Any, _: Any) -> Any:

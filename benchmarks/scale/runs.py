@@ -223,7 +223,7 @@ def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float,
     import torch.distributed as dist
 
     from dataflex.base.commands.train import train
-    from dataflex.components.requests import TargetEmbedding
+    from dataflex.components.requests import as_requests
     from dataflex.config import parse
     from dataflex.trainer.select import SelectTrainer
 
@@ -235,17 +235,17 @@ def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float,
             return stock(trainer, step)
         chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
         needs = trainer.config.select.component.needs
-        (request,) = [r for r in needs if not isinstance(r, TargetEmbedding)]
+        (request,) = [r for r in as_requests(needs) if r.per == "row"]
         passes = []
         for turn in range(REPEATS + 1):
-            trainer._forget_measured()
+            trainer.signals.forget()
             if dist.is_initialized():
                 dist.barrier()
             wall, spent = time.perf_counter(), time.process_time()
-            trainer.signal(request, chosen)
+            trainer.signals.measure(request, chosen)
             if turn:  # the first one sets up thread and memory pools
                 passes.append((time.perf_counter() - wall, time.process_time() - spent))
-        found.append((count, int(trainer._lengths[chosen].sum()), passes))
+        found.append((count, int(trainer.signals.context.lengths[chosen].sum()), passes))
         raise _Done
 
     SelectTrainer._select = decision  # type: ignore[method-assign]

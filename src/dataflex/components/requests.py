@@ -1,191 +1,428 @@
-"""What a component may ask to have measured. Plain signals have a name, those with parameters are requests of this module.
+"""What a component may ask to have measured: the requests, and what is true of each.
 
-Equal requests of several components at one step are measured once. In the `signals` that a component is given, a value
-stands under the request's `name`.
+A request without parameters may be written as its name. Equal requests of several components at one step are measured
+once. In the `signals` that a component is given, a value stands under the request's `name`.
+
+The facts of a request stand on its class. How it is measured is said in `signals/asking/measures.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
 
-PLAIN: Mapping[str, str] = {
-    "loss": "token-mean cross entropy (or the stage's own loss) of each pool row under the current model; one forward pass",
-    "tokens": "tokens of each pool row, those of its prompt included; read from the data",
-    "trainable_tokens": "tokens of each pool row that carry a loss; read from the data",
-    "train_loss": "per-domain sums of the losses of the rows trained on since the last update; free",
-    "given_weight": "weight that the data set itself gives a row or a message (read from a column), per row or token trained on",
-    "heldout_loss": "token-mean cross entropy of each held-out row of each domain; one forward pass over those rows",
-    "heldout_tokens": "tokens of each held-out row of each domain that carry a loss (a pair counts as one); the same pass",
-}
-HELD_OUT = ("heldout_loss", "heldout_tokens")
+from dataflex.errors import DataflexError
+
+
+class SignalRequest:
+    """Base of all requests. A class says by its attributes what differs from the values here."""
+
+    name: ClassVar[str]
+    """What the value is called. Two requests may share a name where a component asks for one of them only."""
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Families of components that may ask for it: select, mix, weight."""
+    per: ClassVar[Literal["row", "target row", "held-out row", "domain", "token"]] = "row"
+    """What has a value of its own; `token`: each token or row that is trained on."""
+    aim: ClassVar[Literal["target", "held out", "held out if named"] | None] = None
+    """Rows that it reads beside those trained on. `held out if named`: for the domains that have some."""
+    needs_tokens: ClassVar[bool] = False
+    """Only where a row is one sequence of tokens (stages pt and sft)."""
+    needs_prompts: ClassVar[bool] = False
+    """Only where rows have a prompt (not in stage pt)."""
+    needs_experts: ClassVar[bool] = False
+    """Only for a mixture-of-experts model."""
+    from_losses: ClassVar[bool] = True
+    """It needs a loss per row."""
+    stage_loss: ClassVar[bool] = False
+    """It is the stage's own loss of a row by itself, or comes from it."""
+    takes_gradients: ClassVar[bool] = False
+    """It is made from gradients of rows."""
+    streamed: ClassVar[bool] = False
+    """It can be had where the training data is a stream."""
+    free: ClassVar[bool] = False
+    """Training sums it up by itself, so nothing is measured."""
+    kept: ClassVar[bool] = False
+    """Its values can be kept on disk, row by row."""
+    file_key: ClassVar[str | None] = None
+    """Key of `dataflex.offline` that names a file with its values."""
+
+    def reads(self) -> Literal["model", "model and reference", "encoder"]:
+        """The model that its value depends on. The reference is that of dpo, where there is one."""
+        return "model"
+
+    def reads_moments(self) -> bool:
+        """Whether it reads the moments of the run's optimizer."""
+        return False
+
+    def needs_whole_parameters(self) -> bool:
+        """Whether it cannot be measured where the parameters are split over ranks."""
+        return False
+
+    def hidden_states(self) -> tuple[int, str] | None:
+        """(layer, pooling) of the model's hidden states that it is, if it is that."""
+        return None
+
+    def other_models(self) -> Mapping[str, str]:
+        """Models that it names beside the one trained, by what they are to it: reference, encoder, reward model."""
+        return {}
+
+    def own_folder(self) -> str | None:
+        """Where the user wants its values kept."""
+        return None
+
+    def key(self) -> dict[str, Any]:
+        """What tells its values on disk from those of other requests."""
+        parameters = asdict(self) if fields(self) else {}  # type: ignore[call-overload, arg-type]
+        return {"signal": self.name} | ({"request": {"kind": type(self).__name__, **parameters}} if parameters else {})
+
+
+Request = str | SignalRequest
+"""What a component writes."""
+
+
+# -- without parameters ----------------------------------------------------------------------------------------------
+
+
+class _Plain(SignalRequest):
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Loss(_Plain):
+    """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model; one forward pass."""
+
+    name = "loss"
+    slots = ("select", "mix")
+    stage_loss = True
+    kept = True
+
+    def reads(self) -> Literal["model and reference"]:
+        return "model and reference"
+
+
+@dataclass(frozen=True)
+class Tokens(_Plain):
+    """float64 [rows]: tokens of each row, those of its prompt included; read from the data."""
+
+    name = "tokens"
+    slots = ("select",)
+    from_losses = False
+
+
+@dataclass(frozen=True)
+class TrainableTokens(_Plain):
+    """float64 [rows]: tokens of each row that carry a loss; read from the data."""
+
+    name = "trainable_tokens"
+    slots = ("select",)
+    from_losses = False
+
+
+@dataclass(frozen=True)
+class TrainLoss(_Plain):
+    """Per-domain sums of the losses of the rows trained on since the last update; free."""
+
+    name = "train_loss"
+    slots = ("mix",)
+    per = "domain"
+    streamed = True
+    free = True
+
+
+@dataclass(frozen=True)
+class GivenWeight(_Plain):
+    """The weight that the data set gives a row or a message (read from a column), per row or token trained on."""
+
+    name = "given_weight"
+    slots = ("weight",)
+    per = "token"
+    streamed = True
+
+
+@dataclass(frozen=True)
+class HeldOutLoss(_Plain):
+    """float64 [held-out rows]: token-mean cross entropy of each, domain after domain; one forward pass over them."""
+
+    name = "heldout_loss"
+    slots = ("mix",)
+    per = "held-out row"
+    aim = "held out"
+    stage_loss = True
+    streamed = True
+
+
+@dataclass(frozen=True)
+class HeldOutTokens(_Plain):
+    """float64 [held-out rows]: tokens of each that carry a loss (a pair counts as one); the same pass."""
+
+    name = "heldout_tokens"
+    slots = ("mix",)
+    per = "held-out row"
+    aim = "held out"
+    stage_loss = True
+    streamed = True
+
+
+@dataclass(frozen=True)
+class HeldOutSums(_Plain):
+    """float64 [held-out rows, 2]: sum of the cross entropies of a row, and its trainable tokens. What an evaluation reads; no
+    component asks for it."""
+
+    name = "heldout_sums"
+    per = "held-out row"
+    aim = "held out"
+
+
+# -- made from gradients ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradient:
-    """How the gradient of a row (of its token-mean cross entropy) is taken.
+class Gradient(SignalRequest):
+    """How the gradient of a row (of its token-mean cross entropy) is taken."""
 
-    gradient_type: `sgd`, the gradient itself, or `adam`, the step that Adam would take on it, with the moments of the run.
-    adam_step: which step, that of the run's `optimizer`, or that of the program of LESS's `authors`. parameters: `linear`,
-    all trainable linear layers but the output embedding, or `all`. proj_dim: project to so many values; None: exact where
-    that fits. seed: of the projection.
-    """
+    takes_gradients = True
+    needs_tokens = True
 
     gradient_type: Literal["adam", "sgd"] = "adam"
+    """`sgd`: the gradient itself. `adam`: the step that Adam would take on it, with the moments of the run."""
     adam_step: Literal["optimizer", "authors"] = "optimizer"
+    """Which step: that of the run's `optimizer`, or that of the program of LESS's `authors`."""
     parameters: Literal["linear", "all"] = "linear"
+    """`linear`: all trainable linear layers but the output embedding."""
     proj_dim: int | None = None
+    """Project to so many values; None: exact where that fits."""
     seed: int = 0
+    """Of the projection."""
+
+    def reads_moments(self) -> bool:
+        return self.gradient_type == "adam"
+
+    def needs_whole_parameters(self) -> bool:
+        return self.parameters == "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetAlignment(Gradient):
-    """float [rows, K]: for each of the K subtasks of the target, the mean over its rows of the cosine between the row's
-    direction (of `gradient_type`) and the target row's gradient (always sgd).
+    """float64 [rows, K]: for each of the K subtasks of the target, the mean over its rows of the cosine between the row's
+    direction (of `gradient_type`) and the target row's gradient (always sgd)."""
 
-    boundaries: numbers of rows that cut the target, in order, into subtasks of its own; None: one per data set.
-    """
+    name = "target_alignment"
+    slots = ("select",)
+    aim = "target"
+    kept = True
 
-    name: ClassVar[str] = "target_alignment"
     boundaries: tuple[int, ...] | None = None
+    """Numbers of rows that cut the target, in order, into subtasks of its own; None: one per data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyAlignment(Gradient):
-    """As TargetAlignment, but a target row stands for its prompt, and its gradient is that of a reward.
+    """As TargetAlignment, but a target row stands for its prompt, and its gradient is that of a reward."""
 
-    samples: responses drawn per prompt from the current model, at `temperature`, of at most max_new_tokens tokens, each among
-    the top_k likeliest (0: all) that together have the probability top_p. reward: `exact_match` with the target's own
-    response, or `module:function` of (prompts, responses, references), lists of str -> one number each. reward_model: a
-    sequence classifier with one output instead. baseline: what is taken off the rewards of a prompt, nothing (`none`) or
-    their mean (`mean`).
-    """
+    name = "target_alignment"
+    slots = ("select",)
+    aim = "target"
+    needs_prompts = True
+    kept = True
 
-    name: ClassVar[str] = "target_alignment"
     samples: int = 4
+    """Responses drawn per prompt from the current model."""
     max_new_tokens: int = 512
+    """The longest response."""
     temperature: float = 0.7
+    """Of the draws."""
     top_k: int = 0
+    """Draw each token among so many likeliest; 0: all."""
     top_p: float = 1.0
+    """Draw each token among the likeliest that together have this probability."""
     reward: str = "exact_match"
+    """`exact_match` with the target's own response, or `module:function` of (prompts, responses, references), lists of
+    str -> one number each."""
     reward_model: str | None = None
+    """A sequence classifier with one output, in place of `reward`."""
     baseline: Literal["none", "mean"] = "none"
+    """What is taken off the rewards of a prompt: nothing, or their mean."""
     max_prompt_length: int = 4096
+    """In tokens."""
+
+    def other_models(self) -> Mapping[str, str]:
+        return {} if self.reward_model is None else {"reward model": self.reward_model}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction(Gradient):
-    """float [rows, 1 + rows]: <g_i, mean gradient of the target>, then <g_i, g_j> for every row j measured (0 for a j without
-    a gradient). target_rows: rows of the target used, drawn afresh at every step; None: all."""
+    """float64 [rows, 1 + rows]: <g_i, mean gradient of the target>, then <g_i, g_j> for every row j measured (0 for a j
+    without a gradient)."""
 
-    name: ClassVar[str] = "interaction"
+    name = "interaction"
+    slots = ("select",)
+    aim = "target"
+
     target_rows: int | None = None
+    """Rows of the target used, drawn afresh at every step; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Gradient):
-    """float [rows, proj_dim]: the directions themselves; without proj_dim every value of them is kept."""
+    """float64 [rows, proj_dim]: the directions themselves; without proj_dim every value of them is kept."""
 
-    name: ClassVar[str] = "features"
+    name = "features"
+    slots = ("select",)
+    kept = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class DomainGradients(Gradient):
-    """float [domains, 2, domains, 2]: <g_da, g_eb>, where g_d0 and g_d1 are the mean gradients of the two halves of `rows`
-    rows of domain d, which have no row in common; drawn afresh at every step. <g_d0, g_d1> is an unbiased estimate of the
-    squared length of the domain's gradient; the product of a mean gradient with itself adds the noise of its rows."""
+    """float64 [domains, 2, domains, 2]: <g_da, g_eb>, where g_d0 and g_d1 are the mean gradients of two halves of rows of
+    domain d that have no row in common, drawn afresh at every step.
 
-    name: ClassVar[str] = "domain_gradients"
-    rows: int = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterLoad:
-    """float [domains, experts] for a mixture-of-experts model: of the tokens of a domain, the share that each expert of a layer
-    (-1: the last) is given; measured on `rows` rows in all, as many of each domain, drawn afresh at every step: of the data set
-    that `mix.eval_dataset` names for a domain, else of what it trains on."""
-
-    name: ClassVar[str] = "router_load"
-    rows: int = 1000
-    layer: int = -1
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """float32 [rows, hidden]: hidden states of the current model after `layer` (-1: the last; 0: its input), pooled over the
-    tokens of a row.
-
-    pooling: `mean`; `weighted_mean`, token i of n weighing i (SGPT, arXiv 2202.08904); `last`, the last token alone. Padding
-    counts on neither side; a packed row is the mean of its sequences, each pooled by itself. model: a sentence-transformers
-    model that reads the text of the row instead; layer and pooling are then its own.
+    <g_d0, g_d1> is an unbiased estimate of the squared length of the domain's gradient. The product of a mean gradient with
+    itself adds the noise of its rows.
     """
 
-    name: ClassVar[str] = "embedding"
+    name = "domain_gradients"
+    slots = ("mix",)
+    per = "domain"
+
+    rows: int = 8
+    """Of each domain, in both halves together."""
+
+
+# -- of other kinds --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterLoad(SignalRequest):
+    """float64 [domains, experts] for a mixture-of-experts model: of the tokens of a domain, the share that each expert is
+    given. The rows are drawn afresh at every step: of the data set that `mix.eval_dataset` names for a domain, else of what
+    it trains on."""
+
+    name = "router_load"
+    slots = ("mix",)
+    per = "domain"
+    aim = "held out if named"
+    needs_tokens = True
+    needs_experts = True
+    from_losses = False
+
+    rows: int = 1000
+    """In all, as many of each domain."""
     layer: int = -1
+    """Of those that have a router; -1: the last."""
+    seed: int = 0
+    """Of the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(SignalRequest):
+    """float32 [rows, hidden]: hidden states of the current model, pooled over the tokens of a row. Padding counts on neither
+    side; a packed row is the mean of its sequences, each pooled by itself."""
+
+    name = "embedding"
+    slots = ("select", "weight")
+    needs_tokens = True
+    from_losses = False
+    streamed = True
+    kept = True
+    file_key = "embeddings"
+
+    layer: int = -1
+    """States after this layer; -1: the last; 0: the input."""
     pooling: Literal["mean", "weighted_mean", "last"] = "mean"
+    """`weighted_mean`: token i of n weighs i (SGPT, arXiv 2202.08904). `last`: the last token alone."""
     model: str | None = None
+    """A sentence-transformers model that reads the text of the row instead; layer and pooling are then its own."""
+
+    def reads(self) -> Literal["model", "encoder"]:
+        return "model" if self.model is None else "encoder"
+
+    def hidden_states(self) -> tuple[int, str] | None:
+        return (self.layer, self.pooling) if self.model is None else None
+
+    def other_models(self) -> Mapping[str, str]:
+        return {} if self.model is None else {"encoder": self.model}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetEmbedding(Embedding):
     """The same of the target: float32 [target rows, hidden], in the order of the target and not of the candidates."""
 
-    name: ClassVar[str] = "target_embedding"
+    name = "target_embedding"
+    per = "target row"
+    aim = "target"
+    streamed = False
+    file_key = "target_embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceLoss:
+class ReferenceLoss(SignalRequest):
     """Cross entropy under a reference model of the rows (token mean) or tokens that a weighter weighs: measured once for all
-    tokens, before training.
+    tokens, before training."""
 
-    model: the reference, as `model_name_or_path` names one. store: directory that its losses are kept in, where other runs
-    find them; None: that of the run."""
+    name = "reference_loss"
+    slots = ("weight",)
+    per: ClassVar[Literal["token", "domain"]] = "token"
+    needs_tokens = True
 
-    name: ClassVar[str] = "reference_loss"
     model: str
+    """The reference, as `model_name_or_path` names one."""
     store: str | None = None
+    """Directory that its losses are kept in, where other runs find them; None: that of the run."""
+
+    def other_models(self) -> Mapping[str, str]:
+        return {"reference": self.model}
+
+    def own_folder(self) -> str | None:
+        return self.store
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExcessLoss(ReferenceLoss):
     """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference, 0)."""
 
-    name: ClassVar[str] = "excess_loss"
+    name = "excess_loss"
+    slots = ("mix",)
+    per = "domain"
+    free = True
 
 
-Request = (
-    str
-    | TargetAlignment
-    | PolicyAlignment
-    | Interaction
-    | Features
-    | Embedding
-    | DomainGradients
-    | RouterLoad
-    | ReferenceLoss
-)
+REQUESTS: tuple[type[SignalRequest], ...] = (
+    Loss, Tokens, TrainableTokens, TrainLoss, GivenWeight, HeldOutLoss, HeldOutTokens, HeldOutSums,
+    TargetAlignment, PolicyAlignment, Interaction, Features, DomainGradients,
+    RouterLoad, Embedding, TargetEmbedding, ReferenceLoss, ExcessLoss,
+)  # fmt: skip
+_PLAIN: Mapping[str, SignalRequest] = {kind.name: kind() for kind in REQUESTS if issubclass(kind, _Plain)}
+
+
+def as_request(given: Request) -> SignalRequest:
+    """The request that a name stands for. DataflexError if there is none."""
+    if isinstance(given, SignalRequest):
+        return given
+    if given not in _PLAIN:
+        raise DataflexError(f"no signal is called {given!r}")
+    return _PLAIN[given]
+
+
+def as_requests(given: Iterable[Request]) -> frozenset[SignalRequest]:
+    return frozenset(map(as_request, given))
+
+
+def by_name(given: Iterable[Request]) -> list[SignalRequest]:
+    """In the order of their names, which all ranks share."""
+    return sorted(as_requests(given), key=name_of)
 
 
 def name_of(request: Request) -> str:
-    return request if isinstance(request, str) else request.name
+    return getattr(request, "name", str(request))
 
 
-def names_of(requests: Iterable[Request]) -> list[str]:
-    """Sorted names."""
-    return sorted(map(name_of, requests))
+def offered_to(slot: str) -> list[str]:
+    """Names of the signals that a component of a slot may ask for, sorted."""
+    return sorted({kind.name for kind in REQUESTS if slot in kind.slots})
 
 
-def aims_at_target(requests: Iterable[Request]) -> bool:
-    """Whether any of them needs the rows of a target."""
-    return any(isinstance(r, TargetAlignment | PolicyAlignment | Interaction | TargetEmbedding) for r in requests)
-
-
-def adam_directions(requests: Iterable[Request]) -> bool:
-    """Whether any of them reads the moments of the run's optimizer."""
-    return any(isinstance(r, Gradient) and r.gradient_type == "adam" for r in requests)
-
-
-def takes_gradients(requests: Iterable[Request]) -> bool:
-    return any(isinstance(r, Gradient) for r in requests)
+def streamed_by(slot: str) -> list[str]:
+    """Names of those that it may ask for where the data is a stream."""
+    return [kind.name for kind in REQUESTS if slot in kind.slots and kind.streamed]

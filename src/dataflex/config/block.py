@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 from dataflex.components.contracts import Component, Mixer, Weighter
 from dataflex.components.registry import FAMILIES, names, resolve
-from dataflex.components.requests import HELD_OUT, names_of
+from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
 from dataflex.config.llamafactory.ranges import MOST_STEPS
 from dataflex.config.offline import read_offline
@@ -44,15 +44,6 @@ _SLOT_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-# Signals a component of each slot may need (see components.requests); weighters are given their losses beside them.
-_SIGNALS = {
-    "select": {
-        *("loss", "tokens", "trainable_tokens", "embedding", "target_embedding"),
-        *("target_alignment", "interaction", "features"),
-    },
-    "mix": {"loss", "train_loss", "excess_loss", *HELD_OUT, "domain_gradients", "router_load"},
-    "weight": {"embedding", "target_embedding", "reference_loss", "given_weight"},
-}
 # Keys of a weighter that are about all of them.
 _SHARED = ("scope", "target_dataset", "fix_scaling")
 
@@ -216,11 +207,11 @@ def _slot(
         return None
     if component.default_warmup:
         own.setdefault("warmup", component.default_warmup)
-    for signal in names_of(component.needs):
-        if signal not in _SIGNALS[slot]:
-            offered = f"; choose from {', '.join(sorted(_SIGNALS[slot]))}" if _SIGNALS[slot] else ""
+    for signal in sorted(map(name_of, component.needs)):
+        if signal not in (offered := offered_to(slot)):
             raise ConfigError(
-                f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer{offered}"
+                f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer; choose from"
+                f" {', '.join(offered)}"
             )
     if slot == "weight":
         with mistakes.noting():

@@ -6,14 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from dataflex.components.requests import (
-    HELD_OUT,
-    Embedding,
-    PolicyAlignment,
-    TargetEmbedding,
-    adam_directions,
-    takes_gradients,
-)
+from dataflex.components.requests import streamed_by
 from dataflex.config.llamafactory.trainer_keys import trainer_key_refusals
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
 from dataflex.config.values import integer, number, truth, words
@@ -26,14 +19,11 @@ _OTHER_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss")
 _FUSED = ("enable_liger_kernel", "use_liger_kernel", "use_unsloth")
 # Optimizers of LLaMA-Factory's own, and one of transformers', whose state is not that of Adam in full precision.
 _OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
-# Signals that are not made from the losses of rows.
-_WITHOUT_LOSSES = {"embedding", "target_embedding", "tokens", "trainable_tokens", "router_load"}
 _OTHER_MOMENTS = ("adamw_torch_8bit", "adamw_torch_4bit")
 
 
 # What works on data that is read once, from front to back.
 _STREAMED_STAGES = ("pt", "sft")
-_STREAMED_SIGNALS = ("train_loss", *HELD_OUT)
 
 
 def check_combinations(config: DataflexConfig, lf: dict[str, Any], notices: list[str], mistakes: Mistakes) -> None:
@@ -112,17 +102,17 @@ def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> It
         return
     if stage not in _STREAMED_STAGES:
         yield f"streaming is not supported for stage: {stage}; use {' or '.join(_STREAMED_STAGES)}"
-    indexed = [name for name in config.signals("mix") if name not in _STREAMED_SIGNALS]
+    indexed = sorted(r.name for r in config.requests("mix") if not r.streamed)
     if indexed:
         yield (
             f"streaming shows no rows to measure ahead, and mix: {config.mix.name} needs the signal {indexed[0]!r}; mixers"
-            f" that need {' or '.join(_STREAMED_SIGNALS)} or nothing work"
+            f" that need {' or '.join(streamed_by('mix'))} or nothing work"
         )
     for slot in config.slots("weight"):
-        ahead = {"reference_loss", "target_embedding"} & set(config.signals(slot))
+        ahead = sorted(r.name for r in config.requests(slot) if not r.streamed)
         if ahead:
             yield (
-                f"streaming shows no rows to measure ahead or to compare with, and dataflex.{slot} needs {ahead.pop()!r}"
+                f"streaming shows no rows to measure ahead or to compare with, and dataflex.{slot} needs {ahead[0]!r}"
             )
     if config.mix.unit == "tokens":
         yield ("dataflex.mix.unit: tokens needs the lengths of all rows, which streaming does not know; use samples")
@@ -165,12 +155,12 @@ def _check_losses(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Ite
         yield f"{hidden}, but {reader} needs a loss per row"
     for slot in ("select", "mix"):
         name = getattr(getattr(config, slot), "name", "")
-        if stage == "kto" and {"loss", *HELD_OUT} & set(config.signals(slot)):
+        if stage == "kto" and any(r.stage_loss for r in config.requests(slot)):
             yield (
                 f"stage: kto has a KL term that belongs to the batch, but {slot}: {name} measures rows by themselves"
             )
         changed = changed_loss(lf, stage)
-        if changed and takes_gradients(config.requests(slot)):
+        if changed and any(r.takes_gradients for r in config.requests(slot)):
             yield f"{changed} changes the loss, and {slot}: {name} takes gradients of the cross entropy"
     if stage == "dpo" and number(lf.get("pref_bco_weight") or 0, "pref_bco_weight") > 0:
         yield f"pref_bco_weight keeps running moments of the batch, but {reader} needs a loss per row"
@@ -186,8 +176,8 @@ def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> 
                 f"dataflex.{slot}.name: {part.name} goes by the data set of a row, which weight alone does not know; add"
                 " mix: proportional"
             )
-        yield from _check_requests(slot, part)
-        by_token = part.component.level == "token" or set(config.signals(slot)) - {"given_weight"}
+        yield from _check_requests(config, slot, part)
+        by_token = part.component.level == "token" or any(r.needs_tokens for r in config.requests(slot))
         if by_token and stage not in ("pt", "sft"):
             yield (f"stage: {stage} has no rows of one answer, and weight: {part.name} goes by tokens; use pt or sft")
     given = config.select.target_dataset if config.select is not None else ()
@@ -224,13 +214,13 @@ def _check_given(config: DataflexConfig, weight: WeightConfig, lf: dict[str, Any
         )
 
 
-def _check_requests(slot: str, part: WeightPart) -> Iterator[str]:
+def _check_requests(config: DataflexConfig, slot: str, part: WeightPart) -> Iterator[str]:
     """What a weighter asks for can be given."""
-    needs = part.component.needs
-    of_rows = [r for r in needs if isinstance(r, Embedding) and not isinstance(r, TargetEmbedding)]
-    targets = [r for r in needs if isinstance(r, TargetEmbedding)]
+    needs = config.requests(slot)
+    of_rows = [r for r in needs if r.per == "row"]
+    targets = [r for r in needs if r.per == "target row"]
     fault = ""
-    if any(isinstance(r, Embedding) and r.model is not None for r in needs):
+    if any(r.reads() == "encoder" for r in needs):
         fault = "asks for vectors of another model, and rows are embedded by the model that trains"
     elif of_rows and part.component.level == "token":
         fault = "weighs tokens, and embeddings are those of rows"
@@ -242,7 +232,7 @@ def _check_requests(slot: str, part: WeightPart) -> Iterator[str]:
 
 def _check_mixer(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Iterator[str]:
     assert config.mix is not None
-    by_token = {"excess_loss", "domain_gradients", "router_load"} & set(config.signals("mix"))
+    by_token = any(r.needs_tokens for r in config.requests("mix"))
     if by_token and stage not in ("pt", "sft"):
         yield (f"stage: {stage} has pairs of answers, and mix: {config.mix.name} goes by tokens; use pt or sft")
 
@@ -254,12 +244,12 @@ def _check_gradients(config: DataflexConfig, lf: dict[str, Any], stage: str) -> 
         yield f"select: {config.select.name} chooses whole batches and cannot be combined with mix"
     name, requests = config.select.name, config.requests("select")
     reader = f"select: {name}"
-    by_row = takes_gradients(requests) or "embedding" in config.signals("select")
+    by_row = any(r.needs_tokens and r.per == "row" for r in requests)
     if by_row and stage not in ("pt", "sft"):
         yield f"stage: {stage} has pairs of answers, and {reader} takes rows of one; use pt or sft"
-    if stage == "pt" and any(isinstance(r, PolicyAlignment) for r in requests):
+    if stage == "pt" and any(r.needs_prompts for r in requests):
         yield f"stage: pt has no prompts to respond to, and {reader} needs them; use sft"
-    if adam_directions(requests):
+    if any(r.reads_moments() for r in requests):
         optim = str(lf.get("optim") or "adamw_torch")
         if not optim.startswith(("adamw_torch", "OptimizerNames.ADAMW_TORCH")) or optim in _OTHER_MOMENTS:
             yield f"optim: {optim} keeps no moments that {reader} can read; set gradient_type: sgd"
@@ -291,7 +281,7 @@ def _check_target(config: DataflexConfig, lf: dict[str, Any], notices: list[str]
 
 def reads_losses(config: DataflexConfig, slot: str) -> bool:
     """Whether a signal of the component is made from the losses of rows."""
-    return bool(set(config.signals(slot)) - _WITHOUT_LOSSES)
+    return any(r.from_losses for r in config.requests(slot))
 
 
 def hides_row_losses(lf: dict[str, Any]) -> str | None:

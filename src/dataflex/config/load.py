@@ -197,7 +197,7 @@ def _refused_selector(config: RunConfig, checkpoint: Any) -> Iterator[str]:
     if not config.dataflex.select.component.before_training:
         name = config.dataflex.select.name
         yield f"dataflex.select.name: {name} compares moments of a training and cannot select before it"
-    if any(getattr(r, "gradient_type", "") == "adam" for r in config.dataflex.requests("select")):
+    if any(r.reads_moments() for r in config.dataflex.requests("select")):
         if not checkpoint:
             yield (
                 "dataflex.select.gradient_type: adam reads the moments of an optimizer; name a checkpoint with"

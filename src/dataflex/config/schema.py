@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
-from dataflex.components.requests import HELD_OUT, Request, TargetEmbedding, aims_at_target, names_of
+from dataflex.components.requests import SignalRequest, as_requests
 from dataflex.errors import ConfigError
 
 
@@ -182,6 +182,10 @@ class OfflineConfig:
     target_embeddings: str | None = None
     examples: int = 10
 
+    def file_of(self, request: SignalRequest) -> str | None:
+        """The file that holds the values of a request, if one is named."""
+        return None if request.file_key is None else getattr(self, request.file_key)
+
 
 # Keys that are new, with the value that earlier versions went by.
 _BEFORE = {"serving_order": "rows", "adam_step": "optimizer"}
@@ -235,16 +239,17 @@ class DataflexConfig:
 
     @property
     def reads_held_out(self) -> bool:
-        return any(map(self.needs, HELD_OUT))
+        return any(r.aim == "held out" for slot in self.components for r in self.requests(slot))
 
     @property
     def routes_held_out(self) -> bool:
         """Whether the routing of domains is measured on the rows of `mix.eval_dataset`."""
-        return self.mix is not None and bool(self.mix.eval_dataset) and self.needs("router_load")
+        named = self.mix is not None and bool(self.mix.eval_dataset)
+        return named and any(r.aim == "held out if named" for r in self.requests("mix"))
 
     def signals(self, slot: str) -> list[str]:
         """Names of the signals that the component of a slot takes."""
-        return names_of(self.requests(slot))
+        return sorted(r.name for r in self.requests(slot))
 
     @property
     def target(self) -> tuple[str, tuple[str, ...]]:
@@ -256,18 +261,18 @@ class DataflexConfig:
 
     def aiming(self) -> list[str]:
         """Slots whose component needs the rows of a target."""
-        given = self.offline is not None and self.offline.target_embeddings is not None
+        offline = self.offline or OfflineConfig()
 
         def aims(slot: str) -> bool:
-            return aims_at_target(r for r in self.requests(slot) if not (given and isinstance(r, TargetEmbedding)))
+            return any(r.aim == "target" and not offline.file_of(r) for r in self.requests(slot))
 
         return [slot for slot in self.components if slot != "mix" and aims(slot)]
 
-    def requests(self, slot: str) -> frozenset[Request]:
+    def requests(self, slot: str) -> frozenset[SignalRequest]:
         component = self.components.get(slot)
         if component is None:
             return frozenset()
-        return component.needs | (component.refines if isinstance(component, Selector) else frozenset())
+        return as_requests(component.needs | (component.refines if isinstance(component, Selector) else frozenset()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""

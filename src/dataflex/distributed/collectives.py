@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 
 def ranks() -> int:
+    """1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -85,9 +86,14 @@ def place() -> str:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum, on every rank; the input is left alone."""
     total = values.clone()
-    if ranks() > 1:
-        dist.all_reduce(total)
+    add_over_ranks(total)
     return total
+
+
+def add_over_ranks(values: torch.Tensor) -> None:
+    """Makes each element the sum over ranks, in place."""
+    if ranks() > 1:
+        dist.all_reduce(values)
 
 
 def gather_rows(values: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dataflex.distributed.collectives import add_over_ranks, rank, ranks
+from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 from dataflex.signals.pace import pieces
 
 
@@ -54,65 +55,33 @@ def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.nda
     return mine, -(-len(batches) // ranks) - len(mine)
 
 
-class Keep(Protocol):
-    """Takes the values of the rows of a pool, piece by piece; some may be there from a measurement that was cut off.
-
-    missing: bool[N], which rows are still to be measured. Every rank calls it with the same values.
-    """
-
-    missing: np.ndarray
-
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        """values: of the rows at `places`, ascending."""
-
-    def values(self) -> np.ndarray:
-        """Of all rows, once none is missing."""
-
-
-class Held:
-    """Keeps values in memory. count: rows in all."""
-
-    def __init__(self, count: int) -> None:
-        self.missing = np.ones(count, dtype=bool)
-        self._out: np.ndarray | None = None
-
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        if len(places) == len(self.missing):
-            self._out = values
-        else:
-            if self._out is None:
-                self._out = np.empty((len(self.missing), *values.shape[1:]), values.dtype)
-            self._out[places] = values
-        self.missing[places] = False
-
-    def values(self) -> np.ndarray:
-        return np.empty(0) if self._out is None else self._out
-
-
 @dataclass(frozen=True)
-class Pool:
-    """Rows to be measured.
-
-    rows: indexed by `ids` (int64[N]). lengths: tokens of each, int64[N]. budget: padded tokens per batch. collate: rows ->
-    batch; prepare: batch -> batch on the device. workers: of the loader, where there is enough to do. keep: where values go,
-    piece by piece; None: all at once, in memory.
-    """
+class ScoringRows:
+    """Rows to be measured, and how batches are made of them."""
 
     rows: Any
+    """Indexed by `ids`."""
     ids: np.ndarray
+    """int64 [N]."""
     lengths: np.ndarray
+    """Tokens of each, int64 [N]."""
     budget: int
+    """Padded tokens per batch."""
     collate: Callable[[list[dict[str, Any]]], Any]
+    """Rows -> batch."""
     prepare: Callable[[Any], Any]
+    """Batch -> batch on the device."""
     device: torch.device
     workers: int = 0
-    keep: Keep | None = None
+    """Of the loader, where there is enough to do."""
+    cache: SignalCache | None = None
+    """Where values go, piece by piece; None: all at once, in memory."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def subset(self, places: np.ndarray) -> Pool:
-        return replace(self, ids=self.ids[places], lengths=self.lengths[places], keep=None)
+    def subset(self, places: np.ndarray) -> ScoringRows:
+        return replace(self, ids=self.ids[places], lengths=self.lengths[places], cache=None)
 
 
 class _Served:
@@ -130,81 +99,73 @@ class _Served:
 
 
 def batches_of(
-    pool: Pool, what: str, batches: list[np.ndarray] | None = None
+    scored: ScoringRows, what: str, batches: list[np.ndarray] | None = None
 ) -> Generator[tuple[np.ndarray | None, Any], None, None]:
-    """(places in the pool, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
+    """(places among the rows, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
 
-    batches: that are dealt to the ranks in turn; None: those of the whole pool. Every rank makes the same number of forwards.
+    batches: that are dealt to the ranks in turn; None: those of all rows. Every rank makes the same number of forwards.
     Rank 0 shows a progress bar on a terminal.
     """
     if batches is None:
-        batches = token_batches(pool.lengths, pool.budget)
-    own, dummies = share(batches, *_rank())
+        batches = token_batches(scored.lengths, scored.budget)
+    own, dummies = share(batches, rank(), ranks())
     mine: list[np.ndarray | None] = [*own, *[None] * dummies]
     served = own + [b[:1] for b in batches[:1]] * dummies
     loader = DataLoader(
-        pool.rows,
-        batch_sampler=_Served(pool.ids, served),  # type: ignore[arg-type]
-        collate_fn=pool.collate,
-        num_workers=pool.workers
-        if len(mine) > 4 * pool.workers
+        scored.rows,
+        batch_sampler=_Served(scored.ids, served),  # type: ignore[arg-type]
+        collate_fn=scored.collate,
+        num_workers=scored.workers
+        if len(mine) > 4 * scored.workers
         else 0,  # starting them takes longer than a few batches
         generator=torch.Generator().manual_seed(0),
     )
     total = sum(len(places) for places in mine if places is not None)
-    with tqdm(total=total, desc=what, unit="sample", disable=_rank()[0] != 0 or not sys.stderr.isatty()) as bar:
+    with tqdm(total=total, desc=what, unit="sample", disable=rank() != 0 or not sys.stderr.isatty()) as bar:
         for places, batch in zip(mine, loader, strict=True):
             bar.update(0 if places is None else len(places))
-            yield places, pool.prepare(batch)
+            yield places, scored.prepare(batch)
 
 
-def over_pool(
-    pool: Pool, measure: Callable[[Any], torch.Tensor], what: str, dtype: torch.dtype = torch.float64
+def over_rows(
+    scored: ScoringRows, measure: Callable[[Any], torch.Tensor], what: str, dtype: torch.dtype = torch.float64
 ) -> np.ndarray:
-    """measure(batch) -> [B] or [B, K] for all rows of a pool: float64 (or `dtype`) [N] or [N, K], equal on every rank.
+    """measure(batch) -> [B] or [B, K] for all rows: float64 (or `dtype`) [N] or [N, K], equal on every rank.
 
     Values that are not finite become NaN. The value of a row must not depend on its batch; then it does not depend on the
-    number of ranks either. Of a pool with a `keep`, only the rows that are missing are measured, in the batches of the whole
-    pool. Must be called inside `isolated`.
+    number of ranks either. With a `cache`, only the rows that are missing are measured, in the
+    batches of all. Must be called inside `isolated`.
     """
-    if not len(pool):
+    if not len(scored):
         return np.empty(0)
-    keep, ranks = pool.keep or Held(len(pool)), _rank()[1]
-    batches = [b[keep.missing[b]] for b in token_batches(pool.lengths, pool.budget)]
+    cache, count = scored.cache or MemoryCache(len(scored)), ranks()
+    batches = [b[cache.missing[b]] for b in token_batches(scored.lengths, scored.budget)]
     batches = [b for b in batches if len(b)]
-    rounds = [batches[k : k + ranks] for k in range(0, len(batches), ranks)]
-    tokens = np.array([sum(np.maximum(pool.lengths[b], 1).sum() for b in some) for some in rounds], dtype=np.int64)
-    with closing(batches_of(pool, what, batches)) as served:
-        for piece in pieces(tokens, None if pool.keep is None else pool.device):
+    rounds = [batches[k : k + count] for k in range(0, len(batches), count)]
+    tokens = np.array([sum(np.maximum(scored.lengths[b], 1).sum() for b in some) for some in rounds], dtype=np.int64)
+    with closing(batches_of(scored, what, batches)) as served:
+        for piece in pieces(tokens, None if scored.cache is None else scored.device):
             rows, out = _places(rounds[piece.begin : piece.most]), None
             for _ in piece:
                 places, batch = next(served)
                 values = measure(batch)
                 if out is None:
-                    out = torch.zeros((len(rows), *values.shape[1:]), dtype=dtype, device=pool.device)
+                    out = torch.zeros((len(rows), *values.shape[1:]), dtype=dtype, device=scored.device)
                 if places is not None:
-                    here = torch.as_tensor(np.searchsorted(rows, places), device=pool.device)
+                    here = torch.as_tensor(np.searchsorted(rows, places), device=scored.device)
                     out[here] = values.to(dtype)
             assert out is not None
             if piece.end < piece.most:
                 measured = _places(rounds[piece.begin : piece.end])
-                out = out[torch.as_tensor(np.searchsorted(rows, measured), device=pool.device)]
+                out = out[torch.as_tensor(np.searchsorted(rows, measured), device=scored.device)]
                 rows = measured
-            if ranks > 1:
-                dist.all_reduce(out)
+            add_over_ranks(out)
             found = out.cpu().numpy()
             found[~np.isfinite(found)] = np.nan
-            keep.put(rows, found)
-    return keep.values()
+            cache.put(rows, found)
+    return cache.values()
 
 
 def _places(rounds: list[list[np.ndarray]]) -> np.ndarray:
     """Of all rows of some rounds, ascending."""
     return np.sort(np.concatenate([batch for some in rounds for batch in some]))
-
-
-def _rank() -> tuple[int, int]:
-    """This rank, and how many there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from dataflex.distributed.collectives import add_over_ranks, rank, ranks
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Keep, Pool, over_pool
+from dataflex.signals.batching import ScoringRows, over_rows
 from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated, loaded_whole
+from dataflex.signals.keeping.memory import SignalCache
 from dataflex.signals.pace import pieces
 
 # Texts given to the encoder at once; it forms batches of its own.
@@ -22,10 +23,12 @@ _TEXTS = 256
 _TOKENS = 128
 
 
-def pool_embeddings(model: torch.nn.Module, pool: Pool, *, layer: int = -1, pooling: str = "mean") -> np.ndarray:
+def model_embeddings(
+    model: torch.nn.Module, rows: ScoringRows, *, layer: int = -1, pooling: str = "mean"
+) -> np.ndarray:
     """float32 [N, hidden], padding left out on either side, equal on every rank. NaN where a row is not finite."""
     with isolated(model):
-        return over_pool(pool, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
+        return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
 
 
 def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int, pooling: str) -> torch.Tensor:
@@ -94,19 +97,19 @@ def load_encoder(name: str, device: torch.device) -> Any:
         raise DataflexError(f"embedding_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
-def encode_missing(model: str, keep: Keep, text: Callable[[int], str], device: torch.device) -> np.ndarray:
-    """float32 [N, d]: vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `keep` does not have
+def encode_missing(model: str, cache: SignalCache, text: Callable[[int], str], device: torch.device) -> np.ndarray:
+    """float32 [N, d]: vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `cache` does not have
     are encoded, in pieces."""
-    places = np.flatnonzero(keep.missing)
-    size = _TEXTS * (dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1)
+    places = np.flatnonzero(cache.missing)
+    size = _TEXTS * ranks()
     for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
         found = []
         for number in piece:
             here = places[number * size : (number + 1) * size].tolist()
             own = partial(_nth, text, here)
             found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
-        keep.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
-    return keep.values()
+        cache.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
+    return cache.values()
 
 
 def _nth(text: Callable[[int], str], places: list[int], i: int) -> str:
@@ -118,16 +121,13 @@ def encoded_texts(encoder: Any, count: int, text: Callable[[int], str], device: 
 
     Each rank encodes every so many blocks of texts.
     """
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    rank = dist.get_rank() if ranks > 1 else 0
     with isolated(encoder):
         width = len(encoder.encode(" ", convert_to_numpy=True))
         out = torch.zeros((count, width), dtype=torch.float32, device=device)
-        for start in range(rank * _TEXTS, count, ranks * _TEXTS):
+        for start in range(rank() * _TEXTS, count, ranks() * _TEXTS):
             stop = min(start + _TEXTS, count)
             texts = [text(i) or " " for i in range(start, stop)]  # not every tokenizer makes a token of nothing
             found = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
             out[start:stop] = found.float().to(device)
-    if ranks > 1:
-        dist.all_reduce(out)
+    add_over_ranks(out)
     return out.cpu().numpy()

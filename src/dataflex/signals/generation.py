@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import GenerationConfig
 
+from dataflex.distributed.collectives import gather, rank, ranks
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import share, token_batches
 from dataflex.signals.isolation import isolated, loaded_whole
@@ -54,11 +54,10 @@ def sample_responses(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     lengths = np.array([len(p) for p in prompts], dtype=np.int64)
     batches = token_batches(lengths + max_new_tokens, max(1, budget // count))
     numbers = list(range(len(batches)))
-    mine, dummies = share([np.array([n]) for n in numbers], rank, ranks)
+    mine, dummies = share([np.array([n]) for n in numbers], rank(), ranks())
     found: dict[int, list[list[int]]] = {}
     with isolated(model):
         for place, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
@@ -72,15 +71,12 @@ def sample_responses(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
-                synced_gpus=ranks > 1,
+                synced_gpus=ranks() > 1,
             )
             if place < len(mine):
                 answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
-    if ranks > 1:
-        gathered: list[Any] = [None] * ranks
-        dist.all_gather_object(gathered, found)
-        found = {row: answers for part in gathered for row, answers in part.items()}
+    found = {row: answers for part in gather(found) for row, answers in part.items()}
     return [found[i] for i in range(len(prompts))]
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from dataflex.distributed.collectives import ranks
+
 # A piece ends with the first of these that it comes to. Tokens bound the memory that its values take.
 PIECE_SECONDS = 120.0
 PIECE_TOKENS = 1 << 21
@@ -64,7 +66,7 @@ def _ahead(made: int, seconds: float) -> int:
 
 def _told(value: int, device: torch.device) -> int:
     """Rank 0's value, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if ranks() == 1:
         return value
     box = torch.tensor([value], device=device)
     dist.broadcast(box, src=0)

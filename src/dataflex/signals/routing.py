@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool, over_pool
+from dataflex.signals.batching import ScoringRows, over_rows
 from dataflex.signals.cross_entropy import forward_inputs
 from dataflex.signals.isolation import isolated
 
 
-def expert_counts(model: Any, pool: Pool, layer: int) -> np.ndarray:
+def expert_counts(model: Any, rows: ScoringRows, layer: int) -> np.ndarray:
     """float64 [N, experts]: how often each expert is among the experts chosen for a token of the row, padding left out.
 
     layer: of the layers that have a router, -1 the last. DataflexError if the model gives no router logits.
@@ -42,4 +42,4 @@ def expert_counts(model: Any, pool: Pool, layer: int) -> np.ndarray:
         return (taken * real.to(taken)[..., None]).sum(dim=1)
 
     with isolated(model):
-        return over_pool(pool, measure, "routing")
+        return over_rows(rows, measure, "routing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import EXPOSURE, RunFiles
 from dataflex.record.sharded import load_adapter, load_moments
 from dataflex.record.snapshot import Snapshot, exposure_path, read_snapshot, write_snapshot
+from dataflex.signals.asking.ask import Signals
 from dataflex.trainer.epochs import steps_left
 from dataflex.weighting.observations import DomainSums
 from dataflex.writing import failed_writes_reported, write_table
@@ -41,7 +42,7 @@ class Checkpoints(Host):  # type: ignore[misc]
     states: dict[str, dict[str, Any]]
     _origin: tuple[int, int]
     _unsealed: Path | None = None
-    _forget_passes: Callable[..., None]
+    signals: Signals
 
     def _restore(self, folder: Path) -> None:
         snapshot, ledger = read_snapshot(folder)
@@ -64,7 +65,7 @@ class Checkpoints(Host):  # type: ignore[misc]
                 f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}"
             )
         self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
-        self._forget_passes(before=snapshot.step)
+        self.signals.caches.remove(before=snapshot.step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -132,7 +133,7 @@ class Checkpoints(Host):  # type: ignore[misc]
             if self.args.should_save:
                 mark_complete(folder)
         collectives.barrier()
-        self._forget_passes(before=self.state.global_step)
+        self.signals.caches.remove(before=self.state.global_step)
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(folder.parent),

@@ -23,6 +23,7 @@ from dataflex.config.schema import DataflexConfig
 from dataflex.data.feed import Feed
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.distributed import collectives
+from dataflex.distributed.trainer_view import TrainerView
 from dataflex.errors import DataflexError
 from dataflex.notices import Once, detail, say
 from dataflex.plan.plan import Plan, Stage
@@ -30,11 +31,10 @@ from dataflex.plan.quota import HORIZON
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import RunFiles
 from dataflex.record.remarks import Remarks
-from dataflex.signals.asking.ask import Measurements
-from dataflex.signals.asking.heldout import DomainEvaluation
 from dataflex.trainer.checkpoints import Checkpoints
 from dataflex.trainer.epochs import steps_per_epoch
 from dataflex.trainer.losses import RowLosses
+from dataflex.trainer.measuring import Measuring
 from dataflex.weighting.broken_losses import BrokenLosses, broken_line
 from dataflex.weighting.observations import DomainSums
 
@@ -43,7 +43,7 @@ MAX_STAGE = HORIZON
 _OPENING, _CONTINUATION = "start", "continue"
 
 
-class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
+class DynamicTrainer(RowLosses, Measuring, Checkpoints):
     """Mixin; `config`, the run's block, and the class attributes of its bases are set by `build_trainer`."""
 
     config: ClassVar[DataflexConfig]
@@ -52,6 +52,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self.target: Rows | None = kwargs.pop("target_dataset", None)
         self.references = kwargs.pop("references", {})
         self.held_out: Rows | None = kwargs.pop("held_out", None)
+        self.view = TrainerView(self)
         super().__init__(*args, **kwargs)
         self.rows: Rows = self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
@@ -79,6 +80,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self.served = np.zeros(len(domains), dtype=np.int64)  # and rows since training began
         self._micro_ids: torch.Tensor | None = None
         self._step_batches: list[Any] = []
+        self.signals = self._make_signals()
         if self.config.freeze_gate:
             freeze_routers(self.model)
         if self.config.plans_data:
@@ -124,7 +126,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         if resume_from_checkpoint:
             self._restore(Path(resume_from_checkpoint))
         else:
-            self._forget_passes(before=0)  # of other runs in this directory
+            self.signals.caches.remove(before=0)  # of other runs in this directory
             self.run_files.start(self.run_record)
             self.states = {slot: self._init_component(slot) for slot in self.config.components}
             if self.config.plans_data:
@@ -136,8 +138,8 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
                 self._feed.close()
         self._close_step()
         self._tell_broken(last=True)
-        self._forget_passes()
-        self._forget_measured()  # the best model may have been loaded
+        self.signals.caches.remove()
+        self.signals.forget()  # the best model may have been loaded
         self._write_exposure()
         self._conclude()
         return result
@@ -229,7 +231,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
         self._micro_ids, self._micro_given = inputs.pop(SAMPLE_IDS, None), inputs.pop(GIVEN_WEIGHTS, None)
         if self._micro_ids is not None:
             self._micro_ids = self._micro_ids.cpu()
-        self._forget_measured()
+        self.signals.forget()
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _close_step(self) -> None:
@@ -329,7 +331,7 @@ class DynamicTrainer(RowLosses, DomainEvaluation, Measurements, Checkpoints):
     def _scalars(self) -> dict[str, float]:
         """What has happened since the last log; called on all ranks."""
         names = self.rows.domains.names
-        out, self._pending_scalars = dict(self._pending_scalars), {}
+        out, self._pending_scalars = {**self.signals.take_scalars(), **self._pending_scalars}, {}
         if self.per_row:
             for name, value in zip(names, self.sums.mean_since_log(), strict=True):
                 if np.isfinite(value):

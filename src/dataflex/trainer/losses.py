@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from dataflex.components.requests import ExcessLoss, ReferenceLoss, Request
+from dataflex.components.requests import SignalRequest
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import SAMPLE_IDS, Rows
 from dataflex.distributed.host import Host
@@ -130,25 +130,26 @@ class RowLosses(Host):  # type: ignore[misc]
             losses = losses if weights is None else weights[order].to(losses.dtype) * losses
         return (losses, *rest)
 
-    def _known(self, losses: torch.Tensor, active: torch.Tensor) -> dict[Request, torch.Tensor]:
+    def _known(self, losses: torch.Tensor, active: torch.Tensor) -> dict[SignalRequest, torch.Tensor]:
         """The losses of the references on the tokens of this micro-batch, [B, T] each."""
-        out: dict[Request, torch.Tensor] = {}
-        for request in self._reference_requests:
+        out: dict[SignalRequest, torch.Tensor] = {}
+        for request, model in self._reference_requests.items():
             assert self._micro_ids is not None
             known = torch.zeros_like(losses)
-            known[active] = torch.from_numpy(self.references[request.model].of(self._micro_ids.numpy())).to(losses)
+            known[active] = torch.from_numpy(self.references[model].of(self._micro_ids.numpy())).to(losses)
             out[request] = known
         return out
 
     @cached_property
-    def _reference_requests(self) -> list[ReferenceLoss]:
-        asked = [r for slot in self.config.components for r in self.config.requests(slot)]
-        return [r for r in asked if isinstance(r, ReferenceLoss)]
+    def _reference_requests(self) -> dict[SignalRequest, str]:
+        """And the model that each is about."""
+        asked = {r: r.other_models() for slot in self.config.components for r in self.config.requests(slot)}
+        return {r: models["reference"] for r, models in asked.items() if "reference" in models}
 
     def _excess(self, tokens: Tokens) -> torch.Tensor | None:
         """Sum over the tokens of each row of what the loss exceeds that of the mixer's reference by, [B]."""
         for request, known in tokens.known.items():
-            if isinstance(request, ExcessLoss):
+            if request.free:
                 return (tokens.losses - known).clamp(min=0).sum(dim=1)
         return None
 

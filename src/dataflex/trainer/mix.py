@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dataflex.components.contracts import Decision, DomainInfo, Observations
-from dataflex.components.requests import HELD_OUT, DomainGradients, Request, RouterLoad, name_of
+from dataflex.components.requests import SignalRequest, by_name
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.distributed.collectives import decide, ranks, sum_over_ranks
 from dataflex.errors import ConfigError, DataflexError
@@ -24,7 +24,6 @@ from dataflex.weighting.objectives import divisor
 from dataflex.writing import write_atomically
 
 PROPORTIONS = "proportions.json"
-_FREE = ("train_loss", "excess_loss")  # sums that training adds up by itself
 _OLDER = "the checkpoint was saved by an older version of DataFlex, and this run cannot go on from it"
 _PURPOSE = 0x3173  # keeps this family's random numbers apart from those of the plan and of selectors
 
@@ -123,8 +122,8 @@ class MixTrainer(LimitedTrainer):
             return super()._mix(step)
         begin = time.perf_counter()
         mixer, names = spec.component, self.rows.domains.names
-        asked = [r for r in mixer.needs_now(self.states["mix"]) if name_of(r) not in _FREE]
-        measured = {name_of(r): self._by_domains(r) for r in sorted(asked, key=name_of)}
+        asked = by_name(mixer.needs_now(self.states["mix"]))
+        measured = {r.name: self._by_domains(r) for r in asked if not r.free}
         totals, served, self._amounts = self.sums.take(), self._amounts, np.zeros_like(self._amounts)
         observations = Observations(
             step=step,
@@ -174,13 +173,12 @@ class MixTrainer(LimitedTrainer):
         self._log_decision(step, f"mix:{spec.name}", decided, source, time.perf_counter() - begin, stage)
         return super()._mix(step)
 
-    def _by_domains(self, request: Request) -> list[np.ndarray]:
+    def _by_domains(self, request: SignalRequest) -> list[np.ndarray]:
         """The value of a signal, one array per domain."""
-        values = self.signal(request)
-        if isinstance(request, DomainGradients | RouterLoad):
+        values = self.signals.measure(request)
+        if request.per == "domain":
             return list(values)
-        rows = self._kept_apart if request in HELD_OUT else self.rows
-        return [values[a:b] for a, b in pairwise(rows.domains.offsets)]
+        return [values[a:b] for a, b in pairwise(self.signals.rows_of(request).domains.offsets)]
 
     def _extra_state(self) -> dict[str, Any]:
         weights = {} if self.loss_weights is None else {"loss_weights": self.loss_weights}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,23 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dataflex.components.requests import (
-    Embedding,
-    Features,
-    PolicyAlignment,
-    Request,
-    TargetAlignment,
-    TargetEmbedding,
-    aims_at_target,
-    takes_gradients,
-)
 from dataflex.components.tools.files import read_array
 from dataflex.config.schema import OfflineConfig
-from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Keep, Pool
-from dataflex.signals.keeping.passes import order_in
-from dataflex.signals.keeping.store import SignalStore
+from dataflex.signals.asking.ask import Signals
+from dataflex.signals.keeping.selection import SelectionCaches
 from dataflex.trainer.select import SelectTrainer
 
 
@@ -53,23 +41,18 @@ class OfflineTrainer(SelectTrainer):
     """Signals of rows go through a store on disk, so that they are measured once. Needs `rows.raw`."""
 
     offline: ClassVar[OfflineConfig]
-    _keeps_encoder = True
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Raises Selected. resume_from_checkpoint: weights, and moments of the optimizer, that signals are measured with."""
         self.state.max_steps = 1
-        requests = self.config.requests("select")
+        gradients = any(r.takes_gradients for r in self.config.requests("select"))
         if resume_from_checkpoint:
             self._load_from_checkpoint(str(resume_from_checkpoint))
-        if takes_gradients(requests):
+        if gradients:
             self.create_optimizer()
-        if resume_from_checkpoint and takes_gradients(requests):
+        if resume_from_checkpoint and gradients:
             self._load_optimizer(Path(str(resume_from_checkpoint)))
         self.model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[has-type]
-        folder = Path(self.offline.store or Path(str(self.args.output_dir)) / "signals")
-        self._store = SignalStore(folder)
-        self._data = decide(self.rows.fingerprints)
-        self._target = decide(self._aimed_at.fingerprints) if aims_at_target(requests) and self.target else None
         self.states = {"select": self._init_component("select")}
         chosen, scores, measured = self._choose(0)
         raise Selected(Chosen(chosen[0], scores, measured, tuple(self.remarks.take().values())), self)
@@ -81,24 +64,16 @@ class OfflineTrainer(SelectTrainer):
         state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)
 
-    def _measure(self, request: Request, pool: Pool) -> np.ndarray:
-        if isinstance(request, TargetEmbedding) and self.offline.target_embeddings:
-            return read_array("target_embeddings", self.offline.target_embeddings, dimensions=2)
-        if type(request) is Embedding and self.offline.embeddings:
-            assert self.rows.raw is not None
-            return given_embeddings(self.offline, self.rows.raw, self.rows.raw_total)
-        return super()._measure(request, pool)
-
-    def _keep(self, request: Request, pool: Pool) -> Keep | None:
-        of_rows = request == "loss" or isinstance(request, Embedding | TargetAlignment | PolicyAlignment | Features)
-        given = self.offline.target_embeddings if isinstance(request, TargetEmbedding) else self.offline.embeddings
-        if not of_rows or not len(pool) or (isinstance(request, Embedding) and given):
-            return None
-        key = self._depends_on(request, pool)
-        assert key is not None
-        aims = aims_at_target([request])
-        key |= {"data": self._data, "target": self._target if aims else None, "seed": self.plan.seed}
-        return self._store.open(key, len(pool), order_in(request, pool))
+    def _make_signals(self) -> Signals:
+        offline, rows, files = self.offline, self.rows, dict[str, Callable[[], np.ndarray]]()
+        if offline.embeddings:
+            files["embedding"] = lambda: given_embeddings(offline, rows.raw, rows.raw_total)  # type: ignore[arg-type]
+        if target := offline.target_embeddings:
+            files["target_embedding"] = lambda: read_array("target_embeddings", target, dimensions=2)
+        folder = Path(offline.store or Path(str(self.args.output_dir)) / "signals")
+        context = super()._make_signals().context
+        caches = SelectionCaches(self.view, folder, self.rows, self.target, self.plan.seed)
+        return Signals(context, caches, files=files, keeps_encoder=True)
 
     def _get_learning_rate(self) -> float:
         return float(self.args.learning_rate)

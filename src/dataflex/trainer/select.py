@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.components.contracts import SelectionContext
-from dataflex.components.requests import TargetEmbedding, adam_directions, name_of
+from dataflex.components.requests import by_name
 from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
 from dataflex.plan.permutation import generator
@@ -48,7 +48,7 @@ class SelectTrainer(DynamicTrainer):
 
     def _select(self, step: int) -> None:
         spec = self.config.select
-        if not self._readable and adam_directions(self.config.requests("select")):
+        if not self._readable and any(r.reads_moments() for r in self.config.requests("select")):
             optimizer_moments(self.optimizer)
         self._readable = True
         if spec is None or not spec.schedule.due(step):
@@ -64,22 +64,23 @@ class SelectTrainer(DynamicTrainer):
         spec = self.config.select
         assert spec is not None
         selector = spec.component
-        wanted = selector.needs_now(self.states["select"])
-        values = {r: self.signal(r) for r in sorted(wanted, key=name_of)}
-        aims = {name_of(r): v for r, v in values.items() if isinstance(r, TargetEmbedding)}
-        signals = {name_of(r): v for r, v in values.items() if not isinstance(r, TargetEmbedding)}
+        wanted = by_name(selector.needs_now(self.states["select"]))
+        values = {r: self.signals.measure(r) for r in wanted}
+        aims = {r.name: v for r, v in values.items() if r.per == "target row"}
+        signals = {r.name: v for r, v in values.items() if r.per != "target row"}
         measured = self._trainable.copy()
         for found in signals.values():
             measured &= finite(found)
         groups = self._groups(step, signals, aims, measured)
-        if selector.refines:
+        refined = by_name(selector.refines)
+        if refined:
             self._refine(groups)
 
         scores = np.full(len(self.rows), np.nan)
 
         def run() -> tuple[list[np.ndarray], dict[str, Any], dict[str, str]]:
             chosen, state, remarks = [], self.states["select"], dict[str, str]()
-            if adam_directions(wanted | selector.refines) and not has_moments(self.optimizer):
+            if any(r.reads_moments() for r in (*wanted, *refined)) and not has_moments(self.optimizer):
                 remarks["moments"] = _NO_MOMENTS
             for group in groups:
                 selection, state = selector.select(state, group.signals, group.context)
@@ -159,7 +160,7 @@ class SelectTrainer(DynamicTrainer):
 
         shortlists, self.states["select"] = decide(run)
         ids = np.concatenate([g.candidates[s] for g, s in zip(groups, shortlists)])
-        values = {name_of(r): self.signal(r, ids) for r in sorted(selector.refines, key=name_of)}
+        values = {r.name: self.signals.measure(r, ids) for r in by_name(selector.refines)}
         ends = np.cumsum([len(s) for s in shortlists])
         for group, places, end in zip(groups, shortlists, ends):
             group.context = replace(group.context, shortlist=places)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dataflex.components.requests import Embedding, TargetEmbedding
+from dataflex.components.requests import as_requests
 from dataflex.config.schema import WeightConfig
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS
 from dataflex.trainer.core import DynamicTrainer
@@ -44,8 +44,8 @@ class WeightTrainer(DynamicTrainer):
             )
             for level, parts in by_level.items()
         }
-        asked = {r for level in self._levels.values() for r in level.requests()}
-        self.hidden_layers = frozenset(r.layer for r in asked if isinstance(r, Embedding))
+        states = [r.hidden_states() for level in self._levels.values() for r in level.requests()]
+        self.hidden_layers = frozenset(found[0] for found in states if found is not None)
         self._surveying: list[dict[str, Sample]] | None = None
         self._surveyed = False  # whether the reference is that of this step
         self._aimed: dict[str, int] = {}  # step at which a weighter has last taken in its target
@@ -180,11 +180,15 @@ class WeightTrainer(DynamicTrainer):
             if last is not None and step - last < interval:
                 continue
             begin = time.perf_counter()
-            (request,) = [r for r in weighter.needs if isinstance(r, TargetEmbedding)]
-            self.states[slot] = weighter.aim(self.states[slot], self.signal(request))
+            (request,) = [r for r in as_requests(weighter.needs) if r.per == "target row"]
+            self.states[slot] = weighter.aim(self.states[slot], self.signals.measure(request))
             self._aimed[slot] = step
             self._log_decision(
-                step, f"{slot}:{part.name}", {"target_rows": len(self._aimed_at)}, {}, time.perf_counter() - begin
+                step,
+                f"{slot}:{part.name}",
+                {"target_rows": len(self.signals.rows_of(request))},
+                {},
+                time.perf_counter() - begin,
             )
 
     # -- saving ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dataflex.components.requests import Embedding, ReferenceLoss, Request
+from dataflex.components.requests import SignalRequest
 from dataflex.distributed.collectives import gather_ragged, gather_rows
 from dataflex.signals.cross_entropy import output_embedding
 from dataflex.signals.embeddings import pooling_weights, sequences_of
@@ -23,7 +23,7 @@ class Sample:
 
     losses: torch.Tensor
     ids: torch.Tensor
-    signals: Mapping[Request, torch.Tensor] = field(default_factory=dict)
+    signals: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,32 +83,32 @@ class Tokens:
     active: torch.Tensor
     inputs: Mapping[str, Any]
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    known: Mapping[Request, torch.Tensor] = field(default_factory=dict)
+    known: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
     given: torch.Tensor | None = None
 
     def predicted(self, values: torch.Tensor) -> torch.Tensor:
         """Values of tokens, [B, T], moved to where the tokens are predicted from."""
         return F.pad(values[:, 1:], (0, 1))
 
-    def by_token(self, ids: torch.Tensor, requests: frozenset[Request]) -> Sample:
+    def by_token(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> Sample:
         """One entry for each token that is learned. ids: int64 [B]."""
         rows = self.active.nonzero()[:, 0]
         signals = {r: self._token_values(r)[self.active] for r in requests}
         return Sample(self.losses[self.active], ids.to(rows.device)[rows], signals)
 
-    def by_row(self, ids: torch.Tensor, losses: torch.Tensor, requests: frozenset[Request]) -> Sample:
+    def by_row(self, ids: torch.Tensor, losses: torch.Tensor, requests: frozenset[SignalRequest]) -> Sample:
         """One entry for each row. losses: token means, [B]."""
         counts = self.active.sum(dim=1)
-        signals: dict[Request, torch.Tensor] = {}
+        signals: dict[SignalRequest, torch.Tensor] = {}
         for request in requests:
-            if isinstance(request, Embedding):
-                weights = pooling_weights(sequences_of(self.inputs).to(self.losses.device), request.pooling)
-                signals[request] = torch.einsum("bt,bth->bh", weights, self.hidden[request.layer].float())
+            if (states := request.hidden_states()) is not None:
+                weights = pooling_weights(sequences_of(self.inputs).to(self.losses.device), states[1])
+                signals[request] = torch.einsum("bt,bth->bh", weights, self.hidden[states[0]].float())
             else:
                 signals[request] = (self._token_values(request) * self.active).sum(dim=1) / counts.clamp_min(1)
         return Sample(losses, ids.to(losses.device), signals)
 
-    def by_sequence(self, ids: torch.Tensor, requests: frozenset[Request]) -> tuple[Sample, torch.Tensor]:
+    def by_sequence(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> tuple[Sample, torch.Tensor]:
         """One entry for each original sequence with something to learn, and int64 [B, T]: the entry of each token learned."""
         numbers = sequence_numbers(self.inputs)
         width = int(numbers.max()) + 1
@@ -122,33 +122,32 @@ class Tokens:
             total = torch.zeros(len(learned), dtype=torch.float32, device=values.device)
             return total.index_add(0, entry, values[self.active].float()) / counts
 
-        signals: dict[Request, torch.Tensor] = {}
+        signals: dict[SignalRequest, torch.Tensor] = {}
         for request in requests:
-            if isinstance(request, Embedding):
-                signals[request] = self._pooled(request, keys, learned)
+            if (states := request.hidden_states()) is not None:
+                signals[request] = self._pooled(*states, keys, learned)
             else:
                 signals[request] = mean(self._token_values(request))
         return Sample(mean(self.losses), ids.to(learned.device)[learned // width], signals), place
 
-    def _pooled(self, request: Embedding, keys: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, layer: int, pooling: str, keys: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
         """[entries, H]: the hidden states of the tokens of each sequence, pooled."""
         if not len(learned):
-            return torch.zeros(0, self.hidden[request.layer].shape[-1], device=keys.device)
+            return torch.zeros(0, self.hidden[layer].shape[-1], device=keys.device)
         places = torch.searchsorted(learned, keys).clamp_max(len(learned) - 1)
         inside = learned[places] == keys
-        shares = pooling_weights(
-            torch.where(inside, places + 1, 0), request.pooling
-        )  # adds up to 1 / sequences of the row
-        hidden = self.hidden[request.layer]
+        # Adds up to 1 / sequences of the row.
+        shares = pooling_weights(torch.where(inside, places + 1, 0), pooling)
+        hidden = self.hidden[layer]
         out = torch.zeros(len(learned), hidden.shape[-1], dtype=torch.float32, device=hidden.device)
         out.index_add_(0, places[inside], shares[inside][:, None] * hidden[inside].float())
         total = torch.zeros(len(learned), dtype=torch.float32, device=hidden.device)
         return out / total.index_add(0, places[inside], shares[inside])[:, None]
 
-    def _token_values(self, request: Request) -> torch.Tensor:
-        if isinstance(request, ReferenceLoss):
+    def _token_values(self, request: SignalRequest) -> torch.Tensor:
+        if request in self.known:
             return self.known[request]
-        assert request == "given_weight" and self.given is not None
+        assert self.given is not None
         return self.predicted(self.given)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dataflex.components.contracts import WeightContext, Weighter
-from dataflex.components.requests import Request, TargetEmbedding, name_of
+from dataflex.components.requests import SignalRequest, as_requests
 from dataflex.config.schema import WeightPart
 from dataflex.distributed.collectives import gather_rows, sum_over_ranks
 from dataflex.errors import DataflexError
@@ -47,10 +47,14 @@ class Weighing:
         self._statistics = self._nothing()
         self._offsets = torch.as_tensor(domains.offsets, device=device)
 
-    def requests(self) -> frozenset[Request]:
+    def requests(self) -> frozenset[SignalRequest]:
         """What is measured on the rows trained on."""
-        asked = frozenset(r for part in self.parts.values() for r in part.component.needs)
-        return frozenset(r for r in asked if not isinstance(r, TargetEmbedding))
+        return frozenset(r for part in self.parts.values() for r in self._of_rows(part))
+
+    @staticmethod
+    def _of_rows(part: WeightPart) -> frozenset[SignalRequest]:
+        """What one of them is given beside its target."""
+        return frozenset(r for r in as_requests(part.component.needs) if r.per != "target row")
 
     # -- the reference -----------------------------------------------------------------------------------------------
 
@@ -136,15 +140,15 @@ class Weighing:
         return divided(product) if len(acting) > 1 else product
 
     def _context(self, part: WeightPart, sample: Sample, reference: Sample, step: int) -> WeightContext:
-        wanted = [r for r in part.component.needs if not isinstance(r, TargetEmbedding)]
+        wanted = self._of_rows(part)
         return WeightContext(
             reference=reference.losses,
             ids=sample.ids,
             domains=torch.searchsorted(self._offsets, sample.ids, right=True) - 1,
             step=step,
             names=self.domains.names,
-            signals={name_of(r): sample.signals[r] for r in wanted},
-            reference_signals={name_of(r): reference.signals[r] for r in wanted},
+            signals={r.name: sample.signals[r] for r in wanted},
+            reference_signals={r.name: reference.signals[r] for r in wanted},
             rounding=self.rounding,
         )
 
@@ -178,9 +182,9 @@ class Weighing:
             f"{self.prefix}/zero_share": zeros / rows,
         }
 
-    def _places(self) -> dict[str, Request]:
+    def _places(self) -> dict[str, SignalRequest]:
         """The signals by the names they are saved under."""
-        return {f"{i}.{name_of(r)}": r for i, r in enumerate(sorted(self.requests(), key=str))}
+        return {f"{i}.{r.name}": r for i, r in enumerate(sorted(self.requests(), key=str))}
 
     def saved(self) -> dict[str, np.ndarray]:
         """The reference, as arrays."""

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from dataflex.base.checks.entries import refused_data_sets
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
-from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, RouterLoad
 from dataflex.config.llamafactory.ranges import check_range
 from dataflex.config.llamafactory.trainer_keys import refused_accelerator
 from dataflex.config.llamafactory.typed import read_typed
@@ -266,26 +265,27 @@ def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[
     from dataflex.base.checks.reference_model import check_reference
 
     for slot, request in [(s, r) for s in config.components for r in config.requests(s)]:
-        if isinstance(request, ReferenceLoss):
+        others, states = request.other_models(), request.hidden_states()
+        if "reference" in others:
             key = f"dataflex.{slot}.reference_model_path"
-            check_reference(request.model, str(values.get("model_name_or_path")), key)
-        if isinstance(request, Embedding) and request.model is None:
+            check_reference(others["reference"], str(values.get("model_name_or_path")), key)
+        if states is not None:
             layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
-            if layers is not None and not -layers - 1 <= request.layer <= layers:
+            if layers is not None and not -layers - 1 <= states[0] <= layers:
                 key = "embed_layer" if hasattr(config.components[slot], "embed_layer") else "embedding_layer"
                 yield (
                     f"dataflex.{slot}.{key} must be between {-layers - 1} and {layers} (the last; 0 is the input),"
-                    f" got {request.layer}"
+                    f" got {states[0]}"
                 )
-        if isinstance(request, PolicyAlignment) and request.reward_model is not None:
-            path = request.reward_model
+        if "reward model" in others:
+            path = others["reward model"]
             if _is_local(path) and not is_folder(path):
                 yield f"dataflex.select.reward_model_path: no such directory: {path}"
                 continue
             outputs = _of_model(path, lambda c: c.num_labels)
             if outputs not in (None, 1):
                 yield f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one"
-        if isinstance(request, RouterLoad):
+        if request.needs_experts:
             experts = _of_model(
                 values.get("model_name_or_path"), lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0
             )

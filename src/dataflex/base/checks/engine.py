@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dataflex.components.requests import Gradient
 from dataflex.config.schema import DataflexConfig
 from dataflex.distributed.engine import engine_of
 from dataflex.errors import ConfigError
@@ -27,13 +26,13 @@ def check_engine(config: DataflexConfig, training_args: Any, stage: str) -> None
     if engine.startswith("FSDP") and stage == "rm":
         raise ConfigError(f"stage: rm does not work under {engine} in LLaMA-Factory itself; use deepspeed")
     for slot in config.components:
-        gradients = [r for r in config.requests(slot) if isinstance(r, Gradient)]
-        if gradients and engine == "FSDP 1":
+        requests = config.requests(slot)
+        if any(r.takes_gradients for r in requests) and engine == "FSDP 1":
             raise ConfigError(
                 f"dataflex.{slot}.name: {_name(config, slot)} takes the gradients of parameters, which FSDP 1 flattens; set"
                 " fsdp_version: 2, or use deepspeed"
             )
-        if any(r.parameters == "all" for r in gradients) and engine in ("ZeRO-3", "FSDP 2"):
+        if any(r.needs_whole_parameters() for r in requests) and engine in ("ZeRO-3", "FSDP 2"):
             raise ConfigError(
                 f"dataflex.{slot}.parameters: all needs parameters that are whole, and {engine} shards them; use linear"
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.base.checks.contents import digest, sampled_all
-from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, Request
+from dataflex.components.requests import SignalRequest
 from dataflex.config import RunConfig
 from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig
@@ -96,7 +96,7 @@ def identity_of_run(
     return out
 
 
-def asked_of(dataflex: DataflexConfig) -> list[tuple[str, Request]]:
+def asked_of(dataflex: DataflexConfig) -> list[tuple[str, SignalRequest]]:
     """What every slot asks for, in the order that all ranks share."""
     return [(slot, request) for slot in dataflex.components for request in sorted(dataflex.requests(slot), key=str)]
 
@@ -126,16 +126,13 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         weighs = slot.partition("[")[0] == "weight"
         out |= same_everywhere(contents, OTHER_SETTING) if weighs else decide(contents)
     for slot, request in asked_of(dataflex):
-        if isinstance(request, ReferenceLoss):
-            out[f"content of the reference of {slot}"] = fingerprint(request.model, f"dataflex.{slot}")
-        other = request.model if type(request) is Embedding else None
-        if isinstance(request, PolicyAlignment):
-            other = request.reward_model
-        if other is not None:
-            found = decide(lambda other=other: _model_digest(Path(other)))  # type: ignore[misc]
-            if found is not None:  # not one of a hub
-                what = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
-                out[f"content of the {what} of {slot}"] = found
+        for kind, model in request.other_models().items():
+            key = f"content of the {kind} of {slot}"
+            if kind == "reference":
+                out[key] = fingerprint(model, f"dataflex.{slot}")
+            elif key not in out:
+                found = decide(lambda model=model: _model_digest(Path(model)))  # type: ignore[misc]
+                out |= {} if found is None else {key: found}  # not one of a hub
     return _without_paths(out)
 
 

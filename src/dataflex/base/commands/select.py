@@ -16,7 +16,6 @@ from dataflex.base.loading.raw import numbered_rows, places_read, stored_numbers
 from dataflex.base.output.destination import Destination
 from dataflex.base.output.outcome import Outcome, Source
 from dataflex.base.output.sets import write_selection
-from dataflex.components.requests import Embedding, TargetEmbedding, aims_at_target
 from dataflex.config import RunConfig
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
@@ -76,11 +75,7 @@ def _named(datasets: Any) -> list[str]:
 def needs_model(config: DataflexConfig) -> bool:
     """Whether a signal is to be measured by the model: not where embeddings come from a file or a text encoder."""
     offline = config.offline or OfflineConfig()
-    for request in config.requests("select"):
-        given = offline.target_embeddings if isinstance(request, TargetEmbedding) else offline.embeddings
-        if not isinstance(request, Embedding) or not (given or request.model):
-            return True
-    return False
+    return any(not offline.file_of(r) and r.reads() != "encoder" for r in config.requests("select"))
 
 
 # -- with the model --------------------------------------------------------------------------------------------------
@@ -166,10 +161,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
 
 def _aims_at_rows(config: DataflexConfig) -> bool:
     """Whether rows of a target are to be measured."""
-    requests = config.requests("select")
-    if config.offline is not None and config.offline.target_embeddings:
-        requests = frozenset(r for r in requests if not isinstance(r, TargetEmbedding))
-    return aims_at_target(requests)
+    return "select" in config.aiming()
 
 
 def _check(config: DataflexConfig, stored: int, rows: int) -> None:

@@ -11,7 +11,6 @@ from dataflex.base import seams
 from dataflex.base.checks.arguments import check_arguments
 from dataflex.base.checks.optimizers import check_resumable, optimizer_notices
 from dataflex.base.refusals import ours
-from dataflex.components.requests import ReferenceLoss
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
@@ -184,13 +183,14 @@ def _dynamic(config: RunConfig) -> Any:
         _check_resume(dataflex, training_args, identity)
         references: dict[str, Any] = {}
         for slot, request in asked_of(dataflex):
-            if isinstance(request, ReferenceLoss) and request.model not in references:
+            model = request.other_models().get("reference")
+            if model is not None and model not in references:
                 from dataflex.base.loading.reference import load_reference
 
-                references[request.model] = load_reference(
-                    request.model, module["train_dataset"], template, model_args, data_args, training_args, stage,
+                references[model] = load_reference(
+                    model, module["train_dataset"], template, model_args, data_args, training_args, stage,
                     key=f"dataflex.{slot}.reference_model_path", budget=dataflex.scoring_tokens,
-                    folder=Path(request.store or Path(training_args.output_dir) / "dataflex" / "reference"),
+                    folder=Path(request.own_folder() or Path(training_args.output_dir) / "dataflex" / "reference"),
                     **tokenizer_module,
                 )  # fmt: skip
         return {**module, "references": references}

@@ -15,9 +15,8 @@ from dataflex.data.rows import Rows, without_ours
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
 from dataflex.signals.asking.reference_losses import ReferenceLosses, reference_losses
-from dataflex.signals.batching import Pool, token_budget
+from dataflex.signals.batching import ScoringRows, token_budget
 from dataflex.signals.isolation import loaded_whole
-from dataflex.signals.keeping.store import SignalStore
 
 
 def load_reference(
@@ -46,10 +45,10 @@ def load_reference(
         "stage": stage,
     }
 
-    def pool() -> tuple[torch.nn.Module, Pool]:
+    def load() -> tuple[torch.nn.Module, ScoringRows]:
         model = _load(path, key, tokenizer, model_args, training_args.device)
         lengths = rows.lengths()
-        return model, Pool(
+        return model, ScoringRows(
             rows=rows,
             ids=np.arange(len(rows), dtype=np.int64),
             lengths=lengths,
@@ -60,7 +59,7 @@ def load_reference(
             workers=training_args.dataloader_num_workers,
         )
 
-    found = reference_losses(pool, tokens, SignalStore(folder), made_from)
+    found = reference_losses(load, tokens, folder, made_from)
     gc.collect()  # the reference must be gone before the model is loaded
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

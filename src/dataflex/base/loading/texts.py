@@ -16,13 +16,13 @@ from dataflex.base.loading.data import read_raw
 from dataflex.base.loading.raw import numbered_rows, stored_numbers, stored_size
 from dataflex.base.refusals import refusals
 from dataflex.components.contracts import SelectionContext
-from dataflex.components.requests import Embedding, TargetEmbedding, name_of
+from dataflex.components.requests import TargetEmbedding
 from dataflex.config import RunConfig
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.plan.permutation import generator
 from dataflex.signals.embeddings import encode_missing
-from dataflex.signals.keeping.store import SignalStore
+from dataflex.signals.keeping.disk import DiskCache
 from dataflex.trainer.offline import Chosen, given_embeddings, wanted
 from dataflex.trainer.select import check_choice, finite
 
@@ -112,7 +112,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     spec, offline = config.select, config.offline
     assert spec is not None and offline is not None
     selector = spec.component
-    signals = _signals(config, rows, target, SignalStore(Path(offline.store or Path(output_dir) / "signals")))
+    signals = _signals(config, rows, target, Path(offline.store or Path(output_dir) / "signals"))
     own = {name: values for name, values in signals.items() if name != TargetEmbedding.name}
     measured = np.ones(len(rows), dtype=bool)
     for values in own.values():
@@ -136,27 +136,24 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     return Chosen(candidates[selection.chosen], scores, measured, tuple(selection.remarks.values()))
 
 
-def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: SignalStore) -> dict[str, np.ndarray]:
+def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: Path) -> dict[str, np.ndarray]:
     offline, out = config.offline, {}
     assert offline is not None
     for request in config.requests("select"):
-        assert isinstance(request, Embedding)
-        if isinstance(request, TargetEmbedding):
-            given, texts = offline.target_embeddings, target
-        else:
-            given, texts = offline.embeddings, rows
+        of_target, given = request.per == "target row", offline.file_of(request)
         if given is None:
-            assert request.model is not None and texts is not None
-            out[name_of(request)] = _encoded(request.model, texts, store)
-        elif isinstance(request, TargetEmbedding):
-            out[name_of(request)] = np.load(given, mmap_mode="r")
+            texts = target if of_target else rows
+            assert texts is not None
+            out[request.name] = _encoded(request.other_models()["encoder"], texts, store)
+        elif of_target:
+            out[request.name] = np.load(given, mmap_mode="r")
         else:
-            out[name_of(request)] = given_embeddings(offline, rows.raw, rows.raw_total)
+            out[request.name] = given_embeddings(offline, rows.raw, rows.raw_total)
     return out
 
 
-def _encoded(model: str, texts: Texts, store: SignalStore) -> np.ndarray:
+def _encoded(model: str, texts: Texts, store: Path) -> np.ndarray:
     folder = Path(model)  # what is in it counts: an encoder may be trained on in its place
     encoder = digest(folder) if folder.is_dir() else model
     key = {"signal": "text", "model": encoder, "content": texts.fingerprint()}
-    return encode_missing(model, store.open(key, len(texts)), texts.__getitem__, texts.arguments.device)
+    return encode_missing(model, DiskCache(store, key, len(texts)), texts.__getitem__, texts.arguments.device)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
-from dataflex.components.requests import HELD_OUT, Request
+from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, DataflexError
+
+_HELD_OUT = ("heldout_loss", "heldout_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class LossGapMixer(Mixer):
 
     @property
     def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(HELD_OUT if self.losses == "heldout" else {"train_loss"})
+        return frozenset(_HELD_OUT if self.losses == "heldout" else {"train_loss"})
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         if len(self.reference_losses) != len(names):
@@ -54,7 +56,7 @@ class LossGapMixer(Mixer):
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         gap, reference = np.array(state["gap"]), np.array(self.reference_losses)
         if self.losses == "heldout":
-            losses, tokens = (observations.signals[name] for name in HELD_OUT)
+            losses, tokens = (observations.signals[name] for name in _HELD_OUT)
             means = np.array([token_mean(l, n) for l, n in zip(losses, tokens, strict=True)])
             if not np.isfinite(means).all():
                 raise DataflexError("loss_gap: a domain has no finite held-out loss; has training diverged?")

@@ -1,41 +1,48 @@
-"""Held-out rows by domain: what an evaluation reports about them, and the signal `heldout_loss`."""
+"""Held-out rows by domain: the sums of their losses, and what an evaluation reports of them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import log
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import Rows
 from dataflex.distributed.collectives import decide
-from dataflex.distributed.host import Host
-from dataflex.errors import DataflexError
-from dataflex.record.ledger import RunFiles
-from dataflex.signals.batching import Pool, over_pool
+from dataflex.signals.batching import ScoringRows, over_rows
 from dataflex.signals.cross_entropy import IGNORE, forward_row_losses
 from dataflex.signals.isolation import isolated
 
-# Cross entropies and trainable tokens of held-out rows: what is measured where rows have tokens.
-HELD_OUT_SUMS = "heldout_sums"
 PREFIX = "eval_dataflex"  # of the scalars; `metric_for_best_model` finds only names that begin with eval_
 _MEASURES = ("loss", "perplexity", "bits_per_byte")
 
 
+def loss_sums(model: torch.nn.Module, rows: ScoringRows) -> np.ndarray:
+    """float64 [rows, 2]: sum of the cross entropies of a row, and its trainable tokens."""
+
+    def measure(batch: Any) -> torch.Tensor:
+        sums, counts = forward_row_losses(model, batch)
+        return torch.stack([sums, counts.to(sums.dtype)], dim=1)
+
+    with isolated(model):
+        return over_rows(rows, measure, "held-out rows")
+
+
 @dataclass(frozen=True)
 class Totals:
-    """Of some rows: sum of the cross entropies (nats) of their trainable tokens, these tokens, and the bytes of their text."""
+    """Of some rows."""
 
     loss: float
+    """Sum of the cross entropies of their trainable tokens, in nats."""
     tokens: int
+    """These tokens."""
     bytes: int
+    """Of their text."""
 
     def measures(self) -> dict[str, float]:
         """Token-mean loss, its exponential, and bits per byte where there are bytes; nothing without a token."""
@@ -47,98 +54,34 @@ class Totals:
         return out | ({"bits_per_byte": self.loss / log(2) / self.bytes} if self.bytes else {})
 
 
-class DomainEvaluation(Host):  # type: ignore[misc]
-    """Mixin over the Trainer's evaluation: the measures of every domain join those of the data set it evaluates first, so that
-    they are logged, seen by callbacks and returned with them. held_out: one part per domain, None if there are no such rows."""
+class HeldOutReport:
+    """What an evaluation says of the held-out rows of every domain."""
 
-    config: ClassVar[DataflexConfig]
-    stage_name: ClassVar[str]
-    per_row: ClassVar[bool]
-    held_out: Rows | None
-    run_files: RunFiles
-    _to_evaluate: bool = False
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if eval_dataset is None:  # else one set of several, or of the caller's own
-            self._to_evaluate = (
-                self.held_out is not None
-                and self.config.evaluate_domains
-                and self.per_row
-                and self.stage_name in ("pt", "sft")
-            )
-        return super().evaluate(eval_dataset, *args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._to_evaluate:
-            self._to_evaluate = False
-            output.metrics.update(self._evaluate_domains())
-        return output
-
-    def _evaluate_domains(self) -> dict[str, float]:
-        """Scalars by name, equal on every rank; a line of the ledger says the same."""
-        begin, names = time.perf_counter(), self._kept_apart.domains.names
-        totals = self._held_out_totals()
-        by_domain = {name: total.measures() for name, total in zip(names, totals, strict=True)}
-        averages = {"macro": macro(list(by_domain.values())), "micro": micro(totals).measures()}
-        step = self.state.global_step
-        self.run_files.record(
-            {
-                "step": step,
-                "position": self.position(step),
-                "component": "evaluate",
-                "decided": {},
-                "from": {
-                    "tokens": {name: total.tokens for name, total in zip(names, totals, strict=True)},
-                    "bytes": {name: total.bytes for name, total in zip(names, totals, strict=True)},
-                    **{m: {name: found[m] for name, found in by_domain.items() if m in found} for m in _MEASURES},
-                    **averages,
-                },
-                "seconds": round(time.perf_counter() - begin, 3),
-            }
-        )
-        out = {f"{PREFIX}/{m}/{name}": value for name, found in by_domain.items() for m, value in found.items()}
-        return out | {f"{PREFIX}/{name}/{m}": value for name, found in averages.items() for m, value in found.items()}
-
-    def _held_out_totals(self) -> list[Totals]:
-        losses, tokens = self.signal(HELD_OUT_SUMS).T
-        out = []
-        for a, b in pairwise(self._kept_apart.domains.offsets):
-            counted = self._held_out_bytes[a:b].sum()
-            out.append(Totals(float(losses[a:b].sum()), int(tokens[a:b].sum()), int(counted)))
-        return out
-
-    def _held_out_losses(self) -> np.ndarray:
-        """float64 [held-out rows]: token-mean cross entropy, NaN for a row without a trainable token."""
-        losses, tokens = self.signal(HELD_OUT_SUMS).T
-        with np.errstate(invalid="ignore"):
-            return losses / tokens  # type: ignore[no-any-return]
-
-    def _held_out_tokens(self) -> np.ndarray:
-        """float64 [held-out rows]: trainable tokens; 1 in stages of pairs, whose loss is not one of tokens."""
-        if self.stage_name in ("pt", "sft"):
-            return np.asarray(self.signal(HELD_OUT_SUMS)[:, 1])
-        return np.ones(len(self._kept_apart))
-
-    def _measure_held_out(self, pool: Pool) -> np.ndarray:
-        """float64 [rows, 2]: sum of the cross entropies of a row, and its trainable tokens."""
-
-        def measure(batch: Any) -> torch.Tensor:
-            sums, counts = forward_row_losses(self.model, batch)
-            return torch.stack([sums, counts.to(sums.dtype)], dim=1)
-
-        with isolated(self.model):
-            return over_pool(pool, measure, "held-out rows")
+    def __init__(self, rows: Rows, tokenizer: Any) -> None:
+        self.rows, self.tokenizer = rows, tokenizer
 
     @cached_property
-    def _held_out_bytes(self) -> np.ndarray:
-        return decide(lambda: trainable_bytes(self._kept_apart, self.processing_class))
+    def _bytes(self) -> np.ndarray:
+        return decide(lambda: trainable_bytes(self.rows, self.tokenizer))
 
-    @property
-    def _kept_apart(self) -> Rows:
-        if self.held_out is None:
-            raise DataflexError("there are no held-out rows")
-        return self.held_out
+    def of(self, sums: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+        """Scalars by name, and what the ledger says, equal on every rank. sums: those of `loss_sums`, of all rows."""
+        names, (losses, tokens) = self.rows.domains.names, sums.T
+        totals = [
+            Totals(float(losses[a:b].sum()), int(tokens[a:b].sum()), int(self._bytes[a:b].sum()))
+            for a, b in pairwise(self.rows.domains.offsets)
+        ]
+        by_domain = {name: total.measures() for name, total in zip(names, totals, strict=True)}
+        averages = {"macro": macro(list(by_domain.values())), "micro": micro(totals).measures()}
+        found = {
+            "tokens": {name: total.tokens for name, total in zip(names, totals, strict=True)},
+            "bytes": {name: total.bytes for name, total in zip(names, totals, strict=True)},
+            **{m: {name: own[m] for name, own in by_domain.items() if m in own} for m in _MEASURES},
+            **averages,
+        }
+        scalars = {f"{PREFIX}/{m}/{name}": value for name, own in by_domain.items() for m, value in own.items()}
+        scalars |= {f"{PREFIX}/{name}/{m}": value for name, own in averages.items() for m, value in own.items()}
+        return scalars, found
 
 
 def macro(measures: Sequence[dict[str, float]]) -> dict[str, float]:

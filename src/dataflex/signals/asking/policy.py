@@ -23,7 +23,7 @@ from dataflex.signals.isolation import isolated
 
 @dataclass(frozen=True)
 class PolicyRows:
-    """Item i: the responses to prompt i as rows of a batch, and their weights. Built to be served by `Pool`.
+    """Item i: the responses to prompt i as rows of a batch, and their weights. Built to be served by `ScoringRows`.
 
     loss of item i: sum over its responses of weight x token-mean loss. lengths: tokens of all rows of an item, padded.
     """

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from dataflex.distributed import collectives
+from dataflex.distributed.collectives import add_over_ranks, ranks
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool, batches_of
+from dataflex.signals.batching import ScoringRows, batches_of
 from dataflex.signals.cross_entropy import forward_token_losses
 from dataflex.signals.isolation import isolated
-from dataflex.signals.keeping.store import SignalStore
+from dataflex.signals.keeping.disk import kept_values
 
 _ROWS = 256  # of a piece, for each rank
 
@@ -33,33 +33,33 @@ class ReferenceLosses:
 
 
 def reference_losses(
-    pool: Callable[[], tuple[torch.nn.Module, Pool]],
+    load: Callable[[], tuple[torch.nn.Module, ScoringRows]],
     trainable: np.ndarray,
-    store: SignalStore,
+    folder: Path,
     key: Mapping[str, Any],
 ) -> ReferenceLosses:
-    """trainable: int64 [N], trainable tokens of each row. pool: loads the model and gives the pool of all rows; called when
+    """trainable: int64 [N], trainable tokens of each row. load: gives the model and all rows; called when
     there is something left to measure. Equal on every rank."""
     offsets = np.concatenate([[0], np.cumsum(trainable)])
-    edges = np.unique(np.append(offsets[:: _ROWS * collectives.ranks()], offsets[-1]))
-    loaded: list[tuple[torch.nn.Module, Pool]] = []
+    edges = np.unique(np.append(offsets[:: _ROWS * ranks()], offsets[-1]))
+    loaded: list[tuple[torch.nn.Module, ScoringRows]] = []
 
     def measure(places: np.ndarray) -> np.ndarray:
         if not loaded:
-            loaded.append(pool())
+            loaded.append(load())
         model, rows = loaded[0]
         first, last = np.searchsorted(offsets, [places[0], places[-1] + 1])
         here = np.arange(first, last)
         return _token_losses(model, rows.subset(here), offsets[first : last + 1] - offsets[first])
 
-    return ReferenceLosses(store.measured(key, int(offsets[-1]), measure, edges), offsets)
+    return ReferenceLosses(kept_values(folder, key, int(offsets[-1]), measure, edges), offsets)
 
 
-def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np.ndarray:
+def _token_losses(model: torch.nn.Module, rows: ScoringRows, offsets: np.ndarray) -> np.ndarray:
     """float32 [offsets[-1]], equal on every rank. DataflexError if a loss is not finite: nothing could be compared with it."""
-    out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=pool.device)
+    out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=rows.device)
     with isolated(model):
-        for places, batch in batches_of(pool, "reference"):
+        for places, batch in batches_of(rows, "reference"):
             losses, active = forward_token_losses(model, batch)
             if places is None:
                 continue
@@ -68,8 +68,7 @@ def _token_losses(model: torch.nn.Module, pool: Pool, offsets: np.ndarray) -> np
                 raise DataflexError("the rows of the reference do not have the tokens that they are trained on with")
             where = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in places])
             out[torch.as_tensor(where, device=out.device)] = losses
-    if collectives.ranks() > 1:
-        dist.all_reduce(out)
+    add_over_ranks(out)
     if not torch.isfinite(out).all():
         raise DataflexError(
             "the reference model has no finite loss on some rows; is it whole, and in a precision it can take?"

@@ -1,4 +1,4 @@
-"""How well each row's gradient is aligned with the gradients of a target, over a whole pool.
+"""How well each row's gradient is aligned with the gradients of a target, over a whole rows.
 
 LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z' of
 
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from dataflex.distributed.collectives import add_over_ranks
 from dataflex.errors import DataflexError
-from dataflex.signals.batching import Pool, batches_of, over_pool
+from dataflex.signals.batching import ScoringRows, batches_of, over_rows
 from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
@@ -36,40 +36,44 @@ def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> boo
 
 
 def alignment(
-    pool: Pool,
-    target: Pool,
+    rows: ScoringRows,
+    target: ScoringRows,
     subtasks: Sequence[np.ndarray],
-    rows: BatchGradients,
-    aims: BatchGradients,
+    engine: BatchGradients,
+    target_engine: BatchGradients,
     *,
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """float64 [N, K], NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
 
-    rows, aims: engines for pool and target, over the same parameters (their directions differ). Memory beyond the model's
+    engine, target_engine: for rows and target, over the same parameters (their directions differ). Memory beyond the model's
     own: K x P values for exact vectors, or K x proj_dim.
     """
-    with isolated(rows.model):
-        if is_exact(aims, len(subtasks), proj_dim):
-            vectors = exact_targets(target, subtasks, aims)
-            return over_pool(pool, lambda batch: _cosines(*rows.dots(batch, vectors)), "gradients")
+    with isolated(engine.model):
+        if is_exact(target_engine, len(subtasks), proj_dim):
+            vectors = exact_targets(target, subtasks, target_engine)
+            return over_rows(rows, lambda batch: _cosines(*engine.dots(batch, vectors)), "gradients")
         dim = proj_dim or DEFAULT_DIM
-        projection = Projection(aims.names, dim, seed, formed=rows.direction is not None)
-        features = over_pool(target, lambda batch: _unit(aims.features(batch, projection)), "target gradients")
+        projection = Projection(target_engine.names, dim, seed, formed=engine.direction is not None)
+        features = over_rows(target, lambda batch: _unit(target_engine.features(batch, projection)), "target gradients")
         means = np.stack([_mean(features[places], k) for k, places in enumerate(subtasks)])
-        aim = torch.as_tensor(means, dtype=torch.float32, device=pool.device)
-        return over_pool(pool, lambda batch: _unit(rows.features(batch, projection)) @ aim.T, "gradients")
+        aim = torch.as_tensor(means, dtype=torch.float32, device=rows.device)
+        return over_rows(rows, lambda batch: _unit(engine.features(batch, projection)) @ aim.T, "gradients")
 
 
 def interaction(
-    pool: Pool, target: Pool, rows: BatchGradients, aims: BatchGradients, projection: Projection | Concatenation
+    rows: ScoringRows,
+    target: ScoringRows,
+    engine: BatchGradients,
+    target_engine: BatchGradients,
+    projection: Projection | Concatenation,
 ) -> np.ndarray:
     """float64 [N, 1 + N]: <g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
     for an i without one. Keeps the features of all rows at once."""
-    with isolated(rows.model):
-        aim = over_pool(target, lambda batch: aims.features(batch, projection), "target gradients")
-        features = over_pool(pool, lambda batch: rows.features(batch, projection), "gradients")
+    with isolated(engine.model):
+        aim = over_rows(target, lambda batch: target_engine.features(batch, projection), "target gradients")
+        features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
     known = np.isfinite(features).all(axis=1)
     mean, filled = _mean(aim, 0), np.where(known[:, None], features, 0.0)
     out = np.concatenate([(filled @ mean)[:, None], filled @ filled.T], axis=1)
@@ -77,9 +81,9 @@ def interaction(
     return out
 
 
-def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
+def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
     """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
-    norms, scales = over_pool(target, engine.norms, "target norms"), []
+    norms, scales = over_rows(target, engine.norms, "target norms"), []
     for k, places in enumerate(subtasks):
         here = norms[places]
         usable = np.isfinite(here) & (here > 0)
@@ -90,38 +94,42 @@ def exact_targets(target: Pool, subtasks: Sequence[np.ndarray], engine: BatchGra
 
 
 def _weighted_sums(
-    pool: Pool, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
+    rows: ScoringRows, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
 ) -> Targets:
     """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
     rank; rows with a scale that is not finite are left out."""
-    device = pool.device
+    device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
     for k, places in enumerate(groups):
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        for rows, batch in batches_of(pool.subset(places), "mean gradients"):
-            some = np.full(units_of(batch), np.nan) if rows is None else scales[k][rows]
+        for own, batch in batches_of(rows.subset(places), "mean gradients"):
+            some = np.full(units_of(batch), np.nan) if own is None else scales[k][own]
             engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
         for p, total in totals.items():
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(total)
+            add_over_ranks(total)
             found[p][k] = total
     return found
 
 
 def group_products(
-    pool: Pool, groups: Sequence[np.ndarray], engine: BatchGradients, *, proj_dim: int | None = None, seed: int = 0
+    rows: ScoringRows,
+    groups: Sequence[np.ndarray],
+    engine: BatchGradients,
+    *,
+    proj_dim: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """float64 [K, K]: <g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
     with isolated(engine.model):
         if is_exact(engine, len(groups), proj_dim):
             scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
-            means = _weighted_sums(pool, groups, scales, engine)
+            means = _weighted_sums(rows, groups, scales, engine)
             return np.asarray(sum((m.double() @ m.double().T).cpu().numpy() for m in means.values()))
         projection = Projection(engine.names, proj_dim or DEFAULT_DIM, seed, formed=engine.direction is not None)
-        features = over_pool(pool, lambda batch: engine.features(batch, projection), "gradients")
+        features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
     vectors = np.stack([_mean(features[places], k) for k, places in enumerate(groups)])
     return np.asarray(vectors @ vectors.T)
 

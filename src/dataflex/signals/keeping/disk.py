@@ -127,39 +127,12 @@ def places_of(run: Run, order: np.ndarray | None) -> np.ndarray:
     return np.arange(*run) if order is None else np.sort(order[run[0] : run[1]])
 
 
-class SignalStore:
-    """A directory with one subdirectory per signal. Rank 0 writes; what it finds there it sends to the others. DataflexError
-    on every rank if it cannot be written."""
+class DiskCache:
+    """Values in a file below `folder`, which may hold those of many signals. Rank 0 writes; what it finds there it sends to the
+    others, which keep it in a file that nobody else sees. Both are memory-mapped.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def open(self, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> Stored:
-        return Stored(self.folder, key, count, order)
-
-    def measured(
-        self,
-        key: Mapping[str, Any],
-        rows: int,
-        measure: Callable[[np.ndarray], np.ndarray],
-        edges: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """measure(places) for all of range(rows), equal on every rank; only what is not there yet is measured.
-
-        edges: where pieces begin and the last one ends, ascending from 0 to `rows`; None: every 4096 rows."""
-        if not rows:
-            return np.empty(0)
-        if edges is None:
-            edges = np.append(np.arange(0, rows, _ROWS), rows)
-        stored = self.open(key, rows)
-        for begin, end in pairwise(edges.tolist()):
-            if stored.missing[begin:end].any():
-                stored.put(np.arange(begin, end), measure(np.arange(begin, end)))
-        return stored.values()
-
-
-class Stored:
-    """A `Keep` on disk: on rank 0 the file itself is the values, memory-mapped, on the others a file that nobody else sees."""
+    key, count, order: as those of `PieceFile`. DataflexError on every rank if it cannot be written.
+    """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
         self._file: PieceFile | None = None
@@ -206,6 +179,28 @@ class Stored:
                 f"what is measured cannot be kept in {self._parent} ({error.strerror or error}); what is there is taken up"
                 " when the command is run again"
             ) from error
+
+
+def kept_values(
+    folder: Path,
+    key: Mapping[str, Any],
+    count: int,
+    measure: Callable[[np.ndarray], np.ndarray],
+    edges: np.ndarray | None = None,
+) -> np.ndarray:
+    """measure(places) for all of range(count), equal on every rank; only what `folder` does not have yet is measured.
+
+    edges: where pieces begin and the last one ends, ascending from 0 to `count`; None: every 4096 values.
+    """
+    if not count:
+        return np.empty(0)
+    if edges is None:
+        edges = np.append(np.arange(0, count, _ROWS), count)
+    cache = DiskCache(folder, key, count)
+    for begin, end in pairwise(edges.tolist()):
+        if cache.missing[begin:end].any():
+            cache.put(np.arange(begin, end), measure(np.arange(begin, end)))
+    return cache.values()
 
 
 def _write_rows(file: Any, start: int, rows: np.ndarray, values: np.ndarray) -> None:

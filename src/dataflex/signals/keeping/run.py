@@ -10,41 +10,30 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xxhash
 
-from dataflex.components.requests import (
-    Embedding,
-    Features,
-    Gradient,
-    PolicyAlignment,
-    Request,
-    TargetAlignment,
-    TargetEmbedding,
-    name_of,
-)
-from dataflex.data.rows import Rows
+from dataflex.components.requests import SignalRequest
 from dataflex.distributed.collectives import decide, rank, ranks
 from dataflex.distributed.engine import engine_of
-from dataflex.distributed.host import Host
+from dataflex.distributed.trainer_view import TrainerView
 from dataflex.notices import say
 from dataflex.record.ledger import DIRECTORY
 from dataflex.signals import pace
-from dataflex.signals.batching import Held, Keep, Pool, order_of
-from dataflex.signals.embeddings import load_encoder
-from dataflex.signals.keeping.fingerprint import model_fingerprint, moments_fingerprint
-from dataflex.signals.keeping.store import PieceFile, Run, places_of
+from dataflex.signals.batching import ScoringRows
+from dataflex.signals.keeping.dependencies import Dependencies, order_in
+from dataflex.signals.keeping.disk import PieceFile, Run, places_of
+from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 
 # Bytes of other passes beside which a pass is kept; the oldest go first.
 _ROOM = 1 << 30
 
 
-class Passes:
+class StepFolders:
     """<output_dir>/dataflex/signals/: a directory per pass, step_<n>/<hash>/. Rank 0 writes. run: what all keys share.
 
     What was measured before step n is needed until there is a checkpoint of a later step. Keeping it is a convenience: if it
@@ -62,13 +51,13 @@ class Passes:
             act()
         except OSError as error:
             self.gave_up = True
-            self.forget()  # a checkpoint may need the room
+            self.remove()  # a checkpoint may need the room
             say(
                 f"what scoring measures is not kept from here on ({error.strerror or error}: {self.folder}); a run"
                 " that is killed in the middle of a scoring pass makes all of it again"
             )
 
-    def forget(self, before: int | None = None) -> None:
+    def remove(self, before: int | None = None) -> None:
         """Remove passes of steps below `before`, and those of other runs; None: all."""
         if before is None:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -89,7 +78,7 @@ class Passes:
             shutil.rmtree(others.pop(0)[0], ignore_errors=True)
 
 
-class KeptPass(Held):
+class RunCache(MemoryCache):
     """Values in memory on every rank, and on rank 0 in a file too, as long as that can be written.
 
     key: what the values depend on, equal on every rank; None: that cannot be told. It may take seconds to make, so it is made
@@ -99,7 +88,7 @@ class KeptPass(Held):
 
     def __init__(
         self,
-        passes: Passes,
+        folders: StepFolders,
         step: int,
         count: int,
         key: Callable[[], Mapping[str, Any] | None],
@@ -107,12 +96,12 @@ class KeptPass(Held):
         at_once: bool = False,
     ) -> None:
         super().__init__(count)
-        self._passes, self._step, self._make_key, self._make_order = passes, step, key, order
+        self._folders, self._step, self._make_key, self._make_order = folders, step, key, order
         self._file: PieceFile | None = None
         self._begun = False
         self._unwritten: list[np.ndarray] = []
         self._written = self._last = pace.clock()
-        there = decide(lambda: not passes.gave_up and passes.holds(step))
+        there = decide(lambda: not folders.gave_up and folders.holds(step))
         known = (there or at_once) and self._key is not None
         if there and known:
             self._take_up()
@@ -122,14 +111,14 @@ class KeptPass(Held):
         self._unwritten.append(places)
         if decide(self._due):
             if self._key is not None and rank() == 0:  # every rank takes part in making the key
-                self._passes.attempt(self._write)
+                self._folders.attempt(self._write)
             self._unwritten, self._written = [], pace.clock()
         self._last = pace.clock()
 
     @cached_property
     def _key(self) -> Mapping[str, Any] | None:
         key = self._make_key()
-        return None if key is None else {"run": self._passes.run, "step": self._step, **key}
+        return None if key is None else {"run": self._folders.run, "step": self._step, **key}
 
     @cached_property
     def _order(self) -> np.ndarray | None:
@@ -138,7 +127,7 @@ class KeptPass(Held):
     def _due(self) -> bool:
         """Whether another piece like the last would make too much that is not written; what is left at the end, if there is
         something in the file."""
-        if self._passes.gave_up:
+        if self._folders.gave_up:
             return False
         if not self.missing.any():
             return self._begun
@@ -148,8 +137,8 @@ class KeptPass(Held):
     def _open(self) -> PieceFile:
         if self._file is None:
             assert self._key is not None
-            self._passes.make_room(self._step)
-            folder = self._passes.folder / f"step_{self._step}"
+            self._folders.make_room(self._step)
+            folder = self._folders.folder / f"step_{self._step}"
             self._file = PieceFile(folder, self._key, len(self.missing), self._order)
         return self._file
 
@@ -162,7 +151,7 @@ class KeptPass(Held):
         found: list[Run] = []
 
         def look() -> list[Run]:
-            self._passes.attempt(lambda: found.extend(self._open().runs))
+            self._folders.attempt(lambda: found.extend(self._open().runs))
             return found
 
         for run in decide(look):
@@ -173,102 +162,33 @@ class KeptPass(Held):
             say(f"step {self._step}: {there} of {count} rows of {signal} are there")
 
 
-class KeptPasses(Host):  # type: ignore[misc]
-    """Mixin: what is kept of a measurement, and what its values depend on."""
+class RunCaches:
+    """The caches of a training run: one per scoring pass, as long as the next checkpoint has not been written.
 
-    identity: ClassVar[dict[str, Any]]
-    rows: Rows
-    _hashed: tuple[int, dict[str, str | None]] = (-1, {})
+    identity: what tells this run from others. output_dir: its directory.
+    """
 
-    @cached_property
-    def passes(self) -> Passes:
-        run = xxhash.xxh3_64_hexdigest(json.dumps(self.identity, sort_keys=True, default=str).encode())
-        return Passes(Path(str(self.args.output_dir)) / DIRECTORY / "signals", run)
+    def __init__(self, view: TrainerView, identity: Mapping[str, Any], output_dir: str) -> None:
+        self.view, self._dependencies = view, Dependencies(view)
+        run = xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True, default=str).encode())
+        self.folders = StepFolders(Path(output_dir) / DIRECTORY / "signals", run)
 
-    def _forget_passes(self, before: int | None = None) -> None:
-        if rank() == 0:
-            self.passes.forget(before)
-
-    def _keep(self, request: Request, pool: Pool) -> Keep | None:
-        """Where the values of rows go; None: a pass that is not kept."""
-        per_row = request == "loss" or isinstance(request, Embedding | TargetAlignment | PolicyAlignment | Features)
-        if not per_row or isinstance(request, TargetEmbedding) or pool.rows is not self.rows:
-            return None
-        if not len(pool):
+    def open(self, request: SignalRequest, rows: ScoringRows, more: Callable[[], dict[str, Any]]) -> SignalCache | None:
+        if not (request.kept and request.per == "row" and len(rows)):
             return None
 
         def key() -> dict[str, Any] | None:
+            found = self._dependencies.of(request, rows)
             # Sums over the target's rows round differently on another number of ranks.
-            found = self._depends_on(request, pool)
-            return None if found is None else found | {"ranks": ranks(), "batches of": pool.budget}
+            return None if found is None else {**found, **more(), "ranks": ranks(), "batches of": rows.budget}
 
         # Of a model that is split each rank reads its part alone, and what is read may be another thing once it has run.
-        split = engine_of(self.args) != "DDP"
-        step = self.state.global_step
-        return KeptPass(self.passes, step, len(pool), key, lambda: order_in(request, pool), at_once=split)
+        split = engine_of(self.view.args) != "DDP"
+        return RunCache(self.folders, self.view.step, len(rows), key, lambda: order_in(request, rows), at_once=split)
 
-    def _depends_on(self, request: Request, pool: Pool) -> dict[str, Any] | None:
-        """Of the values of a signal, as far as it may change while a run has this identity; equal on every rank. None where
-        that cannot be told."""
-        adam = isinstance(request, Gradient) and request.gradient_type == "adam"
-        hashes = {"model": self._hash_of_model(request), "moments": self._hash("moments") if adam else ""}
-        if None in hashes.values():
-            return None
-        out: dict[str, Any] = {
-            "signal": name_of(request),
-            **hashes,
-            "settings": self._settings,
-            "ids": xxhash.xxh3_64_hexdigest(pool.ids.tobytes()),
-        }
-        if is_dataclass(request):
-            out["request"] = {"kind": type(request).__name__, **asdict(request)}
-        return out
-
-    @cached_property
-    def _settings(self) -> str:
-        """A hash of what makes a function of parameters, as far as it may change from one start of a run to the next: the
-        configurations of model, adapter and loss, and the precision."""
-        adapters = getattr(self.model, "peft_config", {})
-        found = [
-            {k: v for k, v in settings.items() if not k.endswith("name_or_path")}
-            for settings in (
-                self.model.config.to_dict(),
-                *(adapters[name].to_dict() for name in sorted(adapters)),
-                vars(self.finetuning_args),
-                {"smoothing": self.args.label_smoothing_factor, "precision": self.accelerator.mixed_precision},
-            )
-        ]
-        text = json.dumps(
-            found, sort_keys=True, default=lambda v: sorted(map(str, v)) if isinstance(v, set) else str(v)
-        )
-        return xxhash.xxh3_64_hexdigest(text.encode())
-
-    def _hash_of_model(self, request: Request) -> str | None:
-        if isinstance(request, Embedding) and request.model is not None:
-            return model_fingerprint(load_encoder(request.model, self.args.device))
-        return self._hash("model and reference" if request == "loss" and self._reference is not None else "model")
-
-    @property
-    def _reference(self) -> Any:
-        """Of dpo."""
-        return getattr(self, "ref_model", None)
-
-    def _hash(self, what: str) -> str | None:
-        """Made once per step."""
-        if self._hashed[0] != self.state.global_step:
-            self._hashed = (self.state.global_step, {})
-        kept = self._hashed[1]
-        if what not in kept:
-            models = [self.model, self._reference] if what == "model and reference" else [self.model]
-            kept[what] = moments_fingerprint(self.optimizer) if what == "moments" else model_fingerprint(*models)
-        return kept[what]
-
-
-def order_in(request: Request, pool: Pool) -> np.ndarray | None:
-    """In which rows are measured: as `over_pool` does it; texts as they come."""
-    if isinstance(request, Embedding) and request.model is not None:
-        return None
-    return order_of(pool.lengths)
+    def remove(self, before: int | None = None) -> None:
+        if rank() == 0:
+            self.folders.remove(before)
 
 
 def _belongs(folder: Path, run: str) -> bool:
