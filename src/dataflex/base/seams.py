@@ -53,6 +53,9 @@ _SIGNATURES = {
     ("llamafactory.data.template", "Template.encode_multiturn"): (
         "self", "tokenizer", "messages", "system", "tools", "discarding_history_cot",
     ),
+    ("llamafactory.data.processor", "SupervisedDatasetProcessor._encode_data_example"): (
+        "self", "prompt", "response", "system", "tools", "images", "videos", "audios",
+    ),
     ("llamafactory.data.processor", "FeedbackDatasetProcessor._encode_data_example"): (
         "self", "prompt", "response", "kl_response", "system", "tools", "images", "videos", "audios",
     ),
