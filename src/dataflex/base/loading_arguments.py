@@ -43,7 +43,7 @@ class Loading:
         training_args.predict_with_generate = False
         return replace(self, data_args=data_args, training_args=training_args)
 
-    def first_process(self, what: str) -> AbstractContextManager[None]:
+    def first_process(self, purpose: str) -> AbstractContextManager[None]:
         """Inside, the first process works before the others, which find what it has put into the cache."""
         local = not self.data_args.data_shared_file_system
-        return self.training_args.main_process_first(desc=what, local=local)  # type: ignore[no-any-return]
+        return self.training_args.main_process_first(desc=purpose, local=local)  # type: ignore[no-any-return]

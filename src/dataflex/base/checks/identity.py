@@ -128,8 +128,8 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         if other is not None:
             found = decide(lambda other=other: _model_digest(Path(other)))  # type: ignore[misc]
             if found is not None:  # not one of a hub
-                what = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
-                out[f"content of the {what} of {slot}"] = found
+                kind = "reward model" if isinstance(request, PolicyAlignment) else "encoder"
+                out[f"content of the {kind} of {slot}"] = found
     return _without_paths(out)
 
 

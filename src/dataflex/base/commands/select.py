@@ -65,7 +65,7 @@ def _destination(config: RunConfig) -> Destination:
     assert config.dataflex is not None and config.dataflex.select is not None
     values, select = config.llamafactory, config.dataflex.select
     folder, data = Path(str(values["output_dir"])), values.get("dataset_dir", "data")
-    here = isinstance(data, str) and Path(data).resolve() == folder.resolve()
+    reads_here = isinstance(data, str) and Path(data).resolve() == folder.resolve()
     destination = Destination(folder, select.name, dataset_names(values.get("dataset")))
     if os.environ.get("RANK", "0") == "0":
         read = [
@@ -73,7 +73,7 @@ def _destination(config: RunConfig) -> Destination:
             *dataset_names(values.get("eval_dataset")),
             *config.dataflex.target[1],
         ]
-        destination.check(read if here else ())
+        destination.check(read if reads_here else ())
     return destination
 
 
