@@ -16,6 +16,7 @@ from harness import tiny_run
 
 from dataflex.base.checks.identity import identity_of_run
 from dataflex.base.commands.train import load_data
+from dataflex.base.loading_arguments import Loading
 from dataflex.config import RunConfig, parse
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.data.streams import Place
@@ -57,8 +58,7 @@ class Bench:
         block = {**(block or {}), **({} if weight is None else {"weight": weight})}
         return parse({**self.base, **given, **({"dataflex": block} if block else {})})
 
-    def prepare(self, config: RunConfig) -> tuple[Any, ...]:
-        """template, model_args, data_args, training_args, stage, and the tokenizer module."""
+    def prepare(self, config: RunConfig) -> Loading:
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.hparams import get_train_args
         from llamafactory.model import load_tokenizer
@@ -67,14 +67,14 @@ class Bench:
         module = load_tokenizer(model_args)
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
         stage = {"dpo": "rm"}.get(config.llamafactory["stage"], config.llamafactory["stage"])
-        return (template, model_args, data_args, training_args, stage), module
+        return Loading(template, model_args, data_args, training_args, stage, **module)
 
     def load(self, weight: Any = COLUMN, block: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
         config = self.config(weight, block, **keys)
         assert config.dataflex is not None
-        args, module = self.prepare(config)
-        self.template, self.tokenizer = args[0], module["tokenizer"]
-        return {"config": config, "args": args, "module": module, **load_data(config.dataflex, *args, **module)}
+        loading = self.prepare(config)
+        self.template, self.tokenizer = loading.template, loading.tokenizer
+        return {"config": config, "loading": loading, **load_data(config.dataflex, loading)}
 
     def rows(self, *args: Any, **keys: Any) -> Rows:
         return self.load(*args, **keys)["train_dataset"]
@@ -83,8 +83,7 @@ class Bench:
         """As LLaMA-Factory alone prepares the data."""
         from llamafactory.data import get_dataset
 
-        args, module = self.prepare(self.config(**keys))
-        return get_dataset(*args, **module)["train_dataset"]
+        return get_dataset(**vars(self.prepare(self.config(**keys))))["train_dataset"]
 
 
 @pytest.fixture
@@ -592,12 +591,7 @@ def test_a_run_is_known_by_its_weights(bench: Bench) -> None:
 
     def known(weight: Any = COLUMN) -> dict[str, Any]:
         loaded = bench.load(weight, {"mix": {"name": "static", "proportions": [0.5, 0.5]}})
-        config, (_, model_args, data_args, training_args, stage), module = (
-            loaded["config"],
-            loaded["args"],
-            loaded["module"],
-        )
-        return identity_of_run(config, model_args, data_args, training_args, stage, module, loaded["train_dataset"])
+        return identity_of_run(loaded["config"], loaded["loading"], loaded["train_dataset"])
 
     bench.write("a", alpaca())
     bench.write("b", alpaca(12))

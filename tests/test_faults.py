@@ -17,7 +17,7 @@ import yaml
 from harness import Run, start, train, train_all
 from test_cli import environment, kill_tree
 
-from dataflex.base.launching.torchrun import fate
+from dataflex.base.launching.torchrun import exit_line
 from dataflex.record.completeness import newest_complete
 
 Config = dict[str, Any]
@@ -65,14 +65,14 @@ def ends(**ranks: tuple[int, int]) -> dict[int, Any]:
 
 def test_which_rank_is_at_fault() -> None:
     killed = "rank 1 was killed by SIGKILL; the run can be resumed from its newest checkpoint"
-    assert fate(ends(rank_0=(1, 5), rank_1=(-9, 5)), {0}) == killed
-    assert fate(ends(rank_0=(1, 5), rank_1=(-9, 5)), set()) == killed
+    assert exit_line(ends(rank_0=(1, 5), rank_1=(-9, 5)), {0}) == killed
+    assert exit_line(ends(rank_0=(1, 5), rank_1=(-9, 5)), set()) == killed
     # What torchrun stopped itself, at once or because it did not end, is not at fault.
-    assert fate(ends(rank_0=(3, 5), rank_1=(-15, 5)), set()) == "rank 0 ended with exit status 3"
-    assert fate(ends(rank_0=(3, 5), rank_1=(-9, 35)), set()) == "rank 0 ended with exit status 3"
+    assert exit_line(ends(rank_0=(3, 5), rank_1=(-15, 5)), set()) == "rank 0 ended with exit status 3"
+    assert exit_line(ends(rank_0=(3, 5), rank_1=(-9, 35)), set()) == "rank 0 ended with exit status 3"
     # The first one that did not only lose another.
-    assert fate(ends(rank_0=(1, 4), rank_1=(3, 5)), {0}) == "rank 1 ended with exit status 3"
-    assert fate(ends(rank_0=(1, 4), rank_1=(1, 5)), {0, 1}) is None
+    assert exit_line(ends(rank_0=(1, 4), rank_1=(3, 5)), {0}) == "rank 1 ended with exit status 3"
+    assert exit_line(ends(rank_0=(1, 4), rank_1=(1, 5)), {0, 1}) is None
 
 
 def test_a_rank_that_dies_ends_the_run(base: Config, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is stored of texts goes by what is in the encoder's folder, not by its name."""
-    from dataflex.base.loading import texts
+    from dataflex.base.loading import text_selection
     from dataflex.signals import embeddings
 
     noise(tmp_path / "encoder" / "1_Pooling" / "config.json", 100)
@@ -404,7 +404,7 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
             return f"row {place}"
 
     def encode() -> None:
-        found = texts._encoded(str(tmp_path / "encoder"), Two(), tmp_path / "store")  # type: ignore[arg-type]
+        found = text_selection._encoded(str(tmp_path / "encoder"), Two(), tmp_path / "store")  # type: ignore[arg-type]
         assert found.shape == (2, 2)
 
     encode()

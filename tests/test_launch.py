@@ -338,7 +338,7 @@ def test_the_store_of_one_machine_listens_on_loopback(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     before = {c.laddr for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN}
-    address, port, options = torchrun._meeting("1")
+    address, port, options = torchrun._rendezvous("1")
     backend = options[options.index("--rdzv-backend") + 1]
     handler = get_rendezvous_handler(RendezvousParameters(backend, f"{address}:{port}", "run", 1, 1))
     info = handler.next_rendezvous()
@@ -359,7 +359,7 @@ def test_a_port_that_is_taken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         port = str(taken.getsockname()[1])
         monkeypatch.setenv("MASTER_PORT", port)
         with pytest.raises(ConfigError, match=f"^MASTER_PORT: {port} cannot be listened on"):
-            torchrun._meeting("1")
+            torchrun._rendezvous("1")
 
 
 @pytest.mark.slow

@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflex.base.output.destination import Destination, merged
-from dataflex.base.output.outcome import Outcome, Source
+from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.rows import write_rows
 from dataflex.base.output.sets import write_selection
+from dataflex.data.origins import Origin
 from dataflex.errors import ConfigError, DataflexError, WriteError
 from dataflex.writing import write_atomically
 
@@ -363,8 +364,8 @@ def outcome(rows: int = 4000) -> Outcome:
     stored = datasets.Dataset.from_dict(
         {"instruction": [os.urandom(40).hex() for _ in range(rows)], "output": ["x"] * rows}
     )
-    source = Source("a", stored, None, np.arange(rows), np.arange(rows))
-    return Outcome([source], "random", np.arange(rows), np.random.default_rng(0).random(rows), str, [])
+    origin = Origin("a", None, stored, np.arange(rows))
+    return Outcome([origin], "random", np.arange(rows), np.random.default_rng(0).random(rows), str, [])
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])

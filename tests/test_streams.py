@@ -638,6 +638,7 @@ def test_the_state_of_a_source_leads_back_to_its_row(name: str, ground: Path, fo
     from llamafactory.data.parser import get_dataset_list
 
     from dataflex.base.loading.streams import StreamedData, _open
+    from dataflex.base.loading_arguments import Loading
 
     arguments: Any = SimpleNamespace(cache_dir=None, hf_hub_token=None)
     data: Any = SimpleNamespace(
@@ -646,8 +647,9 @@ def test_the_state_of_a_source_leads_back_to_its_row(name: str, ground: Path, fo
     (attribute,) = get_dataset_list([name], str(folder))
 
     def source() -> StreamedData:
-        dataset = _open(name, attribute, arguments, data, SimpleNamespace(dataloader_num_workers=0), "pt")
-        found = StreamedData(dataset, lambda row: row["text"], None)
+        training: Any = SimpleNamespace(dataloader_num_workers=0)
+        dataset = _open(name, attribute, Loading(None, arguments, data, training, "pt", None))
+        found = StreamedData(dataset, lambda row: row["text"], None, None)
         found.seek(None)
         return found
 

@@ -32,10 +32,10 @@ def refusals() -> Iterator[None]:
     except _KINDS as error:
         if is_ours(error):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        message = " ".join(str(error).split()) or type(error).__name__
         if why_not_written(error) is not None:  # nothing in the configuration is wrong
-            raise DataflexError(said) from error
-        raise ConfigError(said) from error
+            raise DataflexError(message) from error
+        raise ConfigError(message) from error
 
 
 def refusing(call: Callable[P, T]) -> Callable[P, T]:

@@ -20,11 +20,14 @@ from dataflex.errors import DataflexError
 
 @dataclass(frozen=True)
 class StageSeam:
-    """workflow: module whose `get_dataset` the stage calls. trainer_module, trainer: where it looks up its trainer."""
+    """Where a stage looks up what it calls."""
 
     workflow: str
+    """The module whose `get_dataset` it calls."""
     trainer_module: str
+    """The module that holds its trainer."""
     trainer: str
+    """The name of the trainer there."""
 
 
 STAGES = {
@@ -52,6 +55,9 @@ _SIGNATURES = {
     ),
     ("llamafactory.data.template", "Template.encode_multiturn"): (
         "self", "tokenizer", "messages", "system", "tools", "discarding_history_cot",
+    ),
+    ("llamafactory.data.processor", "SupervisedDatasetProcessor._encode_data_example"): (
+        "self", "prompt", "response", "system", "tools", "images", "videos", "audios",
     ),
     ("llamafactory.data.processor", "FeedbackDatasetProcessor._encode_data_example"): (
         "self", "prompt", "response", "kl_response", "system", "tools", "images", "videos", "audios",

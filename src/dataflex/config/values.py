@@ -33,6 +33,13 @@ def words(value: Any) -> list[str]:
     return [w for w in value if isinstance(w, str)] if isinstance(value, list | tuple) else []
 
 
+def dataset_names(given: Any) -> list[str]:
+    """As LLaMA-Factory splits the names of data sets: one may be empty, and is then not defined."""
+    if isinstance(given, str) and given:
+        return [name.strip() for name in given.split(",")]
+    return list(given or [])
+
+
 def integer(value: Any, key: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -19,7 +19,7 @@ from dataflex.config.llamafactory.typed import read_typed
 from dataflex.config.load import read
 from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig, RunConfig
-from dataflex.config.values import truth, words
+from dataflex.config.values import dataset_names, truth, words
 from dataflex.errors import ConfigError, Mistakes, nearest
 
 _Read = TypeVar("_Read")
@@ -106,7 +106,7 @@ def check_keys(
         with mistakes.noting(once=True):
             for key in ("dataset", "eval_dataset"):
                 if values.get(key) is not None:
-                    mistakes.gather(refused_data_sets(key, _names(values[key]), folder, once=once, stage=stage))
+                    mistakes.gather(refused_data_sets(key, dataset_names(values[key]), folder, once=once, stage=stage))
     return values
 
 
@@ -125,11 +125,6 @@ def _hints() -> dict[str, Any]:
 def _printable(key: str) -> str:
     """A key as it can be told from its neighbours on a terminal."""
     return key if key.isprintable() else ascii(key)[1:-1]
-
-
-def _names(given: Any) -> list[str]:
-    """As LLaMA-Factory splits them: a name may be empty, and is then not defined."""
-    return [n.strip() for n in given.split(",")] if isinstance(given, str) and given else list(given)
 
 
 def _trackers(values: Mapping[str, Any]) -> Any:

@@ -23,7 +23,7 @@ def digest(path: Path) -> str:
     found = xxhash.xxh3_128()
     for name, file in files_of(path):
         found.update(f"{name}:{file.stat().st_size}:".encode())
-        _add_whole(found, file)
+        add_content(found, file)
     return found.hexdigest()
 
 
@@ -33,7 +33,7 @@ def sampled(file: Path, most: int = SMALL) -> str:
     size = file.stat().st_size
     found = xxhash.xxh3_128(str(size).encode())
     if size <= most:
-        _add_whole(found, file)
+        add_content(found, file)
         return found.hexdigest()
     block = min(_BLOCK, max(_LEAST, most // 64))
     count = max(2, most // block)
@@ -107,7 +107,8 @@ def _named(paths: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
             yield f"{given}/{name}" if name else given, file
 
 
-def _add_whole(found: Any, file: Path) -> None:
+def add_content(found: Any, file: Path) -> None:
+    """Update a hash with all of a file."""
     with file.open("rb") as stream:
         while block := stream.read(1 << 24):
             found.update(block)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.base.checks.contents import digest, sampled_all
+from dataflex.base.loading_arguments import Loading
 from dataflex.components.requests import SignalRequest
 from dataflex.config import RunConfig
 from dataflex.config.paths import is_file, is_folder
@@ -61,23 +62,16 @@ _MODEL_PATHS = (".reference_model_path", ".embedding_model", ".embedding_model_n
 _AT_START = 1 << 30  # bytes of a model's weights that are looked at when a run starts
 
 
-def identity_of_run(
-    config: RunConfig,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer_module: Mapping[str, Any],
-    rows: Any,
-) -> dict[str, Any]:
+def identity_of_run(config: RunConfig, loading: Loading, rows: Any) -> dict[str, Any]:
     """What a resumed run must share with the run it goes on from, as flat keys. Called on all ranks."""
     from dataflex.base.checks.nodes import same_rows
     from dataflex.base.checks.tokenized import tokenization_signature
 
     assert config.dataflex is not None
+    training_args = loading.training_args
     out = _of_components(config.dataflex)
     out["finetuning_type"] = config.llamafactory.get("finetuning_type", "lora")
-    out |= _of_model(config, model_args, stage) | _of_arguments(config, model_args, training_args)
+    out |= _of_model(config, loading) | _of_arguments(config, loading)
     out["seed"] = training_args.seed
     out["data_seed"] = training_args.data_seed
     out["disable_shuffling"] = bool(config.llamafactory.get("disable_shuffling", False))
@@ -85,8 +79,8 @@ def identity_of_run(
         out["max_steps"] = training_args.max_steps
     else:
         out["num_train_epochs"] = training_args.num_train_epochs
-    out["dataset"] = ",".join(data_args.dataset)
-    out |= tokenization_signature(data_args, training_args, stage, tokenizer_module["tokenizer"])
+    out["dataset"] = ",".join(loading.data_args.dataset)
+    out |= tokenization_signature(loading)
     if config.dataflex.streams:
         return out | rows.facts
     out |= {f"rows of {n}": size for n, size in zip(rows.domains.names, rows.domains.sizes, strict=True)}
@@ -165,7 +159,7 @@ def _content(slot: str, parameter: str, given: str) -> str:
 # -- the model and its optimizer -------------------------------------------------------------------------------------
 
 
-def _of_model(config: RunConfig, model_args: Any, stage: str) -> dict[str, Any]:
+def _of_model(config: RunConfig, loading: Loading) -> dict[str, Any]:
     """The model's configuration, and its weights where a checkpoint does not hold them all: below an adapter, and where they
     are what answers are compared with (dpo, kto)."""
     import transformers
@@ -173,11 +167,12 @@ def _of_model(config: RunConfig, model_args: Any, stage: str) -> dict[str, Any]:
 
     from dataflex.base.checks.nodes import same_everywhere
 
+    model_args = loading.model_args
     found = load_config(model_args)
     plain = json.loads(json.dumps(found.to_dict(), default=str))
     out = {f"{_MODEL}{key}": value for key, value in _flat(plain)} | {_RELEASE: transformers.__version__}
     adapted = str(config.llamafactory.get("finetuning_type", "lora")) in ("lora", "oft")
-    if not adapted and stage not in ("dpo", "kto"):
+    if not adapted and loading.stage not in ("dpo", "kto"):
         return out
     reference = config.llamafactory.get("ref_model")
     beside = [reference] if reference else []
@@ -217,15 +212,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", found
 
 
-def _of_arguments(config: RunConfig, model_args: Any, training_args: Any) -> dict[str, Any]:
+def _of_arguments(config: RunConfig, loading: Loading) -> dict[str, Any]:
     """Keys of LLaMA-Factory that decide what the model and the optimizer are, defaults filled in."""
     given = config.llamafactory
-    out = {key: _plain(getattr(model_args, key)) for key in _OF_MODEL}
+    out = {key: _plain(getattr(loading.model_args, key)) for key in _OF_MODEL}
     kind = _OF_FINETUNING.get(str(given.get("finetuning_type", "lora")), ())
     out |= {key: _plain(given.get(key, _defaults().get(key))) for key in (*kind, *_OF_OPTIMIZER)}
     if "lora_alpha" in out and out["lora_alpha"] is None:
         out["lora_alpha"] = 2 * out["lora_rank"]
-    out["optim"] = _plain(training_args.optim)
+    out["optim"] = _plain(loading.training_args.optim)
     return {key: out[key] for key in sorted(out)}
 
 

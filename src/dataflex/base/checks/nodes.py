@@ -37,13 +37,13 @@ def same_everywhere(make: Callable[[], Mapping[str, Any]], fault: str) -> dict[s
     return ours
 
 
-def same_rows(make: Callable[[], Mapping[str, Any]], key: str, what: str = "rows") -> dict[str, Any]:
-    """Digests of data sets that the configuration names under `key`. what: of them is hashed."""
+def same_rows(make: Callable[[], Mapping[str, Any]], key: str, hashed: str = "rows") -> dict[str, Any]:
+    """Digests of data sets that the configuration names under `key`. hashed: the part of them that digests are of."""
     return same_everywhere(
         make,
         key
         + ": the "
-        + what
+        + hashed
         + " of {key!r} are others on {second} than on {first}; every node must have the same data",
     )
 
@@ -55,8 +55,8 @@ def same_run(identity: Mapping[str, Any], llamafactory: Mapping[str, Any]) -> No
         for key, value in llamafactory.items()
         if isinstance(value, bool | int | float) and not any(word in key for word in _LOCAL)
     }
-    said = {key: value for key, value in identity.items() if not (isinstance(value, str) and os.sep in value)}
-    same_everywhere(lambda: {**numbers, **said}, OTHER_SETTING)
+    portable = {key: value for key, value in identity.items() if not (isinstance(value, str) and os.sep in value)}
+    same_everywhere(lambda: {**numbers, **portable}, OTHER_SETTING)
 
 
 def settle_checkpoint(training_args: Any, asked: Any) -> None:
@@ -116,15 +116,15 @@ def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
             return step
         place, reason = damaged[0]
         there = next(r["output"] for r in found if r["place"] == place)
-        said = f"{there}/{folder.name} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
+        damage = f"{there}/{folder.name} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
         for record in found:
             record["steps"] = {older: digest for older, digest in record["steps"].items() if older < step}
         if not any(record["steps"] for record in found):
             raise ConfigError(
-                f"output_dir: {said}, and there is no older checkpoint; change output_dir, or set overwrite_output_dir to start"
+                f"output_dir: {damage}, and there is no older checkpoint; change output_dir, or set overwrite_output_dir to start"
                 " over"
             )
-        say(f"{said}; an older checkpoint is used")
+        say(f"{damage}; an older checkpoint is used")
 
 
 def check_generators(training_args: Any, saved_ranks: int | None) -> None:

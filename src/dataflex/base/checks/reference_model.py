@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xxhash
 
+from dataflex.base.checks.contents import add_content
 from dataflex.base.checks.nodes import same_everywhere
 from dataflex.config.paths import is_folder
 from dataflex.errors import ConfigError
@@ -58,7 +59,5 @@ def _hash_model(path: str, key: str) -> str:
         if file.suffix == ".json" and file.name not in ("config.json", "adapter_config.json"):
             continue
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
+        add_content(digest, file)
     return digest.hexdigest()

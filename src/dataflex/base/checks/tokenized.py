@@ -13,6 +13,7 @@ import xxhash
 from datasets import load_from_disk
 
 from dataflex.base.checks.contents import described, first_change
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals, refusing
 from dataflex.errors import ConfigError
 from dataflex.notices import say
@@ -34,11 +35,12 @@ class TokenizedStore:
     """The directory `tokenized_path` of a run with select or mix. What is read from it must have been made by the same
     tokenization from data sets of the same contents; a ConfigError names what differs."""
 
-    def __init__(self, data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> None:
+    def __init__(self, loading: Loading) -> None:
+        data_args, training_args = loading.data_args, loading.training_args
         self.folder = Path(data_args.tokenized_path)
         self.names = list(data_args.dataset)
         self._sources = _Sources(data_args)
-        self._signature = tokenization_signature(data_args, training_args, stage, tokenizer) | self._sources.definitions
+        self._signature = tokenization_signature(loading) | self._sources.definitions
         self._writes, self._reads = training_args.should_save, training_args.local_process_index == 0
         self._files: Mapping[str, Any] = {}
 
@@ -97,9 +99,10 @@ class TokenizedStore:
 
 
 @contextmanager
-def noted(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> Iterator[None]:
+def noted(loading: Loading) -> Iterator[None]:
     """Around LLaMA-Factory's own loading (weight alone), which goes by no more than whether `tokenized_path` is there: checks
     what was noted when it was made, and notes it where it is made now."""
+    data_args, training_args = loading.data_args, loading.training_args
     folder = Path(data_args.tokenized_path) if data_args.tokenized_path else None
     if folder is None:
         yield
@@ -109,7 +112,7 @@ def noted(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> Ite
             f"tokenized_path: {folder} holds data tokenized per domain, for select or mix; point it to a new directory"
         )
     sources = _Sources(data_args)
-    signature = tokenization_signature(data_args, training_args, stage, tokenizer) | sources.definitions
+    signature = tokenization_signature(loading) | sources.definitions
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / _NOTE).is_file():
             say(f"tokenized_path: {folder} does not say what it was made from, so edited data would not be noticed")
@@ -204,8 +207,9 @@ def _check_signature(folder: Path, stored: Mapping[str, Any], signature: Mapping
             )
 
 
-def tokenization_signature(data_args: Any, training_args: Any, stage: str, tokenizer: Any) -> dict[str, Any]:
+def tokenization_signature(loading: Loading) -> dict[str, Any]:
     """What must be equal for token ids to be equal, the raw data aside."""
+    tokenizer = loading.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
@@ -214,9 +218,9 @@ def tokenization_signature(data_args: Any, training_args: Any, stage: str, token
         vocabulary = json.dumps(content, sort_keys=True)
     else:
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    record = {name: getattr(data_args, name) for name in TOKENIZATION}
+    record = {name: getattr(loading.data_args, name) for name in TOKENIZATION}
     if record["val_size"]:
-        record["split_seed"] = training_args.seed
+        record["split_seed"] = loading.training_args.seed
     special = sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())
     digest = xxhash.xxh3_128((vocabulary + repr(special)).encode()).hexdigest()
-    return {"stage": stage, **record, "tokenizer": digest}
+    return {"stage": loading.stage, **record, "tokenizer": digest}

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dataflex.base import seams
 from dataflex.base.checks.arguments import check_arguments
-from dataflex.base.loading.raw import numbered_rows, places_read, stored_numbers, take_numbers
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.output.destination import Destination
-from dataflex.base.output.outcome import Outcome, Source
+from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
 from dataflex.config import RunConfig
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
+from dataflex.config.values import dataset_names
+from dataflex.data.origins import Origin
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.notices import say
@@ -60,16 +59,16 @@ def _destination(config: RunConfig) -> Destination:
     assert config.dataflex is not None and config.dataflex.select is not None
     values, select = config.llamafactory, config.dataflex.select
     folder, data = Path(str(values["output_dir"])), values.get("dataset_dir", "data")
-    here = isinstance(data, str) and Path(data).resolve() == folder.resolve()
-    destination = Destination(folder, select.name, _named(values.get("dataset")))
+    reads_here = isinstance(data, str) and Path(data).resolve() == folder.resolve()
+    destination = Destination(folder, select.name, dataset_names(values.get("dataset")))
     if os.environ.get("RANK", "0") == "0":
-        read = [*_named(values.get("dataset")), *_named(values.get("eval_dataset")), *config.dataflex.target[1]]
-        destination.check(read if here else ())
+        read = [
+            *dataset_names(values.get("dataset")),
+            *dataset_names(values.get("eval_dataset")),
+            *config.dataflex.target[1],
+        ]
+        destination.check(read if reads_here else ())
     return destination
-
-
-def _named(datasets: Any) -> list[str]:
-    return [n.strip() for n in datasets.split(",")] if isinstance(datasets, str) else list(datasets or [])
 
 
 def needs_model(config: DataflexConfig) -> bool:
@@ -92,37 +91,30 @@ def _with_model(config: RunConfig) -> Outcome | None:
     dataflex, arguments = config.dataflex, dict(config.llamafactory)
     stage = str(arguments.get("stage", "sft"))
     seam = seams.STAGES[stage]
-    loaded: dict[str, Any] = {}
+    origins: list[Origin] = []
 
-    def get_dataset(
-        template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
-    ) -> Any:
+    def get_dataset(*given: Any, **named: Any) -> Any:
         from dataflex.base.checks.nodes import check_contents, same_rows
+        from dataflex.base.loading.carried import Carried
         from dataflex.base.loading.data import load_domains
         from dataflex.base.loading.targets import check_apart, check_cut, load_target
         from dataflex.distributed.engine import engine_of
 
-        engine = engine_of(training_args)
+        loading = Loading(*given, **named)
+        engine = engine_of(loading.training_args)
         if engine != "DDP":
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
-        if training_args.resume_from_checkpoint:
-            check_contents(Path(training_args.resume_from_checkpoint))
-        attributes = _attributes(data_args.dataset, data_args.dataset_dir)
-        with numbered_rows() as stored:
-            module = load_domains(template, model_args, data_args, training_args, stage, **tokenizer_module)
-        loaded["places"] = [places_read(part) for part in module["train_dataset"].parts]
-        module = take_numbers(module, stored)
-        loaded["stored"], rows = stored, module["train_dataset"]
+        if loading.training_args.resume_from_checkpoint:
+            check_contents(Path(loading.training_args.resume_from_checkpoint))
+        module = load_domains(loading, Carried(places=True))
+        origins[:], rows = module.pop("origins"), module["train_dataset"]
         same_rows(rows.fingerprints, "dataset")
         _check(dataflex, rows.raw_total, len(rows))
         if _aims_at_rows(dataflex):
-            module["target_dataset"] = load_target(
-                dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
-            )
+            module["target_dataset"] = load_target(dataflex, module, loading)
             same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], rows)
-        loaded["names"], loaded["attributes"] = list(data_args.dataset), attributes
         return module
 
     trainer = build_trainer(
@@ -155,8 +147,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
 
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
     notes += chosen.remarks
-    sources = _sources(loaded["names"], loaded["attributes"], loaded["stored"], loaded["places"])
-    return Outcome(sources, dataflex.select.name, chosen.ids, chosen.scores, text, notes)  # type: ignore[union-attr]
+    return Outcome(origins, dataflex.select.name, chosen.ids, chosen.scores, text, notes)  # type: ignore[union-attr]
 
 
 def _aims_at_rows(config: DataflexConfig) -> bool:
@@ -180,35 +171,19 @@ def _check(config: DataflexConfig, stored: int, rows: int) -> None:
         raise ConfigError(f"dataflex.offline.budget: {budget} rows are asked for, but the data has {rows}")
 
 
-def _attributes(names: Sequence[str], folder: Any) -> list[Any]:
-    from llamafactory.data.parser import get_dataset_list
-
-    return list(get_dataset_list(list(names), folder))
-
-
-def _sources(
-    names: Sequence[str], attributes: Sequence[Any], stored: Sequence[Any], places: Sequence[np.ndarray]
-) -> list[Source]:
-    return [
-        Source(name, read, how, at, stored_numbers(read)[at])
-        for name, read, how, at in zip(names, stored, attributes, places, strict=False)
-    ]
-
-
 # -- without it ------------------------------------------------------------------------------------------------------
 
 
 def _without_model(config: RunConfig) -> Outcome:
-    from dataflex.base.loading.texts import choose, read_texts
+    from dataflex.base.loading.text_selection import choose
+    from dataflex.base.loading.texts import read_texts
 
     assert config.dataflex is not None and config.dataflex.select is not None
     dataflex, spec, target = config.dataflex, config.dataflex.select, None
     rows = read_texts(config, "dataset")
-    attributes = _attributes(rows.names, config.llamafactory.get("dataset_dir", "data"))
-    _check(dataflex, rows.raw_total, len(rows))
+    _check(dataflex, sum(origin.size for origin in rows.origins), len(rows))
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
     say(*(f"select:{spec.name}: {line}" for line in chosen.remarks))
-    sources = _sources(rows.names, attributes, rows.stored, rows.valid)
-    return Outcome(sources, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))
+    return Outcome(rows.origins, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))

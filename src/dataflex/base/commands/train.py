@@ -10,6 +10,7 @@ from typing import Any
 from dataflex.base import seams
 from dataflex.base.checks.arguments import check_arguments
 from dataflex.base.checks.optimizers import check_resumable, optimizer_notices
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours
 from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
@@ -138,40 +139,32 @@ def _dynamic(config: RunConfig) -> Any:
             return ""  # None could end this rank, where the checkpoints are on another node; see settle_checkpoint
         return str(found) if found else None
 
-    def get_dataset(
-        template: Any, model_args: Any, data_args: Any, training_args: Any, stage: str, **tokenizer_module: Any
-    ) -> Any:
+    def get_dataset(*given: Any, **named: Any) -> Any:
         from dataflex.base.checks.engine import check_engine
         from dataflex.base.checks.identity import asked_of, identity_of_run
         from dataflex.base.checks.nodes import same_rows, same_run, settle_checkpoint
         from dataflex.base.loading.data import check_budgets
 
+        loading = Loading(*given, **named)
+        training_args = loading.training_args
         settle_batch(dataflex, training_args)
         check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
-        module = load_data(dataflex, template, model_args, data_args, training_args, stage, **tokenizer_module)
+        module = load_data(dataflex, loading)
         check_budgets(dataflex, module["train_dataset"], global_batch(dataflex, training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
             dataflex.mix.settled(global_batch(dataflex, training_args))
-        identity.update(
-            identity_of_run(
-                config, model_args, data_args, training_args, stage, tokenizer_module, module["train_dataset"]
-            )
-        )
+        identity.update(identity_of_run(config, loading, module["train_dataset"]))
         if dataflex.plans_data:
             from dataflex.base.loading.heldout import identity_of, load_held_out
 
             trained = {identity[f"content of {name}"]: name for name in module["train_dataset"].domains.names}
-            module["held_out"] = load_held_out(
-                config, module, trained, template, model_args, data_args, training_args, stage, **tokenizer_module
-            )
+            module["held_out"] = load_held_out(config, module, trained, loading)
             identity.update(identity_of(dataflex, module["held_out"]))
         if dataflex.aiming():
             from dataflex.base.loading.targets import check_apart, check_cut, load_target
 
-            module["target_dataset"] = load_target(
-                dataflex, module, template, model_args, data_args, training_args, stage, **tokenizer_module
-            )
+            module["target_dataset"] = load_target(dataflex, module, loading)
             check_cut(dataflex, module["target_dataset"])
             check_apart(dataflex, module["target_dataset"], module["train_dataset"])
             digests = same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
@@ -188,11 +181,13 @@ def _dynamic(config: RunConfig) -> Any:
                 from dataflex.base.loading.reference import load_reference
 
                 references[model] = load_reference(
-                    model, module["train_dataset"], template, model_args, data_args, training_args, stage,
-                    key=f"dataflex.{slot}.reference_model_path", budget=dataflex.scoring_tokens,
+                    model,
+                    module["train_dataset"],
+                    loading,
+                    key=f"dataflex.{slot}.reference_model_path",
                     folder=Path(request.own_folder() or Path(training_args.output_dir) / "dataflex" / "reference"),
-                    **tokenizer_module,
-                )  # fmt: skip
+                    budget=dataflex.scoring_tokens,
+                )
         return {**module, "references": references}
 
     trainer = build_trainer(
@@ -214,26 +209,21 @@ def _dynamic(config: RunConfig) -> Any:
     )
 
 
-def load_data(dataflex: DataflexConfig, *args: Any, **tokenizer_module: Any) -> dict[str, Any]:
-    """What LLaMA-Factory's get_dataset gives, as the run needs it. args: template, model_args, data_args, training_args, stage"""
+def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
+    """What LLaMA-Factory's get_dataset gives, as the run needs it."""
+    from dataflex.base.loading.carried import Carried
     from dataflex.base.loading.data import load_domains, load_merged
-    from dataflex.base.loading.raw import numbered_rows, take_numbers
-    from dataflex.base.loading.weights import check_weights, given_weights
+    from dataflex.base.loading.weight_column import check_weights
 
-    with given_weights(dataflex, args[2]):
-        if dataflex.streams:
-            from dataflex.base.loading.streams import load_streams
+    carried = Carried.by(dataflex)
+    if dataflex.streams:
+        from dataflex.base.loading.streams import load_streams
 
-            assert dataflex.mix is not None
-            module = load_streams(dataflex.mix, *args, **tokenizer_module)
-        elif dataflex.select is not None and dataflex.select.component.reads_raw_rows:
-            with numbered_rows() as stored:
-                module = load_domains(*args, **tokenizer_module)
-            module = take_numbers(module, stored)
-        elif dataflex.plans_data:
-            module = load_domains(*args, **tokenizer_module)
-        else:
-            module = load_merged(*args, **tokenizer_module)
+        assert dataflex.mix is not None
+        module = load_streams(dataflex.mix, loading, carried)
+    else:
+        module = (load_domains if dataflex.plans_data else load_merged)(loading, carried)
+    module.pop("origins", None)
     check_weights(dataflex, module["train_dataset"])
     return module
 

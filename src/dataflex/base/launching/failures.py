@@ -17,14 +17,14 @@ from typing import Any
 from dataflex.errors import DataflexError
 from dataflex.notices import first_line
 
-_EVERY = 1.0  # seconds between two looks
+_EVERY = 1.0  # seconds between two polls
 _GRACE = 10.0  # seconds for the other nodes to hear of it before the store is closed
-_MISSED = 3  # looks in a row that find no store, until its node counts as gone
-_FAILED, _HEARD = "failed", "heard"
+_MISSED = 3  # polls in a row without a store, after which its node counts as gone
+_FAILED, _HEARD = "failed", "heard"  # keys of the store
 
 
 class Reported(DataflexError):
-    """What another rank has said."""
+    """The failure of another rank."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
@@ -34,8 +34,8 @@ class Reported(DataflexError):
 def several_nodes() -> bool:
     """Whether this process is a rank of several nodes. With restarts torchrun starts all nodes anew by itself."""
     env = os.environ
-    here, all_ranks = env.get("LOCAL_WORLD_SIZE", "1"), env.get("WORLD_SIZE", "1")
-    return "TORCHELASTIC_RUN_ID" in env and here != all_ranks and env.get("TORCHELASTIC_MAX_RESTARTS") == "0"
+    on_this_node, all_ranks = env.get("LOCAL_WORLD_SIZE", "1"), env.get("WORLD_SIZE", "1")
+    return "TORCHELASTIC_RUN_ID" in env and on_this_node != all_ranks and env.get("TORCHELASTIC_MAX_RESTARTS") == "0"
 
 
 def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
@@ -44,64 +44,64 @@ def watch(end: Callable[[DataflexError], None]) -> Callable[[], None]:
 
     stopped = threading.Event()
 
-    def look() -> None:
-        store, met, missed = None, False, 0
+    def poll() -> None:
+        store, connected, missed = None, False, 0
         while not stopped.wait(_EVERY):
             try:
                 store = store or _store()
-                met, missed = True, 0
+                connected, missed = True, 0
                 if not store.check([_FAILED]):
                     continue
-                said = json.loads(store.get(_FAILED))
+                failure = json.loads(store.get(_FAILED))
                 store.add(_HEARD, 1)
             except Exception as error:  # of torch's own kinds
                 store, missed = None, missed + 1
-                if not met or missed < _MISSED:  # the store is not there yet, or a connection was lost
+                if not connected or missed < _MISSED:  # the store is not there yet, or a connection was lost
                     continue
-                said = {"message": f"the node at {_address()} has ended; its output says why ({first_line(error)})"}
+                failure = {"message": f"the node at {_address()} has ended; its output says why ({first_line(error)})"}
             if not stopped.is_set():
-                end(Reported(said["message"], said.get("status", 1)))
+                end(Reported(failure["message"], failure.get("status", 1)))
             return
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()
     return stopped.set
 
 
-def tell(message: str, status: int, *, hearers: int) -> None:
-    """Say that this node has failed, unless another one has said so before, and wait until all others know."""
+def report_failure(message: str, status: int, *, listeners: int) -> None:
+    """Report that this node has failed, unless another one has done so before, and wait until all others know."""
     try:
         store = _store(_GRACE)
-        said = json.dumps({"message": message, "status": status})
-        if store.compare_set(_FAILED, "", said).decode() != said:
+        failure = json.dumps({"message": message, "status": status})
+        if store.compare_set(_FAILED, "", failure).decode() != failure:
             store.add(_HEARD, 1)
             return
         begin = time.monotonic()
-        while store.add(_HEARD, 0) < hearers and time.monotonic() < begin + _GRACE:
+        while store.add(_HEARD, 0) < listeners and time.monotonic() < begin + _GRACE:
             time.sleep(0.1)
     except RuntimeError:  # the store is gone, and its node with it
         return
 
 
-def wait_for_word() -> None:
-    """A rank is gone: its node may have something to say, in which case the watch ends this process."""
+def wait_for_report() -> None:
+    """A rank is gone. If its node reports a failure, the watch ends this process."""
     time.sleep(_GRACE)
 
 
-def heard() -> tuple[str, int] | None:
-    """What another node has said, and the exit status it asks for; None if nothing was."""
+def reported_failure() -> tuple[str, int] | None:
+    """The message of another node that has failed, and the exit status it asks for; None if there is none."""
     try:
         store = _store(_GRACE)
         if not store.check([_FAILED]):
             return None
-        said = json.loads(store.get(_FAILED))
+        failure = json.loads(store.get(_FAILED))
         store.add(_HEARD, 1)
     except Exception:  # of torch's own kinds: the store is gone
         return None
-    return said["message"], said.get("status", 1)
+    return failure["message"], failure.get("status", 1)
 
 
-def linger() -> None:
-    """Before the store is closed: ranks of other nodes have yet to look."""
+def wait_for_readers() -> None:
+    """Before the store is closed: ranks of other nodes have yet to read it."""
     time.sleep(2 * _EVERY)
 
 
@@ -109,10 +109,10 @@ def _address() -> str:
     return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
 
-def _store(patience: float = 30) -> Any:
+def _store(timeout: float = 30) -> Any:
     from torch.distributed import PrefixStore, TCPStore
 
     host, port = _address().rsplit(":", 1)
-    store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=patience), wait_for_workers=False)
+    store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False)
     run = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("RDZV_ID") or "none"
     return PrefixStore(f"dataflex/{run}", store)

@@ -22,17 +22,17 @@ from dataflex.locking import release_all
 _SHOW_CAUSE = "DATAFLEX_TRACEBACK"
 
 
-class Bereft(DataflexError):
+class RankLost(DataflexError):
     """Another rank is no longer there."""
 
 
 def launch(command: str, arguments: Sequence[str]) -> int:
     """Exit status of `<command> <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
-    stop = failures.watch(_end) if failures.several_nodes() else None
+    stop = failures.watch(_end_process) if failures.several_nodes() else None
     try:
         return _launch(command, arguments)
     except DataflexError as error:
-        return _give_up(error, stop)
+        return _report_and_tell_nodes(error, stop)
     except Exception as error:
         if "LOCAL_RANK" not in os.environ:
             raise
@@ -40,32 +40,32 @@ def launch(command: str, arguments: Sequence[str]) -> int:
 
         if lost_contact(error):
             if stop is not None:
-                failures.wait_for_word()
-            bereft = Bereft(f"another rank is gone ({notices.first_line(error)})")
-            bereft.__cause__ = error
-            return _give_up(bereft, stop)
+                failures.wait_for_report()
+            lost = RankLost(f"another rank is gone ({notices.first_line(error)})")
+            lost.__cause__ = error
+            return _report_and_tell_nodes(lost, stop)
         if stop is None:
             raise
-        _tell(f"failed: {notices.first_line(error)}", 1, stop)
+        _tell_nodes(f"failed: {notices.first_line(error)}", 1, stop)
         raise
     finally:
         if stop is not None:
             stop()
 
 
-def _give_up(error: DataflexError, stop: Callable[[], None] | None) -> int:
+def _report_and_tell_nodes(error: DataflexError, stop: Callable[[], None] | None) -> int:
     status = report(error)
     if stop is not None:
-        _tell(str(error), status, stop)
+        _tell_nodes(str(error), status, stop)
     return status
 
 
-def _tell(line: str, status: int, stop: Callable[[], None]) -> None:
-    stop()  # or this process would hear itself
-    failures.tell(f"{notices.rank_label()}: {line}", status, hearers=int(os.environ["WORLD_SIZE"]) - 1)
+def _tell_nodes(line: str, status: int, stop: Callable[[], None]) -> None:
+    stop()  # or this process would read its own report
+    failures.report_failure(f"{notices.rank_label()}: {line}", status, listeners=int(os.environ["WORLD_SIZE"]) - 1)
 
 
-def _end(error: DataflexError) -> None:
+def _end_process(error: DataflexError) -> None:
     """Another node has failed: this process waits for it, perhaps within a collective, and cannot be woken."""
     report(error)
     release_all()
@@ -111,14 +111,14 @@ def report(error: DataflexError) -> int:
     """One line for every mistake on stderr, from rank 0 alone, or by way of the launcher. What it comes from is shown where it
     is asked for."""
     if enabled(_SHOW_CAUSE) or notices.verbose():
-        sys.stderr.write(_whole(error))
-    told = report_to_launcher(str(error), error.exit_status, cause=not isinstance(error, Bereft))
-    if not told and os.getenv("RANK", "0") == "0":
+        sys.stderr.write(_full_traceback(error))
+    reported = report_to_launcher(str(error), error.exit_status, cause=not isinstance(error, RankLost))
+    if not reported and os.getenv("RANK", "0") == "0":
         notices.error(str(error))
     return error.exit_status
 
 
-def _whole(error: BaseException) -> str:
+def _full_traceback(error: BaseException) -> str:
     """The traceback, with the errors that this one comes from, also where they are not shown by default."""
     link: BaseException | None = error
     while link is not None:

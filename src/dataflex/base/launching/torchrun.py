@@ -18,8 +18,8 @@ from dataflex.errors import ConfigError, DataflexError
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 _LOOPBACK = "127.0.0.1"
-# Seconds after which torchrun kills what has not ended when it was asked to, less some.
-_LEFT_OVER = 25
+# Seconds after which torchrun kills a rank that it has asked to end (30), less a few.
+_KILLED_AFTER = 25
 
 
 def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
@@ -32,7 +32,7 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
 
     env = os.environ
     nodes = _nodes()
-    address, port, options = _meeting(nodes)
+    address, port, options = _rendezvous(nodes)
     options += ["--nproc-per-node", env.get("NPROC_PER_NODE", str(max(devices, 1))), "--no-python"]
     if enabled("OPTIM_TORCH", "1"):
         env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -43,8 +43,12 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
     with tempfile.TemporaryDirectory(prefix="dataflex-") as scratch:
         errors, step = Path(scratch) / "errors", Path(scratch) / "step"
         errors.mkdir()
-        told = {_ERROR_FILE: str(errors / "error"), progress.STEP_FILE: str(step), **children.parent_is(os.getpid())}
-        env.update(told)
+        for_ranks = {
+            _ERROR_FILE: str(errors / "error"),
+            progress.STEP_FILE: str(step),
+            **children.parent_is(os.getpid()),
+        }
+        env.update(for_ranks)
         watched = nodes != "1" and env.get("MAX_RESTARTS", "0") == "0"
         others = int(nodes.split(":")[0]) - 1
         try:
@@ -54,25 +58,27 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
             progress.take(step)
             if watched:
                 env.update(MASTER_ADDR=address, MASTER_PORT=port)
-                failures.tell(f"on {socket.gethostname()}, stopped by {stop.sigval.name}", 1, hearers=others)
+                failures.report_failure(
+                    f"on {socket.gethostname()}, stopped by {stop.sigval.name}", 1, listeners=others
+                )
             stopping.stop(stop.sigval)
             raise
         except ChildFailedError as error:
-            said = sorted(errors.iterdir())
-            line = fate(error.failures, {int(file.suffix[2:]) for file in said if "~" in file.name})
-            if said and ("~" not in said[0].name or line is None):
-                status, line = said[0].read_text(encoding="utf-8").split("\n", 1)
+            reports = sorted(errors.iterdir())
+            line = exit_line(error.failures, {int(file.suffix[2:]) for file in reports if "~" in file.name})
+            if reports and ("~" not in reports[0].name or line is None):
+                status, line = reports[0].read_text(encoding="utf-8").split("\n", 1)
                 notices.error(line.strip())
                 if watched:
-                    failures.linger()
+                    failures.wait_for_readers()
                 return int(status)
             env.update(MASTER_ADDR=address, MASTER_PORT=port)
-            if watched and (word := failures.heard()) is not None:
-                notices.error(word[0])
-                return word[1]
+            if watched and (failure := failures.reported_failure()) is not None:
+                notices.error(failure[0])
+                return failure[1]
             notices.error(str(line))
             if watched:
-                failures.tell(f"on {socket.gethostname()}, {line}", 1, hearers=others)
+                failures.report_failure(f"on {socket.gethostname()}, {line}", 1, listeners=others)
             return 1
         except (RendezvousError, DistError) as error:
             raise DataflexError(
@@ -80,7 +86,7 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
                 f" {notices.first_line(error)}"
             ) from error
         finally:
-            for name in told:
+            for name in for_ranks:
                 env.pop(name, None)
 
 
@@ -109,15 +115,15 @@ def _nodes() -> str:
     return nodes
 
 
-def _meeting(nodes: str) -> tuple[str, str, list[str]]:
+def _rendezvous(nodes: str) -> tuple[str, str, list[str]]:
     """Address and port at which the ranks meet, and torchrun's options for it. On one node nothing listens to the network."""
     env = os.environ
     options = ["--nnodes", nodes]
     if rendezvous := env.get("RDZV_ID"):
         options += ["--rdzv-id", rendezvous, "--max-restarts", env.get("MAX_RESTARTS", "0")]
     if nodes == "1":
-        backend, port = _meet_on_loopback(env.get("MASTER_PORT") or "0")
-        _talk_on_loopback()
+        backend, port = _rendezvous_on_loopback(env.get("MASTER_PORT") or "0")
+        _collectives_on_loopback()
         return _LOOPBACK, port, [*options, "--rdzv-backend", backend, "--rdzv-endpoint", f"{_LOOPBACK}:{port}"]
     address, port = env.get("MASTER_ADDR", _LOOPBACK), env["MASTER_PORT"]
     if rendezvous:
@@ -126,7 +132,7 @@ def _meeting(nodes: str) -> tuple[str, str, list[str]]:
     return address, port, options
 
 
-def _meet_on_loopback(asked: str) -> tuple[str, str]:
+def _rendezvous_on_loopback(asked: str) -> tuple[str, str]:
     """A rendezvous of torchrun's whose store listens on the loopback interface alone; torch's own listen on all of them. Returns
     the name it is registered under, and its port: the one asked for, or a free one for 0."""
     from torch.distributed import TCPStore
@@ -154,7 +160,7 @@ def _meet_on_loopback(asked: str) -> tuple[str, str]:
     return backend, str(port)
 
 
-def _talk_on_loopback() -> None:
+def _collectives_on_loopback() -> None:
     """Let gloo and NCCL, too, listen on the loopback interface, unless they are told otherwise."""
     for _, name in socket.if_nameindex():
         if name in ("lo", "lo0"):
@@ -162,16 +168,16 @@ def _talk_on_loopback() -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
-def fate(ended: Mapping[int, Any], bereft: Collection[int]) -> str | None:
-    """What to say of the rank that ended the others: the first that a signal has ended, or that ended by itself. bereft: ranks
-    that have failed for want of another one; None if there are no others."""
-    first = min(how.timestamp for how in ended.values())
-    for rank, how in sorted(ended.items()):
-        left_over = how.exitcode == -signal.SIGTERM or how.timestamp >= first + _LEFT_OVER  # ended by torchrun itself
-        if how.exitcode < 0 and not left_over:
-            name = signal.Signals(-how.exitcode).name
+def exit_line(ended: Mapping[int, Any], lost: Collection[int]) -> str | None:
+    """How the rank ended that ended the others: the first that a signal has ended, or that ended by itself. None if all ranks
+    are in `lost`: those that failed because they lost contact to another one."""
+    first = min(end.timestamp for end in ended.values())
+    for rank, end in sorted(ended.items()):
+        by_torchrun = end.exitcode == -signal.SIGTERM or end.timestamp >= first + _KILLED_AFTER
+        if end.exitcode < 0 and not by_torchrun:
+            name = signal.Signals(-end.exitcode).name
             return f"rank {rank} was killed by {name}; the run can be resumed from its newest checkpoint"
-    others = [(how.timestamp, rank, how.exitcode) for rank, how in ended.items() if rank not in bereft]
+    others = [(end.timestamp, rank, end.exitcode) for rank, end in ended.items() if rank not in lost]
     if not others:
         return None
     _, rank, status = min(others)

@@ -2,88 +2,100 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from datasets import concatenate_datasets
 from llamafactory.data import loader
 from llamafactory.data.data_utils import merge_dataset, split_dataset
 
 from dataflex.base import seams
 from dataflex.base.checks.tokenized import TokenizedStore, noted
+from dataflex.base.loading.carried import (
+    NOTHING,
+    RAW_ROW,
+    RAW_WEIGHTS,
+    Carried,
+    CarryingProcessor,
+    carries,
+    places_of,
+    without_carried,
+)
 from dataflex.base.loading.faults import reading, untokenized
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import is_ours, ours, refusals
 from dataflex.config.schema import DataflexConfig
+from dataflex.data.origins import Origin, raw_rows
 from dataflex.data.rows import Rows
 from dataflex.errors import ConfigError, DataflexError, Mistakes
 from dataflex.trainer.mix import domain_info
 
-# Stands where `load_merged` puts its own.
+# `load_merged` replaces this function by one that calls it.
 _read_one = loader._get_merged_dataset
 
 
-def load_domains(
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReadData:
+    """A data set that was read."""
+
+    attributes: Any
+    """How LLaMA-Factory reads it (DatasetAttr)."""
+    stored: Any
+    """Its rows as they were read, a Hugging Face `Dataset`."""
+    aligned: Any
+    """The same rows in LLaMA-Factory's own columns, with the columns that they carry."""
+
+
+def load_domains(loading: Loading, carried: Carried) -> dict[str, Any]:
     """As LLaMA-Factory's get_dataset, with `train_dataset` a `Rows` of one part per data set name.
 
     Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
-    train; together they are the `validation` set, or one set per domain with `eval_on_each_dataset`. By domain, each an example
-    by itself, they are the `Rows` `held_out`.
+    train. They are the `validation` set, or with `eval_on_each_dataset` one set per domain. By domain, each an example by
+    itself, they are the `Rows` `held_out`. If rows carry their places, `origins` is a list of one `Origin` per domain.
     """
+    data_args, training_args = loading.data_args, loading.training_args
     names = list(data_args.dataset)
-    store = TokenizedStore(data_args, training_args, stage, tokenizer) if data_args.tokenized_path else None
+    store = TokenizedStore(loading) if data_args.tokenized_path else None
     if store is not None and store.exists:
         return _module(names, *store.read())
     if store is not None:
         store.describe_sources()
-
-    def process(
-        dataset: Any, is_eval: bool, arguments: tuple[Any, Any] = (data_args, training_args), of: str = ""
-    ) -> Any:
-        parts = [(of, dataset)] if of else list(zip(data_args.eval_dataset or [], held, strict=True))
-        origin = ("dataset" if of else "eval_dataset", parts)
-        part = process_rows(dataset, *arguments, stage, template, tokenizer, processor, is_eval=is_eval, origin=origin)
-        if part is None and is_eval:
-            raise ConfigError("eval_dataset: no row is left after tokenization")
-        return part
-
-    local = not data_args.data_shared_file_system
-    with training_args.main_process_first(desc="load dataset", local=local):
-        raw = _read_all(names, "dataset", model_args, data_args, training_args, stage)
-        evaluated = data_args.eval_dataset or []
-        held = list(_read_all(evaluated, "eval_dataset", model_args, data_args, training_args, stage).values())
-        raw_eval = _joined(dict(zip(data_args.eval_dataset or [], held, strict=True)), data_args)
+    with loading.first_process("load dataset"):
+        read = _read_all(loading, names, "dataset", carried)
+        evaluated = _read_all(loading, data_args.eval_dataset or [], "eval_dataset")
 
     parts, held_out, examples = [], {}, {}
-    plain = single_rows(data_args, training_args, stage)
-    with training_args.main_process_first(desc="pre-process dataset", local=local):
+    alone = loading.single_rows()
+    with loading.first_process("pre-process dataset"):
         for name in names:
-            train, validation = _split(raw[name], data_args, training_args.seed, name)
-            part = process(train["train"], is_eval=False, of=name)
+            train, validation = _split(read[name].aligned, data_args, training_args.seed, name)
+            part = process_rows(loading, train["train"], is_eval=False, origin=("dataset", [(name, train["train"])]))
             if part is None or len(part) == 0:
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
             parts.append(part)
             if validation:
-                held_out[name] = examples[name] = process(validation["validation"], is_eval=True, of=name)
-            if validation and plain is not None:
-                examples[name] = process(validation["validation"], is_eval=True, arguments=plain, of=name)
-        evaluation = _evaluation(raw_eval, held_out, data_args, process)
+                origin = ("dataset", [(name, validation["validation"])])
+                held_out[name] = examples[name] = _process_evaluated(loading, validation["validation"], origin)
+            if validation and alone is not loading:
+                examples[name] = _process_evaluated(alone, validation["validation"], origin)
+        evaluation = load_evaluation(loading, evaluated) if evaluated else _evaluation_held_out(loading, held_out)
         if store is not None and training_args.should_save:
             store.write(parts, list(examples.values()), evaluation)
-    return _module(names, parts, list(examples.values()), evaluation)
+    if not carried.places:
+        return _module(names, parts, list(examples.values()), evaluation)
+    origins = [
+        Origin(name, read[name].attributes, read[name].stored, places_of(part))
+        for name, part in zip(names, parts, strict=True)
+    ]
+    parts = [part.remove_columns(RAW_ROW) for part in parts]
+    return {**_module(names, parts, list(examples.values()), evaluation, *raw_rows(origins)), "origins": origins}
 
 
-def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {"train_dataset": Rows(parts, names)}
+def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, *raw: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"train_dataset": Rows(parts, names, *raw)}
     if evaluation is not None:
         out["eval_dataset"] = evaluation
     if held_out:
@@ -91,40 +103,24 @@ def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation:
     return out
 
 
-def single_rows(data_args: Any, training_args: Any, stage: str) -> tuple[Any, Any] | None:
-    """The arguments with which every row is an example by itself, with its answer; None where those of the run do that. Packed
-    text of pre-training stays as it is: its rows are no examples."""
-    packs = stage != "pt" and (data_args.packing or data_args.neat_packing)
-    generates = getattr(training_args, "predict_with_generate", False)
-    if not packs and not generates:
-        return None
-    data_args, training_args = copy.copy(data_args), copy.copy(training_args)
-    if stage != "pt":
-        data_args.packing = data_args.neat_packing = False
-    training_args.predict_with_generate = False
-    return data_args, training_args
-
-
-def process_rows(
-    raw: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    template: Any,
-    tokenizer: Any,
-    processor: Any,
-    *,
-    is_eval: bool,
-    origin: tuple[str, Sequence[tuple[str, Any]]],
-) -> Any:
+def process_rows(loading: Loading, raw: Any, *, is_eval: bool, origin: tuple[str, Sequence[tuple[str, Any]]]) -> Any:
     """Rows as LLaMA-Factory tokenizes them; None where none is left. ConfigError for a row that cannot be tokenized.
+
+    What rows carry goes with them; evaluated ones carry nothing.
 
     origin: the key that names the data sets in `raw`, and these, [(name, rows)].
     """
+    raw = without_carried(raw) if is_eval else raw
+    given = (loading.data_args, loading.training_args, loading.stage, loading.template, loading.tokenizer)
+    choose = loader._get_dataset_processor
+
+    def choose_carrying(*args: Any, **kwargs: Any) -> Any:
+        return CarryingProcessor(choose(*args, **kwargs))
+
+    changes = [(loader.__name__, "_get_dataset_processor", choose_carrying)] if carries(raw) else []
     try:
-        return loader._get_preprocessed_dataset(
-            raw, data_args, training_args, stage, template, tokenizer, processor, is_eval=is_eval
-        )
+        with seams.replaced(*changes):
+            return loader._get_preprocessed_dataset(raw, *given, loading.processor, is_eval=is_eval)
     except DataflexError:
         raise
     except Exception as error:
@@ -132,10 +128,10 @@ def process_rows(
             raise
         if isinstance(error, StopIteration) or "Cannot find" in str(error):
             return None
-        generates = training_args.predict_with_generate and is_eval
-        preprocess = loader._get_dataset_processor(
-            data_args, stage, template, tokenizer, processor, do_generate=generates
-        ).preprocess_dataset
+        preprocess = choose(
+            loading.data_args, loading.stage, loading.template, loading.tokenizer, loading.processor,
+            do_generate=loading.training_args.predict_with_generate and is_eval,
+        ).preprocess_dataset  # fmt: skip
         key, parts = origin
         for name, rows in parts:
             if not isinstance(error, OSError) and (fault := untokenized(rows, name, key, preprocess)) is not None:
@@ -144,19 +140,56 @@ def process_rows(
             raise
 
 
-def read_raw(name: str, key: str, model_args: Any, data_args: Any, training_args: Any, stage: str) -> Any:
-    """One raw data set in LLaMA-Factory's own columns."""
-    with reading(name, key, data_args):
-        return _read_one([name], model_args, data_args, training_args, stage, return_dict=True)[name]
+def _process_evaluated(loading: Loading, raw: Any, origin: tuple[str, Sequence[tuple[str, Any]]]) -> Any:
+    part = process_rows(loading, raw, is_eval=True, origin=origin)
+    if part is None:
+        raise ConfigError("eval_dataset: no row is left after tokenization")
+    return part
 
 
-def _read_all(names: Sequence[str], key: str, *args: Any) -> dict[str, Any]:
-    """{name: its rows}; ConfigError for all that cannot be read. args: of `read_raw`."""
+def process_named(loading: Loading, name: str, key: str) -> Any:
+    """The rows of one data set that `key` names, read and tokenized as evaluated ones are. ConfigError where none is left."""
+    raw = read_data(loading, name, key).aligned
+    part = process_rows(loading, raw, is_eval=True, origin=(key, [(name, raw)]))
+    if part is None or len(part) == 0:
+        raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
+    return part
+
+
+def read_stored(loading: Loading, name: str, key: str) -> tuple[Any, Any]:
+    """How LLaMA-Factory reads one data set (DatasetAttr), and its rows as they are stored."""
+    read: list[tuple[Any, Any]] = []
+
+    def align_dataset(stored: Any, attributes: Any, *_: Any) -> Any:
+        read.append((attributes, stored))
+        return stored
+
+    with reading(name, key, loading.data_args), seams.replaced((loader.__name__, "align_dataset", align_dataset)):
+        _read_one([name], loading.model_args, loading.data_args, loading.training_args, loading.stage, return_dict=True)
+    return read[0]
+
+
+def read_data(loading: Loading, name: str, key: str, carried: Carried = NOTHING) -> ReadData:
+    """One data set, stored and in LLaMA-Factory's own columns."""
+    attributes, stored = read_stored(loading, name, key)
+    with reading(name, key, loading.data_args, (stored, attributes)):
+        column = carried.weight_column(name, attributes)
+        weights = None if column is None else column.weights(stored)
+        aligned = loader.align_dataset(stored, attributes, loading.data_args, loading.training_args)
+    if weights is not None:
+        aligned = aligned.add_column(RAW_WEIGHTS, weights)
+    if carried.places:
+        aligned = aligned.add_column(RAW_ROW, np.arange(len(stored)))
+    return ReadData(attributes, stored, aligned)
+
+
+def _read_all(loading: Loading, names: Sequence[str], key: str, carried: Carried = NOTHING) -> dict[str, ReadData]:
+    """{name: what was read}; one ConfigError for all that cannot be read."""
     mistakes, found = Mistakes(), {}
     for name in names:
         with mistakes.noting():
-            found[name] = read_raw(name, key, *args)
-            if len(found[name]) == 0:
+            found[name] = read_data(loading, name, key, carried)
+            if len(found[name].aligned) == 0:
                 raise ConfigError(f"{key}: {name!r} is empty")
     mistakes.settle()
     return found
@@ -173,60 +206,54 @@ def _split(raw: Any, data_args: Any, seed: int, name: str = "") -> tuple[Any, An
         ) from error
 
 
-def _joined(parts: dict[str, Any], data_args: Any) -> Any:
-    if not parts or data_args.eval_on_each_dataset:
-        return parts or None
-    return concatenate_datasets(list(parts.values()))
+def load_evaluation(loading: Loading, read: Mapping[str, ReadData]) -> Any:
+    """The data sets of `eval_dataset`, tokenized. Together, or with `eval_on_each_dataset` {name: rows}; None without any."""
+    raw = {name: found.aligned for name, found in read.items()}
+    origin = ("eval_dataset", list(raw.items()))
+    if loading.data_args.eval_on_each_dataset:
+        return {name: _process_evaluated(loading, rows, origin) for name, rows in raw.items()} or None
+    return _process_evaluated(loading, concatenate_datasets(list(raw.values())), origin) if raw else None
 
 
-def _evaluation(raw_eval: Any, held_out: dict[str, Any], data_args: Any, process: Any) -> Any:
-    if isinstance(raw_eval, dict):
-        return {name: process(part, is_eval=True) for name, part in raw_eval.items()}
-    if raw_eval is not None:
-        return process(raw_eval, is_eval=True)
-    if held_out and data_args.eval_on_each_dataset:
-        return held_out
-    return concatenate_datasets(list(held_out.values())) if held_out else None
+def _evaluation_held_out(loading: Loading, held_out: dict[str, Any]) -> Any:
+    """The same of the rows that `val_size` holds out of each domain."""
+    if not held_out:
+        return None
+    return held_out if loading.data_args.eval_on_each_dataset else concatenate_datasets(list(held_out.values()))
 
 
-def load_merged(
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
-) -> dict[str, Any]:
+def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
     """LLaMA-Factory's own get_dataset (weight-only runs), with every data set read and tokenized as `load_domains` does: one
     part; a single data set gives the domain its name."""
+    data_args, seed = loading.data_args, loading.training_args.seed
     names = list(dict.fromkeys(data_args.dataset))  # LLaMA-Factory reads a name that is listed twice once
     parts: dict[str, list[tuple[str, Any]]] = {"dataset": [], "eval_dataset": []}
     prepare = loader._get_preprocessed_dataset
 
-    def read(given: list[str] | None, *args: Any, return_dict: bool = False) -> Any:
+    def read(given: list[str] | None, *_: Any, return_dict: bool = False) -> Any:
         if given is None:
             return None
         key = "eval_dataset" if parts["dataset"] else "dataset"
-        found = _read_all(given, key, *args)
+        of_key = carried if key == "dataset" else NOTHING
+        found = {name: read.aligned for name, read in _read_all(loading, given, key, of_key).items()}
         parts[key] = list(found.items())
-        return found if return_dict else merge_dataset(list(found.values()), data_args, seed=training_args.seed)
+        return found if return_dict else merge_dataset(list(found.values()), data_args, seed=seed)
 
     def split(dataset: Any, evaluation: Any, arguments: Any, seed: int) -> Any:
         if evaluation is not None:
             return split_dataset(dataset, evaluation, arguments, seed)
         return _split(dataset, arguments, seed)
 
-    def preprocess(dataset: Any, *args: Any, is_eval: bool = False) -> Any:
+    def preprocess(dataset: Any, *_: Any, is_eval: bool = False) -> Any:
         key = "eval_dataset" if is_eval and parts["eval_dataset"] else "dataset"
         with seams.replaced((loader.__name__, "_get_preprocessed_dataset", prepare)):
-            part = process_rows(dataset, *args, is_eval=is_eval, origin=(key, parts[key]))
+            part = process_rows(loading, dataset, is_eval=is_eval, origin=(key, parts[key]))
         if part is None:
             raise ConfigError(f"{key}: no row is left after tokenization")
         return part
 
     with (
-        noted(data_args, training_args, stage, tokenizer),
+        noted(loading),
         seams.replaced(
             (loader.__name__, "_get_merged_dataset", ours(read)),
             (loader.__name__, "split_dataset", ours(split)),
@@ -234,7 +261,7 @@ def load_merged(
         ),
         refusals(),
     ):
-        module = loader.get_dataset(template, model_args, data_args, training_args, stage, tokenizer, processor)
+        module = loader.get_dataset(**vars(loading))
     return {**module, "train_dataset": Rows([module["train_dataset"]], [names[0] if len(names) == 1 else "all"])}
 
 

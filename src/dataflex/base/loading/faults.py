@@ -10,9 +10,8 @@ from typing import Any
 
 from llamafactory.data import converter, loader
 
-from dataflex.base import seams
-from dataflex.base.loading.raw import stored_numbers
 from dataflex.base.refusals import is_ours
+from dataflex.data.origins import stored_numbers
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.writing import why_not_written
 
@@ -21,46 +20,39 @@ _MOST_LINES = 10_000_000
 
 
 @contextmanager
-def reading(name: str, key: str, data_args: Any) -> Iterator[None]:
-    """Inside, one data set is read and brought into LLaMA-Factory's columns. What goes wrong is a ConfigError that names the data
-    set and, where it can be found, the row or the line."""
-    read: list[tuple[Any, Any]] = []
-    align = loader.align_dataset
+def reading(name: str, key: str, data_args: Any, read: tuple[Any, Any] | None = None) -> Iterator[None]:
+    """Inside, one data set is read or, where `read` is given, brought into LLaMA-Factory's columns. What goes wrong is a
+    ConfigError that names the data set and, where it can be found, the row or the line.
 
-    def align_dataset(dataset: Any, attribute: Any, *args: Any) -> Any:
-        read.append((dataset, attribute))
-        return align(dataset, attribute, *args)
-
+    read: (its rows as they are stored, its DatasetAttr).
+    """
     try:
-        with seams.replaced((loader.__name__, "align_dataset", align_dataset)):
-            yield
+        yield
     except DataflexError:
         raise
     except Exception as error:
         if is_ours(error) or why_not_written(error) is not None:
             raise
-        said = _unread(name, error, read, data_args)
-        if said is None:
+        fault = _fault_of(name, error, read, data_args)
+        if fault is None:
             raise
-        raise ConfigError(f"{key}: {said}") from error
+        raise ConfigError(f"{key}: {fault}") from error
 
 
-def _unread(name: str, error: Exception, read: list[tuple[Any, Any]], data_args: Any) -> str | None:
+def _fault_of(name: str, error: Exception, read: tuple[Any, Any] | None, data_args: Any) -> str | None:
     """What to say of a data set that cannot be read; None where every row of it can, so that the error is another one's."""
     cause = error.__cause__ or error
     if "at least one example" in str(cause) or isinstance(error, StopIteration):  # a file without a row
         return f"{name!r} is empty"
-    if read:  # columns or formatting that do not fit the rows
-        dataset, attribute = read[0]
+    if read is not None:  # columns or formatting that do not fit the rows
+        dataset, attribute = read
         columns = f"; its columns are {', '.join(dataset.column_names)}" if isinstance(error, KeyError) else ""
         convert = converter.get_dataset_converter(attribute.formatting, attribute, data_args)
         found = first_fault(dataset, convert)
         if found is None and not _is_stream(dataset):
             return None
         where, error = ("its rows", error) if found is None else (f"its rows, from row {found[0]} on", found[1])
-        return (
-            f"the columns or formatting of {name!r} in dataset_info.json do not fit {where} ({_said(error)}){columns}"
-        )
+        return f"the columns or formatting of {name!r} in dataset_info.json do not fit {where} ({_in_one_line(error)}){columns}"
     line = _broken_line(name, data_args)
     why = f"{type(cause).__name__}" if not str(cause) else " ".join(str(cause).split())
     return f"{name!r} cannot be read: {line or why}"
@@ -89,17 +81,17 @@ def untokenized(raw: Any, name: str, key: str, preprocess: Callable[[Mapping[str
     if found is None:
         return None
     number, error = found
-    messages = [m for column in ("_prompt", "_response") for m in raw[_place(raw, number)].get(column) or []]
+    messages = [m for column in ("_prompt", "_response") for m in raw[_place_of(raw, number)].get(column) or []]
     empty = next((m["role"] for m in messages if not isinstance(m.get("content"), str)), None)
-    why = _said(error) if empty is None else f"a message of {empty} has no text"
+    why = _in_one_line(error) if empty is None else f"a message of {empty} has no text"
     return ConfigError(f"{key}: row {number} of {name!r} cannot be tokenized: {why}")
 
 
-def _place(raw: Any, number: int) -> int:
+def _place_of(raw: Any, number: int) -> int:
     return int((stored_numbers(raw) == number).nonzero()[0][0])
 
 
-def _said(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else f"{text[:297]}..."
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 from dataflex.base.checks.nodes import same_rows
-from dataflex.base.loading.data import process_rows, read_raw, single_rows
+from dataflex.base.loading.data import process_named
+from dataflex.base.loading_arguments import Loading
 from dataflex.config.heldout import evaluates, held_out_of
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.data.rows import Rows
@@ -17,56 +17,26 @@ from dataflex.errors import ConfigError
 
 
 def load_held_out(
-    config: RunConfig,
-    module: dict[str, Any],
-    trained: Mapping[str, str],
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
+    config: RunConfig, module: dict[str, Any], trained: Mapping[str, str], loading: Loading
 ) -> Rows | None:
     """One part per domain of `module["train_dataset"]`, empty where a domain has none; None where nobody asks for them.
 
-    Rows are examples by themselves, not packed, but for pre-training (see `single_rows`). trained: {fingerprint: name} of the
-    training data.
+    Rows are examples by themselves, not packed, but for pre-training (see `Loading.single_rows`).
+
+    trained: {fingerprint: name} of the training data.
     """
     assert config.dataflex is not None
     dataflex = config.dataflex
-    if data_args.streaming:  # held-out rows are read whole all the same
-        data_args = copy.copy(data_args)
-        data_args.streaming = False
     source = held_out_of(dataflex, config.llamafactory)
-    reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and stage in ("pt", "sft")
+    reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and loading.stage in ("pt", "sft")
     if source is None or not (reported or dataflex.reads_held_out or dataflex.routes_held_out):
         return None
     if not source.names:
         found = module["held_out"]
     else:
-        arguments = single_rows(data_args, training_args, stage) or (data_args, training_args)
-        parts: list[Any] = []
-        local = not data_args.data_shared_file_system
-        with training_args.main_process_first(desc="load held-out rows", local=local):
-            for name in source.names:
-                if name is None:
-                    parts.append(None)
-                    continue
-                raw = read_raw(name, source.key, model_args, data_args, training_args, stage)
-                part = process_rows(
-                    raw,
-                    *arguments,
-                    stage,
-                    template,
-                    tokenizer,
-                    processor,
-                    is_eval=True,
-                    origin=(source.key, [(name, raw)]),
-                )
-                if part is None or len(part) == 0:
-                    raise ConfigError(f"{source.key}: no row of {name!r} is left after tokenization")
-                parts.append(part)
+        alone = loading.indexed().single_rows()
+        with loading.first_process("load held-out rows"):
+            parts = [None if name is None else process_named(alone, name, source.key) for name in source.names]
         some = next(part for part in parts if part is not None)
         found = Rows(
             [some.select([]) if part is None else part for part in parts], module["train_dataset"].domains.names

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from dataflex.base.checks.reference_model import fingerprint
+from dataflex.base.loading_arguments import Loading
 from dataflex.data.rows import Rows, without_ours
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
@@ -20,40 +21,29 @@ from dataflex.signals.isolation import loaded_whole
 
 
 def load_reference(
-    path: str,
-    rows: Rows,
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
-    *,
-    key: str,
-    folder: Path,
-    budget: int | None,
+    path: str, rows: Rows, loading: Loading, *, key: str, folder: Path, budget: int | None
 ) -> ReferenceLosses:
     """Token losses of the model at `path`, which `key` names, on `rows`; what `folder` holds of the same model and rows is not
     measured again."""
-    tokens = _trainable(rows, stage, tokenizer)
+    model_args, training_args = loading.model_args, loading.training_args
+    tokens = _trainable(rows, loading.stage, loading.tokenizer)
     made_from = {
         "signal": "reference token losses",
         "model": fingerprint(path, key),
         "data": decide(rows.fingerprints),
         "dtype": str(model_args.compute_dtype),
-        "stage": stage,
+        "stage": loading.stage,
     }
 
     def load() -> tuple[torch.nn.Module, ScoringRows]:
-        model = _load(path, key, tokenizer, model_args, training_args.device)
+        model = _load(path, key, loading)
         lengths = rows.lengths()
         return model, ScoringRows(
             rows=rows,
             ids=np.arange(len(rows), dtype=np.int64),
             lengths=lengths,
             budget=budget or token_budget(training_args.device),
-            collate=_collator(model, stage, template, model_args, data_args, tokenizer, processor),
+            collate=_collator(model, loading),
             prepare=lambda batch: {k: v.to(training_args.device) for k, v in batch.items() if torch.is_tensor(v)},
             device=training_args.device,
             workers=training_args.dataloader_num_workers,
@@ -81,10 +71,11 @@ def _trainable(rows: Rows, stage: str, tokenizer: Any) -> np.ndarray:
     return np.concatenate(found).astype(np.int64)
 
 
-def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.device) -> torch.nn.Module:
+def _load(path: str, key: str, loading: Loading) -> torch.nn.Module:
     """A causal language model, whole on this device, or one with a LoRA adapter on top of the model that this names."""
     from transformers import AutoModelForCausalLM
 
+    model_args, tokenizer = loading.model_args, loading.tokenizer
     options = {
         "dtype": model_args.compute_dtype or torch.float32,
         "trust_remote_code": model_args.trust_remote_code,
@@ -108,29 +99,27 @@ def _load(path: str, key: str, tokenizer: Any, model_args: Any, device: torch.de
             f"{key}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
             " same tokens"
         )
-    return model.to(device).eval()
+    return model.to(loading.training_args.device).eval()
 
 
-def _collator(
-    model: Any, stage: str, template: Any, model_args: Any, data_args: Any, tokenizer: Any, processor: Any
-) -> Any:
+def _collator(model: Any, loading: Loading) -> Any:
     """LLaMA-Factory's collator of the stage, without what is ours of rows."""
-    if stage == "pt":
+    if loading.stage == "pt":
         from transformers import DataCollatorForLanguageModeling
 
-        inner: Any = DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False)
+        inner: Any = DataCollatorForLanguageModeling(tokenizer=loading.tokenizer, mlm=False)
     else:
         from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 
         inner = SFTDataCollatorWith4DAttentionMask(
-            template=template,
+            template=loading.template,
             model=model,
             pad_to_multiple_of=8,
-            block_diag_attn=model_args.block_diag_attn,
-            neat_packing=data_args.neat_packing,
+            block_diag_attn=loading.model_args.block_diag_attn,
+            neat_packing=loading.data_args.neat_packing,
             attn_implementation=getattr(model.config, "_attn_implementation", None),
-            compute_dtype=model_args.compute_dtype or torch.float32,
-            tokenizer=tokenizer,
-            processor=processor,
+            compute_dtype=loading.model_args.compute_dtype or torch.float32,
+            tokenizer=loading.tokenizer,
+            processor=loading.processor,
         )
     return lambda rows: inner([without_ours(row) for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,69 +14,52 @@ from datasets import IterableDataset
 from llamafactory.data import converter, loader
 from llamafactory.data import parser as data_parser
 
-from dataflex.base import seams
 from dataflex.base.checks.contents import sampled_all
 from dataflex.base.checks.nodes import same_rows
-from dataflex.base.loading.data import _evaluation, _joined, process_rows, read_raw
+from dataflex.base.loading.carried import RAW_WEIGHTS, Carried, CarryingProcessor
+from dataflex.base.loading.data import load_evaluation, read_data, read_stored
+from dataflex.base.loading.weight_column import WeightColumn
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config.schema import MixConfig
 from dataflex.data.streams import BlockReader, Place, Sample, Streams
 from dataflex.errors import ConfigError, DataflexError
 
 _LOOKED_AT = 1 << 30  # bytes of the files of a stream that are hashed when a run starts
+_WEIGHT = "dataflex_weight"  # what a message weighs, beside its role and its content
 
 
-def load_streams(
-    mix: MixConfig,
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
-) -> dict[str, Any]:
+def load_streams(mix: MixConfig, loading: Loading, carried: Carried) -> dict[str, Any]:
     """As `load_domains`, with `train_dataset` a `Streams`. Evaluation data is read and kept as without streaming.
 
     Local files are read from the Arrow files that LLaMA-Factory converts them to, everything else as it comes.
     """
+    data_args, indexed = loading.data_args, loading.indexed()
     names = list(data_args.dataset)
     with refusals():
         attributes = data_parser.get_dataset_list(names, data_args.dataset_dir)
     if mix.needs_sizes:
         _require_sizes(mix, names, attributes)
-    held = list(data_args.eval_dataset or [])
-    indexed = copy.copy(data_args)
-    indexed.streaming = False
-    local = not data_args.data_shared_file_system
-    with training_args.main_process_first(desc="load dataset", local=local):
-        raw = [
-            _open(name, attribute, model_args, data_args, training_args, stage)
-            for name, attribute in zip(names, attributes, strict=True)
-        ]
-        raw_eval = [read_raw(n, "eval_dataset", model_args, indexed, training_args, stage) for n in held]
-
-    def process(dataset: Any, is_eval: bool) -> Any:
-        origin = ("eval_dataset", list(zip(held, raw_eval, strict=True)))
-        part = process_rows(
-            dataset, indexed, training_args, stage, template, tokenizer, processor, is_eval=is_eval, origin=origin
-        )
-        if part is None:
-            raise ConfigError("eval_dataset: no row is left after tokenization")
-        return part
-
-    with training_args.main_process_first(desc="pre-process dataset", local=local):
-        evaluation = _evaluation(_joined(dict(zip(held, raw_eval, strict=True)), indexed), {}, indexed, process)
+    with loading.first_process("load dataset"):
+        raw = [_open(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
+        evaluated = {name: read_data(indexed, name, "eval_dataset") for name in data_args.eval_dataset or []}
+    with loading.first_process("pre-process dataset"):
+        evaluation = load_evaluation(indexed, evaluated)
 
     with refusals():
-        made = loader._get_dataset_processor(data_args, stage, template, tokenizer, processor)
+        processor: Any = loader._get_dataset_processor(
+            data_args, loading.stage, loading.template, loading.tokenizer, loading.processor
+        )
         converters = [converter.get_dataset_converter(a.formatting, a, data_args) for a in attributes]
-    sources = [StreamedData(dataset, convert, made) for dataset, convert in zip(raw, converters, strict=True)]
+    if carried.weights is not None:
+        processor = CarryingProcessor(processor)
+    weights = [carried.weight_column(name, attribute) for name, attribute in zip(names, attributes, strict=True)]
+    sources = [StreamedData(*parts, processor) for parts in zip(raw, converters, weights, strict=True)]
     assert mix.stream_block is not None
     rows = mix.stream_block
 
     def first_blocks() -> list[str]:
-        return [_first_block(source, name, rows, made) for source, name in zip(sources, names, strict=True)]
+        return [_first_block(source, name, rows, processor) for source, name in zip(sources, names, strict=True)]
 
     blocks = same_rows(lambda: dict(zip(names, first_blocks(), strict=True)), "dataset")
     facts: dict[str, Any] = {}
@@ -98,8 +82,8 @@ class StreamedData:
     back to the row it was taken at (datasets 4.0, data with known columns).
     """
 
-    def __init__(self, dataset: IterableDataset, convert: Any, processor: Any) -> None:
-        self.dataset, self.convert, self.processor = dataset, convert, processor
+    def __init__(self, dataset: IterableDataset, convert: Any, weights: WeightColumn | None, processor: Any) -> None:
+        self.dataset, self.convert, self.weights, self.processor = dataset, convert, weights, processor
         self._rows: Any = iter(())
 
     def seek(self, state: Mapping[str, Any] | None) -> None:
@@ -110,32 +94,41 @@ class StreamedData:
         return self.dataset.state_dict()
 
     def read(self, count: int) -> list[dict[str, Any]]:
-        return [self.convert(row) for row in islice(self._rows, count)]
+        """Rows whose messages say what they weigh, so that a block's digest, which checkpoints hold, covers it."""
+        return [self._converted(row) for row in islice(self._rows, count)]
+
+    def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = self.convert(row)
+        if self.weights is not None:
+            messages, weights = _messages(out), self.weights.weights_of(row)
+            weights = weights * len(messages) if self.weights.per == "row" else weights
+            # A row that the converter skips has no messages, and one of two answers is not for sft, which drops it.
+            for message, weight in zip(messages, weights, strict=len(out["_response"]) == 1):
+                message[_WEIGHT] = weight
+        return out
 
     def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
-        made = self.processor.preprocess_dataset({column: [row[column] for row in rows] for column in rows[0]})
+        examples = {column: [row[column] for row in rows] for column in rows[0]}
+        if self.weights is not None:
+            examples[RAW_WEIGHTS] = [[message.get(_WEIGHT, 1.0) for message in _messages(row)] for row in rows]
+        made = self.processor.preprocess_dataset(examples)
         columns = list(made.keys())
         return [dict(zip(columns, values, strict=True)) for values in zip(*made.values(), strict=True)]
 
 
-def _open(
-    name: str, attribute: Any, model_args: Any, data_args: Any, training_args: Any, stage: str
-) -> IterableDataset:
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*row["_prompt"], *row["_response"]]
+
+
+def _open(name: str, attribute: Any, loading: Loading) -> IterableDataset:
     """The rows of one data set as they are stored, in one order whatever the number of loader workers."""
-    found: list[Any] = []
-
-    def align_dataset(dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append(dataset)
-        return dataset
-
-    whole, alone = copy.copy(training_args), copy.copy(data_args)
-    whole.dataloader_num_workers = 1  # the number of pieces LLaMA-Factory cuts a file into; of none it reads nothing
+    training_args, data_args = copy.copy(loading.training_args), copy.copy(loading.data_args)
+    training_args.dataloader_num_workers = 1  # into how many pieces LLaMA-Factory cuts a file; with 0 it reads nothing
     if attribute.load_from != "file":
-        alone.preprocessing_num_workers = None  # what is not converted first cannot be by several processes
-    with seams.replaced((loader.__name__, "align_dataset", align_dataset)):
-        read_raw(name, "dataset", model_args, alone, whole, stage)
-    dataset = found[0]
-    return dataset if isinstance(dataset, IterableDataset) else dataset.to_iterable_dataset()
+        data_args.preprocessing_num_workers = None  # only what is converted first can be read by several processes
+    loading = replace(loading, data_args=data_args, training_args=training_args)
+    _, dataset = read_stored(loading, name, "dataset")
+    return dataset if isinstance(dataset, IterableDataset) else dataset.to_iterable_dataset()  # type: ignore[no-any-return]
 
 
 def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[Any]) -> None:

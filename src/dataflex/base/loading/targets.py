@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-from dataflex.base.loading.data import process_rows, read_raw
+from dataflex.base.loading.data import process_named
+from dataflex.base.loading_arguments import Loading
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import Rows
 from dataflex.errors import ConfigError
 from dataflex.notices import say
 
 
-def load_target(
-    config: DataflexConfig,
-    module: dict[str, Any],
-    template: Any,
-    model_args: Any,
-    data_args: Any,
-    training_args: Any,
-    stage: str,
-    tokenizer: Any,
-    processor: Any = None,
-) -> Rows:
+def load_target(config: DataflexConfig, module: dict[str, Any], loading: Loading) -> Rows:
     """`target_dataset`, else each data set of `eval_dataset`, else what `val_size` held out.
 
     Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
     """
     key, named = config.target
-    names = list(named or data_args.eval_dataset or [])
+    names = list(named or loading.data_args.eval_dataset or [])
     if not names:
         held_out = module["eval_dataset"]
         parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
         return _trainable(Rows(list(parts.values()), list(parts)), "val_size")
-    plain = copy.copy(data_args)
-    plain.packing = plain.neat_packing = False
-    generates = copy.copy(training_args)
-    generates.predict_with_generate = False  # a target row needs its answer among its labels
-    parts = {}
-    local = not data_args.data_shared_file_system
-    with training_args.main_process_first(desc="load target", local=local):
-        for name in names:
-            raw = read_raw(name, key, model_args, plain, training_args, stage)
-            part = process_rows(
-                raw, plain, generates, stage, template, tokenizer, processor, is_eval=True, origin=(key, [(name, raw)])
-            )
-            if part is None or len(part) == 0:
-                raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
-            parts[name] = part
+    alone = loading.single_rows(texts=True)
+    with loading.first_process("load target"):
+        parts = {name: process_named(alone, name, key) for name in names}
     return _trainable(Rows(list(parts.values()), list(parts)), key)
 
 

@@ -36,11 +36,13 @@ Entries = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Selection:
-    """One that is there. names: of the data sets that it may have. files: that it has; None: it was not completed."""
+    """A selection that is there."""
 
     folder: Path
     names: frozenset[str]
+    """The data sets that it may have."""
     files: tuple[str, ...] | None
+    """The files that it has; None if it was not completed."""
 
     def remove(self) -> None:
         """Not what somebody has put beside its files. What cannot be removed is left."""

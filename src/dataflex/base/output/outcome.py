@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Source:
-    """A data set that was selected from.
-
-    stored: its rows as they were read (a Hugging Face Dataset). attributes: how LLaMA-Factory reads it (DatasetAttr). places: of
-    the rows that can be chosen, their places in `stored`, int64[n]. numbers: the numbers of those rows as they are stored.
-    """
-
-    name: str
-    stored: Any
-    attributes: Any
-    places: np.ndarray
-    numbers: np.ndarray
+from dataflex.data.origins import Origin
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """sources: laid end to end they are the rows 0..N-1. chosen: ids, int64[budget], in the order of the selector. scores:
-    float64[N], NaN: none. text: id -> what a row says. notes: lines for the summary."""
+    """Rows are numbered 0..N-1: the used rows of the origins, laid end to end."""
 
-    sources: list[Source]
+    origins: list[Origin]
     selector: str
     chosen: np.ndarray
+    """Rows in the order of the selector, int64[budget]."""
     scores: np.ndarray
+    """float64[N], NaN where a row has none."""
     text: Callable[[int], str]
+    """What a row says."""
     notes: list[str]
+    """Lines for the summary."""

@@ -34,17 +34,17 @@ def write_selection(
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
-    ends = np.cumsum([len(source.places) for source in outcome.sources])
+    ends = np.cumsum([len(origin.places) for origin in outcome.origins])
     entries, lines = {}, []
-    for source, stop in zip(outcome.sources, ends, strict=True):
-        start = stop - len(source.places)
+    for origin, stop in zip(outcome.origins, ends, strict=True):
+        start = stop - len(origin.places)
         own = outcome.chosen[(outcome.chosen >= start) & (outcome.chosen < stop)] - start
-        name = names[source.name]
+        name = names[origin.name]
         drawn = "" if len(np.unique(own)) == len(own) else f" ({len(np.unique(own))} different ones)"
-        file = write_rows(folder, name, source.stored.select(source.places[own])) if len(own) else None
-        lines.append(f"{source.name}: {len(own)}{drawn} of {len(source.stored)} rows, {file or 'no file'}")
+        file = write_rows(folder, name, origin.stored.select(origin.places[own])) if len(own) else None
+        lines.append(f"{origin.name}: {len(own)}{drawn} of {len(origin.stored)} rows, {file or 'no file'}")
         if file is not None:
-            entries[name] = _entry(file, source.attributes)
+            entries[name] = _entry(file, origin.attributes)
     _write_scores(folder / "scores.parquet", outcome, times)
     write_atomically(folder / "summary.md", summary(outcome, times, lines, examples).encode())
     return entries, lines
@@ -69,11 +69,11 @@ def _entry(file: str, attributes: Any) -> dict[str, Any]:
 
 
 def _write_scores(path: Path, outcome: Outcome, times: np.ndarray) -> None:
-    owner = np.repeat(np.arange(len(outcome.sources)), [len(s.places) for s in outcome.sources]).astype(np.int32)
+    owner = np.repeat(np.arange(len(outcome.origins)), [len(s.places) for s in outcome.origins]).astype(np.int32)
     table = pa.table(
         {
-            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array([s.name for s in outcome.sources])),
-            "row": np.concatenate([s.numbers for s in outcome.sources]),
+            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array([s.name for s in outcome.origins])),
+            "row": np.concatenate([s.numbers for s in outcome.origins]),
             "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
             "times": times,
         }

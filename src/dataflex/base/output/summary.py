@@ -13,7 +13,7 @@ _SHOWN = 600
 def summary(outcome: Outcome, times: np.ndarray, lines: list[str], examples: int) -> str:
     """Markdown. times: how often each row was selected, int64[N]. lines: about each data set. examples: rows of each end."""
     scored = np.flatnonzero(np.isfinite(outcome.scores))
-    total, left = sum(len(s.stored) for s in outcome.sources), len(outcome.scores)
+    total, left = sum(len(s.stored) for s in outcome.origins), len(outcome.scores)
     out = [f"# Selection by {outcome.selector}", ""]
     out += [f"- {line}" for line in (*lines, *outcome.notes)]
     out.append(
@@ -42,12 +42,12 @@ def summary(outcome: Outcome, times: np.ndarray, lines: list[str], examples: int
 
 def _heading(outcome: Outcome, row: int, selected: bool) -> str:
     place = row
-    for source in outcome.sources:
-        if place < len(source.places):
+    for origin in outcome.origins:
+        if place < len(origin.places):
             break
-        place -= len(source.places)
+        place -= len(origin.places)
     mark = ", selected" if selected else ""
-    return f"**{source.name}, row {source.numbers[place]}**: {outcome.scores[row]:.6g}{mark}"
+    return f"**{origin.name}, row {origin.numbers[place]}**: {outcome.scores[row]:.6g}{mark}"
 
 
 def _quoted(text: str) -> list[str]:

@@ -52,10 +52,10 @@ def run(arguments: Sequence[str], env: Mapping[str, str] | None = None, *, ours:
         ):  # which another program has from the terminal, and would take for a second one
             child.send_signal(received)
         try:
-            told = child.wait(_PATIENCE) >= 0
+            ended = child.wait(_PATIENCE) >= 0
         except subprocess.TimeoutExpired:
-            told = False
-        if told:
+            ended = False
+        if ended:
             stopping.on_stop(lambda: "")
         raise
     finally:

@@ -30,8 +30,8 @@ def reach(step: int) -> None:
 
 def take(file: Path) -> None:
     """How far the ranks have come, from the file that they were given."""
-    said = file.read_text(encoding="ascii") if file.is_file() else ""
-    _Reached.step = int(said) if said.isdigit() else None
+    content = file.read_text(encoding="ascii") if file.is_file() else ""
+    _Reached.step = int(content) if content.isdigit() else None
 
 
 def of_training(config: RunConfig) -> str:

@@ -27,12 +27,16 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """owner: the process that the handlers are for. signum: the signal that has come, and when. line: what to say of it."""
+    """What the handlers know."""
 
     owner: int = 0
+    """The process that they are for."""
     signum: int | None = None
+    """The signal that has come."""
     at: float = 0.0
+    """When it came, on the monotonic clock."""
     line: Callable[[], str] = lambda: _NOTHING
+    """Gives the line that is printed then."""
 
 
 _state = _State()
