@@ -163,8 +163,9 @@ def _batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 
 def measure(keys: dict[str, Any], count: int) -> str:
     """Start the run of `keys`, and give the report of its first decision."""
-    from dataflex.signals.batching import token_budget
     from dataflex.trainer.core import DynamicTrainer
+
+    from dataflex.signals.batching import token_budget
 
     found: list[str] = []
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import yaml
 
+from dataflex import events
+
 
 def llamafactory_itself(out: str, _: str) -> Callable[[list[str]], int]:
     """Run LLaMA-Factory's own entry instead of ours."""
@@ -31,97 +33,65 @@ def llamafactory_itself(out: str, _: str) -> Callable[[list[str]], int]:
 
 def record_ids(out: str, _: str) -> None:
     """Write the ids of every micro-batch served to served-<rank>.jsonl, one line per optimizer step."""
-    from dataflex.data.rows import SAMPLE_IDS
-    from dataflex.trainer.core import DynamicTrainer
-
-    stock = DynamicTrainer.get_batch_samples
     file = Path(out) / f"served-{os.environ.get('RANK', '0')}.jsonl"
 
-    def wrapped(self: Any, *args: Any) -> Any:
-        batches, items = stock(self, *args)
-        ids = [b[SAMPLE_IDS].tolist() for b in batches]
-        if not ids:  # the run has ended before its time
-            return batches, items
+    def record(event: events.BatchServed) -> None:
         with file.open("a") as handle:
-            handle.write(json.dumps({"step": self.state.global_step, "ids": ids}) + "\n")
-        return batches, items
+            handle.write(json.dumps({"step": event.step, "ids": [m.ids.tolist() for m in event.micro]}) + "\n")
 
-    DynamicTrainer.get_batch_samples = wrapped
+    events.on(events.BatchServed, record)
 
 
 def kill_after(out: str, step: str) -> None:
     """SIGKILL this process when optimizer step `step` is done and its checkpoint, if any, is written."""
-    from dataflex.trainer.core import DynamicTrainer
+    events.on(events.StepEnded, lambda event: kill() if event.step == int(step) else None)
 
-    stock = DynamicTrainer._maybe_log_save_evaluate
 
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if self.state.global_step == int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    DynamicTrainer._maybe_log_save_evaluate = wrapped
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_after(out: str, argument: str) -> None:
     """`<step>=<path>=<text>`: write the text to the file when optimizer step `step` is done and its checkpoint is written."""
-    from dataflex.trainer.core import DynamicTrainer
+    step, path, text = argument.split("=", 2)
 
-    stock, (step, path, text) = DynamicTrainer._maybe_log_save_evaluate, argument.split("=", 2)
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if self.state.global_step == int(step) and os.environ.get("RANK", "0") == "0":
+    def write(event: events.StepEnded) -> None:
+        if event.step == int(step) and os.environ.get("RANK", "0") == "0":
             Path(path).write_text(text)
 
-    DynamicTrainer._maybe_log_save_evaluate = wrapped
+    events.on(events.StepEnded, write)
 
 
 def kill_while_saving(out: str, step: str) -> None:
     """SIGKILL when the checkpoint of `step` has its model and optimizer, but not yet our state."""
-    from dataflex.trainer.core import DynamicTrainer
-
-    stock = DynamicTrainer._write_exposure
-
-    def wrapped(self: Any, folder: Any = None) -> None:
-        if folder is not None and self.state.global_step == int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
-        stock(self, folder)
-
-    DynamicTrainer._write_exposure = wrapped
+    events.on(events.SavingState, lambda event: kill() if event.step == int(step) else None)
 
 
 def kill_while_scoring(out: str, step: str) -> None:
     """SIGKILL in the middle of the scoring pass before optimizer step `step`."""
-    from dataflex.trainer.core import DynamicTrainer
+    scored: list[int] = []
 
-    stock, forwards = DynamicTrainer._score, []
+    def count(event: events.ScoredBatch) -> None:
+        scored.append(event.step)
+        if event.step == int(step) and len(scored) > 1:
+            kill()
 
-    def wrapped(self: Any, model: Any, batch: Any) -> Any:
-        forwards.append(1)
-        if self.state.global_step == int(step) and not model.training and len(forwards) > 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return stock(self, model, batch)
-
-    DynamicTrainer._score = wrapped
+    events.on(events.ScoredBatch, count)
 
 
 def distributed_type(out: str, _: str) -> None:
     """Write which engine the run really has."""
-    from dataflex.trainer.core import DynamicTrainer
 
-    stock = DynamicTrainer.get_batch_samples
-
-    def wrapped(self: Any, *args: Any) -> Any:
-        kind, stage = self.accelerator.distributed_type.name, ""
+    def write(event: events.BatchServed) -> None:
+        accelerator, stage = event.trainer.accelerator, ""
+        kind = accelerator.distributed_type.name
         if kind == "DEEPSPEED":
-            stage = f" {self.accelerator.state.deepspeed_plugin.zero_stage}"
+            stage = f" {accelerator.state.deepspeed_plugin.zero_stage}"
         if kind == "FSDP":
-            stage = f" {self.accelerator.state.fsdp_plugin.fsdp_version}"
+            stage = f" {accelerator.state.fsdp_plugin.fsdp_version}"
         (Path(out) / "distributed_type").write_text(kind + stage)
-        return stock(self, *args)
 
-    DynamicTrainer.get_batch_samples = wrapped
+    events.on(events.BatchServed, write)
 
 
 def fsdp_on_cpu(out: str, _: str) -> None:
@@ -139,22 +109,18 @@ def fsdp_on_cpu(out: str, _: str) -> None:
 def kill_in_gradients(out: str, step: str) -> None:
     """SIGKILL in the middle of the gradient pass before optimizer step `step`."""
     from dataflex.signals.gradients.capture import Capture
-    from dataflex.trainer.core import DynamicTrainer
 
-    stock, decide, passes, at = Capture.run, DynamicTrainer._decide, [], []
-
-    def deciding(self: Any, now: int) -> None:
-        at[:] = [now]
-        decide(self, now)
+    stock, passes, at = Capture.run, [], []
 
     def wrapped(self: Any, *args: Any) -> None:
         if at == [int(step)]:
             passes.append(1)
             if len(passes) == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
         stock(self, *args)
 
-    Capture.run, DynamicTrainer._decide = wrapped, deciding
+    events.on(events.Deciding, lambda event: at.__setitem__(slice(None), [event.step]))
+    Capture.run = wrapped
 
 
 def nothing_to_learn(out: str, ids: str) -> None:
@@ -189,17 +155,13 @@ def count_forwards(out: str, _: str) -> None:
 
 def dump_labels(out: str, _: str) -> None:
     """Write token ids and labels of all training rows to labels.json."""
-    from dataflex.trainer.core import DynamicTrainer
 
-    stock = DynamicTrainer.train
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        rows = [self.rows[i] for i in range(len(self.rows))]
+    def write(event: events.Prepared) -> None:
+        rows = [event.rows[i] for i in range(len(event.rows))]
         kept = [{k: r[k] for k in ("input_ids", "labels") if k in r} for r in rows]
         (Path(out) / "labels.json").write_text(json.dumps(kept))
-        return stock(self, *args, **kwargs)
 
-    DynamicTrainer.train = wrapped
+    events.on(events.Prepared, write)
 
 
 def one_model_at_a_time(out: str, _: str) -> None:
@@ -224,34 +186,31 @@ def one_model_at_a_time(out: str, _: str) -> None:
 
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
-    from dataflex.trainer import select
+    from dataflex.trainer.selecting import Selecting
 
-    def everything(self: Any, step: int) -> None:
-        spec = self.config.select
-        if spec.schedule.due(step):
-            assert spec.component.needs
-            for request in spec.component.needs:
-                self.signals.measure(request)
+    def everything(self: Any, step: int, view: Any) -> None:
+        if self.schedule.due(step):
+            assert self.spec.component.needs
+            for request in self.spec.component.needs:
+                self.chooser.measure(request)
 
-    select.SelectTrainer._select = everything
+    Selecting.act = everything
 
 
 def less_by_hand(out: str, step: str) -> None:
     """Before the decision at `step`, write the alignments of LESS to by_hand.json: one backward pass per row in fp64, Adam's
     formula applied to the whole gradient, cosines with each target row, averaged by subtask."""
-    from dataflex.trainer import select
+    prepared: list[events.Prepared] = []
 
-    stock = select.SelectTrainer._select
+    def write(event: events.Deciding) -> None:
+        if event.step == int(step):
+            (Path(out) / "by_hand.json").write_text(json.dumps(_alignments(prepared[0], event.trainer)))
 
-    def wrapped(self: Any, at: int) -> None:
-        if at == int(step):
-            (Path(out) / "by_hand.json").write_text(json.dumps(_alignments(self)))
-        stock(self, at)
-
-    select.SelectTrainer._select = wrapped
+    events.on(events.Prepared, prepared.append)
+    events.on(events.Deciding, write)
 
 
-def _alignments(trainer: Any) -> dict[str, Any]:
+def _alignments(data: events.Prepared, trainer: Any) -> dict[str, Any]:
     import copy
 
     model = copy.deepcopy(trainer.model).double().eval()
@@ -270,7 +229,7 @@ def _alignments(trainer: Any) -> dict[str, Any]:
         return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
     def direction(g: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-        if trainer.config.select.component.adam_step == "authors":
+        if data.config.select.component.adam_step == "authors":
             m = 0.9 * state["exp_avg"].double() + 0.1 * g
             return m / (0.999 * state["exp_avg_sq"].double() + 0.001 * g**2 + 1e-8).sqrt()
         t = int(state["step"]) + 1
@@ -283,11 +242,11 @@ def _alignments(trainer: Any) -> dict[str, Any]:
         return whole / whole.norm()
 
     aims = []
-    for part in trainer.target.parts:
+    for part in data.target.parts:
         found = [g for g in map(gradient, part) if g is not None]
         aims.append(torch.stack([unit(list(g.values())) for g in found]))
     out: dict[str, Any] = {}
-    for row in (trainer.rows[i] for i in range(len(trainer.rows))):
+    for row in (data.rows[i] for i in range(len(data.rows))):
         g = gradient(row)
         if g is None:
             out[str(row["dataflex_sample_ids"])] = None
@@ -301,32 +260,22 @@ def disk_full(out: str, step: str) -> None:
     """From the checkpoint of `step` on, no file can grow beyond a few kilobytes."""
     import resource
 
-    from dataflex.trainer.core import DynamicTrainer
-
-    stock = DynamicTrainer._save_checkpoint
-
-    def wrapped(self: Any, model: Any, trial: Any) -> None:
-        if self.state.global_step >= int(step):
+    def fill(event: events.Saving) -> None:
+        if event.step >= int(step):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        stock(self, model, trial)
 
-    DynamicTrainer._save_checkpoint = wrapped
+    events.on(events.Saving, fill)
 
 
 def nan_rows(out: str, ids: str) -> None:
     """Give the rows in `ids` (comma separated) a NaN loss whenever they are scored."""
-    from dataflex.trainer import core
-
     bad = torch.tensor([int(i) for i in ids.split(",")])
-    stock = core.DynamicTrainer._score
 
-    def wrapped(self: Any, model: Any, batch: Any) -> Any:
-        rows = batch[core.SAMPLE_IDS].cpu()
-        values = stock(self, model, batch)
-        return torch.where(torch.isin(rows, bad).to(values.device), torch.nan, values)
+    def spoil(event: events.ScoredBatch) -> None:
+        event.losses[torch.isin(event.ids.cpu(), bad).to(event.losses.device)] = torch.nan
 
-    core.DynamicTrainer._score = wrapped
+    events.on(events.ScoredBatch, spoil)
 
 
 def own_component(out: str, _: str) -> None:
@@ -454,49 +403,41 @@ def no_encoder(out: str, _: str) -> None:
 
 def short_stages(out: str, positions: str) -> None:
     """Continue stages after this many positions."""
-    from dataflex.trainer import core
+    from dataflex.trainer import deciding
 
-    core.MAX_STAGE = int(positions)
+    deciding.MAX_STAGE = int(positions)
 
 
 def dump_rows(out: str, _: str) -> None:
     """Write the token ids of all training and evaluation rows, and the domain sizes, to rows.json."""
-    from dataflex.trainer.core import DynamicTrainer
 
-    stock = DynamicTrainer.__init__
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
+    def write(event: events.Prepared) -> None:
         rows = {
-            "train": [self.rows[i]["input_ids"] for i in range(len(self.rows))],
-            "eval": [row["input_ids"] for row in self.eval_dataset or []],
-            "domains": list(self.rows.domains.sizes),
+            "train": [event.rows[i]["input_ids"] for i in range(len(event.rows))],
+            "eval": [row["input_ids"] for row in event.evaluation or []],
+            "domains": list(event.rows.domains.sizes),
         }
         (Path(out) / "rows.json").write_text(json.dumps(rows))
 
-    DynamicTrainer.__init__ = wrapped
+    events.on(events.Prepared, write)
 
 
 def dump_held_out(out: str, _: str) -> None:
     """Write the held-out rows of every domain, without their ids, to held_out.json, and whether there are any."""
     from dataflex.data.rows import SAMPLE_IDS
-    from dataflex.trainer.core import DynamicTrainer
 
-    stock = DynamicTrainer.__init__
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
+    def write(event: events.Prepared) -> None:
         rows: dict[str, list[Any]] = {}
-        if self.held_out is not None:
-            domains = self.held_out.domains
+        if event.held_out is not None:
+            domains = event.held_out.domains
             rows = {name: [] for name in domains.names}
-            for i in range(len(self.held_out)):
-                row = self.held_out[i]
+            for i in range(len(event.held_out)):
+                row = event.held_out[i]
                 assert row.pop(SAMPLE_IDS) == i
                 rows[domains.names[int(domains.of(np.array([i]))[0])]].append(row)
         (Path(out) / "held_out.json").write_text(json.dumps(rows))
 
-    DynamicTrainer.__init__ = wrapped
+    events.on(events.Prepared, write)
 
 
 def record_routing(out: str, _: str) -> None:
@@ -589,26 +530,18 @@ def no_loss_kwargs(out: str, _: str) -> None:
 def record_samples(out: str, _: str) -> None:
     """Write the token ids of every sample a stream serves to samples-<rank>.jsonl: one line per optimizer step, a list of
     [sample id, token ids without padding]."""
-    from dataflex.data.rows import SAMPLE_IDS
-    from dataflex.trainer.streaming import StreamTrainer
-
-    stock = StreamTrainer.get_batch_samples
     file = Path(out) / f"samples-{os.environ.get('RANK', '0')}.jsonl"
 
-    def wrapped(self: Any, *args: Any) -> Any:
-        batches, items = stock(self, *args)
+    def record(event: events.BatchServed) -> None:
         rows = [
             [i, (row[mask.bool()] if mask.ndim == 1 else row).tolist()]
-            for batch in batches
-            for i, row, mask in zip(
-                batch[SAMPLE_IDS].tolist(), batch["input_ids"], batch["attention_mask"], strict=True
-            )
+            for batch, micro in zip(event.batches, event.micro, strict=True)
+            for i, row, mask in zip(micro.ids.tolist(), batch["input_ids"], batch["attention_mask"], strict=True)
         ]
         with file.open("a") as handle:
-            handle.write(json.dumps({"step": self.state.global_step, "rows": rows}) + "\n")
-        return batches, items
+            handle.write(json.dumps({"step": event.step, "rows": rows}) + "\n")
 
-    StreamTrainer.get_batch_samples = wrapped
+    events.on(events.BatchServed, record)
 
 
 def count_rows(out: str, _: str) -> None:
@@ -651,37 +584,38 @@ def no_row_losses(out: str, _: str) -> None:
 
 def dump_batches(out: str, _: str) -> None:
     """Save the micro-batches of the first step of this rank, with the ids of their rows, to batches-<rank>.pt; and the target."""
-    from dataflex.trainer.core import DynamicTrainer
+    from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS
 
-    stock = DynamicTrainer.get_batch_samples
+    file, target = Path(out) / f"batches-{os.environ.get('RANK', '0')}.pt", list[Any]()
 
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batches, items = stock(self, *args, **kwargs)
-        file = Path(out) / f"batches-{os.environ.get('RANK', '0')}.pt"
+    def prepared(event: events.Prepared) -> None:
+        target.extend(event.target[i]["input_ids"] for i in range(len(event.target or ())))
+
+    def save(event: events.BatchServed) -> None:
         if not file.exists():
-            target = [] if self.target is None else [self.target[i] for i in range(len(self.target))]
-            kept = [{k: v.clone() for k, v in b.items() if torch.is_tensor(v)} for b in batches]
-            torch.save({"batches": kept, "target": [r["input_ids"] for r in target]}, file)
-        return batches, items
+            kept = [
+                {
+                    **{k: v.clone() for k, v in batch.items() if torch.is_tensor(v)},
+                    SAMPLE_IDS: micro.ids,
+                    **({} if micro.weights is None else {GIVEN_WEIGHTS: micro.weights}),
+                }
+                for batch, micro in zip(event.batches, event.micro, strict=True)
+            ]
+            torch.save({"batches": kept, "target": target}, file)
 
-    DynamicTrainer.get_batch_samples = wrapped
+    events.on(events.Prepared, prepared)
+    events.on(events.BatchServed, save)
 
 
 def record_weights(out: str, _: str) -> None:
     """Append the losses of each micro-batch of rank 0 and the weights they got to weights.jsonl."""
-    from dataflex.trainer.weight import WeightTrainer
 
-    stock = WeightTrainer._observe
+    def record(event: events.TrainedRows) -> None:
+        with (Path(out) / "weights.jsonl").open("a") as file:
+            found = None if event.weights is None else event.weights.tolist()
+            print(json.dumps({"losses": event.losses.tolist(), "weights": found}), file=file)
 
-    def wrapped(self: Any, losses: Any, *args: Any, **kwargs: Any) -> Any:
-        weights = stock(self, losses, *args, **kwargs)
-        if self._surveying is None:
-            with (Path(out) / "weights.jsonl").open("a") as file:
-                found = None if weights is None else weights.tolist()
-                print(json.dumps({"losses": losses.tolist(), "weights": found}), file=file)
-        return weights
-
-    WeightTrainer._observe = wrapped
+    events.on(events.TrainedRows, record)
 
 
 def nan_logits(out: str, ids: str) -> None:
@@ -689,37 +623,31 @@ def nan_logits(out: str, ids: str) -> None:
     from dataflex.trainer import losses
 
     bad = torch.tensor([int(i) for i in ids.split(",")])
-    stock = losses.RowLosses._forward_tokens
+    stock = losses.RowLosses._forward
 
-    def wrapped(self: Any, model: Any, inputs: Any) -> Any:
-        broken = torch.isin(self._micro_ids, bad)
+    def wrapped(self: Any, micro: Any, model: Any, inputs: Any) -> Any:
+        broken = torch.isin(micro.ids, bad)
         noise = torch.where(broken, torch.nan, 0.0)[:, None, None]
         head = model.get_output_embeddings()
         hook = head.register_forward_hook(lambda _, __, logits: logits + noise)
         try:
-            return stock(self, model, inputs)
+            return stock(self, micro, model, inputs)
         finally:
             hook.remove()
 
-    losses.RowLosses._forward_tokens = wrapped
+    losses.RowLosses._forward = wrapped
 
 
 def nan_weights_after(out: str, step: str) -> None:
     """The parameters are no numbers any more once optimizer step `step` is done."""
-    import torch
 
-    from dataflex.trainer.core import DynamicTrainer
-
-    stock = DynamicTrainer._maybe_log_save_evaluate
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if self.state.global_step == int(step):
+    def spoil(event: events.StepEnded) -> None:
+        if event.step == int(step):
             with torch.no_grad():
-                for parameter in self.model.parameters():
+                for parameter in event.trainer.model.parameters():
                     parameter.fill_(torch.nan)
 
-    DynamicTrainer._maybe_log_save_evaluate = wrapped
+    events.on(events.StepEnded, spoil)
 
 
 def count_target_rows(out: str, _: str) -> None:
@@ -746,12 +674,11 @@ def ray_on_cpus(out: str, _: str) -> None:
 
 def broken(out: str, _: str) -> None:
     """A fault nobody foresaw, in the first step."""
-    from dataflex.trainer.core import DynamicTrainer
 
-    def broken_step(self: Any, *args: Any, **kwargs: Any) -> None:
+    def broken_step(event: events.BatchServed) -> None:
         raise ZeroDivisionError("a fault of the test's")
 
-    DynamicTrainer.training_step = broken_step
+    events.on(events.BatchServed, broken_step)
 
 
 def own_cache(out: str, folder: str) -> None:
@@ -770,17 +697,14 @@ def no_dataflex(out: str, _: str) -> None:
 
 def full_from(out: str, step: str) -> None:
     """From the decision before optimizer step `step` on, the ledger is on a device that has no room left."""
-    from dataflex.trainer.core import DynamicTrainer
+    ledger = Path(out) / "dataflex" / "ledger.jsonl"
 
-    stock, ledger = DynamicTrainer._decide, Path(out) / "dataflex" / "ledger.jsonl"
-
-    def wrapped(self: Any, at: int) -> None:
-        if at >= int(step):
+    def fill(event: events.Deciding) -> None:
+        if event.step >= int(step):
             ledger.unlink()
             ledger.symlink_to("/dev/full")
-        stock(self, at)
 
-    DynamicTrainer._decide = wrapped
+    events.on(events.Deciding, fill)
 
 
 def fault_in(out: str, where: str) -> None:
@@ -799,21 +723,16 @@ def fault_in(out: str, where: str) -> None:
 
 def kill_in_save(out: str, argument: str) -> None:
     """`<step>=<file>`: SIGKILL when half of a file that torch writes into the checkpoint of that step is written."""
-    from dataflex.trainer.core import DynamicTrainer
-
-    (step, name), stock, save, at = argument.split("="), DynamicTrainer._save_checkpoint, torch.save, [-1]
-
-    def saving(self: Any, model: Any, trial: Any) -> None:
-        at[0] = self.state.global_step
-        stock(self, model, trial)
+    (step, name), save, at = argument.split("="), torch.save, [-1]
 
     def wrapped(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         save(content, file, *args, **kwargs)
         if at[0] == int(step) and str(file).endswith(name):
             os.truncate(file, os.path.getsize(file) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
 
-    DynamicTrainer._save_checkpoint, torch.save = saving, wrapped
+    events.on(events.Saving, lambda event: at.__setitem__(0, event.step))
+    torch.save = wrapped
 
 
 def no_room_in_turn(out: str, step: str) -> None:
@@ -823,7 +742,7 @@ def no_room_in_turn(out: str, step: str) -> None:
 
     from dataflex import writing
     from dataflex.trainer import checkpoints
-    from dataflex.trainer.core import DynamicTrainer
+    from dataflex.trainer.hooks import DynamicTrainer
 
     stock, begin, create = DynamicTrainer._maybe_log_save_evaluate, checkpoints.begin_checkpoint, writing._new_file
     full, ended = [""], dict[str, str]()
@@ -849,7 +768,7 @@ def no_room_in_turn(out: str, step: str) -> None:
                 ended[what] = "saved"
             except BaseException as error:
                 ended[what] = f"{type(error).__name__}: {error}"
-            self._unsealed = None
+            self.checkpoints.unsealed = None
 
         attempt("nothing")
         saved = Path(out) / f"checkpoint-{step}"
@@ -877,18 +796,15 @@ def pause_after(out: str, argument: str) -> None:
     """`<step>=<path>`: when optimizer step `step` is done, make the file `paused`, and wait until there is one at the path."""
     import time
 
-    from dataflex.trainer.core import DynamicTrainer
+    step, path = argument.split("=", 1)
 
-    stock, (step, path) = DynamicTrainer._maybe_log_save_evaluate, argument.split("=", 1)
-
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if self.state.global_step == int(step):
+    def wait(event: events.StepEnded) -> None:
+        if event.step == int(step):
             (Path(out) / "paused").touch()
             while not Path(path).exists():
                 time.sleep(0.05)
 
-    DynamicTrainer._maybe_log_save_evaluate = wrapped
+    events.on(events.StepEnded, wait)
 
 
 def block_optimizer(out: str, _: str) -> None:

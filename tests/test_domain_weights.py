@@ -14,11 +14,10 @@ from dataflex.data.rows import SAMPLE_IDS
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
 from dataflex.record.remarks import Remarks
-from dataflex.trainer import mix
-from dataflex.trainer.limits import LimitedTrainer
-from dataflex.trainer.mix import MixTrainer
-from dataflex.weighting.domain_weights import TokenShares, factors, on_device, trained_tokens
-from dataflex.weighting.objectives import divisor
+from dataflex.trainer.mixing import Mixing
+from dataflex.weighting import domain_weights
+from dataflex.weighting.domain_weights import DomainWeights, TokenShares, factors, on_device, trained_tokens
+from dataflex.weighting.objectives import Objective
 
 ALPHA = np.array([0.7, 0.2, 0.1])
 LENGTHS = np.array([100, 400, 2000])  # trained tokens of a row of each domain, in the mean
@@ -85,23 +84,20 @@ def test_a_domain_counts_by_its_weight_where_each_micro_batch_has_its_own_mean(
     """Rows of 100, 400 and 2000 tokens, one in every micro-batch: with a mean of each, a row counts alike whatever its length.
     The share of a domain in the loss of a step, as the trainer divides it, is its weight."""
     domains, p, rng = Domains(("a", "b", "c"), (1, 1, 1)), np.array([0.5, 0.3, 0.2]), np.random.default_rng(0)
-    weight = SimpleNamespace(fix_scaling=True) if scaled else None
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(weight=weight), model_accepts_loss_kwargs=accepts, _objective_kind=kind, stage_name="sft",
-        rows=SimpleNamespace(domains=domains), args=SimpleNamespace(average_tokens_across_devices=True),
-    )  # fmt: skip
+    objective = Objective(kind, accepts_items=accepts, fix_scaling=scaled)
+    run = DomainWeights(domains, torch.device("cpu"), objective, pairs=False)
     batches = [{SAMPLE_IDS: torch.tensor([d]), "labels": torch.ones((1, n + 1))} for d, n in enumerate(LENGTHS)]
     shares, says = TokenShares(np.zeros(3), np.zeros(3)), []
     for _ in range(400):
         drawn = rng.choice(3, 30, p=p)
         taken = [batches[d] for d in drawn]
         items = int(LENGTHS[drawn].sum())
-        trained = MixTrainer._trained(run, taken, items)
+        trained = run.trained(taken, items)
         shares.add(trained, np.bincount(drawn, minlength=3))
         weights, say = factors(ALPHA, shares.of(p), trained), np.zeros(3)
         for d in drawn:  # each loss is 1: what the domain adds to the loss of the step
             tokens = torch.tensor(int(LENGTHS[d]))
-            by, shared = divisor(run, kind, items, tokens)
+            by, shared = objective.divisor(items, tokens)
             assert shared is of_step
             say[d] += weights[d] * float(tokens) / float(by) / (1 if shared else len(drawn))
         says.append(say)
@@ -110,53 +106,63 @@ def test_a_domain_counts_by_its_weight_where_each_micro_batch_has_its_own_mean(
 
 
 def test_each_rank_with_a_mean_of_its_own_counts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(weight=None), model_accepts_loss_kwargs=True, _objective_kind="cross_entropy",
-        stage_name="sft", rows=SimpleNamespace(domains=Domains(("a", "b"), (1, 1))),
-        args=SimpleNamespace(average_tokens_across_devices=False),
-    )  # fmt: skip
+    objective = Objective(average_tokens=False)
+    run = DomainWeights(Domains(("a", "b"), (1, 1)), torch.device("cpu"), objective, pairs=False)
     batches = [{SAMPLE_IDS: torch.tensor([d]), "labels": torch.ones((1, n))} for d, n in ((0, 31), (1, 11))]
-    assert MixTrainer._trained(run, batches, 40).tolist() == [30, 10]
-    monkeypatch.setattr(mix, "ranks", lambda: 2)
-    assert MixTrainer._trained(run, batches, 40).tolist() == [0.75, 0.25]
+    assert run.trained(batches, 40).tolist() == [30, 10]
+    monkeypatch.setattr(domain_weights, "ranks", lambda: 2)
+    assert run.trained(batches, 40).tolist() == [0.75, 0.25]
+
+
+def mixing(spec: Any, domains: Domains, recorder: Any = None, plan: Any = None) -> Mixing:
+    """Of a run with weights of domains, whose losses are all zero."""
+    serving = SimpleNamespace(domains=domains, plan=plan, position=lambda step: step, origin=(0, 0), global_batch=1)
+    return Mixing(
+        spec,
+        lambda: None,  # type: ignore[arg-type, return-value]
+        lambda request: [],
+        serving=serving,  # type: ignore[arg-type]
+        recorder=recorder,
+        sums=SimpleNamespace(take=lambda: np.zeros((len(domains), 5))),  # type: ignore[arg-type]
+        weights=DomainWeights(domains, torch.device("cpu"), Objective(), pairs=False),
+        signals=[],
+    )
+
+
+TWO = Domains(("a", "b"), (5, 5))
 
 
 @pytest.mark.parametrize("wrong", [[1.0, 2.0], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
-def test_weights_that_a_run_begins_with_are_checked(wrong: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_a_run_begins_with_are_checked(wrong: list[float]) -> None:
     component = SimpleNamespace(initial_loss_weights=lambda _: np.array(wrong))
-    spec = SimpleNamespace(name="mine", component=component)
-    run: Any = object.__new__(MixTrainer)
-    vars(run).update(config=SimpleNamespace(mix=spec), served=np.zeros(3), _domain_info=lambda: None)
-    monkeypatch.setattr(LimitedTrainer, "_open_first_stage", lambda self: None)
+    run = mixing(SimpleNamespace(name="mine", component=component), Domains(("a", "b", "c"), (1, 1, 1)))
     with pytest.raises(DataflexError, match="mix: mine must return 3 non-negative loss weights"):
-        MixTrainer._open_first_stage(run)
+        run.begin_weights()
 
 
-def test_what_a_mixer_that_pauses_its_weights_knew_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_mixer_that_pauses_its_weights_knew_is_kept() -> None:
     """Between two decisions with weights, one without: the shares, and what was served since, come back as they were."""
-    monkeypatch.setattr(LimitedTrainer, "_extra_state", lambda self: {"served": np.array([3, 4])})
     spec = SimpleNamespace(name="mine", unit="tokens", component=SimpleNamespace(needs=frozenset()))
 
-    def made(shares: TokenShares, amounts: list[float], decided: list[float]) -> Any:
-        run: Any = object.__new__(MixTrainer)
-        vars(run).update(
-            config=SimpleNamespace(mix=spec), states={"mix": {}}, served=np.zeros(2), loss_weights=None, _shares=shares,
-            _amounts=np.array(amounts), _amounts_decided=np.array(decided), _asked=np.array([0.5, 0.5]),
-        )  # fmt: skip
+    def made(shares: TokenShares, amounts: list[float], decided: list[float]) -> Mixing:
+        run = mixing(spec, TWO)
+        run.weights.shares, run.asked = shares, np.array([0.5, 0.5])  # type: ignore[union-attr]
+        run._amounts, run._amounts_decided = np.array(amounts), np.array(decided)
         return run
 
-    saved = MixTrainer._extra_state(made(TokenShares(np.array([7.0, 9.0]), np.array([2.0, 3.0])), [1, 2], [5, 6]))
+    saved = made(TokenShares(np.array([7.0, 9.0]), np.array([2.0, 3.0])), [1, 2], [5, 6]).state_dict()
     run = made(TokenShares(np.zeros(2), np.zeros(2)), [0, 0], [0, 0])
-    MixTrainer._restore_extra(run, saved)
-    assert run._shares.trained.tolist() == [7, 9] and run._shares.served.tolist() == [2, 3]
-    assert run._amounts.tolist() == [1, 2] and run._amounts_decided.tolist() == [5, 6] and run.loss_weights is None
+    run.load_state_dict(saved)
+    weights: Any = run.weights
+    assert weights.shares.trained.tolist() == [7, 9] and weights.shares.served.tolist() == [2, 3]
+    assert run._amounts.tolist() == [1, 2] and run._amounts_decided.tolist() == [5, 6] and weights.alpha is None
     older = {k: v for k, v in saved.items() if k not in ("amounts", "amounts_decided", "trained_tokens")}
     again = made(TokenShares(np.zeros(2), np.zeros(2)), [0, 0], [0, 0])
-    MixTrainer._restore_extra(again, older)  # by tokens, of a mixer that does not read what was served: from zero
+    again.load_state_dict(older)  # by tokens, of a mixer that does not read what was served: from zero
     assert again._amounts.tolist() == [0, 0] == again._amounts_decided.tolist()
 
 
-def test_the_ledger_has_all_that_was_served_since_the_last_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_has_all_that_was_served_since_the_last_decision() -> None:
     """An update that decides nothing is no line, and what it was told of belongs to the next one."""
     told, recorded = [], []
 
@@ -164,25 +170,23 @@ def test_the_ledger_has_all_that_was_served_since_the_last_decision(monkeypatch:
         told.append(observations.realized.tolist())
         return (None if len(told) in (1, 3) else Decision(observations.proportions)), state
 
+    def decision(step: int, position: int, name: str, decided: Any, source: Any, *_: Any) -> None:
+        recorded.append(source["realized"].tolist())
+
     component = SimpleNamespace(
         needs_now=lambda _: frozenset(), update=update, seed=0, moves_proportions=False, needs=frozenset()
     )
+    schedule = SimpleNamespace(due=lambda _: True, turn=lambda _: 0)
     stage = SimpleNamespace(proportions=[0.5, 0.5], index=0)
-    run: Any = object.__new__(MixTrainer)
-    zeros = np.zeros(2)
-    vars(run).update(
-        config=SimpleNamespace(mix=SimpleNamespace(component=component, name="mine"), signals=lambda _: []),
-        _mix_schedule=SimpleNamespace(due=lambda _: True, turn=lambda _: 0), states={"mix": {}}, loss_weights=None,
-        rows=SimpleNamespace(domains=Domains(("a", "b"), (5, 5))), sums=SimpleNamespace(take=lambda: np.zeros((2, 5))),
-        plan=SimpleNamespace(stage_at=lambda _: stage, stages=[stage], seed=0), position=lambda step: step,
-        _get_learning_rate=lambda: 0.1, _asked=zeros, remarks=Remarks(), _amounts=zeros, _amounts_decided=zeros,
-        _log_decision=lambda step, name, decided, source, *_: recorded.append(source["realized"].tolist()),
-    )  # fmt: skip
-    monkeypatch.setattr(LimitedTrainer, "_mix", lambda self, step: None)
-    monkeypatch.setattr(LimitedTrainer, "_count", lambda self, rows, amounts: None)
+    run = mixing(
+        SimpleNamespace(component=component, name="mine", settled=lambda *_: schedule),
+        TWO,
+        SimpleNamespace(remarks=Remarks(), decision=decision),
+        SimpleNamespace(stage_at=lambda _: stage, stages=[stage], seed=0),
+    )
     for step, amounts in enumerate(([1, 3], [4, 4], [2, 0], [6, 2])):
-        MixTrainer._count(run, np.array(amounts), np.array(amounts))
-        MixTrainer._mix(run, step)
+        run.count(np.array(amounts))
+        run.act(step, SimpleNamespace(learning_rate=0.1))  # type: ignore[arg-type]
     assert told == [
         [0.25, 0.75],
         [0.5, 0.5],

@@ -192,7 +192,10 @@ def snapshot(*stages: Stage) -> state.Snapshot:
             "weight": {"square": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(2.5)},
             "select": {},
         },
-        extra={"sums": np.full((2, 4), 1 / 3), "count": 7, "empty": np.empty((0, 2), dtype=np.int64)},
+        parts={
+            "observing": {"sums": np.full((2, 4), 1 / 3), "count": 7, "empty": np.empty((0, 2), dtype=np.int64)},
+            "weights": {"dataflex/weight/token/losses": np.arange(3.0), "aimed weight[1]": 4},
+        },
     )
 
 
@@ -216,7 +219,7 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
     state.write_snapshot(tmp_path / "checkpoint-8", before, WHOLE)
     after, ledger = state.read_snapshot(tmp_path / "checkpoint-8")
     assert ledger == WHOLE
-    for name in ("step", "position", "global_batch", "identity", "components", "extra"):
+    for name in ("step", "position", "global_batch", "identity", "components", "parts"):
         assert same(getattr(after, name), getattr(before, name)), name
     assert [stage.to_json() for stage in after.stages] == [stage.to_json() for stage in before.stages]
     assert np.asarray(after.stages[1].pools[0].ids).tolist() == [1, 1, 3, 4]

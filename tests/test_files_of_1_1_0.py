@@ -21,7 +21,7 @@ from dataflex.components.mixers.schedule import ScheduleMixer
 from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError
 from dataflex.record import snapshot as state
-from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.epochs import settle_steps
 
 Config = dict[str, Any]
 
@@ -253,12 +253,9 @@ def test_steps_of_a_mixture_are_rounded_down(rows: int, batch: int, epochs: floa
     )  # fmt: skip
     found = {}
     for rounding in ("down", "up"):
-        trainer = SimpleNamespace(
-            rows=range(rows), global_batch=batch, config=SimpleNamespace(epoch_rounding=rounding),
-            args=SimpleNamespace(**vars(args)),
-        )  # fmt: skip
-        DynamicTrainer._settle_steps(trainer)  # type: ignore[arg-type]
-        found[rounding] = trainer.args.max_steps
+        settled = SimpleNamespace(**vars(args))
+        settle_steps(settled, rows, batch, down=rounding == "down")
+        found[rounding] = settled.max_steps
     assert found["down"] == max(1, int(max(1, rows // batch) * epochs))
     assert found["up"] == ceil(ceil(rows / batch) * epochs)
     if batch == 8 and epochs == 0.5 and rows > 8:

@@ -346,4 +346,4 @@ def test_checkpoint_state_is_json_and_arrays(base: Config, tmp_path: Path) -> No
     assert (state["step"], state["position"], state["global_batch"]) == (6, 24, 4)
     assert state["components"]["mix"]["turn"] == 2  # updates at steps 1 and 4
     with np.load(folder / "arrays.npz") as arrays:
-        assert arrays["extra/sums"][:, 0].sum() == 8
+        assert arrays["parts/observing/sums"][:, 0].sum() == 8

@@ -17,7 +17,7 @@ from test_invariants import kill_and_resume
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.routing import expert_counts
-from dataflex.trainer.mix import check_older
+from dataflex.trainer.mixing import check_older
 
 Config = dict[str, Any]
 DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}

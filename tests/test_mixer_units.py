@@ -18,7 +18,7 @@ from dataflex.components.mixers.loss_gap import LossGapMixer
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.registry import MIXERS
 from dataflex.config import parse
-from dataflex.trainer.mix import domain_info
+from dataflex.trainer.mixing import domain_info
 
 Config = dict[str, Any]
 TOTAL, TRAINED = (

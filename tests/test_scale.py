@@ -24,7 +24,7 @@ from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import RunFiles
 from dataflex.signals.batching import token_batches
-from dataflex.trainer.core import DynamicTrainer
+from dataflex.trainer.hooks import DynamicTrainer
 
 ROWS = 10**8
 SHARES = (0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05)
@@ -306,7 +306,7 @@ def test_what_was_measured_is_let_go_when_parameters_change() -> None:
 
     class Trainer(DynamicTrainer, Stock):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._measured = (4, {("loss", None): np.zeros(3)})
+            self.weights, self._measured = None, (4, {("loss", None): np.zeros(3)})
 
     trainer = Trainer()
     assert trainer.training_step(None, {}) == "trained" and trainer._measured == (-1, {})

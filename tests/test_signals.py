@@ -20,7 +20,7 @@ from dataflex.signals.batching import ScoringRows, share, token_batches
 from dataflex.signals.cross_entropy import IGNORE, forward_inputs, forward_row_losses, row_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.stage_loss import stage_losses
-from dataflex.trainer.losses import score_rows
+from dataflex.trainer.scoring import score_rows
 from dataflex.weighting.observations import DomainSums
 
 

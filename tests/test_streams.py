@@ -259,11 +259,11 @@ def kill_and_resume(config: Config, tmp_path: Path, kill: int, resumes_at: int, 
     assert resumed.ledger() == whole.ledger()
     assert served(resumed) == {step: rows for step, rows in served(whole).items() if step >= resumes_at}
     last = sorted(whole.out.glob("checkpoint-*"))[-1].name
-    states = [json.loads((r.out / last / "dataflex" / "state.json").read_text())["extra"] for r in (whole, resumed)]
+    states = [json.loads((r.out / last / "dataflex" / "state.json").read_text())["parts"] for r in (whole, resumed)]
     assert states[0] == states[1]
     assert not list(whole.out.rglob("exposure.parquet"))
     state = json.loads((whole.out / f"checkpoint-{resumes_at}" / "dataflex" / "state.json").read_text())
-    return state["extra"]["streams"]
+    return state["parts"]["serving"]["streams"]
 
 
 PAIRS: dict[str, tuple[Config, int, int]] = {
@@ -316,7 +316,7 @@ def test_a_run_goes_on_at_every_step(streamed: Config, tmp_path: Path) -> None:
         assert served(run.ok) == {s: rows for s, rows in everything.items() if s >= step}
         assert run.trace() == whole.trace()
         state = json.loads((whole.out / f"checkpoint-{step}" / "dataflex" / "state.json").read_text())
-        ends += sum(s["place"]["block"] > 0 and s["offset"] == 0 for s in state["extra"]["streams"].values())
+        ends += sum(s["place"]["block"] > 0 and s["offset"] == 0 for s in state["parts"]["serving"]["streams"].values())
     assert ends > 0, "some checkpoint lies at the end of a block"
 
 

@@ -25,10 +25,10 @@ from dataflex.components.weighters.rho1 import Rho1Weighter
 from dataflex.config.schema import WeightPart
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
-from dataflex.trainer.weight import rounding_of
-from dataflex.weighting.objectives import token_objective
+from dataflex.weighting.objectives import Objective
 from dataflex.weighting.units import Sample, Tokens
 from dataflex.weighting.weighing import Weighing
+from dataflex.weighting.weights import rounding_of
 
 CPU = torch.device("cpu")
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -206,7 +206,7 @@ class Given(Weighter):
 
 def weighing(*parts: WeightPart) -> Weighing:
     slots = {f"weight.{i}": part for i, part in enumerate(parts)}
-    return Weighing(slots, Domains(("a", "b"), (5, 5)), CPU, "w", even=True)
+    return Weighing(slots, Domains(("a", "b"), (5, 5)), CPU, "w", equal_counts=True)
 
 
 def sample(*losses: float) -> Sample:
@@ -267,7 +267,7 @@ def test_all_weights_zero_stay_zero() -> None:
     one.refer(sample(0.0, 0.0))
     assert weigh(one, sample(0.0, 0.0)).tolist() == [0.0, 0.0]
     assert one.scalars()["w/zero_share"] == 1.0
-    later = one.weigh(sample(50.0, 0.0), torch.ones(2, dtype=torch.bool), {"weight.0": {}}, 0, within=False)
+    later = one.weigh(sample(50.0, 0.0), torch.ones(2, dtype=torch.bool), {"weight.0": {}}, 0, in_reference=False)
     assert later.tolist() == [1.0, 1.0]
 
 
@@ -338,7 +338,7 @@ def test_the_reference_survives_a_checkpoint() -> None:
     rows = Sample(torch.tensor([1.0, 2.0]), torch.tensor([7, 3]), {"given_weight": torch.tensor([1.0, 3.0])})
     first.see(rows)
     assert first.close() and not first.close()
-    second.restore(first.saved())
+    second.load_state_dict(first.state_dict())
     assert weigh(second, rows).tolist() == weigh(first, rows).tolist() == [0.5, 1.5]
 
 
@@ -394,15 +394,15 @@ def test_neat_packing_shows_sequences_in_its_mask_too() -> None:
 def test_tokens_and_rows() -> None:
     tokens, _ = packed()
     known = ReferenceLoss(model="m")
-    tokens = Tokens(tokens.losses, tokens.active, {}, known={known: torch.rand(2, 9)}, given=tokens.given)
+    tokens = Tokens(tokens.losses, tokens.active, {}, reference={known: torch.rand(2, 9)}, given=tokens.given)
     by_token = tokens.by_token(torch.tensor([4, 9]), frozenset({known, "given_weight"}))
     assert by_token.ids.tolist() == [4, 4, 4, 4, 9, 9]
     assert by_token.losses.tolist() == tokens.losses[tokens.active].tolist()
-    assert by_token.signals[known].tolist() == tokens.known[known][tokens.active].tolist()
+    assert by_token.signals[known].tolist() == tokens.reference[known][tokens.active].tolist()
     learned = F.pad(tokens.active[:, :-1], (1, 0))
     assert by_token.signals["given_weight"].tolist() == tokens.given[learned].tolist()
     by_row = tokens.by_row(torch.tensor([4, 9]), torch.tensor([1.0, 2.0]), frozenset({known}))
-    torch.testing.assert_close(by_row.signals[known][0], tokens.known[known][0][tokens.active[0]].mean())
+    torch.testing.assert_close(by_row.signals[known][0], tokens.reference[known][0][tokens.active[0]].mean())
     nothing = Tokens(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), {"input_ids": torch.ones(1, 3).long()})
     assert len(nothing.by_sequence(torch.tensor([0]), frozenset())[0]) == 0
 
@@ -428,11 +428,8 @@ def test_objectives_are_those_of_llamafactory(kind: str) -> None:
     logits, other = torch.randn(3, 7, 30, requires_grad=True), torch.randn(3, 7, 30)
     labels = torch.randint(0, 30, (3, 7))
     labels[:, :2], labels[1, 5:] = -100, -100
-    arguments = SimpleNamespace(eaft_alpha=0.7, asft_alpha=0.3)
-    trainer = SimpleNamespace(
-        label_smoother=LabelSmoother(epsilon=0.2), finetuning_args=arguments, ref_model=_Reference(other)
-    )
-    objective, losses, active = token_objective(trainer, kind, logits, labels, {"input_ids": labels})
+    made = Objective(kind, smoothing=0.2, eaft_alpha=0.7, asft_alpha=0.3, reference_model=_Reference(other))
+    objective, losses, active = made.of_tokens(logits, labels, {"input_ids": labels})
     outputs, count = {"logits": logits}, int(active.sum())
     stock = {
         "cross_entropy": lambda: F.cross_entropy(logits[:, :-1].reshape(-1, 30), labels[:, 1:].reshape(-1)),

@@ -26,11 +26,11 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
 
     scores: measure losses, embeddings and gradients at step SCORED and ignore them. killed: after that step."""
     import xxhash
+    from dataflex.trainer.core import DynamicTrainer
     from transformers import Trainer
 
     from dataflex.components.requests import Embedding, TargetAlignment
     from dataflex.data.rows import SAMPLE_IDS
-    from dataflex.trainer.core import DynamicTrainer
 
     seen: dict[str, Any] = {"losses": {}, "ids": {}}
     trained: list[Any] = []

@@ -41,10 +41,11 @@ class _Done(Exception):
 
 def train_through(keys: dict[str, Any]) -> list[tuple[int, float, float, int]]:
     """Train; of each save, (step, seconds of processor time of all of it, those of what is ours, bytes of its ledger)."""
+    from dataflex.trainer.core import DynamicTrainer
+
     from dataflex.base.commands.train import train
     from dataflex.config import parse
     from dataflex.trainer import checkpoints
-    from dataflex.trainer.core import DynamicTrainer
 
     spent: list[float] = []
     found = []
@@ -68,11 +69,12 @@ def train_through(keys: dict[str, Any]) -> list[tuple[int, float, float, int]]:
 
 def resume(keys: dict[str, Any]) -> dict[str, float]:
     """Milliseconds of processor time from a resumed run's start to its first batch, and of what is ours in them."""
+    from dataflex.trainer.core import DynamicTrainer
+
     from dataflex.base.commands.train import train
     from dataflex.config import parse
     from dataflex.record import snapshot as state
     from dataflex.trainer import checkpoints
-    from dataflex.trainer.core import DynamicTrainer
 
     spent: dict[str, float] = {}
 
@@ -221,11 +223,11 @@ def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
 def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float, float]]]:
     """(rows, tokens, [(wall seconds, processor seconds) of a pass]) of the pass that the run's selector asks for."""
     import torch.distributed as dist
+    from dataflex.trainer.select import SelectTrainer
 
     from dataflex.base.commands.train import train
     from dataflex.components.requests import as_requests
     from dataflex.config import parse
-    from dataflex.trainer.select import SelectTrainer
 
     found: list[Any] = []
     stock = SelectTrainer._select

@@ -16,12 +16,11 @@ import numpy as np
 import xxhash
 
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.plan.permutation import Permutation, derive_key
+from dataflex.plan.permutation import Permutation, Purpose, derive_key
 from dataflex.plan.plan import Domains
 
 # Samples a domain may serve. The id of domain d's n-th sample is d * STREAM + n, which a float64 holds for 8192 domains.
 STREAM = 1 << 40
-_PURPOSE = 0x57E4  # keeps the order in blocks apart from other random numbers
 
 Sample = dict[str, Any]
 
@@ -120,7 +119,9 @@ class BlockReader:
         served = np.arange(n, dtype=np.int64)
         if not self.shuffle:
             return served
-        return Permutation(n, derive_key(self.seed, _PURPOSE, self.domain, place.epoch, place.block))(served)
+        return Permutation(n, derive_key(self.seed, Purpose.STREAM_ORDER, self.domain, place.epoch, place.block))(
+            served
+        )
 
 
 def digest(rows: list[dict[str, Any]]) -> str:

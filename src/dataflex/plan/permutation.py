@@ -6,6 +6,8 @@ version. `generator`, for decisions made once and then stored, is numpy's.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -42,6 +44,22 @@ def derive_key(*parts: int) -> int:
     for part in parts:
         key = mix64(key ^ mix64(part & 0xFFFFFFFFFFFFFFFF))
     return int(key)
+
+
+class Purpose(IntEnum):
+    """What random numbers are for. As a part of their key it keeps the numbers of one purpose apart from all others. The plan's
+    own permutations have none. The values never change: runs in progress were begun with them."""
+
+    STREAM_ORDER = 0x57E4
+    """The order of samples in a block of a stream."""
+    MIXING = 0x3173
+    """Decisions of mixers."""
+    SELECTING = 0x5E1EC7
+    """Decisions of selectors while a run trains, or before it with the model."""
+    SELECTING_TEXTS = 0x0FF11E
+    """Decisions of selectors without a model."""
+    MEASURED_ROWS = 0x7A46E7
+    """Which rows a signal is measured on."""
 
 
 def generator(*parts: int) -> np.random.Generator:

@@ -1,12 +1,21 @@
 """What a checkpoint holds beside LLaMA-Factory's own files, and what a run must share to go on from it.
 
 checkpoint-<n>/dataflex/
-  state.json        format, step, position, global batch, identity of the run, stages, scalars of the components, and whether
-                    the Trainer saved the model alone
-  arrays.npz        arrays of the components, rows of chosen pools
+  state.json        what `Snapshot` holds, but for arrays
+  arrays.npz        its arrays, and the rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
   COMPLETE          written last, so its presence means all of it is there (`record/completeness.py`)
+
+The state of a part of the trainer is what its `state_dict` gives:
+
+  serving           served: rows of each domain; streams: of each stream, what was taken of it
+  observing         sums: of losses by domain, since the last update
+  mixing            amounts, amounts_decided: what was served since the last update, and since the last that decided; asked: the
+                    proportions asked for; loss_weights, trained_tokens, trained_amounts: see `weighting/domain_weights.py`
+  weights           by level, losses, ids and signals that weights refer to; by slot, when a target was last taken in
+
+Format 2 held the states of all parts in one dictionary, `extra`. It is still read (`parts_of_extra`).
 """
 
 from __future__ import annotations
@@ -25,28 +34,33 @@ from dataflex.plan.plan import Stage
 from dataflex.record.ledger import DIRECTORY, EXPOSURE, LEDGER
 from dataflex.writing import atomically, write_atomically
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
 class Snapshot:
-    """step: optimizer steps done. position: samples served. identity: what must not change on resume (flat keys).
-
-    stages: those that serve `position` or a later one; none where LLaMA-Factory orders the rows. components: state by slot.
-    extra: the trainer's own scalars and arrays (open sums, last losses). engine, ranks: what the Trainer's own files were saved
-    by; None where an older version did not say. model_only: they hold no optimizer.
-    """
+    """What a checkpoint holds in files of ours, but for the ledger and the exposure."""
 
     step: int
+    """Optimizer steps done."""
     position: int
+    """Samples served."""
     global_batch: int
+    """Rows of an optimizer step."""
     identity: dict[str, Any]
+    """What must not change on resume, as flat keys."""
     stages: list[Stage]
+    """Those that serve `position` or a later one; none where LLaMA-Factory orders the rows."""
     components: dict[str, dict[str, Any]]
-    extra: dict[str, Any]
+    """State of each component, by slot."""
+    parts: dict[str, dict[str, Any]]
+    """State of each part of the trainer, by its name."""
     engine: str | None = None
+    """What the Trainer's own files were saved by; None where an older version did not say."""
     ranks: int | None = None
+    """How many ranks saved them; None as above."""
     model_only: bool = False
+    """Whether they hold no optimizer."""
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
@@ -73,7 +87,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) 
         "identity": snapshot.identity,
         "stages": [stage.to_json() for stage in snapshot.stages],
         "components": {slot: split(f"components/{slot}", state) for slot, state in snapshot.components.items()},
-        "extra": split("extra", snapshot.extra),
+        "parts": {name: split(f"parts/{name}", state) for name, state in snapshot.parts.items()},
     }
     for stage in snapshot.stages:
         for d, pool in enumerate(stage.pools):
@@ -91,20 +105,24 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
     source = folder / DIRECTORY
     try:
         content = json.loads((source / "state.json").read_text())
-        if content["format"] != FORMAT:
+        if content["format"] not in (2, FORMAT):
             raise DataflexError(f"{folder} has state format {content['format']}, this version reads {FORMAT}")
         ledger = (source / LEDGER).read_bytes()
         with np.load(source / "arrays.npz") as stored:
             arrays = dict(stored)
-        chosen, components, extra = {}, {k: dict(v) for k, v in content["components"].items()}, dict(content["extra"])
+        chosen: dict[tuple[int, int], np.ndarray] = {}
+        states = {kind: {k: dict(v) for k, v in content.get(kind, {}).items()} for kind in ("components", "parts")}
+        extra = dict(content.get("extra", {}))
         for name, array in arrays.items():
-            kind, *rest = name.split("/", 1 if name.startswith("extra/") else 2)
+            kind, _, rest = name.partition("/")
+            owner, _, key = rest.partition("/")
             if kind == "pools":
-                chosen[(int(rest[0]), int(rest[1]))] = array.astype(np.int64, copy=False)
-            elif kind == "components":
-                components[rest[0]][rest[1]] = array
+                chosen[(int(owner), int(key))] = array.astype(np.int64, copy=False)
+            elif kind == "extra":
+                extra[rest] = array
             else:
-                extra[rest[0]] = array
+                states[kind][owner][key] = array
+        parts = states["parts"] if content["format"] == FORMAT else parts_of_extra(extra)
         stages = [Stage.from_json(record, chosen) for record in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
@@ -115,14 +133,28 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
             global_batch=content["global_batch"],
             identity=content["identity"],
             stages=stages,
-            components=components,
-            extra=extra,
+            components=states["components"],
+            parts=parts,
             engine=content.get("engine"),
             ranks=content.get("ranks"),
             model_only=content.get("model_only", False),
         ),
         ledger,
     )
+
+
+_MIXING = ("amounts", "amounts_decided", "asked", "loss_weights", "trained_tokens", "trained_amounts")
+
+
+def parts_of_extra(extra: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The states of the parts in a checkpoint of format 2."""
+    left = dict(extra)
+    serving: dict[str, Any] = {k: left.pop(k) for k in ("served", "streams") if k in left}
+    observing = {"sums": left.pop("sums")}
+    mixing: dict[str, Any] = {k: left.pop(k) for k in _MIXING if k in left}
+    if "served_before" in left:  # at the last update
+        mixing["rows_since_update"] = np.asarray(serving["served"]) - left.pop("served_before")
+    return {"serving": serving, "observing": observing, "mixing": mixing, "weights": left}
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:

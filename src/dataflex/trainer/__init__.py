@@ -1,15 +1,12 @@
-"""One mixin over LLaMA-Factory's own trainer of each stage; the three paradigms compose by inheritance."""
+"""The trainers of a run: one class of hooks over LLaMA-Factory's trainer of each stage, and the parts that it hands on to."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dataflex.config.schema import DataflexConfig
-from dataflex.trainer.core import DynamicTrainer
-from dataflex.trainer.mix import MixTrainer
-from dataflex.trainer.select import SelectTrainer
-from dataflex.trainer.streaming import StreamTrainer
-from dataflex.trainer.weight import WeightTrainer
+from dataflex.trainer.hooks import DynamicTrainer
+from dataflex.trainer.paradigms import MixTrainer, SelectTrainer, WeightTrainer
 
 __all__ = ["DynamicTrainer", "MixTrainer", "SelectTrainer", "WeightTrainer", "build_trainer"]
 
@@ -33,8 +30,6 @@ def build_trainer(
         for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer))
         if slot in config.components
     ]
-    if config.streams:
-        mixins.insert(0, StreamTrainer)
     name = "".join(m.__name__.removesuffix("Trainer") for m in mixins) + base.__name__
     attributes = {
         "config": config,

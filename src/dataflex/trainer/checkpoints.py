@@ -1,163 +1,127 @@
-"""Saving and restoring a dynamic run by the Trainer's own checkpoints."""
+"""Writing the checkpoints of a run beside the Trainer's own files, and in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import transformers.trainer as stock
 from safetensors import safe_open
 from transformers.trainer_utils import rotate_checkpoints
 
+from dataflex import events
 from dataflex.distributed import collectives
-from dataflex.distributed.engine import engine_of
-from dataflex.distributed.host import Host
-from dataflex.notices import say
-from dataflex.plan.plan import Plan
 from dataflex.record.completeness import begin_checkpoint, mark_complete
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import EXPOSURE, RunFiles
-from dataflex.record.sharded import load_adapter, load_moments
-from dataflex.record.snapshot import Snapshot, exposure_path, read_snapshot, write_snapshot
-from dataflex.signals.asking.ask import Signals
-from dataflex.trainer.epochs import steps_left
-from dataflex.weighting.observations import DomainSums
+from dataflex.record.snapshot import Snapshot, exposure_path, write_snapshot
 from dataflex.writing import failed_writes_reported, write_table
 
 
-class Checkpoints(Host):  # type: ignore[misc]
-    """Mixin: what a checkpoint holds beside the Trainer's files, and in which order it is written.
+@dataclass(frozen=True)
+class Saves:
+    """What the arguments say of saving."""
 
-    identity: what a resumed run must share. run_record: what config.yaml says.
-    """
+    here: bool
+    """Whether this rank writes files."""
+    on_each_node: bool
+    overwrite: bool
+    """Whether the output directory may be overwritten."""
+    limit: int | None
+    """Checkpoints that are kept."""
 
-    identity: ClassVar[dict[str, Any]]
-    run_record: ClassVar[dict[str, Any]]
-    plan: Plan
-    run_files: RunFiles
-    exposure: Exposure
-    sums: DomainSums
-    states: dict[str, dict[str, Any]]
-    _origin: tuple[int, int]
-    _unsealed: Path | None = None
-    signals: Signals
+    @classmethod
+    def of(cls, args: Any) -> Saves:
+        overwrite = getattr(args, "overwrite_output_dir", False)
+        return cls(args.should_save, args.save_on_each_node, overwrite, args.save_total_limit)
 
-    def _restore(self, folder: Path) -> None:
-        snapshot, ledger = read_snapshot(folder)
-        self.states = snapshot.components
-        self.sums.load(snapshot.extra["sums"] if collectives.rank() == 0 else None)
-        self._restore_extra(snapshot.extra)
-        self._origin = (snapshot.step, snapshot.position)
-        self.plan.stages = snapshot.stages
-        if collectives.rank() == 0 and exposure_path(folder).is_file():
-            self.exposure.load(exposure_path(folder))
-        if snapshot.global_batch != self.global_batch and self.config.plans_data and self._counts_epochs:
-            self.args.max_steps = snapshot.step + steps_left(
-                self.args.num_train_epochs, len(self.rows), position=snapshot.position, before=snapshot.global_batch,
-                batch=self.global_batch, down=self.config.epoch_rounding == "down",
-                drop_last=self.args.dataloader_drop_last,
-            )  # fmt: skip
-        if snapshot.global_batch != self.global_batch:
-            say(
-                f"the global batch was {snapshot.global_batch} rows up to step {snapshot.step} and is"
-                f" {self.global_batch} from here on; the order of rows goes on from row {snapshot.position}"
-            )
-        self.run_files.cut_back(self.run_record, ledger, snapshot.step, exposure_path(folder))
-        self.signals.caches.remove(before=snapshot.step)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
-        if self.is_fsdp_enabled:
-            if self.accelerator.is_fsdp2:
-                load_adapter(model, folder)
-        else:
-            load_renamed(model, folder)
+class Checkpoints:
+    """exposure: None where rows are not counted."""
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.is_fsdp_enabled:
-            load_moments(self.model, self.optimizer, Path(checkpoint))
+    def __init__(self, saves: Saves, files: RunFiles, exposure: Exposure | None) -> None:
+        self.saves, self.files, self.exposure = saves, files, exposure
+        self.unsealed: Path | None = None
+        """The checkpoint that lacks its mark."""
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's files and ours; older checkpoints stay until this one is sealed."""
-        step = self.state.global_step
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
-        self._close_step()
-        position = self.position(step) if self.config.plans_data else step * self.global_batch
-        snapshot = Snapshot(
-            step=step,
-            position=position,
-            global_batch=self.global_batch,
-            identity=self.identity,
-            stages=self.plan.stages_from(position),
-            components=self.states,
-            extra=self._extra_state(),
-            engine=engine_of(self.args),
-            ranks=collectives.ranks(),
-            model_only=self.args.save_only_model,
-        )
-        with _saving(step):
-            if self.args.should_save:
-                begin_checkpoint(folder, overwrite=getattr(self.args, "overwrite_output_dir", False))
+    @contextmanager
+    def saving(self, folder: Path, snapshot: Snapshot) -> Iterator[None]:
+        """Write our files when the block, in which the Trainer writes its own, is over. Older checkpoints stay until this one is
+        sealed."""
+        events.emit(events.Saving(snapshot.step, folder))
+        with _reported(snapshot.step):
+            if self.saves.here:
+                begin_checkpoint(folder, overwrite=self.saves.overwrite)
             collectives.barrier()  # no rank writes to what another one clears
             with _rotation_deferred():
-                super()._save_checkpoint(model, trial)
-            self._write_exposure(folder)
-            if self.args.should_save:
-                write_snapshot(folder, snapshot, self.run_files.ledger_text)
-        self._unsealed = folder
+                yield
+            events.emit(events.SavingState(snapshot.step, folder))
+            self.write_exposure(folder)
+            if self.saves.here:
+                write_snapshot(folder, snapshot, self.files.ledger_text)
+        self.unsealed = folder
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    @contextmanager
+    def callbacks_reported(self, step: int) -> Iterator[None]:
+        """A callback may have a part in the checkpoint that was just written."""
         try:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
+            yield
         except Exception as error:
-            if self._unsealed is None:
+            if self.unsealed is None:
                 raise
-            with _saving(
-                self.state.global_step, only_full=True
-            ):  # of a callback, which may have a part in the checkpoint
+            with _reported(step, only_full=True):
                 raise error
-        self._seal_checkpoint()
 
-    def _seal_checkpoint(self) -> None:
+    def seal(self, step: int) -> Path | None:
         """Once the callbacks have had their turn too (LLaMA-Factory's rewrites the value head of a reward model): the
-        completeness mark, and only then are older checkpoints rotated away."""
-        folder, self._unsealed = self._unsealed, None
+        completeness mark. The checkpoint, if there is one to be sealed."""
+        folder, self.unsealed = self.unsealed, None
         if folder is None:
-            return
-        with _saving(self.state.global_step):
+            return None
+        with _reported(step):
             collectives.barrier()
-            if self.args.should_save:
+            if self.saves.here:
                 mark_complete(folder)
         collectives.barrier()
-        self.signals.caches.remove(before=self.state.global_step)
-        if self.args.should_save:
+        return folder
+
+    def rotate(self, folder: Path, best: str | None) -> None:
+        """Remove older checkpoints than one that is sealed."""
+        if self.saves.here:
             rotate_checkpoints(
                 output_dir=str(folder.parent),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
+                save_total_limit=self.saves.limit,
+                best_model_checkpoint=best,
                 use_mtime=True,
             )
 
-    def _write_exposure(self, folder: Path | None = None) -> None:
+    def write_exposure(self, folder: Path | None = None) -> None:
         """Collect the notes of all ranks and write the table to the run's files and into `folder`, on every node that keeps
         checkpoints: another one may have rank 0 when the run goes on."""
+        if self.exposure is None:
+            return
         self.exposure.collect()
-        spread = folder is not None and self.args.save_on_each_node
+        spread = folder is not None and self.saves.on_each_node
         if not spread and collectives.rank() > 0:
             return
         table = collectives.decide(self.exposure.table) if spread else self.exposure.table()
         if collectives.rank() == 0:
-            write_table(self.run_files.path / EXPOSURE, table)
-        if folder is not None and self.args.should_save:
+            write_table(self.files.path / EXPOSURE, table)
+        if folder is not None and self.saves.here:
             write_table(exposure_path(folder), table)
+
+    def restore(self, folder: Path, ledger: bytes, step: int, run_record: dict[str, Any]) -> None:
+        """Let the run's files say what they said at a checkpoint."""
+        if self.exposure is not None and collectives.rank() == 0 and exposure_path(folder).is_file():
+            self.exposure.load(exposure_path(folder))
+        self.files.cut_back(run_record, ledger, step, exposure_path(folder))
 
 
 @contextmanager
-def _saving(step: int, *, only_full: bool = False) -> Iterator[None]:
+def _reported(step: int, *, only_full: bool = False) -> Iterator[None]:
     """A write that fails ends the run with one line; a fault of another kind stays what it is. only_full: where more is done
     than saving."""
     with failed_writes_reported(

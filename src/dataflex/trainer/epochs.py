@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 from math import ceil, floor
+from typing import Any
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+
+def settle_steps(args: Any, rows: int, batch: int, *, down: bool) -> bool:
+    """Turn epochs into steps in the Trainer's arguments, which then has one pseudo-epoch that lasts the whole run; whether the
+    length of the run was given in epochs. down: parts of a step are no steps."""
+    per_epoch = steps_per_epoch(rows, batch, down=down or args.dataloader_drop_last)
+    in_epochs = bool(args.max_steps <= 0)
+    if in_epochs:
+        steps = args.num_train_epochs * per_epoch
+        args.max_steps = max(1, int(steps)) if down else ceil(steps)
+    for name, strategy in (("eval", IntervalStrategy), ("save", SaveStrategy), ("logging", IntervalStrategy)):
+        if getattr(args, f"{name}_strategy") == strategy.EPOCH:
+            setattr(args, f"{name}_strategy", strategy.STEPS)
+            setattr(args, f"{name}_steps", per_epoch)
+            if name == "eval":
+                args.eval_delay = int(args.eval_delay * per_epoch)
+    return in_epochs
 
 
 def steps_per_epoch(rows: int, batch: int, *, down: bool) -> int:

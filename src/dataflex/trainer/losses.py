@@ -2,72 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from dataflex import events
 from dataflex.components.requests import SignalRequest
-from dataflex.config.schema import DataflexConfig
-from dataflex.data.rows import SAMPLE_IDS, Rows
-from dataflex.distributed.host import Host
-from dataflex.record.exposure import Exposure
+from dataflex.data.micro_batch import MicroBatch, apart
 from dataflex.signals.asking.reference_losses import ReferenceLosses
-from dataflex.signals.cross_entropy import forward_row_losses
-from dataflex.weighting.broken_losses import BrokenLosses
-from dataflex.weighting.objectives import divisor, kind_of, times_processes, token_objective
-from dataflex.weighting.observations import DomainSums
+from dataflex.trainer.scoring import reward_losses
+from dataflex.trainer.view import StageView
+from dataflex.weighting.objectives import Objective
+from dataflex.weighting.observing import Observing
 from dataflex.weighting.units import Tokens, forward_with_states
+from dataflex.weighting.weights import Looked, Weights, times
+
+Reader = Callable[[torch.Tensor], torch.Tensor]
 
 
-class RowLosses(Host):  # type: ignore[misc]
-    """Mixin: the stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
+class RowLosses:
+    """The stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
 
-    stage_name: pt, sft, rm, dpo or kto. per_row: whether the stage's loss can be had per row; where it cannot, the
-    stage's own loss is left as it is and only the rows served are noted. references: by the model that they come from.
+    references: losses of reference models, by the request that asks for them.
     """
 
-    config: ClassVar[DataflexConfig]
-    stage_name: ClassVar[str]
-    per_row: ClassVar[bool]
-    rows: Rows
-    sums: DomainSums
-    broken: BrokenLosses
-    exposure: Exposure
-    domain_factors: torch.Tensor | None = None  # float32[k]: on the losses of each domain in this step
-    references: Mapping[str, ReferenceLosses]
-    hidden_layers: frozenset[int] = frozenset()  # whose states a weighter reads
-    _micro_ids: torch.Tensor | None
-    _micro_given: torch.Tensor | None = None
-    _micro_tags: torch.Tensor | None = None  # kto: bool [B], whether an answer is wanted
+    def __init__(
+        self,
+        objective: Objective,
+        view: StageView,
+        observing: Observing,
+        weights: Weights | None,
+        references: Mapping[SignalRequest, ReferenceLosses],
+    ) -> None:
+        self.objective, self.view, self.observing = objective, view, observing
+        self.weights, self.references = weights, references
+        self._hidden_layers = weights.hidden_layers if weights is not None else frozenset[int]()
+        self._reader: Reader | None = (
+            None  # while a pass of pairs is made: its method is given the losses, not the batch
+        )
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Any:
-        if not model.training or self._micro_ids is None:
-            return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        if not self.per_row or self.stage_name in ("dpo", "kto"):  # seen in compute_preference_loss and kto_loss
-            if not self.per_row:
-                self._note(None)
-            self._micro_tags = inputs.get("kto_tags")
-            return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-            )
-        if self.stage_name == "rm":
-            return self._pair_loss(model, inputs)
-        return self._token_loss(model, inputs, return_outputs, num_items_in_batch)
+    def observe(
+        self,
+        micro: MicroBatch,
+        losses: torch.Tensor,
+        counts: torch.Tensor,
+        sums: torch.Tensor,
+        excess: torch.Tensor | None = None,
+        tokens: Tokens | None = None,
+    ) -> torch.Tensor | None:
+        """Note the losses of the rows; returns their weights, [B] or one per token, [B, T], None for one each.
+        losses, counts, sums, excess: [B]."""
+        step = self.view.step
+        domains = self.observing.see(micro, step + 1, losses, counts, sums, excess)
+        weights = None if self.weights is None else self.weights.weigh(micro, losses, counts > 0, tokens, step)
+        if micro.domain_factors is not None:
+            of_domain = micro.domain_factors[torch.from_numpy(domains).to(micro.domain_factors.device)]
+            weights = of_domain if weights is None else times(weights, of_domain)
+        events.emit(events.TrainedRows(step, micro.ids, losses, weights))
+        return weights
 
-    def _token_loss(self, model: Any, inputs: Any, return_outputs: bool, num_items: Any) -> Any:
-        """sum_i w_i sum_t v_it loss_it / num_items, scaled as the Trainer scales the stage's own loss."""
-        kind = self._objective_kind
-        outputs, objective, tokens = self._forward_tokens(model, inputs)
+    # -- pt, sft -----------------------------------------------------------------------------------------------------
+
+    def of_tokens(self, micro: MicroBatch, model: Any, inputs: Any, num_items: Any) -> tuple[torch.Tensor, Any]:
+        """sum_i w_i sum_t v_it loss_it / num_items, scaled as the Trainer scales it; and the outputs of the model."""
+        outputs, objective, tokens = self._forward(micro, model, inputs)
         losses, active = tokens.losses, tokens.active
         sums, counts = losses.sum(dim=1), active.sum(dim=1)
-        weights = self._observe(sums / counts, counts, sums, self._excess(tokens), tokens)
+        weights = self.observe(micro, sums / counts, counts, sums, excess_of(tokens), tokens)
         if weights is not None:
             objective = without_broken(objective, outputs.logits, sums)
         if weights is None or weights.ndim == 1:
@@ -75,145 +78,122 @@ class RowLosses(Host):  # type: ignore[misc]
             total = by_row.sum() if weights is None else (weights * by_row).sum()
         else:
             total = (weights * objective).sum()
-        by, shared = divisor(self, kind, num_items, counts.sum())
+        by, of_global_batch = self.objective.divisor(num_items, counts.sum())
         loss = total / by
-        auxiliary = auxiliary_loss(self.accelerator.unwrap_model(model), outputs) if kind == "cross_entropy" else None
-        if auxiliary is not None:
-            loss = loss + auxiliary
-        if times_processes(self, kind, num_items, shared):
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        if self.objective.kind == "cross_entropy":
+            auxiliary = auxiliary_loss(self.view.unwrapped(model), outputs)
+            loss = loss if auxiliary is None else loss + auxiliary
+        if self.objective.times_processes(num_items, of_global_batch):
+            loss = loss * int(self.view.accelerator.num_processes)
+        return loss, outputs
 
-    @cached_property
-    def _objective_kind(self) -> str:
-        return kind_of(self)
-
-    def _forward_tokens(self, model: Any, inputs: Any) -> tuple[Any, torch.Tensor, Tokens]:
-        """The model's outputs, what is minimised on each token ([B, T], with gradients), and the tokens as weighers see them."""
+    def _forward(self, micro: MicroBatch, model: Any, inputs: Any) -> tuple[Any, torch.Tensor, Tokens]:
+        """The model's outputs, what is minimised on each token ([B, T], with gradients), and the tokens as weighters see them."""
         labels = inputs.pop("labels")
-        unwrapped = self.accelerator.unwrap_model(model)
-        outputs, hidden = forward_with_states(model, unwrapped, inputs, self.hidden_layers)
-        given = None if self._micro_given is None else self._micro_given.to(labels.device)
-        objective, losses, active = token_objective(self, self._objective_kind, outputs.logits, labels, inputs)
-        return (
-            outputs,
-            objective,
-            Tokens(losses, active, inputs, hidden, self._known(losses, active), given),
-        )
+        outputs, hidden = forward_with_states(model, self.view.unwrapped(model), inputs, self._hidden_layers)
+        given = None if micro.weights is None else micro.weights.to(labels.device)
+        objective, losses, active = self.objective.of_tokens(outputs.logits, labels, inputs)
+        reference = self._reference_losses(micro, losses, active)
+        return outputs, objective, Tokens(losses, active, inputs, hidden, reference, given)
 
-    def _pair_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        losses = pair_losses(self, inputs, model)
-        weights = self._observe(losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
+    def _reference_losses(
+        self, micro: MicroBatch, losses: torch.Tensor, active: torch.Tensor
+    ) -> dict[SignalRequest, torch.Tensor]:
+        """Those of reference models on the tokens of this micro-batch, [B, T] each."""
+        out: dict[SignalRequest, torch.Tensor] = {}
+        for request, reference in self.references.items():
+            out[request] = torch.zeros_like(losses)
+            out[request][active] = torch.from_numpy(reference.of(micro.ids.numpy())).to(losses)
+        return out
+
+    # -- pairs -------------------------------------------------------------------------------------------------------
+
+    def of_reward_pairs(self, micro: MicroBatch, model: Any, inputs: Any) -> torch.Tensor:
+        """rm: the mean over the pairs."""
+        losses = reward_losses(inputs, model)
+        weights = self.observe(micro, losses.detach(), torch.ones_like(losses, dtype=torch.int64), losses.detach())
         if weights is not None:  # a row that does not count would still make the sum NaN
             losses = torch.where(weights > 0, losses, 0.0)
         return losses.mean() if weights is None else (weights * losses).mean()
 
-    def compute_preference_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """dpo: LLaMA-Factory takes the mean of the losses returned here, so this is where pairs are seen and weighted."""
-        losses, *rewards = super().compute_preference_loss(*args, **kwargs)
-        if self.per_row and self.model.training and self._micro_ids is not None and losses.requires_grad:
+    @contextmanager
+    def reading(self, reader: Reader) -> Iterator[None]:
+        """For the length of a pass of dpo or kto: its losses go through `reader`."""
+        self._reader = reader
+        try:
+            yield
+        finally:
+            self._reader = None
+
+    def passed(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses of dpo or kto as the trainer of the stage goes on with them; it takes their mean."""
+        return losses if self._reader is None else self._reader(losses)
+
+    def reader_of(self, micro: MicroBatch) -> Reader:
+        """Observes the losses of a micro-batch and weighs them."""
+
+        def pairs(losses: torch.Tensor) -> torch.Tensor:
             detached = losses.detach().float().clone()  # LLaMA-Factory goes on adding to `losses` in place
-            weights = self._observe(detached, torch.ones_like(detached, dtype=torch.int64), detached)
-            if weights is not None:  # as in _pair_loss
-                losses = torch.where(weights > 0, weights.to(losses.dtype) * losses, 0.0)
-        return (losses, *rewards)
+            weights = self.observe(micro, detached, torch.ones_like(detached, dtype=torch.int64), detached)
+            if weights is None:
+                return losses
+            return torch.where(weights > 0, weights.to(losses.dtype) * losses, 0.0)  # as in of_reward_pairs
 
-    def kto_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """kto: one loss per answer, wanted ones first; LLaMA-Factory takes their mean. The KL term in them is a constant."""
-        losses, *rest = super().kto_loss(*args, **kwargs)
-        tags = self._micro_tags
-        if self.per_row and self.model.training and self._micro_ids is not None and tags is not None:
-            order = torch.cat([tags.nonzero().flatten(), (~tags).nonzero().flatten()])  # row of each loss
-            by_row = torch.empty_like(losses).float()
-            by_row[order] = losses.detach().float()
-            weights = self._observe(by_row, torch.ones_like(by_row, dtype=torch.int64), by_row)
-            losses = losses if weights is None else weights[order].to(losses.dtype) * losses
-        return (losses, *rest)
+        def answers(losses: torch.Tensor) -> torch.Tensor:
+            order, by_row = by_answer(micro, losses)
+            weights = self.observe(micro, by_row, torch.ones_like(by_row, dtype=torch.int64), by_row)
+            return losses if weights is None else weights[order].to(losses.dtype) * losses
 
-    def _known(self, losses: torch.Tensor, active: torch.Tensor) -> dict[SignalRequest, torch.Tensor]:
-        """The losses of the references on the tokens of this micro-batch, [B, T] each."""
-        out: dict[SignalRequest, torch.Tensor] = {}
-        for request, model in self._reference_requests.items():
-            assert self._micro_ids is not None
-            known = torch.zeros_like(losses)
-            known[active] = torch.from_numpy(self.references[model].of(self._micro_ids.numpy())).to(losses)
-            out[request] = known
-        return out
+        return pairs if micro.tags is None else answers
 
-    @cached_property
-    def _reference_requests(self) -> dict[SignalRequest, str]:
-        """And the model that each is about."""
-        asked = {r: r.other_models() for slot in self.config.components for r in self.config.requests(slot)}
-        return {r: models["reference"] for r, models in asked.items() if "reference" in models}
+    # -- before a step -----------------------------------------------------------------------------------------------
 
-    def _excess(self, tokens: Tokens) -> torch.Tensor | None:
-        """Sum over the tokens of each row of what the loss exceeds that of the mixer's reference by, [B]."""
-        for request, known in tokens.known.items():
-            if request.free:
-                return (tokens.losses - known).clamp(min=0).sum(dim=1)
-        return None
+    def survey(self, weights: Weights, model: Any, batches: Sequence[Any]) -> None:
+        """Let weights refer to the losses of all micro-batches of this step, found before the first backward: in training mode
+        and with the random state put back, so that they are those of the step itself."""
+        self.view.turn_to_training(model)
+        with _same_random_state(), torch.no_grad():
+            found = []
+            for micro, rest in apart(batches):
+                inputs = self.view.on_device(rest)
+                with self.view.autocast():
+                    found.append(self._look(weights, micro, model, inputs))
+        weights.refer_to(found)
 
-    def _observe(
-        self,
-        losses: torch.Tensor,
-        counts: torch.Tensor,
-        sums: torch.Tensor,
-        excess: torch.Tensor | None = None,
-        tokens: Tokens | None = None,
-    ) -> torch.Tensor | None:
-        """Note the losses of this micro-batch's rows; returns their weights, [B] or one per token, [B, T], None for one each.
-        losses, counts, sums, excess: [B]."""
-        assert self._micro_ids is not None
-        domains = self.rows.domains.of(self._micro_ids.numpy())
-        self.sums.add(domains, losses, counts, sums, excess)
-        self.broken.see(losses, counts > 0)
-        self._note(losses)
-        weights = self._weigh(losses, counts > 0, tokens)
-        if self.domain_factors is None:
-            return weights
-        of_domain = self.domain_factors[torch.from_numpy(domains).to(self.domain_factors.device)]
-        if weights is None:
-            return of_domain
-        return weights * (of_domain if weights.ndim == 1 else of_domain[:, None])
+    def _look(self, weights: Weights, micro: MicroBatch, model: Any, inputs: Any) -> Looked:
+        if self.view.stage in ("pt", "sft"):
+            _, _, tokens = self._forward(micro, model, inputs)
+            return weights.look(micro, tokens.losses.sum(dim=1) / tokens.active.sum(dim=1), tokens)
+        if micro.tags is None:
+            return weights.look(micro, self.view.score(model, inputs), None)
+        found: list[Looked] = []
 
-    def _note(self, losses: torch.Tensor | None) -> None:
-        assert self._micro_ids is not None
-        self.exposure.note(self.state.global_step + 1, self._micro_ids, losses)
+        def read(losses: torch.Tensor) -> torch.Tensor:
+            found.append(weights.look(micro, by_answer(micro, losses)[1], None))
+            return losses
 
-    def _weigh(self, losses: torch.Tensor, trainable: torch.Tensor, tokens: Tokens | None) -> torch.Tensor | None:
-        """Weights [B], or of tokens [B, T], with mean one over those that count; None leaves everything at one."""
-        return None
-
-    def _score(self, model: Any, batch: Any) -> torch.Tensor:
-        batch.pop(SAMPLE_IDS, None)
-        return score_rows(self, self.stage_name, model, batch)
+        with self.reading(read):
+            self.view.pass_of_pairs(model, inputs)
+        return found[0]
 
 
-def score_rows(trainer: Any, stage: str, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-    """float32[B] without gradient: the token-mean cross entropy of each row (pt, sft), or the loss of each pair (rm, dpo).
-
-    A row without trainable tokens is NaN.
-    """
-    batch = dict(batch)
-    if stage == "rm":
-        return pair_losses(trainer, batch, model)
-    if stage == "dpo":
-        policy = trainer.concatenated_forward(model, batch)
-        reference = trainer.compute_reference_log_probs(model, batch)
-        losses, _, _ = trainer.compute_preference_loss(policy["chosen_logps"], policy["rejected_logps"], *reference)
-        if trainer.ftx_gamma > 1e-6:
-            losses = losses - trainer.ftx_gamma * policy["chosen_logps_avg"]
-        return losses.detach().float()
-    sums, counts = forward_row_losses(model, batch)
-    return sums / counts  # 0 / 0 is NaN
+def by_answer(micro: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """kto: the row of each loss, int64 [B] (wanted answers come first), and the losses by row, float32 [B]. The KL term in them
+    is a constant."""
+    assert micro.tags is not None
+    tags = micro.tags.to(losses.device)
+    order = torch.cat([tags.nonzero().flatten(), (~tags).nonzero().flatten()])
+    by_row = torch.empty_like(losses).float()
+    by_row[order] = losses.detach().float()
+    return order, by_row
 
 
-def pair_losses(trainer: Any, inputs: dict[str, Any], model: torch.nn.Module) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected) of each pair, float32[B]: the terms of the reward model's loss."""
-    _, _, values = model(**inputs, output_hidden_states=True, return_dict=True, use_cache=False)
-    last = inputs["attention_mask"].sum(dim=-1, keepdim=True) - 1
-    chosen, rejected = values.gather(-1, last).squeeze(-1).float().chunk(2)
-    return -F.logsigmoid(chosen - rejected)
+def excess_of(tokens: Tokens) -> torch.Tensor | None:
+    """Sum over the tokens of each row of what the loss exceeds that of the mixer's reference by, [B]."""
+    for request, reference in tokens.reference.items():
+        if request.free:
+            return (tokens.losses - reference).clamp(min=0).sum(dim=1)
+    return None
 
 
 def without_broken(objective: torch.Tensor, logits: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
@@ -236,3 +216,14 @@ def auxiliary_loss(model: torch.nn.Module, outputs: Any) -> torch.Tensor | None:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     return value * getattr(config, "router_aux_loss_coef", 0.0)
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Afterwards torch's generators are as they were before."""
+    cpu = torch.random.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    yield
+    torch.random.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,79 +10,67 @@ import numpy as np
 import torch
 
 from dataflex.components.tools.files import read_array
-from dataflex.config.schema import OfflineConfig
+from dataflex.config.schema import OfflineConfig, SelectConfig
 from dataflex.errors import DataflexError
+from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.keeping.selection import SelectionCaches
-from dataflex.trainer.select import SelectTrainer
+from dataflex.trainer.assembly import available_of
+from dataflex.trainer.choosing import Chooser, Chosen, Moment
+from dataflex.trainer.hooks import DynamicTrainer
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """ids: of the rows taken, in the order of the selector, int64[budget]. scores: float64[N] (rank 0; NaN: none).
-    measured: bool [N], whether a row could be chosen. remarks: of the selector, lines."""
-
-    ids: np.ndarray
-    scores: np.ndarray
-    measured: np.ndarray
-    remarks: Sequence[str] = ()
-
-
-class Selected(BaseException):
-    """Ends LLaMA-Factory's workflow where training would begin."""
-
-    def __init__(self, chosen: Chosen, trainer: Any) -> None:
-        super().__init__()
-        self.chosen, self.trainer = chosen, trainer
-
-
-class OfflineTrainer(SelectTrainer):
-    """Signals of rows go through a store on disk, so that they are measured once. Needs `rows.raw`."""
+class OfflineTrainer(DynamicTrainer):
+    """Selects as soon as it is made, and then tells LLaMA-Factory's workflow that there is nothing to train. Signals of rows go
+    through a store on disk, so that they are measured once. Needs `rows.raw`. made: takes the trainer."""
 
     offline: ClassVar[OfflineConfig]
+    made: ClassVar[list[OfflineTrainer]]
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Raises Selected. resume_from_checkpoint: weights, and moments of the optimizer, that signals are measured with."""
-        self.state.max_steps = 1
-        gradients = any(r.takes_gradients for r in self.config.requests("select"))
-        if resume_from_checkpoint:
-            self._load_from_checkpoint(str(resume_from_checkpoint))
-        if gradients:
-            self.create_optimizer()
-        if resume_from_checkpoint and gradients:
-            self._load_optimizer(Path(str(resume_from_checkpoint)))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._restore_model(self.args.resume_from_checkpoint)
         self.model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[has-type]
-        self.states = {"select": self._init_component("select")}
-        chosen, scores, measured = self._choose(0)
-        raise Selected(Chosen(chosen[0], scores, measured, tuple(self.remarks.take().values())), self)
+        assert self.config.select is not None
+        self.chosen = self._choose(self.config.select)
+        self.args.do_train = self.args.do_eval = self.args.do_predict = False
+        self.made.append(self)
 
-    def _load_optimizer(self, checkpoint: Path) -> None:
-        if not (checkpoint / "optimizer.pt").is_file():  # nobody asks for its moments
-            return
-        assert self.optimizer is not None
-        state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state)
+    def _restore_model(self, checkpoint: str | None) -> None:
+        """Weights, and moments of the optimizer, that signals are measured with."""
+        if checkpoint:
+            self._load_from_checkpoint(str(checkpoint))
+        if any(r.takes_gradients for r in self.config.requests("select")):
+            optimizer, file = self.create_optimizer(), Path(str(checkpoint)) / "optimizer.pt"
+            if checkpoint and file.is_file():  # else nobody asks for its moments
+                optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
-    def _make_signals(self) -> Signals:
+    def _choose(self, spec: SelectConfig) -> Chosen:
+        chooser = Chooser(
+            spec,
+            available_of(self.rows, self.target, by_domain=False),
+            self.signals.measure,
+            budget=lambda candidates, _: wanted(self.offline, candidates),
+            rng=lambda number, place: generator(
+                self.serving.plan.seed, Purpose.SELECTING, spec.component.seed, number, place
+            ),
+        )
+        chooser.init()
+        update, updates = spec.schedule.turn(0), spec.schedule.turns(1)
+        moment = Moment(update=update, updates=updates, learning_rate=float(self.args.learning_rate))
+        chosen = chooser.choose(moment, self.optimizer)
+        self.recorder.remarks.add(f"select:{spec.name}", chosen.remarks)
+        return chosen
+
+    def make_signals(self) -> Signals:
         offline, rows, files = self.offline, self.rows, dict[str, Callable[[], np.ndarray]]()
         if offline.embeddings:
-            files["embedding"] = lambda: given_embeddings(offline, rows.raw, rows.raw_total)  # type: ignore[arg-type]
+            files["embedding"] = lambda: given_embeddings(offline, rows.raw, rows.raw_total)
         if target := offline.target_embeddings:
             files["target_embedding"] = lambda: read_array("target_embeddings", target, dimensions=2)
         folder = Path(offline.store or Path(str(self.args.output_dir)) / "signals")
-        context = super()._make_signals().context
-        caches = SelectionCaches(self.view, folder, self.rows, self.target, self.plan.seed)
-        return Signals(context, caches, files=files, keeps_encoder=True)
-
-    def _get_learning_rate(self) -> float:
-        return float(self.args.learning_rate)
-
-    @property
-    def _key(self) -> int:
-        return 1
-
-    def _budget(self, rows: int, per_domain: bool) -> int:
-        return wanted(self.offline, rows)
+        caches = SelectionCaches(self.view, folder, rows, self.target, self.serving.plan.seed)
+        return Signals(super().make_signals().context, caches, files=files, keeps_encoder=True)
 
 
 def wanted(offline: OfflineConfig, rows: int) -> int:

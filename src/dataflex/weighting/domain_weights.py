@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from dataflex.data.rows import SAMPLE_IDS
+from dataflex.distributed.collectives import ranks, sum_over_ranks
 from dataflex.plan.plan import Domains
 from dataflex.signals.cross_entropy import IGNORE
+from dataflex.weighting.objectives import Objective
 
 
 class TokenShares:
@@ -41,6 +43,54 @@ class TokenShares:
 
     def of(self, proportions: np.ndarray) -> np.ndarray:
         return proportions * self.trained / np.maximum(self.served, 1.0)
+
+
+class DomainWeights:
+    """Weights of domains as a mixer last gave them, and the factors on losses that they become in each step.
+
+    pairs: whether a row has one loss, as a pair of answers has.
+    """
+
+    def __init__(self, domains: Domains, device: torch.device, objective: Objective, *, pairs: bool) -> None:
+        self.domains, self.device, self.objective, self.pairs = domains, device, objective, pairs
+        none = np.zeros(len(domains))
+        self.alpha: np.ndarray | None = None
+        """What the mean loss of each domain counts in the loss of a step, float64 [k]; None: all tokens count alike."""
+        self.shares = TokenShares(none, none)
+
+    def factors_of(
+        self, batches: list[Any], num_items: Any, amounts: np.ndarray, proportions: np.ndarray
+    ) -> torch.Tensor | None:
+        """What the losses of each domain are multiplied by in a step, float32 [k]. Called on every rank.
+
+        batches: of this rank. amounts: what the global batch counts of each domain in the unit of the proportions.
+        """
+        if self.alpha is None or not batches:
+            return None
+        own = torch.from_numpy(self.trained(batches, num_items)).to(self.device)
+        trained = sum_over_ranks(own).cpu().numpy()
+        self.shares.add(trained, amounts)
+        return on_device(factors(self.alpha, self.shares.of(proportions), trained), self.device)
+
+    def trained(self, batches: list[Any], num_items: Any) -> np.ndarray:
+        """What each domain counts for in the loss of this step on this rank, if all tokens count alike, float64[k]."""
+        if self.pairs:
+            return trained_tokens(batches, self.domains, pairs=True)
+        _, of_step = self.objective.divisor(num_items, torch.ones(()))
+        found = trained_tokens(batches, self.domains, pairs=False, mean_of_each=not of_step)
+        if of_step and ranks() > 1 and not self.objective.average_tokens:
+            return found / max(found.sum(), 1.0)  # gradients are averaged over ranks, each with a mean of its own
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        alpha = {} if self.alpha is None else {"loss_weights": self.alpha}
+        return {"trained_tokens": self.shares.trained, "trained_amounts": self.shares.served, **alpha}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        alpha = state.get("loss_weights")
+        self.alpha = None if alpha is None else np.asarray(alpha, dtype=np.float64)
+        if "trained_tokens" in state:
+            self.shares = TokenShares(state["trained_tokens"], state["trained_amounts"])
 
 
 def factors(alpha: np.ndarray, tau: np.ndarray, trained: np.ndarray) -> np.ndarray:

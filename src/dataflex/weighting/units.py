@@ -59,9 +59,9 @@ class Sample:
         signals = {k: extended(v, 0.0) for k, v in self.signals.items()}
         return Sample(extended(self.losses, torch.nan), extended(self.ids, _NO_ROW), signals)
 
-    def gathered(self, even: bool) -> Sample:
-        """Of all ranks; even: every rank has as many."""
-        if even:
+    def gathered(self, equal_counts: bool) -> Sample:
+        """Of all ranks; equal_counts: every rank has as many."""
+        if equal_counts:
             return self.mapped(gather_rows)
         counts = gather_rows(torch.tensor([len(self)], device=self.losses.device)).tolist()
         return self.mapped(lambda v: gather_ragged(v, counts))
@@ -75,16 +75,20 @@ def joined(samples: Sequence[Sample]) -> Sample:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a micro-batch. losses: cross entropies, float32 [B, T], zero where `active`, bool [B, T], says that nothing
-    is learned; a value stands where its token is predicted from. inputs: of the model. hidden: states asked for, by layer,
-    [B, T, H]. known: losses of reference models, by request, [B, T]. given: the data's own weights, [B, T]."""
+    """The tokens of a micro-batch. A value stands where its token is predicted from."""
 
     losses: torch.Tensor
+    """Cross entropies, float32 [B, T], zero where nothing is learned."""
     active: torch.Tensor
+    """bool [B, T]: whether something is learned."""
     inputs: Mapping[str, Any]
+    """Of the model."""
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    known: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
+    """States asked for, by layer, [B, T, H]."""
+    reference: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
+    """Losses of reference models, by request, [B, T]."""
     given: torch.Tensor | None = None
+    """The data's own weights, [B, T], each where its token stands."""
 
     def predicted(self, values: torch.Tensor) -> torch.Tensor:
         """Values of tokens, [B, T], moved to where the tokens are predicted from."""
@@ -145,8 +149,8 @@ class Tokens:
         return out / total.index_add(0, places[inside], shares[inside])[:, None]
 
     def _token_values(self, request: SignalRequest) -> torch.Tensor:
-        if request in self.known:
-            return self.known[request]
+        if request in self.reference:
+            return self.reference[request]
         assert self.given is not None
         return self.predicted(self.given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,26 @@ from dataflex.weighting.units import Sample, joined
 States = Mapping[str, dict[str, Any]]
 
 
-class Weighing:
-    """The weighters of one level, whose weights multiply.
+@dataclass(frozen=True, eq=False)
+class _Means:
+    """What weights are divided by in a step."""
 
-    parts: by slot. even: every rank has as many rows in every micro-batch, so that nothing must be said about their number.
+    of: Sample
+    """The reference they were found on."""
+    step: int
+    rows: Sample
+    """Those of the reference that count."""
+    by_slot: Mapping[str, torch.Tensor]
+    """The mean of each weighter."""
+    product: torch.Tensor | None
+    """The mean of the product of several."""
+
+
+class Weighing:
+    """The weighters of one level (rows or tokens), whose weights multiply.
+
+    parts: by slot.
+    equal_counts: every rank has as many rows in every micro-batch, so that ranks need not exchange their numbers.
     rounding: eps of the forward pass.
     A weight is divided by its mean over the *reference*, the rows (or tokens) of the global batch, or with accumulation of
     the step before, and the product of several by its mean there once more: whatever weighters return, weights have mean
@@ -35,15 +52,14 @@ class Weighing:
         domains: Domains,
         device: torch.device,
         prefix: str,
-        even: bool,
+        equal_counts: bool,
         rounding: float = 0.0,
     ) -> None:
-        self.parts, self.domains, self.device, self.prefix, self.even = parts, domains, device, prefix, even
-        self.rounding = rounding
+        self.parts, self.domains, self.device, self.prefix = parts, domains, device, prefix
+        self.equal_counts, self.rounding = equal_counts, rounding
         self.reference: Sample | None = None
         self._seen: list[Sample] = []
-        # For which reference and step, what counts of it, and the means found there.
-        self._means: tuple[Sample, int, Sample, list[torch.Tensor]] | None = None
+        self._means: _Means | None = None
         self._statistics = self._nothing()
         self._offsets = torch.as_tensor(domains.offsets, device=device)
 
@@ -60,7 +76,7 @@ class Weighing:
 
     def refer(self, sample: Sample) -> None:
         """Refer to this sample of every rank."""
-        self.reference = sample.gathered(self.even)
+        self.reference = sample.gathered(self.equal_counts)
 
     def see(self, sample: Sample) -> None:
         """Keep a micro-batch for the reference of the next step."""
@@ -86,58 +102,53 @@ class Weighing:
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def weigh(
-        self, sample: Sample, counted: torch.Tensor, states: States, step: int, within: bool = True
+        self, sample: Sample, counted: torch.Tensor, states: States, step: int, in_reference: bool = True
     ) -> torch.Tensor | None:
-        """float32 [n], zero where not counted, bool [n]; None if all weigh one. within: the sample is part of the reference."""
-        strengths = {slot: part.strength(step) for slot, part in self.parts.items()}
-        acting = {slot: part for slot, part in self.parts.items() if strengths[slot] > 0}
+        """float32 [n], zero where not counted, bool [n]; None if all weigh one. in_reference: whether the reference holds the
+        sample."""
+        acting = {slot: part for slot, part in self.parts.items() if part.strength(step) > 0}
         if not acting or self.reference is None:
             return None
         counted = counted & sample.finite()
-        if self._means is None or self._means[0] is not self.reference or self._means[1] != step:
-            valid = self.reference.valid()
-            if not len(valid):
+        if self._means is None or self._means.of is not self.reference or self._means.step != step:
+            rows = self.reference.valid()
+            if not len(rows):
                 return None
-            found: list[torch.Tensor] = []
-            self._product(valid, valid, acting, strengths, states, step, found)
-            self._means = (self.reference, step, valid, found)
-        _, _, valid, means = self._means
+            self._means = self._means_over(self.reference, rows, acting, states, step)
+        means = self._means
         # A weighter is given finite values only; what it makes of the rows that do not count is thrown away.
-        safe = sample.mapped(lambda v: torch.where(_aligned(counted, v), v, torch.zeros_like(v)))
-        safe = Sample(torch.where(counted, sample.losses, valid.losses.mean()), sample.ids.clamp_min(0), safe.signals)
-        product = self._product(safe, valid, acting, strengths, states, step, list(means), known=True, within=within)
+        filled = sample.mapped(lambda v: torch.where(_aligned(counted, v), v, torch.zeros_like(v)))
+        losses = torch.where(counted, sample.losses, means.rows.losses.mean())
+        filled = Sample(losses, sample.ids.clamp_min(0), filled.signals)
+        product = torch.ones_like(losses)
+        for slot, part in acting.items():
+            found = self._found(part, filled, means.rows, states[slot], step)
+            product = product * faded(divided(found, means.by_slot[slot], in_reference), part.strength(step))
+        if means.product is not None:
+            product = divided(product, means.product, in_reference)
         weights = torch.where(counted, product, 0.0)
         self._record(weights, counted, sample.ids >= 0)
         return weights
 
-    def _product(
-        self,
-        sample: Sample,
-        reference: Sample,
-        acting: Mapping[str, WeightPart],
-        strengths: Mapping[str, float],
-        states: States,
-        step: int,
-        means: list[torch.Tensor],
-        known: bool = False,
-        within: bool = True,
-    ) -> torch.Tensor:
-        """The normalised product; the means are taken from the list (known), or found on this sample and put there."""
-
-        def divided(values: torch.Tensor) -> torch.Tensor:
-            if not known:
-                means.append(values.mean())
-            mean = means.pop(0) if known else means[-1]
-            ratios = values / torch.where(mean > 0, mean, 1.0)
-            # All zero in the reference: zero they stay there, and elsewhere there is nothing to compare with.
-            return ratios if within else torch.where(mean > 0, ratios, 1.0)
-
-        product = torch.ones_like(sample.losses)
+    def _means_over(
+        self, reference: Sample, rows: Sample, acting: Mapping[str, WeightPart], states: States, step: int
+    ) -> _Means:
+        """rows: those of the reference that count."""
+        means: dict[str, torch.Tensor] = {}
+        product = torch.ones_like(rows.losses)
         for slot, part in acting.items():
-            found = part.component.weights(states[slot], sample.losses, self._context(part, sample, reference, step))
-            own = divided(checked(found, sample, part.name, values_too=not known))
-            product = product * (own if strengths[slot] == 1 else 1 + strengths[slot] * (own - 1))
-        return divided(product) if len(acting) > 1 else product
+            found = self._found(part, rows, rows, states[slot], step)
+            check_values(found, part.name)
+            means[slot] = found.mean()
+            product = product * faded(divided(found, means[slot]), part.strength(step))
+        return _Means(reference, step, rows, means, product.mean() if len(acting) > 1 else None)
+
+    def _found(
+        self, part: WeightPart, sample: Sample, reference: Sample, state: dict[str, Any], step: int
+    ) -> torch.Tensor:
+        """What a weighter returns, float32 [n]."""
+        found = part.component.weights(state, sample.losses, self._context(part, sample, reference, step))
+        return checked_shape(found, sample, part.name)
 
     def _context(self, part: WeightPart, sample: Sample, reference: Sample, step: int) -> WeightContext:
         wanted = self._of_rows(part)
@@ -182,37 +193,52 @@ class Weighing:
             f"{self.prefix}/zero_share": zeros / rows,
         }
 
-    def _places(self) -> dict[str, SignalRequest]:
+    def _saved_names(self) -> dict[str, SignalRequest]:
         """The signals by the names they are saved under."""
         return {f"{i}.{r.name}": r for i, r in enumerate(sorted(self.requests(), key=str))}
 
-    def saved(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         """The reference, as arrays."""
         if self.reference is None:
             return {}
-        signals = {name: self.reference.signals[r] for name, r in self._places().items()}
+        signals = {name: self.reference.signals[r] for name, r in self._saved_names().items()}
         arrays = {"losses": self.reference.losses, "ids": self.reference.ids, **signals}
-        return {f"{self.prefix}/{name}": values.cpu().numpy() for name, values in arrays.items()}
+        return {name: values.cpu().numpy() for name, values in arrays.items()}
 
-    def restore(self, extra: Mapping[str, Any]) -> None:
-        if f"{self.prefix}/losses" not in extra:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not state:
             return
 
         def read(name: str) -> torch.Tensor:
-            return torch.as_tensor(np.asarray(extra[f"{self.prefix}/{name}"]), device=self.device)
+            return torch.as_tensor(np.asarray(state[name]), device=self.device)
 
-        self.reference = Sample(read("losses"), read("ids"), {r: read(name) for name, r in self._places().items()})
+        self.reference = Sample(read("losses"), read("ids"), {r: read(name) for name, r in self._saved_names().items()})
 
 
-def checked(weights: Any, sample: Sample, name: str, values_too: bool) -> torch.Tensor:
-    """As float32; DataflexError if these are no weights of the sample. values_too: look at them, which waits for the device."""
+def divided(values: torch.Tensor, mean: torch.Tensor, in_reference: bool = True) -> torch.Tensor:
+    """values / mean. Where the mean is zero, all values of the reference are. They stay zero, and values outside it, which have
+    nothing to be compared with, become one."""
+    ratios = values / torch.where(mean > 0, mean, 1.0)
+    return ratios if in_reference else torch.where(mean > 0, ratios, 1.0)
+
+
+def faded(weights: torch.Tensor, strength: float) -> torch.Tensor:
+    """Weights with mean one, drawn towards one as far as the strength is below one."""
+    return weights if strength == 1 else 1 + strength * (weights - 1)
+
+
+def checked_shape(weights: Any, sample: Sample, name: str) -> torch.Tensor:
+    """As float32; DataflexError unless there is one weight for each loss."""
     if not torch.is_tensor(weights) or weights.shape != sample.losses.shape:
         shape = list(weights.shape) if torch.is_tensor(weights) else type(weights).__name__
         raise DataflexError(f"weight: {name} returned {shape} for {len(sample)} losses; one weight each was expected")
-    weights = weights.to(sample.losses.dtype)
-    if values_too and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+    return weights.to(sample.losses.dtype)
+
+
+def check_values(weights: torch.Tensor, name: str) -> None:
+    """DataflexError unless all are finite and non-negative. Waits for the device."""
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
         raise DataflexError(f"weight: {name} returned weights that are negative or not finite")
-    return weights
 
 
 def _aligned(counted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

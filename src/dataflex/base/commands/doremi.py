@@ -22,7 +22,7 @@ from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
 from dataflex.notices import say
 from dataflex.record.completeness import newest_complete
-from dataflex.trainer.mix import PROPORTIONS
+from dataflex.trainer.mixing import PROPORTIONS
 from dataflex.writing import write_atomically
 
 _RECORD = "doremi.json"

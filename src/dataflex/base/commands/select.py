@@ -85,13 +85,14 @@ def _with_model(config: RunConfig) -> Outcome | None:
     from llamafactory.train import tuner
 
     from dataflex.trainer import build_trainer
-    from dataflex.trainer.offline import OfflineTrainer, Selected
+    from dataflex.trainer.offline import OfflineTrainer
 
     assert config.dataflex is not None and config.dataflex.select is not None
-    dataflex, arguments = config.dataflex, dict(config.llamafactory)
+    dataflex, name, arguments = config.dataflex, config.dataflex.select.name, dict(config.llamafactory)
     stage = str(arguments.get("stage", "sft"))
     seam = seams.STAGES[stage]
     origins: list[Origin] = []
+    made: list[OfflineTrainer] = []
 
     def get_dataset(*given: Any, **named: Any) -> Any:
         from dataflex.base.checks.nodes import check_contents, same_rows
@@ -126,16 +127,16 @@ def _with_model(config: RunConfig) -> Outcome | None:
         run_record={},
         select=OfflineTrainer,
         offline=dataflex.offline,
+        made=made,
     )
     with seams.replaced(
         *seams.that_may_refuse(stage, data=False),
         (seam.trainer_module, seam.trainer, trainer),
         (seam.workflow, "get_dataset", get_dataset),
     ):
-        try:
-            tuner._training_function(config={"args": arguments, "callbacks": []})
-        except Selected as end:
-            chosen, run = end.chosen, end.trainer
+        tuner._training_function(config={"args": arguments, "callbacks": []})
+    (run,) = made
+    chosen = run.chosen
     if not run.args.should_save:
         return None
     rows, tokenizer = run.rows, run.processing_class
@@ -146,8 +147,8 @@ def _with_model(config: RunConfig) -> Outcome | None:
         return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
-    notes += chosen.remarks
-    return Outcome(origins, dataflex.select.name, chosen.ids, chosen.scores, text, notes)  # type: ignore[union-attr]
+    notes += chosen.remarks.values()
+    return Outcome(origins, name, chosen.ids[0], chosen.scores, text, notes)
 
 
 def _aims_at_rows(config: DataflexConfig) -> bool:
@@ -185,5 +186,7 @@ def _without_model(config: RunConfig) -> Outcome:
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
-    say(*(f"select:{spec.name}: {line}" for line in chosen.remarks))
-    return Outcome(rows.origins, spec.name, chosen.ids, chosen.scores, rows.__getitem__, list(chosen.remarks))
+    say(*(f"select:{spec.name}: {line}" for line in chosen.remarks.values()))
+    return Outcome(
+        rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.__getitem__, list(chosen.remarks.values())
+    )

@@ -256,7 +256,7 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     from dataflex.base.checks.identity import comparable
     from dataflex.base.checks.nodes import check_generators
     from dataflex.record.snapshot import check_identity, read_snapshot
-    from dataflex.trainer.mix import check_older
+    from dataflex.trainer.mixing import check_older
 
     folder = training_args.resume_from_checkpoint
     if not folder:
@@ -266,7 +266,7 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     check_same_engine(snapshot, training_args, Path(folder))
     check_generators(training_args, snapshot.ranks)
     if dataflex.mix is not None:
-        check_older(dataflex.mix, snapshot.components["mix"], snapshot.extra)
+        check_older(dataflex.mix, snapshot.components["mix"], snapshot.parts["mixing"])
     fixed_batch = None if dataflex.plans_data else global_batch(dataflex, training_args)
     if fixed_batch not in (None, snapshot.global_batch):  # the order of rows is LLaMA-Factory's
         raise ConfigError(

@@ -1,22 +1,17 @@
-"""StreamTrainer: a run on streams. Its plan counts draws per domain, and the streams say which samples these are."""
+"""Delivers to one rank its micro-batches of a run on streams."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dataflex.data.feed import STEPS_AT_ONCE
 from dataflex.data.readers import ReadAhead, ReadHere
 from dataflex.data.rows import SAMPLE_IDS
 from dataflex.data.streams import STREAM, Cursor, Streams
-from dataflex.distributed import collectives
-from dataflex.plan.plan import Plan
-from dataflex.trainer.core import DynamicTrainer
 
 
 class StreamFeed:
@@ -77,66 +72,3 @@ class StreamFeed:
 
     def close(self) -> None:
         self._reading.close()
-
-
-class StreamTrainer(DynamicTrainer):
-    """Mixed over the other mixins where `train_dataset` is `Streams`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.plan = Plan(self.rows.domains, self.plan.seed, shuffle=False)  # the n-th draw is the n-th of the stream
-        self._saved_streams: Mapping[str, Any] = {}
-
-    # -- a stream has no length ----------------------------------------------------------------------------------------
-
-    def _settle_steps(self) -> None:
-        self._counts_epochs = False  # max_steps is required
-
-    def num_examples(self, dataloader: Any) -> int:
-        return self.args.max_steps * self.global_batch
-
-    def _epoch(self) -> float:
-        return self.state.global_step / self.args.max_steps
-
-    def _extent(self) -> dict[str, Any]:
-        return {"streams": len(self.rows.domains)}
-
-    # -- nor does it show a row twice: which ones were served is told by the cursors -----------------------------------
-
-    def _note(self, losses: torch.Tensor | None) -> None:
-        return
-
-    def _write_exposure(self, folder: Path | None = None) -> None:
-        return
-
-    # -- serving and saving --------------------------------------------------------------------------------------------
-
-    def _make_feed(self) -> Any:
-        args = self.args
-        return StreamFeed(
-            self.rows,  # type: ignore[arg-type]
-            self.data_collator,
-            self.plan.rows,
-            per_device=self._train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            rank=collectives.rank(),
-            ranks=self.global_batch // (self._train_batch_size * args.gradient_accumulation_steps),
-            workers=args.dataloader_num_workers,
-            seed=self.plan.seed,
-            shuffle=not self.finetuning_args.disable_shuffling,
-            saved=self._saved_streams,
-        )
-
-    def _extra_state(self) -> dict[str, Any]:
-        assert isinstance(self._feed, StreamFeed)
-        return {**super()._extra_state(), "streams": self._feed.state()}
-
-    def _restore_extra(self, extra: Mapping[str, Any]) -> None:
-        super()._restore_extra(extra)
-        self._saved_streams = extra["streams"]
-
-    def _scalars(self) -> dict[str, float]:
-        out = super()._scalars()
-        if isinstance(self._feed, StreamFeed):
-            out |= {f"dataflex/epoch/{cursor.name}": float(cursor.epoch) for cursor in self._feed.cursors}
-        return out

@@ -1,0 +1,137 @@
+"""How the parts of a run are made from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.components.requests import SignalRequest
+from dataflex.config.llamafactory.trainer_keys import global_batch
+from dataflex.config.schema import DataflexConfig, MixConfig, SelectConfig, WeightConfig
+from dataflex.data.rows import Rows
+from dataflex.data.streams import Streams
+from dataflex.distributed import collectives
+from dataflex.plan.permutation import Purpose, generator
+from dataflex.plan.plan import Domains, Plan
+from dataflex.record.recorder import Recorder
+from dataflex.signals.asking.ask import Signals
+from dataflex.signals.asking.reference_losses import ReferenceLosses
+from dataflex.trainer.choosing import Available, Chooser, Group, Measure
+from dataflex.trainer.losses import RowLosses
+from dataflex.trainer.mixing import Mixing, domain_info
+from dataflex.trainer.selecting import Selecting
+from dataflex.trainer.serving import Delivery, PlannedServing, RowServing, Serving, StreamServing
+from dataflex.trainer.view import StageView
+from dataflex.weighting.domain_weights import DomainWeights
+from dataflex.weighting.observing import Observing
+from dataflex.weighting.weights import Weights, rounding_of
+
+
+def serving_of(
+    rows: Rows | Streams,
+    config: DataflexConfig,
+    args: Any,
+    collate: Callable[[list[dict[str, Any]]], Any],
+    *,
+    shuffle: bool,
+) -> Serving:
+    """args: TrainingArguments."""
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    rows_per_step, per_rank = global_batch(config, args), args.train_batch_size * args.gradient_accumulation_steps
+    delivery = Delivery(
+        collate,
+        per_device=args.train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        rank=collectives.rank(),
+        ranks=rows_per_step // per_rank,
+        workers=args.dataloader_num_workers,
+        prefetch=args.dataloader_prefetch_factor,
+        pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+    )
+    if isinstance(rows, Streams):
+        plan = Plan(rows.domains, seed, shuffle=False)  # the n-th draw is the n-th of the stream
+        return StreamServing(rows, plan, rows_per_step, delivery, shuffle=shuffle)
+    by_tokens = config.mix is not None and config.mix.unit == "tokens"
+    plan = Plan(rows.domains, seed, shuffle=shuffle, lengths=rows.lengths() if by_tokens else None)
+    return RowServing(rows, plan, rows_per_step, delivery) if config.plans_data else Serving(rows, plan, rows_per_step)
+
+
+def available_of(rows: Rows, target: Rows | None, *, by_domain: bool) -> Available:
+    """What a selector may choose from: all data, or the rows of each domain by themselves."""
+    groups = [Group(None, 0, len(rows))]
+    if by_domain:
+        bounds = pairwise(rows.domains.offsets.tolist())
+        groups = [Group(name, a, b) for name, (a, b) in zip(rows.domains.names, bounds, strict=True)]
+    sizes = target.domains.sizes if target is not None else ()
+    return Available(groups, lambda: rows.trainable_tokens() > 0, rows.raw, sizes)
+
+
+def selecting_of(
+    spec: SelectConfig, available: Available, measure: Measure, serving: Serving, recorder: Recorder, signals: list[str]
+) -> Selecting:
+    """signals: names of those that the selector takes."""
+
+    def budget(candidates: int, group: Group) -> int:
+        if group.name is not None:
+            return int(np.ceil(spec.keep_ratio * candidates))
+        return (spec.schedule.interval or 0) * serving.global_batch
+
+    rng = partial(generator, serving.plan.seed, Purpose.SELECTING, spec.component.seed)
+    return Selecting(Chooser(spec, available, measure, budget=budget, rng=rng), serving, recorder, signals)
+
+
+def mixing_of(
+    spec: MixConfig,
+    rows: Rows | Streams,
+    measured: Signals,
+    serving: PlannedServing,
+    recorder: Recorder,
+    observing: Observing,
+    weights: DomainWeights | None,
+    signals: list[str],
+) -> Mixing:
+    """weights: None where the stage has no loss per row. signals: names of those that the mixer takes."""
+
+    def by_domain(request: SignalRequest) -> list[np.ndarray]:
+        values = measured.measure(request)
+        if request.per == "domain":
+            return list(values)
+        return [values[a:b] for a, b in pairwise(measured.rows_of(request).domains.offsets)]
+
+    return Mixing(
+        spec,
+        lambda: domain_info(spec, rows),
+        by_domain,
+        serving=serving,
+        recorder=recorder,
+        sums=observing.sums,
+        weights=weights,
+        signals=signals,
+    )
+
+
+def weights_of(
+    spec: WeightConfig, domains: Domains, args: Any, model: torch.nn.Module, autocast: str, *, packed: bool
+) -> Weights:
+    """args: TrainingArguments. autocast: bf16, fp16, no, ..."""
+    rounding = rounding_of(model, autocast)
+    return Weights(spec, domains, args.device, packed=packed, rows=args.train_batch_size, rounding=rounding)
+
+
+def row_losses(
+    config: DataflexConfig,
+    objective: Any,
+    view: StageView,
+    observing: Observing,
+    weights: Weights | None,
+    references: Mapping[str, ReferenceLosses],
+) -> RowLosses:
+    """references: losses of reference models, by the model."""
+    asked = {r: r.other_models() for slot in config.components for r in config.requests(slot)}
+    known = {r: references[models["reference"]] for r, models in asked.items() if "reference" in models}
+    return RowLosses(objective, view, observing, weights, known)

@@ -1,0 +1,250 @@
+"""Asks a selector which rows to take, whether a run trains on them or they are only written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dataflex.components.contracts import SelectionContext, State
+from dataflex.components.requests import SignalRequest, as_requests, by_name
+from dataflex.config.schema import SelectConfig
+from dataflex.distributed.collectives import decide
+from dataflex.errors import DataflexError
+from dataflex.signals.gradients.directions import has_moments, optimizer_moments
+
+_NO_MOMENTS = (
+    "no optimizer step has been taken, so Adam's moments are empty and its direction is little more than the signs of a"
+    " gradient; set warmup to 10 or more, or gradient_type: sgd"
+)
+Measure = Callable[..., np.ndarray]
+"""(request, ids or none for all rows) -> values, equal on every rank."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a selector decides."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    update: int = 0
+    """Updates made before."""
+    updates: int = 1
+    """Those of the whole run."""
+    number: int = 1
+    """Of the stage that will be opened; no other decision has it."""
+    learning_rate: float = 0.0
+    """That of the next step."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that one call of the selector chooses from: ids [begin, end)."""
+
+    name: str | None
+    """The domain; None: all data."""
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Available:
+    """The rows there are."""
+
+    groups: list[Group]
+    usable: Callable[[], np.ndarray]
+    """bool [N]: what may be chosen whatever its signals are."""
+    raw: np.ndarray | None = None
+    """The numbers of the rows among those stored, int64 [N]."""
+    target_sizes: tuple[int, ...] = ()
+    """Rows of each data set of the target."""
+
+    @property
+    def count(self) -> int:
+        return self.groups[-1].end
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a selector has decided."""
+
+    ids: list[np.ndarray]
+    """The rows taken of each group, in the order of the selector, int64; equal on every rank."""
+    scores: np.ndarray
+    """float64 [N], NaN: none. On rank 0."""
+    measured: np.ndarray
+    """bool [N]: whether a row has all signals."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Candidates:
+    group: Group
+    ids: np.ndarray
+    """Rows with a finite value for every signal."""
+    context: SelectionContext
+    signals: dict[str, np.ndarray]
+
+
+class Chooser:
+    """budget: (candidates, group) -> rows to take. rng: (number of the decision, place of the group) -> its generator.
+    lacking: (budget, candidates, group, step, names of signals) -> what to say where the candidates are too few."""
+
+    def __init__(
+        self,
+        spec: SelectConfig,
+        available: Available,
+        measure: Measure,
+        *,
+        budget: Callable[[int, Group], int],
+        rng: Callable[[int, int], np.random.Generator],
+        lacking: Callable[[int, int, Group, int, list[str]], str] | None = None,
+    ) -> None:
+        self.spec, self.available, self.measure = spec, available, measure
+        self._budget, self._rng, self._lacking = budget, rng, lacking or self._too_few
+        self._optimizer_is_known = False
+        self.state: State = {}
+
+    def init(self) -> None:
+        self.state = self.spec.component.init()
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Once: DataflexError where moments will be read and the optimizer has none that can be."""
+        selector = self.spec.component
+        asked = as_requests(selector.needs | selector.refines)
+        if not self._optimizer_is_known and any(r.reads_moments() for r in asked):
+            optimizer_moments(optimizer)
+        self._optimizer_is_known = True
+
+    def choose(self, moment: Moment, optimizer: Any = None) -> Chosen:
+        """Called on every rank."""
+        selector = self.spec.component
+        wanted, refined = by_name(selector.needs_now(self.state)), by_name(selector.refines)
+        values: dict[SignalRequest, np.ndarray] = {r: self.measure(r) for r in wanted}
+        target = {r.name: v for r, v in values.items() if r.per == "target row"}
+        signals = {r.name: v for r, v in values.items() if r.per != "target row"}
+        measured = self._usable.copy()
+        for found in signals.values():
+            measured &= finite(found)
+        parts = [
+            self._candidates(moment, place, group, signals, target, measured)
+            for place, group in enumerate(self.available.groups)
+        ]
+        if refined:
+            self._refine(parts, refined)
+        scores = np.full(self.available.count, np.nan)
+
+        def run() -> tuple[list[np.ndarray], State, dict[str, str]]:
+            chosen, state, remarks = [], self.state, dict[str, str]()
+            if any(r.reads_moments() for r in (*wanted, *refined)) and not has_moments(optimizer):
+                remarks["moments"] = _NO_MOMENTS
+            for part in parts:
+                selection, state = selector.select(state, part.signals, part.context)
+                remarks |= of_domain(selection.remarks, part.group.name)
+                picked, count = np.asarray(selection.chosen), len(part.ids)
+                check_choice(self.spec.name, picked, part.context.budget, count, bool(selector.with_replacement))
+                chosen.append(part.ids[picked])
+                if selection.scores is not None:
+                    scores[part.ids] = selection.scores
+            return chosen, state, remarks
+
+        chosen, self.state, remarks = decide(run)  # scores stay on rank 0, which writes them
+        return Chosen(chosen, scores, measured, remarks)
+
+    @cached_property
+    def _usable(self) -> np.ndarray:
+        return self.available.usable()
+
+    def _candidates(
+        self,
+        moment: Moment,
+        place: int,
+        group: Group,
+        signals: dict[str, np.ndarray],
+        target: dict[str, np.ndarray],
+        measured: np.ndarray,
+    ) -> _Candidates:
+        """Of a group; DataflexError if they are fewer than its budget. measured: bool [N]."""
+        selector, available = self.spec.component, self.available
+        ids = np.flatnonzero(measured[group.begin : group.end])
+        ids += group.begin
+        budget = self._budget(len(ids), group)
+        if not len(ids) or (budget > len(ids) and not selector.with_replacement):
+            raise DataflexError(self._lacking(budget, len(ids), group, moment.step, sorted(signals)))
+        context = SelectionContext(
+            budget=budget,
+            rows=len(ids),
+            step=moment.step,
+            update=moment.update,
+            updates=moment.updates,
+            domain=group.name,
+            rng=self._rng(moment.number, place),
+            ids=ids,
+            learning_rate=moment.learning_rate,
+            target_sizes=available.target_sizes,
+            raw_rows=available.raw[ids] if available.raw is not None else None,
+        )
+        own = {name: taken(values, ids) for name, values in signals.items()}
+        return _Candidates(group, ids, context, own | target)
+
+    def _too_few(self, budget: int, count: int, group: Group, step: int, signals: list[str]) -> str:
+        where = f" of {group.name}" if group.name else ""
+        return (
+            f"select: {self.spec.name} was asked for {budget} rows at step {step}, but only {count} of the"
+            f" {group.end - group.begin} rows{where} have a finite {' and '.join(signals) or 'score'}"
+        )
+
+    def _refine(self, parts: list[_Candidates], refined: list[SignalRequest]) -> None:
+        """Measure the costly signals on the shortlist of each group."""
+        selector = self.spec.component
+
+        def run() -> tuple[list[np.ndarray], State]:
+            found, state = [], self.state
+            for part in parts:
+                positions, state = selector.shortlist(state, part.signals, part.context)
+                found.append(np.unique(np.asarray(positions, dtype=np.int64)))
+            return found, state
+
+        shortlists, self.state = decide(run)
+        ids = np.concatenate([part.ids[s] for part, s in zip(parts, shortlists)])
+        values = {r.name: self.measure(r, ids) for r in refined}
+        ends = np.cumsum([len(s) for s in shortlists])
+        for part, positions, end in zip(parts, shortlists, ends):
+            part.context = replace(part.context, shortlist=positions)
+            part.signals |= {name: v[end - len(positions) : end] for name, v in values.items()}
+
+
+def taken(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The values of rows `ids`, ascending. Of a file that is mapped into memory nothing is copied where they are all its rows."""
+    return values if isinstance(values, np.memmap) and len(ids) == len(values) else values[ids]
+
+
+def of_domain(remarks: Mapping[str, str], domain: str | None) -> dict[str, str]:
+    """Remarks on the rows of a domain, told apart from those on other domains; None: as they are."""
+    if domain is None:
+        return dict(remarks)
+    return {f"{domain}.{name}": f"{domain}: {line}" for name, line in remarks.items()}
+
+
+def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats: bool) -> None:
+    """Raise DataflexError unless `chosen` holds exactly `budget` candidates, each once unless repeats are allowed."""
+    if chosen.shape != (budget,) or not np.issubdtype(chosen.dtype, np.integer):
+        raise DataflexError(
+            f"select: {name} must return {budget} integer positions, got {chosen.dtype}{list(chosen.shape)}"
+        )
+    if budget and (chosen.min() < 0 or chosen.max() >= rows):
+        raise DataflexError(f"select: {name} returned positions outside its {rows} candidates")
+    if repeats:
+        return
+    seen = np.zeros(rows, dtype=bool)  # faster than sorting where a large part is chosen
+    seen[chosen] = True
+    if np.count_nonzero(seen) != budget:
+        raise DataflexError(f"select: {name} returned a row more than once")
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """bool [N]: every value of the row is finite."""
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)

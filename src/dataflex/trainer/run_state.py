@@ -1,0 +1,78 @@
+"""The parts of a run that have a state: how it begins, is saved and taken up, and what it says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataflex.record.snapshot import Snapshot
+from dataflex.trainer.mixing import Mixing
+from dataflex.trainer.selecting import Selecting
+from dataflex.trainer.serving import Serving
+from dataflex.weighting.observing import Observing
+from dataflex.weighting.weights import Weights
+
+
+class RunState:
+    def __init__(
+        self,
+        serving: Serving,
+        observing: Observing,
+        selecting: Selecting | None,
+        mixing: Mixing | None,
+        weights: Weights | None,
+    ) -> None:
+        self.serving, self.observing = serving, observing
+        self.selecting, self.mixing, self.weights = selecting, mixing, weights
+
+    def init(self) -> None:
+        for part in (self.selecting, self.mixing, self.weights):
+            if part is not None:
+                part.init()
+
+    def snapshot(self, step: int, identity: dict[str, Any], **facts: Any) -> Snapshot:
+        """What a checkpoint holds of the run; called on all ranks. facts: about the Trainer's own files."""
+        components = {}
+        if self.selecting is not None:
+            components["select"] = self.selecting.state
+        if self.mixing is not None:
+            components["mix"] = self.mixing.state
+        if self.weights is not None:
+            components |= self.weights.states
+        position = self.serving.position(step)
+        return Snapshot(
+            step=step,
+            position=position,
+            global_batch=self.serving.global_batch,
+            identity=identity,
+            stages=self.serving.plan.stages_from(position),
+            components=components,
+            parts={name: part.state_dict() for name, part in self._stateful().items()},
+            **facts,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        if self.selecting is not None:
+            self.selecting.state = snapshot.components["select"]
+        if self.mixing is not None:
+            self.mixing.state = snapshot.components["mix"]
+        if self.weights is not None:
+            self.weights.states = {slot: snapshot.components[slot] for slot in self.weights.spec.slots()}
+        for name, part in self._stateful().items():
+            part.load_state_dict(snapshot.parts[name])
+        self.serving.resume(snapshot.step, snapshot.position, snapshot.stages)
+
+    def _stateful(self) -> dict[str, Any]:
+        found = {
+            "serving": self.serving, "observing": self.observing, "mixing": self.mixing, "weights": self.weights
+        }  # fmt: skip
+        return {name: part for name, part in found.items() if part is not None}
+
+    def scalars(self, step: int, *, per_row: bool) -> dict[str, float]:
+        """What has happened since the last log; called on all ranks. per_row: whether there are losses by row."""
+        out = self.observing.scalars() if per_row else {}
+        out |= self.serving.scalars()
+        if self.weights is not None:
+            out |= self.weights.scalars()
+        if self.mixing is not None:
+            out |= self.mixing.scalars(step)
+        return out

@@ -1,0 +1,79 @@
+"""Which rows may be drawn: at its updates a selector replaces the pools of the plan."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from dataflex.components.contracts import State
+from dataflex.distributed.trainer_view import TrainerView
+from dataflex.plan.plan import Pool, chosen_pool
+from dataflex.record.recorder import Recorder
+from dataflex.trainer.choosing import Chooser, Chosen, Moment
+from dataflex.trainer.serving import Serving
+
+
+class Selecting:
+    """signals: names of those that the selector takes, for the ledger."""
+
+    def __init__(self, chooser: Chooser, serving: Serving, recorder: Recorder, signals: list[str]) -> None:
+        self.chooser, self.serving, self.recorder, self.signals = chooser, serving, recorder, signals
+        self.spec = chooser.spec
+        self.schedule = self.spec.schedule
+
+    def init(self) -> None:
+        self.chooser.init()
+
+    @property
+    def state(self) -> State:
+        return self.chooser.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.chooser.state = state
+
+    def act(self, step: int, view: TrainerView) -> None:
+        """Called on every rank before a step at which a component may be due."""
+        self.chooser.check_optimizer(view.optimizer)
+        if not self.schedule.due(step):
+            return
+        begin, plan = time.perf_counter(), self.serving.plan
+        moment = Moment(
+            step=step,
+            update=self.schedule.turn(step),
+            updates=self.schedule.turns(view.max_steps),
+            number=plan.stages[-1].index + 1,
+            learning_rate=view.learning_rate,
+        )
+        chosen = self.chooser.choose(moment, view.optimizer)
+        self.recorder.remarks.add(f"select:{self.spec.name}", chosen.remarks)
+        self._open_pools(moment, chosen, begin)
+
+    def _open_pools(self, moment: Moment, chosen: Chosen, begin: float) -> None:
+        seconds = time.perf_counter() - begin
+        step, scores, without_score = moment.step, chosen.scores, int((~chosen.measured).sum())
+        plan, position = self.serving.plan, self.serving.position(step)
+        as_given = self.spec.serving_order == "selection" and not plan.shuffle
+        pools: list[Pool] = [chosen_pool(moment.number, ids, as_given=as_given) for ids in chosen.ids]
+        stage = plan.append(position, pools, plan.stages[-1].proportions)
+        selected = np.concatenate(chosen.ids) if len(chosen.ids) > 1 else chosen.ids[0]
+        looked_at = None
+        if self.spec.component.refines:  # of a shortlist, what was on it
+            looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
+        decided: dict[str, Any] = {
+            "rows": [len(ids) for ids in chosen.ids],
+            "file": self.recorder.files.write_selection(step, scores, selected, looked_at),
+        }
+        source = {"signals": self.signals, "rows": len(scores), "without_score": without_score}
+        self.recorder.decision(step, position, f"select:{self.spec.name}", decided, source, seconds, stage)
+        scalars = {
+            "dataflex/selection/rows": float(len(selected)),
+            "dataflex/selection/without_score": float(without_score),
+            "dataflex/selection/seconds": seconds,
+        }
+        if np.isfinite(scores).any():
+            scalars["dataflex/selection/mean_score"] = float(np.nanmean(scores[selected]))
+            scalars["dataflex/selection/mean_score_of_pool"] = float(np.nanmean(scores))
+        self.recorder.scalars |= scalars
