@@ -58,7 +58,7 @@ class Command:
         """The command that gives the result again; folders are DIR and DIR2. changed: other values of options."""
         words = [f"python benchmarks/{self.file.relative_to(_BENCHMARKS)}"]
         for name, value in (vars(self.given) | changed).items():
-            if name in _UNRECORDED or value in (None, False, ""):
+            if name in _UNRECORDED or value is None or value is False or value == "":
                 continue
             value = {"data": "DIR", "work": "DIR2"}.get(name, f"{value:g}" if isinstance(value, float) else value)
             flag = f"--{name.replace('_', '-')}"
