@@ -72,21 +72,29 @@ def lines_differ(a: list[str], b: list[str]) -> str:
     return f"{len(a)} and {len(b)} forwards" if len(a) != len(b) else ""
 
 
+# Written anew, or with a mean over the steps since the checkpoint, by the Trainer and LLaMA-Factory themselves.
+_OF_A_PROCESS = re.compile(r"^out/(trainer_log\.jsonl|\w+_results\.json|README\.md|\w+\.png)$")
+_MEAN = re.compile(r"train_loss$")
+
+
 def continued(whole: Record, after: Record) -> dict[str, str]:
     """A run that went on from a checkpoint, against the whole run: its training batches are the last ones of the whole, and
     its files at the end are the same."""
-    last = max(int(file[5:].split("/")[0]) for file in whole["forwards"])
-    before = {
-        f.replace(f"step-{last}/", "step-0/"): v for f, v in whole["forwards"].items() if f.startswith(f"step-{last}/")
-    }
-    tails = {}
-    for file, lines in before.items():
-        own = trained(after["forwards"].get(file, []))
-        tails[file] = trained(lines)[-len(own) :] if own else trained(lines)
-    now = {file: trained(lines) for file, lines in after["forwards"].items()}
-    kept = {"status": after["status"] and whole["status"][-1:], "forwards": tails}
-    files = {f: v for f, v in whole["files"].items() if f in after["files"] or not f.startswith("first/")}
-    return compare_records({**kept, "files": files}, {**after, "forwards": now})
+    last = f"step-{len(whole['status']) - 1}/"
+    tails, now = {}, {}
+    for file, lines in whole["forwards"].items():
+        if file.startswith(last):
+            own = file.replace(last, "step-0/")
+            now[own] = trained(after["forwards"].get(own, []))
+            tails[own] = trained(lines)[-len(now[own]) or None :]
+    old = {"status": whole["status"][-1:], "forwards": tails, "files": at_the_end(whole["files"])}
+    return compare_records(old, {**after, "forwards": now, "files": at_the_end(after["files"])})
+
+
+def at_the_end(files: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Of the last step, without what says something about one process alone."""
+    kept = {f: parts for f, parts in files.items() if f.startswith("out/") and not _OF_A_PROCESS.match(f)}
+    return {f: {part: text for part, text in parts.items() if not _MEAN.search(part)} for f, parts in kept.items()}
 
 
 def trained(lines: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-_LIMIT = 400.0  # seconds of a step
+_LIMIT = 600.0  # seconds of a step
 _PATIENCE = 10.0  # for the other ranks once one has failed
 
 

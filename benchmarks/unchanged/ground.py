@@ -3,6 +3,7 @@
 DIR/data        three data sets of 60 rows (code, docs, arithmetic), their held-out rows and texts, pairs, judged answers, chats
 DIR/uneven      the same with 60, 24 and 8 rows
 DIR/streams     three small data sets stored as a file, as Parquet files and as files of JSON lines
+DIR/torch-extensions    what DeepSpeed compiles for processes of the CPU
 DIR/model, still, reference, moe    tiny models of one tokenizer: with dropout, without, another one, a mixture of experts
 """
 
@@ -21,7 +22,7 @@ UNEVEN = {"code": 60, "docs": 24, "arithmetic": 8}
 STREAMED = {"lists": 13, "notes": 6, "sums": 9}
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 _TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-_WORDS = {
+_WORDS: dict[str, list[str]] = {
     "code": [
         "def",
         "return",
@@ -31,13 +32,35 @@ _WORDS = {
         "for",
         "in",
         "range",
+        "if",
+        "else",
         "None",
         "list",
         "append",
         "yield",
+        "import",
         "class",
     ],
-    "docs": ["the", "run", "reads", "a", "file", "of", "rows", "and", "writes", "what", "each", "model", "has", "seen"],
+    "docs": [
+        "the",
+        "run",
+        "reads",
+        "a",
+        "file",
+        "of",
+        "rows",
+        "and",
+        "writes",
+        "what",
+        "each",
+        "model",
+        "has",
+        "seen",
+        "while",
+        "it",
+        "was",
+        "trained",
+    ],
 }
 
 Row = dict[str, Any]
@@ -191,6 +214,9 @@ def main(folder: Path) -> None:
     np.save(folder / "near.npy", np.append(np.arange(39) * 7 % 180, -1).reshape(5, 8))
     probabilities = np.arange(1.0, 3 * ROWS + 1)
     np.save(folder / "probabilities.npy", probabilities / probabilities.sum())
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ShareMemCommBuilder().load(verbose=False)  # DeepSpeed compiles it at first use: a minute, into TORCH_EXTENSIONS_DIR
     (folder / "COMPLETE").write_text("")
 
 
