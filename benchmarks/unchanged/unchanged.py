@@ -119,7 +119,11 @@ def record(given: argparse.Namespace) -> int:
 
 
 def wanted(only: str | None) -> dict[str, list[Step]]:
-    return {name: steps for name, steps in runs().items() if only is None or fnmatch.fnmatch(name, only)}
+    return {name: steps for name, steps in runs().items() if asked(name, only)}
+
+
+def asked(name: str, only: str | None) -> bool:
+    return only is None or any(fnmatch.fnmatch(name, pattern) for pattern in only.split(","))
 
 
 def middle(out: Path) -> Path | None:
@@ -157,7 +161,7 @@ def resume(given: argparse.Namespace) -> int:
 
 def compare(given: argparse.Namespace) -> int:
     sides = [json.loads((d / "record.json").read_text())["runs"] for d in (given.old, given.new)]
-    names = [n for n in sides[0] | sides[1] if given.only is None or fnmatch.fnmatch(n, given.only)]
+    names = [n for n in sides[0] | sides[1] if asked(n, given.only)]
     found = {}
     for name in sorted(names):
         if name in sides[0] and name in sides[1]:
@@ -185,7 +189,7 @@ def main() -> int:
     for name, act in (("record", record), ("compare", compare), ("resume", resume)):
         own = commands.add_parser(name)
         own.set_defaults(act=act)
-        own.add_argument("--only", help="a pattern of names of runs")
+        own.add_argument("--only", help="patterns of names of runs, with commas between them")
         if name == "compare":
             own.add_argument("old", type=Path)
             own.add_argument("new", type=Path)
