@@ -101,7 +101,7 @@ def chains() -> dict[str, list[Step]]:
     odm = {**BASE, "dataflex": mix("odm", interval=1)}
     replay = {"name": "replay", "ledger": "{run}/first/dataflex/ledger.jsonl"}
     stored = {**odm, "tokenized_path": "{run}/tokens", "val_size": 0.1}
-    chosen = {**BASE, "dataset_dir": "{run}/selection", "dataset": "code_rds,docs_rds,arithmetic_rds", "max_steps": 4}
+    chosen = {**BASE, "dataset_dir": "{run}/selection", "dataset": "arithmetic_rds", "max_steps": 4}
     three = {
         "total_steps": 6,
         "mix": {"reweight_eta": 2.0},

@@ -11,6 +11,7 @@ from typing import Any
 
 Names = dict[str, str]
 _TIMES = re.compile(r"seconds|runtime|per_second|elapsed|remaining|(^|/)(time|since|date|pid|host|born)$")
+_DURATION = re.compile(r"\b\d+(\.\d+)? s\b")  # in what is written for people
 _LEFT_OUT = ("training_args.bin",)  # a pickle of paths
 _TEXT = (".txt", ".md", ".yaml", ".yml", ".jinja", "")
 _LONG = 3000  # values of a JSON file, above which it is told by its hash
@@ -65,7 +66,12 @@ def content(file: Path, names: Names) -> dict[str, str]:
     if kind in (".png", ".arrow"):
         return {"": "there is one"}
     if kind in _TEXT:
-        lines = renamed(file.read_text(errors="replace"), names).splitlines()
+        text = (
+            _DURATION.sub("<time>", file.read_text(errors="replace"))
+            if kind == ".md"
+            else file.read_text(errors="replace")
+        )
+        lines = renamed(text, names).splitlines()
         return {f"line {number}": line for number, line in enumerate(lines, 1) if not _TIMES.search(line)}
     return {"": digest(file.read_bytes())}
 
