@@ -87,6 +87,8 @@ def continued(whole: Record, after: Record) -> dict[str, str]:
             own = file.replace(last, "step-0/")
             now[own] = trained(after["forwards"].get(own, []))
             tails[own] = trained(lines)[-len(now[own]) or None :]
+            if len(now[own]) >= len(trained(lines)):
+                return {"status": f"it began anew: {len(now[own])} training batches, as in the whole run"}
     old = {"status": whole["status"][-1:], "forwards": tails, "files": at_the_end(whole["files"])}
     return compare_records(old, {**after, "forwards": now, "files": at_the_end(after["files"])})
 
