@@ -10,17 +10,19 @@ neighbouring steps.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
+import settings
 import turns
+from measuring import interval
+from runner import Command, table
 
 SKIPPED = 10  # first steps of a run: memory pools, thread pools, lazy imports
 DOMAINS = 7
@@ -76,7 +78,34 @@ HEADER = (
 )  # fmt: skip
 
 
-def compare(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def compare(
+    name: str,
+    variant: Variant,
+    keys_of: Callable[[str], dict[str, Any]],
+    preset: settings.Preset,
+    threads: int,
+    orders: Sequence[bool] = (True, False),
+    processor_time: bool = False,
+) -> list[str]:
+    """One line of the table, of a pair of runs for every order: whether the plain one is started first, for which of two equal
+    processes was can be worth several per cent. keys_of: the keys of a run of a name, without a block and a number of steps."""
+    keys = {
+        "max_steps": SKIPPED + preset.pairs,
+        "per_device_train_batch_size": preset.rows // variant.accumulation,
+        "gradient_accumulation_steps": variant.accumulation,
+    }
+    plain, other = ({**keys_of(which), **keys} for which in ("plain", "other"))
+    for run, block in ((plain, variant.over), (other, variant.block)):
+        if block is not None:
+            run["dataflex"] = block
+    seen = []
+    for plain_first in orders:
+        pair = turns.run_pair(*((plain, other) if plain_first else (other, plain)), threads, processor_time)
+        seen.append((pair[0], pair[1]) if plain_first else (pair[1], pair[0]))
+    return _line(name, variant, seen)
+
+
+def _line(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
     """One line of the table from what the clocks of the two runs, plain and other, saw in each of several pairs; scoring
     passes are left out of the steps. The ratio is the geometric mean over the pairs of their median ratios."""
     for plain, other in seen:
@@ -90,7 +119,7 @@ def compare(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], di
     def middle(i: Any) -> float:
         return float(np.exp(np.log(np.median(ratios[:, i], axis=1)).mean()))
 
-    low, high = common.interval(middle, ratios.shape[1])
+    low, high = interval(middle, ratios.shape[1])
     decisions = (deciding - scoring)[deciding > 0]
     verdict = "-"
     if variant.target is not None:
@@ -107,6 +136,16 @@ def compare(name: str, variant: Variant, seen: Sequence[tuple[dict[str, Any], di
         f"{1000 * decisions.mean():.1f}" if len(decisions) else "-",
         f"{scoring[scoring > 0].mean():.2f}" if scoring.any() else "-",
     ]
+
+
+def make_data(work: Path, tokenizer: Any, texts: Sequence[str], preset: settings.Preset, least: int = 0) -> None:
+    """Data sets d0 to d7 of equal rows, the last of them for TARGET. least: steps that there are rows for."""
+    rows = -(-max(SKIPPED + preset.pairs, least) * preset.rows // DOMAINS)
+    settings.write_equal_rows(work / "data", tokenizer, texts, DOMAINS + 1, rows * (DOMAINS + 1), preset.cutoff)
+
+
+def keys_of_run(work: Path, preset: settings.Preset, place: int, which: str) -> dict[str, Any]:
+    return settings.run_keys(work, preset, f"{place}-{which}") | {"dataset": ",".join(f"d{i}" for i in range(DOMAINS))}
 
 
 def plan_cost() -> str:
@@ -127,68 +166,38 @@ def plan_cost() -> str:
                 times.append(time.perf_counter() - begin)
             line.append(f"{1e6 * np.median(times):.0f}")
         lines.append(line)
-    return common.table((f"rows in each of {DOMAINS} domains", "batch of 8, us", "batch of 512, us"), lines)
+    return table((f"rows in each of {DOMAINS} domains", "batch of 8, us", "batch of 512, us"), lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", choices=common.PRESETS, default="cpu", help="size of the model and of a step (cpu)")
-    parser.add_argument("--pairs", type=int, help="pairs of steps compared per run (of the preset)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each trainer (2)")
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="read processor time, not wall time; --threads 1, on a busy machine",
-    )
-    parser.add_argument("--only", default="", help="measure the runs whose name contains this")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
-    options = parser.parse_args()
-    preset = common.PRESETS[options.preset]
-    pairs = options.pairs or preset.pairs
-    if not any(options.only in name for name in variants(Path())):
-        parser.error(f"--only: no run has {options.only!r} in its name")
-    if options.processor_time and (options.threads != 1 or preset.gpu):
-        parser.error("--processor-time needs --threads 1, and says nothing about a GPU")
+    command = Command(
+        __file__, __doc__, settings.PRESETS, "threads", "processor_time",
+        pairs={"type": int, "help": "pairs of steps compared per run (of the preset)"},
+        only={"default": "", "help": "measure the runs whose name contains this"},
+    )  # fmt: skip
+    given, preset = command.given, settings.PRESETS[command.given.preset]
+    given.pairs = given.pairs or preset.pairs
+    preset = replace(preset, pairs=given.pairs)
+    if not any(given.only in name for name in variants(Path())):
+        command.parser.error(f"--only: no run has {given.only!r} in its name")
+    if given.processor_time and (given.threads != 1 or preset.gpu):
+        command.parser.error("--processor-time needs --threads 1, and says nothing about a GPU")
     with tempfile.TemporaryDirectory(prefix="dataflex-overhead-") as folder:
         work = Path(folder)
-        common.settle_environment(work, preset, options.threads)
-        from dataflex.demo.data import build_domains, training_texts
-
-        build_domains(work / "demo", rows_per_domain=200, heldout=1)
-        texts = list(training_texts(work / "demo"))
-        tokenizer = common.make_model(work / "model", preset, texts)
-        steps = SKIPPED + pairs
-        rows = -(-steps * preset.rows // DOMAINS)
-        common.write_equal_rows(work / "data", tokenizer, texts, DOMAINS + 1, rows * (DOMAINS + 1), preset.cutoff)
+        settings.settle_environment(work, preset, given.threads)
+        _, texts, tokenizer = settings.demonstration(work, preset)
+        make_data(work, tokenizer, texts, preset)
         lines = []
-        asked = {name: variant for name, variant in variants(work / "model").items() if options.only in name}
+        asked = {name: variant for name, variant in variants(work / "model").items() if given.only in name}
         for place, (name, variant) in enumerate(asked.items()):
-            keys = {
-                "dataset": ",".join(f"d{i}" for i in range(DOMAINS)),
-                "max_steps": steps,
-                "per_device_train_batch_size": preset.rows // variant.accumulation,
-                "gradient_accumulation_steps": variant.accumulation,
-            }
-            plain = {**common.run_keys(work, preset, f"{place}-plain"), **keys}
-            other = {**common.run_keys(work, preset, f"{place}-other"), **keys}
-            for keys, block in ((plain, variant.over), (other, variant.block)):
-                if block is not None:
-                    keys["dataflex"] = block
-            # Once each way round: which of two equal processes was started first can be worth several per cent.
-            first = turns.run_pair(plain, other, options.threads, options.processor_time)
-            second = turns.run_pair(other, plain, options.threads, options.processor_time)
-            lines.append(compare(name, variant, [first, (second[1], second[0])]))
+            keys_of = partial(keys_of_run, work, preset, place)
+            lines.append(compare(name, variant, keys_of, preset, given.threads, processor_time=given.processor_time))
             print(f"{name}: {lines[-1][3]} ({lines[-1][4]})", flush=True)
-    command = f"python benchmarks/overhead.py --preset {options.preset} --pairs {pairs} --threads {options.threads}"
-    command += " --processor-time" if options.processor_time else ""
     text = (
-        f"`{command}`: {common.machine(preset, options.threads)}. A step is {preset.rows} rows of {preset.cutoff} tokens;"
-        f" each line is 2 x {pairs} pairs of steps, once each way round.\n\n{common.table(HEADER, lines)}\n\n"
-        f"The plan alone, per optimizer step:\n\n{plan_cost()}"
+        f"A step is {preset.rows} rows of {preset.cutoff} tokens; each line is 2 x {preset.pairs} pairs of steps, once each way"
+        f" round.\n\n{table(HEADER, lines)}\n\nThe plan alone, per optimizer step:\n\n{plan_cost()}"
     )
-    print(f"\n{text}")
-    if options.write:
-        common.write_section(f"Overhead of a step ({options.preset})", text)
+    command.publish(f"Overhead of a step ({given.preset})", text, threads=given.threads, gpu=preset.gpu)
 
 
 if __name__ == "__main__":

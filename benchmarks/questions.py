@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import settings
 
 
 def options_of(row: dict[str, Any]) -> list[str]:
@@ -64,8 +64,7 @@ def cloze_rows(
     asked: list[dict[str, Any]] = []
     sizes: list[int] = []
     for task, file in files.items():
-        with file.open(encoding="utf-8") as lines:
-            found = [json.loads(line) for line in lines]
+        found = settings.read_rows(file)
         taken = 0
         for row in random.Random(0).sample(found, len(found)):
             if taken == count:
@@ -81,6 +80,14 @@ def cloze_rows(
             right = options_of(row).index(row["output"])
             asked.append({"task": task, "options": len(options), "right": right})
     return rows, asked, np.array(sizes)
+
+
+def about(asked: Sequence[dict[str, Any]], tasks: Iterable[str]) -> dict[str, Any]:
+    """asked: how many questions each task has. chance: the accuracy of guessing."""
+    return {
+        "asked": {task: sum(q["task"] == task for q in asked) for task in tasks},
+        "chance": float(np.mean([1 / q["options"] for q in asked])),
+    }
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """Samples scored per second by the `loss` signal, over a loop that gives the model one row at a time.
 
-The signal is measured inside a real run, at its first decision and with the call the trainer makes. Between two of its
+The signal is measured inside a real run, before its first step and with the call the trainer makes. Between two of its
 batches its clock stands still while the rows of the batch just scored go through the loops one by one: all see the same
 rows at the same time, so that what else the machine does hits them alike.
 
@@ -11,16 +11,16 @@ rows at the same time, so that what else the machine does hits them alike.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import common
+import inside
 import numpy as np
+import settings
+from measuring import now, of_lengths, times_as_fast
+from runner import Command, table
 
 TARGET = 4.0
 BUDGETS = (1024, 2048, 4096, 8192, 16384)
@@ -30,57 +30,39 @@ _POOL = "loss signal"
 _OWN, _LOGITS = "one row, the model's own loss", "one row, logits and cross entropy"
 
 
-class _Done(Exception):
-    """Ends the run once everything is measured."""
-
-
-def now() -> float:
-    """The time when all that was asked of the device is done."""
-    import torch
-
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Bench:
-    """Scores `count` rows of a trainer's pool; built and used at the trainer's first decision."""
+    """Scores `count` rows of a trainer's pool; built and used before the trainer's first step."""
 
     def __init__(self, trainer: Any, count: int) -> None:
-        from dataflex.data.rows import Rows
-
-        self.trainer = trainer
-        parts, rng = [], np.random.default_rng(0)
-        share = -(-count // len(trainer.rows.parts))
-        for part in trainer.rows.parts:
-            kept = np.sort(rng.choice(len(part), size=min(share, len(part)), replace=False))
-            parts.append(part.select(kept))
-        self.rows = Rows(parts, trainer.rows.domains.names)
-        self.lengths = self.rows.lengths()
+        self.trainer, rng = trainer, np.random.default_rng(0)
+        sizes, offsets = trainer.rows.domains.sizes, trainer.rows.domains.offsets
+        share = -(-count // len(sizes))
+        chosen = [np.sort(rng.choice(n, size=min(share, n), replace=False)) for n in sizes]
+        self.ids = np.concatenate([begin + part for begin, part in zip(offsets, chosen)])
+        self.lengths = trainer.rows.lengths()[self.ids]
+        self.row_loss = inside.row_losses(trainer)
 
     def score(self, budget: int, row_loss: Callable[[Any, Any], Any] | None = None) -> tuple[np.ndarray, float]:
-        """The losses of all rows as `Signals.measure` gets them, and the seconds they took."""
-        from dataflex.components.requests import Loss
+        """The losses of all rows as the `loss` signal gives them, and the seconds they took."""
         from dataflex.signals.stage_loss import stage_losses
 
-        trainer, begin = self.trainer, now()
-        pool = dataclasses.replace(trainer.signals.context.batches(Loss(), self.rows), budget=budget)
-        values = stage_losses(trainer.model, pool, row_loss or trainer._score)
+        begin = now()
+        pool = inside.pool_of(self.trainer, self.trainer.rows, self.ids, budget)
+        values = stage_losses(self.trainer.model, pool, row_loss or self.row_loss)
         return values, now() - begin
 
-    def single(self, place: int) -> Any:
+    def single(self, row: int) -> Any:
         """A batch of one row, by the same path as the batches of the pool."""
-        batch = self.trainer.data_collator(self.rows.__getitems__([place]))
-        batch.pop("dataflex_sample_ids")
-        return self.trainer._prepare_inputs(batch)
+        pool = inside.pool_of(self.trainer, self.trainer.rows, self.ids, gradients=True)
+        return pool.prepare(pool.collate(pool.rows.__getitems__([row])))
 
-    def own_loss(self, place: int) -> float:
-        return float(self.trainer.model(**self.single(place)).loss)
+    def own_loss(self, row: int) -> float:
+        return float(self.trainer.model(**self.single(row)).loss)
 
-    def logits_loss(self, place: int) -> float:
+    def logits_loss(self, row: int) -> float:
         import torch.nn.functional as F
 
-        batch = self.single(place)
+        batch = self.single(row)
         labels = batch.pop("labels")
         logits = self.trainer.model(**batch).logits
         return float(F.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=-100))
@@ -89,19 +71,19 @@ class Bench:
         """Seconds of each way by block (a batch of the pool), and the largest relative difference of two losses."""
         loops = {_OWN: self.own_loss, _LOGITS: self.logits_loss}
         seconds: dict[str, list[float]] = {name: [] for name in (_POOL, *loops)}
-        found = {name: np.full(len(self.rows), np.nan) for name in loops}
+        found = {name: np.full(len(self.trainer.rows), np.nan) for name in loops}
         resumed = 0.0
 
         def row_loss(model: Any, batch: Any) -> Any:
             nonlocal resumed
-            places = batch["dataflex_sample_ids"].tolist()
-            values = self.trainer._score(model, batch)
+            rows = batch["dataflex_sample_ids"].tolist()
+            values = self.row_loss(model, batch)
             paused = now()
             seconds[_POOL].append(paused - resumed)
             turn = len(seconds[_POOL]) % 2
             for name in sorted(loops, reverse=bool(turn)):
                 begin = now()
-                found[name][places] = [loops[name](place) for place in places]
+                found[name][rows] = [loops[name](row) for row in rows]
                 seconds[name].append(now() - begin)
             resumed = now()
             return values
@@ -109,8 +91,9 @@ class Bench:
         resumed = now()
         losses, _ = self.score(budget, row_loss)
         seconds[_POOL][-1] += now() - resumed
-        difference = max(float(np.nanmax(np.abs(v - losses) / np.abs(losses))) for v in found.values())
-        if any((np.isnan(v) != np.isnan(losses)).any() for v in found.values()):
+        others = [values[self.ids] for values in found.values()]
+        difference = max(float(np.nanmax(np.abs(v - losses) / np.abs(losses))) for v in others)
+        if any((np.isnan(v) != np.isnan(losses)).any() for v in others):
             raise RuntimeError("the ways do not agree on which rows have a loss")
         return {name: np.array(values) for name, values in seconds.items()}, difference
 
@@ -123,105 +106,64 @@ class Bench:
         return seconds
 
 
-def report(bench: Bench, budget: int) -> str:
-    lengths, rows = bench.lengths, len(bench.rows)
-    bench.score(budget)  # thread and memory pools
-    seconds, difference = bench.side_by_side(budget)
-    signal, blocks = seconds[_POOL], len(seconds[_POOL])
+def measure(trainer: Any, count: int) -> str:
+    from dataflex.signals.batching import token_batches, token_budget
+    from dataflex.signals.isolation import isolated
+
+    bench, budget = Bench(trainer, count), token_budget(trainer.args.device)
+    lengths, rows = bench.lengths, len(bench.ids)
+    with isolated(trainer.model):
+        bench.score(budget)  # thread and memory pools
+        seconds, difference = bench.side_by_side(budget)
+        timed = bench.sweep()
+    signal = seconds[_POOL]
     lines = [[f"{_POOL}, budget {budget}", f"{rows / signal.sum():.1f}", "1", "-", "-", "-"]]
     for name in (_OWN, _LOGITS):
-        loop = seconds[name]
-        ratio = float(loop.sum() / signal.sum())
-        low, high = common.interval(lambda i, loop=loop: float(loop[i].sum() / signal[i].sum()), blocks)
-        verdict = "met" if low >= TARGET else "missed" if high < TARGET else "in the noise"
-        target = f">= {TARGET:g}"
-        lines.append([name, f"{rows / loop.sum():.1f}", f"{ratio:.2f}", f"{low:.2f} .. {high:.2f}", target, verdict])
-    header = ("way", "samples/s", "signal is faster by", "90% interval", "target", "verdict")
-    timed = bench.sweep()
+        lines.append([name, f"{rows / seconds[name].sum():.1f}", *times_as_fast(seconds[name], signal, TARGET)])
     by_budget = []
     for size, values in timed.items():
         relative = np.median(np.array(timed[budget]) / np.array(values))
-        padded = sum(max(lengths[b]) * len(b) for b in _batches(lengths, size))
-        by_budget.append(
-            [f"{size}", f"{rows / np.median(values):.1f}", f"{relative:.3f}", f"{lengths.sum() / padded:.3f}"]
-        )
+        padded = sum(max(lengths[b]) * len(b) for b in token_batches(lengths, size))
+        shares = f"{relative:.3f}", f"{lengths.sum() / padded:.3f}"
+        by_budget.append([f"{size}", f"{rows / np.median(values):.1f}", *shares])
     fastest = min(timed, key=lambda size: float(np.median(timed[size])))
-    low, middle, high = np.percentile(lengths, [5, 50, 95])
+    header = ("way", "samples/s", "signal is faster by", "90% interval", "target", "verdict")
     return (
-        f"{rows} rows of {low:.0f} / {middle:.0f} / {high:.0f} tokens (5th, 50th, 95th percentile), {blocks} blocks; the"
-        f" losses of the three ways differ by {difference:.1e} at most (relative).\n\n{common.table(header, lines)}\n\n"
+        f"{of_lengths(lengths)}, {len(signal)} blocks; the"
+        f" losses of the three ways differ by {difference:.1e} at most (relative).\n\n{table(header, lines)}\n\n"
         f"By token budget (`scoring_tokens`), medians of {ROUNDS} rounds; fastest here: {fastest}, default: {budget}.\n\n"
-        + common.table(("budget", "samples/s", "over the default's", "share not padding"), by_budget)
+        + table(("budget", "samples/s", "over the default's", "share not padding"), by_budget)
     )
 
 
-def _batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    from dataflex.signals.batching import token_batches
-
-    return token_batches(lengths, budget)
-
-
-def measure(keys: dict[str, Any], count: int) -> str:
-    """Start the run of `keys`, and give the report of its first decision."""
-    from dataflex.trainer.core import DynamicTrainer
-
-    from dataflex.signals.batching import token_budget
-
-    found: list[str] = []
-
-    def first_decision(trainer: Any, step: int) -> None:
-        from dataflex.signals.isolation import isolated
-
-        bench = Bench(trainer, count)
-        with isolated(trainer.model):
-            found.append(report(bench, token_budget(trainer.args.device)))
-        raise _Done
-
-    DynamicTrainer._decide = first_decision  # type: ignore[method-assign]
-    common.train_until(keys, _Done)
-    return found[0]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", choices=common.PRESETS, default="cpu", help="size of the model and the pool (cpu)")
-    parser.add_argument("--rows", type=int, help="rows scored (of the preset)")
-    parser.add_argument("--threads", type=int, default=2, help="threads (2)")
-    parser.add_argument("--data", type=Path, help="a dataset_dir of sft data sets instead of the demonstration's")
-    parser.add_argument("--dataset", help="data sets of --data, separated by commas")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
-    options = parser.parse_args()
-    if (options.data is None) != (options.dataset is None):
-        parser.error("--data and --dataset go together")
-    preset = common.PRESETS[options.preset]
-    rows = options.rows or preset.pool
+    command = Command(
+        __file__, __doc__, settings.PRESETS, "rows", "threads",
+        data={"type": Path, "help": "a dataset_dir of sft data sets instead of the demonstration's"},
+        dataset={"help": "data sets of --data, separated by commas"},
+    )  # fmt: skip
+    given = command.given
+    if (given.data is None) != (given.dataset is None):
+        command.parser.error("--data and --dataset go together")
+    preset = settings.PRESETS[given.preset]
+    given.rows = rows = given.rows or preset.pool
     with tempfile.TemporaryDirectory(prefix="dataflex-scoring-") as folder:
         work = Path(folder)
-        common.settle_environment(work, preset, options.threads)
+        settings.settle_environment(work, preset, given.threads)
         import torch
 
-        from dataflex.demo.data import DOMAINS, build_domains, training_texts
-
-        torch.set_num_threads(options.threads)
-        sizes = build_domains(work / "demo", rows_per_domain=max(200, -(-rows // len(DOMAINS))), heldout=1)
-        common.make_model(work / "model", preset, list(training_texts(work / "demo")))
-        keys = common.run_keys(work, preset, "run") | {
-            "dataset_dir": str(options.data or work / "demo"),
-            "dataset": options.dataset or ",".join(name for name in DOMAINS if name in sizes),
+        torch.set_num_threads(given.threads)
+        names, _, _ = settings.demonstration(work, preset, rows=-(-rows // 5))
+        keys = settings.run_keys(work, preset, "run") | {
+            "dataset_dir": str(given.data or work / "demo"),
+            "dataset": given.dataset or ",".join(names),
             "cutoff_len": max(CUTOFF, preset.cutoff),
             "max_steps": 1,
             "dataflex": {"select": {"name": "loss", "interval": 1}},
         }
-        text = measure(keys, rows)
-        where = common.machine(preset, options.threads)
-    source = f" --data DIR --dataset {options.dataset}" if options.data else ""
-    command = (
-        f"python benchmarks/scoring.py --preset {options.preset} --rows {rows} --threads {options.threads}{source}"
-    )
-    text = f"`{command}`: {where}.\n\n{text}"
-    print(f"\n{text}")
-    if options.write:
-        common.write_section(f"Scoring ({options.preset}{', own data' if options.data else ''})", text)
+        text = inside.during_run(keys, lambda trainer: measure(trainer, rows), log=work / "run.log")
+    title = f"Scoring ({given.preset}{', own data' if given.data else ''})"
+    command.publish(title, text, threads=given.threads, gpu=preset.gpu)
 
 
 if __name__ == "__main__":

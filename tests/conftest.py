@@ -6,12 +6,10 @@ from typing import Any
 
 import harness
 import pytest
+from models_and_data import EXPERTS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is computed here is small: threads would wait for each other
-
-
-EXPERTS = 4
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_files import assert_refused, flip
 from harness import Result, plain, start, tiny_run, train, train_all
 
 Config = dict[str, Any]
@@ -47,12 +48,6 @@ def resume(ground: Path, saved: Path, out: Path, damage: Any = None, **changes: 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 8
-    path.write_bytes(content)
 
 
 def blank(path: Path) -> None:
@@ -112,17 +107,6 @@ def test_an_explicit_incomplete_checkpoint_is_refused(ground: Path, saved: Path,
     cut(tmp_path / "checkpoint-9" / "optimizer.pt")
     run = train({**configuration(ground), "resume_from_checkpoint": str(tmp_path / "checkpoint-9")}, tmp_path / "run")
     assert_refused(run, "resume_from_checkpoint", "optimizer.pt has")
-
-
-def assert_refused(run: Result, *words: str) -> None:
-    """Exit status 2, one line of ours that holds `words`, no traceback, no model loaded."""
-    assert run.status == [2] * len(run.status), run.log[-3000:]
-    lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
-    assert len(lines) == 1, run.log[-3000:]
-    for word in words:
-        assert word in lines[0], lines[0]
-    assert "Traceback" not in run.log
-    assert "trainable params" not in run.log
 
 
 REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from checkpoint_files import assert_refused
+from commands import environment, kill_tree
 from harness import start, train
-from test_checkpoints import assert_refused
 
 Config = dict[str, Any]
 
@@ -136,12 +135,6 @@ def test_notices_are_shown_once(base: Config, tmp_path: Path) -> None:
     assert max(run.trace()) == 2
 
 
-def environment(**extra: str) -> dict[str, str]:
-    source = str(Path(__file__).parents[1] / "src")
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
-    return {**keep, "PYTHONPATH": source, "ACCELERATE_TORCH_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **extra}
-
-
 def command(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dataflex", *arguments],
@@ -173,18 +166,6 @@ def test_torchrun_is_started_and_resumed_after_a_kill(base: Config, tmp_path: Pa
     whole = start(config, tmp_path / "whole", ranks=2).wait()
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     assert {r["step"]: (r["loss"], r["grad_norm"]) for r in history if "loss" in r} == whole.ok.trace()
-
-
-def kill_tree(process: subprocess.Popen[str]) -> None:
-    """torchrun's workers live in sessions of their own: kill every descendant and wait for it."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family)
-    process.communicate()
 
 
 def test_an_error_under_torchrun_is_one_line(base: Config, tmp_path: Path) -> None:

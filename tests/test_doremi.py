@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from harness import Result, Run, start, train, train_all
+from models_and_data import load
 
 from dataflex.cli import main
 
@@ -34,12 +35,6 @@ def token_losses(model: Any, row: dict[str, Any]) -> torch.Tensor:
     targets = torch.tensor(row.get("labels", row["input_ids"]))[1:]
     losses = F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1].float(), targets, reduction="none")
     return losses[targets != -100]
-
-
-def load(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def alphas(run: Result) -> dict[int, np.ndarray]:

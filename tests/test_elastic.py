@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import assert_close
 from engines import under
 from harness import Result, tiny_run
-from test_engines import AIMED, assert_close
-from test_less import table
+from selecting import AIMED, table
 
 Config = dict[str, Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparing import kill_and_resume
 from harness import start, train, train_all
-from test_invariants import kill_and_resume
-from test_less import context, table
+from selecting import context, table
 
 from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.components.selectors.delta_loss import DeltaLossSelector

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from llamafactory.data.collator import prepare_4d_attention_mask
+from models_and_data import build_encoder
 
 from dataflex.demo.model import build_model
 from dataflex.errors import DataflexError
@@ -107,17 +108,6 @@ def test_a_layer_that_is_not_there(model: Any) -> None:
     batch = {"input_ids": torch.tensor([[3]]), "attention_mask": torch.tensor([[1]])}
     with pytest.raises(DataflexError, match="there is no layer 7; the model has 2"):
         row_embeddings(model, batch, 7, "mean")
-
-
-def build_encoder(folder: Path, model: str) -> Path:
-    """A sentence-transformers model on disk: the mean hidden state of a language model."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    inner = Transformer(model)
-    modules = [inner, Pooling(inner.get_embedding_dimension())]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

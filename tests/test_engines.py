@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparing import assert_close, assert_same_continuation, close
 from engines import ENGINES, KINDS, under
 from harness import Result, start, tiny_run, train_all
-from test_invariants import assert_same_continuation, close
-from test_less import LORA, table
+from selecting import AIMED, LORA, table
 
 from dataflex.base.checks.engine import check_engine
 from dataflex.config import parse
@@ -23,7 +23,6 @@ from dataflex.signals.gradients.directions import optimizer_moments
 Config = dict[str, Any]
 
 DUE = {"warmup": 2, "interval": 3}
-AIMED = {"eval_dataset": "arithmetic_heldout"}
 HELD_OUT = {n: f"{n}_heldout" for n in ("code", "docs", "arithmetic")}
 TARGET = {"target_dataset": "arithmetic_heldout"}
 
@@ -129,22 +128,6 @@ def under_ddp(configured: Callable[[str], Config], tmp_path_factory: pytest.Temp
         return done[case]
 
     return of
-
-
-def assert_close(found: Any, expected: Any, rel: float, where: str) -> None:
-    """Equal but for rounding, through dicts and lists."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key, value in expected.items():
-            assert_close(found[key], value, rel, f"{where}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for place, (a, b) in enumerate(zip(found, expected)):
-            assert_close(a, b, rel, f"{where}/{place}")
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=rel, abs=rel), where
-    else:
-        assert found == expected, where
 
 
 def assert_same_run(found: Result, expected: Result) -> None:

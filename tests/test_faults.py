@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from commands import environment, kill_tree
 from harness import Run, start, train, train_all
-from test_cli import environment, kill_tree
 
 from dataflex.base.launching.torchrun import exit_line
 from dataflex.record.completeness import newest_complete

@@ -14,6 +14,7 @@ import pytest
 import torch
 import xxhash
 import yaml
+from checkpoint_files import WHOLE, checkpoint, snapshot
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
 from dataflex import writing
@@ -21,7 +22,7 @@ from dataflex.base.checks import nodes
 from dataflex.data import rows as rows_module
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.plan.plan import Domains, Plan, Stage, chosen_pool
+from dataflex.plan.plan import Domains, Plan, chosen_pool
 from dataflex.record import completeness
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure
@@ -31,7 +32,6 @@ from dataflex.writing import write_atomically, write_table
 DOMAINS = Domains(("a", "b"), (30, 20))
 
 
-WHOLE = b'{"step": 0}\n{"step": 4}\n'
 TORN = [b"", b"{", b'{"step": 8}', b'{"st\n', b"\x00\x00\x00\n", b"\xff\xfe\n"]
 
 
@@ -180,25 +180,6 @@ def test_exposure_does_not_depend_on_which_rank_served_a_row() -> None:
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def snapshot(*stages: Stage) -> state.Snapshot:
-    return state.Snapshot(
-        step=8,
-        position=64,
-        global_batch=8,
-        identity={"seed": 1, "dataset": "a,b", "dataflex.select.quantiles": [0.33, 0.66], "data_seed": None},
-        stages=list(stages),
-        components={
-            "mix": {"turn": 3, "rewards": np.array([0.1, 1 / 3]), "name": "x", "none": None, "on": True, "f": 0.1},
-            "weight": {"square": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(2.5)},
-            "select": {},
-        },
-        parts={
-            "observing": {"sums": np.full((2, 4), 1 / 3), "count": 7, "empty": np.empty((0, 2), dtype=np.int64)},
-            "weights": {"dataflex/weight/token/losses": np.arange(3.0), "aimed weight[1]": 4},
-        },
-    )
-
-
 def same(a: Any, b: Any) -> bool:
     """Equal, arrays to the bit and with their types."""
     if isinstance(a, np.ndarray):
@@ -234,18 +215,6 @@ def test_a_state_may_have_any_names(tmp_path: Path) -> None:
     after, ledger = state.read_snapshot(tmp_path)
     assert after.stages == [] and ledger == b""
     assert same(after.components, before.components)
-
-
-def checkpoint(output_dir: Path, step: int) -> Path:
-    folder = output_dir / f"checkpoint-{step}"
-    (folder / "global_step").mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"0123456789")
-    (folder / "global_step" / "optimizer.pt").write_bytes(b"state")
-    (folder / "unfinished.partial").write_bytes(b"of a write that was cut off")
-    state.write_snapshot(folder, snapshot(), WHOLE)
-    completeness.mark_complete(folder)
-    completeness.mark_complete(folder)  # the mark does not count itself
-    return folder
 
 
 OURS = ["dataflex/arrays.npz", "dataflex/ledger.jsonl", "dataflex/state.json"]

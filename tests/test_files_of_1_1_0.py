@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from checkpoint_files import assert_refused
 from harness import start, train, train_all
-from test_checkpoints import assert_refused
-from test_measurement import renamed
+from models_and_data import renamed
 
 from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer

@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Result, plain, start, train, train_all
+from comparing import assert_same_continuation, close, kill_and_resume
+from harness import plain, start, train, train_all
+from selecting import SELECT
 
 Config = dict[str, Any]
 
-SELECT = {"select": {"name": "loss", "focus": "medium", "warmup": 2, "interval": 4}}
 MIX = {"mix": {"name": "odm", "warmup": 1, "interval": 3, "proportions": [0.5, 0.3, 0.2]}}
 WEIGHT = {"weight": {"name": "loss", "strategy": "linupper", "warmup": 2}}
 RUNS: dict[str, Config] = {"select": SELECT, "mix": MIX, "weight": WEIGHT, "all": {**SELECT, **MIX, **WEIGHT}}
-
-
-def close(a: Result, b: Result) -> None:
-    """Losses to 1e-6 relative, gradient norms to 1e-4, at every step."""
-    first, second = a.ok.trace(), b.ok.trace()
-    assert first.keys() == second.keys() and first
-    for step, (loss, norm) in second.items():
-        assert first[step][0] == pytest.approx(loss, rel=1e-6), f"loss at step {step}"
-        assert first[step][1] == pytest.approx(norm, rel=1e-4), f"gradient norm at step {step}"
 
 
 def test_static_is_the_plain_run_to_the_bit(base: Config, tmp_path: Path) -> None:
@@ -92,30 +84,6 @@ def test_scoring_leaves_no_trace(base: Config, tmp_path: Path, ranks: int) -> No
     assert with_scores.ok.trace() == without.ok.trace()
     assert without.forwards()["eval"] == 0
     assert with_scores.forwards()["eval"] == 6 * 2 // ranks  # six updates of two batches, dealt to the ranks
-
-
-def assert_same_continuation(resumed: Result, whole: Result, step: int) -> None:
-    """Everything after `step`, and the files of the whole run, are those of the run that was not killed."""
-    assert resumed.ok.trace() == whole.ok.trace()
-    assert resumed.scalars() == whole.scalars()
-    assert resumed.ledger() == whole.ledger()
-    assert resumed.ids() == {s: i for s, i in whole.ids().items() if s >= step}
-    files = [f.relative_to(whole.out) for f in sorted((whole.out / "dataflex").rglob("*.parquet"))]
-    assert files == [f.relative_to(resumed.out) for f in sorted((resumed.out / "dataflex").rglob("*.parquet"))]
-    for file in files:
-        assert (resumed.out / file).read_bytes() == (whole.out / file).read_bytes(), file.name
-
-
-def kill_and_resume(config: Config, tmp_path: Path, kill: str, resumes_at: int, ranks: int = 1) -> None:
-    whole, killed = train_all(
-        start(config, tmp_path / "whole", ranks=ranks, hooks=["record_ids"]),
-        start(config, tmp_path / "killed", ranks=ranks, hooks=["record_ids", kill]),
-    )
-    assert killed.status == [-9] * ranks
-    for file in (tmp_path / "killed").glob("served-*.jsonl"):
-        file.unlink()
-    resumed = train(config, tmp_path / "killed", ranks=ranks, hooks=["record_ids"])
-    assert_same_continuation(resumed, whole, resumes_at)
 
 
 @pytest.mark.parametrize("name", RUNS)

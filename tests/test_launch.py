@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from commands import environment
 from harness import start, train
-from test_cli import environment
 
 from dataflex.base.launching import torchrun
 from dataflex.base.processes import progress, stopping

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from harness import Result, start, train, train_all
-from test_invariants import kill_and_resume
+from comparing import kill_and_resume
+from harness import start, train, train_all
+from selecting import LESS, LORA, context, table
 
-from dataflex.components.contracts import SelectionContext
 from dataflex.components.selectors.icons import IconsSelector
 from dataflex.components.selectors.less import LessSelector
 from dataflex.config.load import parse
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
-LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "lora_dropout": 0.1}
-LESS = {"name": "less", "warmup": 2, "interval": 4}
 
 
 @pytest.fixture
@@ -31,12 +28,6 @@ def aimed(base: Config) -> Config:
 
 def with_select(config: Config, **changes: Any) -> Config:
     return {**config, "dataflex": {**config["dataflex"], "select": {**config["dataflex"]["select"], **changes}}}
-
-
-def table(result: Result, step: int) -> dict[str, np.ndarray]:
-    columns = pq.read_table(result.out / "dataflex" / "selections" / f"step_{step}.parquet")
-    found = {name: np.asarray(columns[name].to_pylist()) for name in columns.column_names}
-    return {**found, "score": found["score"].astype(float)}
 
 
 @pytest.mark.parametrize("settings", ["lora", "full", "authors"])
@@ -180,14 +171,6 @@ def test_rows_without_a_gradient_are_never_selected(aimed: Config, tmp_path: Pat
 
 
 # -- the decisions alone ---------------------------------------------------------------------------------------------
-
-
-def context(rows: int, budget: int, **changes: Any) -> SelectionContext:
-    given: dict[str, Any] = {
-        "budget": budget, "rows": rows, "step": 4, "update": 0, "updates": None, "domain": None,
-        "rng": np.random.default_rng(0), "ids": np.arange(rows), "learning_rate": 0.5,
-    }  # fmt: skip
-    return SelectionContext(**{**given, **changes})
 
 
 def test_less_takes_the_maximum_over_subtasks() -> None:

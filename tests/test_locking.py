@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from checkpoint_files import assert_refused
 from harness import Run, start, train_all
-from test_checkpoints import assert_refused
 
 from dataflex import locking
 from dataflex.errors import ConfigError

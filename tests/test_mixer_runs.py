@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EXPERTS
+from comparing import kill_and_resume
 from harness import start, train, train_all
-from test_invariants import kill_and_resume
+from models_and_data import EXPERTS
 
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.batching import ScoringRows

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import assert_same_continuation
 from harness import Result, start, train, train_all
-from test_invariants import assert_same_continuation
 
 from dataflex.config import parse
 from dataflex.errors import ConfigError

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import environment, kill_tree
 from harness import Result, Run, free_port, start, train_all
-from test_cli import environment, kill_tree
 
 from dataflex.record.completeness import mark_complete
 

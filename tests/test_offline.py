@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from checkpoint_files import flip
 from harness import Result, Run, train, train_all
-from test_checkpoints import flip
-from test_embeddings import build_encoder
-from test_less import LORA, table
+from models_and_data import build_encoder
+from selecting import LORA, table
 
 from dataflex.signals.keeping.disk import kept_values
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from checkpoint_files import assert_refused, checkpoint
 from harness import Result, Run
-from test_checkpoints import assert_refused
-from test_files import checkpoint
 
 from dataflex.base.commands.train import _refuse_to_restart
 from dataflex.config import load

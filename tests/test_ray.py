@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from checkpoint_files import assert_refused
 from harness import Result, Run, free_port, start
 from ray_hooks import variables
-from test_checkpoints import assert_refused
 
 from dataflex.config import RunConfig, load_offline
 from dataflex.errors import ConfigError

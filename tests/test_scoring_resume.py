@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparing import assert_same_continuation
 from engines import under
 from harness import Result, free_port, start, train, train_all
-from test_embeddings import build_encoder
-from test_invariants import SELECT, assert_same_continuation
-from test_less import LESS, LORA, table
+from models_and_data import build_encoder
+from selecting import LESS, LORA, SELECT, table
 
 from dataflex.signals import pace
 from dataflex.signals.batching import ScoringRows, order_of, over_rows, token_batches

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_files import assert_refused
+from comparing import close
 from harness import Result, plain, start, train, train_all
-from test_checkpoints import assert_refused
-from test_invariants import close
 
 Config = dict[str, Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_files import assert_refused
 from harness import Result, start, tiny_run, train, train_all
-from test_checkpoints import assert_refused
 
 from dataflex.data.streams import STREAM, BlockReader, Cursor, Place
 from dataflex.errors import ConfigError, DataflexError

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoint_files import assert_refused
+from comparing import close, kill_and_resume
 from harness import Result, plain, start, train, train_all
-from test_checkpoints import assert_refused
-from test_doremi import load
-from test_invariants import close, kill_and_resume
+from models_and_data import load
 
 Config = dict[str, Any]
 ROWS = 8  # of a global batch

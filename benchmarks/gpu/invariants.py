@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import apart
+import inside
 import numpy as np
+import settings
 
 STEPS, SCORED, SAVED, KILLED = 8, 3, 4, 6
 HEADER = ("invariant", "losses off by (relative)", "weights", "ids", "asked for", "verdict")
@@ -26,7 +28,6 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
 
     scores: measure losses, embeddings and gradients at step SCORED and ignore them. killed: after that step."""
     import xxhash
-    from dataflex.trainer.core import DynamicTrainer
     from transformers import Trainer
 
     from dataflex.components.requests import Embedding, TargetAlignment
@@ -34,7 +35,7 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
 
     seen: dict[str, Any] = {"losses": {}, "ids": {}}
     trained: list[Any] = []
-    step_of, serve, ended = Trainer.training_step, DynamicTrainer.get_batch_samples, Trainer._maybe_log_save_evaluate
+    step_of, ended = Trainer.training_step, Trainer._maybe_log_save_evaluate
 
     def training_step(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         trained[:] = [trainer.model]
@@ -43,32 +44,22 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
         seen["losses"][step] = seen["losses"].get(step, 0.0) + float(loss)
         return loss
 
-    def get_batch_samples(trainer: Any, *args: Any) -> Any:
-        found = serve(trainer, *args)
-        seen["ids"][trainer.state.global_step] = [b[SAMPLE_IDS].tolist() for b in found[0] if SAMPLE_IDS in b]
-        if scores and trainer.state.global_step == SCORED:
+    def batches(trainer: Any, found: list[Any]) -> None:
+        step = trainer.state.global_step
+        seen["ids"][step] = [b[SAMPLE_IDS].tolist() for b in found if SAMPLE_IDS in b]
+        if scores and step == SCORED:
             requests: list[Any] = ["loss", Embedding()]
-            if trainer.target is not None:
-                requests += [TargetAlignment(gradient_type="sgd"), TargetAlignment(gradient_type="adam")]
-            seen["scored"] = [bool(np.isfinite(trainer.signals.measure(r)).any()) for r in requests]
-        return found
+            requests += [TargetAlignment(gradient_type="sgd"), TargetAlignment(gradient_type="adam")]
+            seen["scored"] = [bool(np.isfinite(inside.measured(trainer, r)).any()) for r in requests]
 
     def after(trainer: Any, *args: Any, **kwargs: Any) -> None:
         ended(trainer, *args, **kwargs)
         if trainer.state.global_step == killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Trainer.training_step, DynamicTrainer.get_batch_samples = training_step, get_batch_samples  # type: ignore[method-assign]
-    Trainer._maybe_log_save_evaluate = after  # type: ignore[method-assign]
-    if "dataflex" in keys:
-        from dataflex.base.commands.train import train
-        from dataflex.config import parse
-
-        train(parse(keys))
-    else:
-        from llamafactory.train.tuner import run_exp
-
-        run_exp(args=dict(keys))
+    Trainer.training_step, Trainer._maybe_log_save_evaluate = training_step, after  # type: ignore[method-assign]
+    inside.watch_batches(batches)
+    settings.train(keys)
     digest = xxhash.xxh3_128()
     for parameter in (p for p in trained[0].parameters() if p.requires_grad):
         digest.update(parameter.detach().float().cpu().numpy().tobytes())

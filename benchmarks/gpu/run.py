@@ -10,26 +10,26 @@ What there was no time for is in the tables as such. Nothing is downloaded.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import apart
-import common
 import invariants
 import less
 import overhead
+import settings
 import shapes
-import turns
+from runner import Command, table
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS = ("less", "overhead", "invariants")
 # In this order, as far as the time goes.
 OVERHEAD = (
@@ -44,22 +44,21 @@ class Setting:
     """runs: rows and tokens of a step of the runs, and steps compared. shape: of their model. scored: models whose gradients
     are measured, and whether with LoRA, in this order. compared: runs of overhead.py."""
 
-    runs: common.Preset
+    runs: settings.Preset
     shape: str
     scored: tuple[tuple[str, bool], ...]
     compared: tuple[str, ...]
-    gpu: bool
     minutes: float
 
 
 SETTINGS = {
     "tiny": Setting(
-        dataclasses.replace(common.PRESETS["tiny"], pairs=14), "tiny", (("tiny", True), ("tiny, untied", False)),
-        (*OVERHEAD[:2], *OVERHEAD[3:4], *OVERHEAD[6:7], *OVERHEAD[-1:]), False, 3.0,
+        dataclasses.replace(settings.PRESETS["tiny"], pairs=14), "tiny", (("tiny", True), ("tiny, untied", False)),
+        (*OVERHEAD[:2], *OVERHEAD[3:4], *OVERHEAD[6:7], *OVERHEAD[-1:]), 3.0,
     ),
     "gpu": Setting(
-        dataclasses.replace(common.PRESETS["gpu"], cutoff=2048, rows=4, pairs=20), "0.5B",
-        (("0.5B", True), ("7B", True), ("0.5B", False), ("1.5B", True), ("1.5B", False), ("7B", False)), OVERHEAD, True, 8.5,
+        dataclasses.replace(settings.PRESETS["gpu"], cutoff=2048, rows=4, pairs=20), "0.5B",
+        (("0.5B", True), ("7B", True), ("0.5B", False), ("1.5B", True), ("1.5B", False), ("7B", False)), OVERHEAD, 8.5,
     ),
 }  # fmt: skip
 
@@ -69,22 +68,18 @@ class Parts:
 
     def __init__(self, setting: Setting, work: Path, threads: int) -> None:
         self.setting, self.work, self.threads = setting, work, threads
-        self.device = "cuda" if setting.gpu else "cpu"
+        self.device = "cuda" if setting.runs.gpu else "cpu"
 
     def ready(self) -> None:
-        if (self.work / "model").is_dir():
-            return
-        apart.call(_make, self.setting, self.work, self.device, log=self.work / "make.log", threads=self.threads)
+        if not (self.work / "model").is_dir():
+            apart.call(_make, self.setting, self.work, self.device, log=self.work / "make.log", threads=self.threads)
 
-    def keys(self, name: str) -> dict[str, Any]:
-        return common.run_keys(self.work, self.setting.runs, name) | {
-            "dataset": ",".join(f"d{i}" for i in range(overhead.DOMAINS)),
-            "bf16": True,
-        }
+    def keys(self, place: Any, which: str) -> dict[str, Any]:
+        return overhead.keys_of_run(self.work, self.setting.runs, place, which) | {"bf16": True}
 
     def less(self, until: float) -> str:
         models: list[Any] = []
-        sizes, scored = less.budget_of(self.setting.gpu), self.setting.scored
+        sizes, scored = less.SIZES[self.device], self.setting.scored
         for place, (shape, lora) in enumerate(scored):
             now = time.time()
             if now > until:
@@ -110,39 +105,29 @@ class Parts:
             if begin + took > until:
                 lines.append([name, *["-"] * 6, "not run: no time left", "-", "-"])
                 continue
-            variant = variants[name]
-            keys = {
-                "max_steps": overhead.SKIPPED + preset.pairs,
-                "per_device_train_batch_size": preset.rows // variant.accumulation,
-                "gradient_accumulation_steps": variant.accumulation,
-            }
-            plain, other = ({**self.keys(f"{place}-{which}"), **keys} for which in ("plain", "other"))
-            if variant.block is not None:
-                other["dataflex"] = variant.block
             # one pair each, begun by the one and the other in turn: another pair would cost another two starts of a run
-            first, second = (plain, other) if place % 2 else (other, plain)
+            orders = [bool(place % 2)]
             try:
-                seen = turns.run_pair(first, second, self.threads, processor_time=False)
-                lines.append(overhead.compare(name, variant, [tuple(seen) if place % 2 else (seen[1], seen[0])]))
+                keys_of = partial(self.keys, place)
+                lines.append(overhead.compare(name, variants[name], keys_of, preset, self.threads, orders))
             except RuntimeError as error:
                 print(error, flush=True)
                 lines.append([name, *["-"] * 6, "failed", "-", "-"])
             shutil.rmtree(self.work / "runs", ignore_errors=True)  # models that the runs saved at their end
             took = time.time() - begin
-            _say(lines[-1:])
+            print(*lines[-1], sep=" | ", flush=True)
         return (
             f"Full training of the {self.setting.shape} shape, a step of {preset.rows} rows of {preset.cutoff} tokens,"
-            f" {preset.pairs} pairs of steps, in turns; columns as in ../README.md.\n\n"
-            + common.table(overhead.HEADER, lines)
+            f" {preset.pairs} pairs of steps, in turns; columns as in ../README.md.\n\n" + table(overhead.HEADER, lines)
         )
 
     def invariants(self, until: float) -> str:
         self.ready()
-        lines = invariants.check(self.keys, self.work, self.threads, until)
+        lines = invariants.check(partial(self.keys, "invariants"), self.work, self.threads, until)
         return (
             f"Runs of {invariants.STEPS} steps of the {self.setting.shape} shape, scored before step {invariants.SCORED},"
             f" saved after {invariants.SAVED} and killed after {invariants.KILLED}; LoRA with dropout.\n\n"
-            + common.table(invariants.HEADER, lines)
+            + table(invariants.HEADER, lines)
         )
 
 
@@ -157,34 +142,23 @@ def _make(setting: Setting, work: Path, device: str) -> None:
     build_domains(work / "demo", rows_per_domain=200, heldout=1)
     texts = list(training_texts(work / "demo"))
     tokenizer = shapes.save(work / "model", shapes.SHAPES[setting.shape], device, texts)
-    steps = max(overhead.SKIPPED + setting.runs.pairs, 24)  # selectors take the rows of 20 steps
-    rows = -(-steps * setting.runs.rows // overhead.DOMAINS)
-    count = rows * (overhead.DOMAINS + 1)
-    common.write_equal_rows(work / "data", tokenizer, texts, overhead.DOMAINS + 1, count, setting.runs.cutoff)
-
-
-def _say(lines: list[list[str]]) -> None:
-    for line in lines:
-        print(*line, sep=" | ", flush=True)
+    overhead.make_data(work, tokenizer, texts, setting.runs, least=24)  # selectors take the rows of 20 steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", choices=SETTINGS, default="gpu", help="sizes and device (gpu)")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (all)")
-    parser.add_argument("--minutes", type=float, help="time for all parts together (8.5; tiny: 3)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each process (2)")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md beside this file")
-    options = parser.parse_args()
-    begin, setting = time.time(), SETTINGS[options.preset]
-    asked = options.only.split(",")
-    if unknown := [name for name in asked if name not in PARTS]:
-        parser.error(f"--only: there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    until, texts = begin + 60 * (options.minutes or setting.minutes), {}
+    command = Command(
+        __file__, __doc__, SETTINGS, "threads", preset="gpu",
+        only={"help": "parts, separated by commas (all)"},
+        minutes={"type": float, "help": "time for all parts together (8.5; tiny: 3)"},
+    )  # fmt: skip
+    given, begin, setting = command.given, time.time(), SETTINGS[command.given.preset]
+    asked, texts = command.several("only", PARTS), dict[str, str]()
+    given.minutes = given.minutes or setting.minutes
+    until = begin + 60 * given.minutes
     work = Path(tempfile.mkdtemp(prefix="dataflex-gpu-"))
     try:
-        common.settle_environment(work, setting.runs, options.threads)
-        parts = Parts(setting, work, options.threads)
+        settings.settle_environment(work, setting.runs, given.threads)
+        parts = Parts(setting, work, given.threads)
         apart.call(_nothing, log=work / "begin.log")  # imports are paid for once
         for place, name in enumerate(asked):
             end = time.time() + (until - time.time()) / (len(asked) - place)
@@ -192,28 +166,16 @@ def main() -> None:
             try:
                 texts[name] = part(end)
             except Exception as error:  # the other parts are worth having all the same
-                texts[name] = f"failed: {type(error).__name__}: {error}"
-                print(texts[name], flush=True)
-        command = (
-            f"python benchmarks/gpu/run.py --preset {options.preset} --minutes {options.minutes or setting.minutes:g}"
-        )
-        where = common.machine(setting.runs, options.threads)
+                print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"\n{(time.time() - begin) / 60:.1f} minutes; {where}, {_versions()}")
+    print(f"\n{(time.time() - begin) / 60:.1f} minutes")
+    note = "".join(f", {name} {version(name)}" for name in ("transformers", "llamafactory", "peft"))
     for name, text in texts.items():
-        print(f"\n## {name}\n\n{text}", flush=True)
-        if options.write and not text.startswith("failed"):
-            title = f"{name.capitalize()} ({options.preset})"
-            common.write_section(title, f"`{command} --only {name}`: {where}, {_versions()}.\n\n{text}", RESULTS)
-    if any(text.startswith("failed") for text in texts.values()):
+        title, gpu = f"{name.capitalize()} ({given.preset})", setting.runs.gpu
+        command.publish(title, text, threads=given.threads, gpu=gpu, note=note, only=name)
+    if len(texts) < len(asked):
         sys.exit(1)
-
-
-def _versions() -> str:
-    from importlib.metadata import version
-
-    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "llamafactory", "peft"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import apart
-import common
+import inside
 import numpy as np
+from measuring import forget_peak, in_use
+from runner import table
 
 BATCH, BATCHES = 64, 256
 SHARES = (0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05)
@@ -103,7 +105,7 @@ def plans(largest: int) -> str:
             if power <= 7 or not kind.endswith("tokens"):
                 lines.append(apart.fresh(plan_of, kind, 10**power))
     header = ("pool", "to start, s", "alone, us", "as read, us", "at epoch 3, us", "ids, MiB", "else, MiB", "objects")
-    return f"The plan: processor time for global batches of {BATCH} rows, and what it allocates.\n\n" + common.table(
+    return f"The plan: processor time for global batches of {BATCH} rows, and what it allocates.\n\n" + table(
         header, lines
     )
 
@@ -146,9 +148,9 @@ def reading_of(file: str, count: int) -> list[str]:
     rows.__getitems__([0])
     line = [f"{count:.0e}".replace("e+0", "e")]
     for name in ("lengths", "trainable_tokens", "fingerprints"):
-        before, begin = common.forget_peak(), time.process_time()
+        before, begin = forget_peak(), time.process_time()
         getattr(rows, name)()
-        line += [f"{time.process_time() - begin:.2f}", f"{(common.in_use('VmHWM') - before) * 1024 / count:.1f}"]
+        line += [f"{time.process_time() - begin:.2f}", f"{(in_use('VmHWM') - before) * 1024 / count:.1f}"]
     rng, begin = np.random.default_rng(0), time.process_time()
     for _ in range(20):
         rows.__getitems__(rng.integers(0, count, size=BATCH).tolist())
@@ -164,7 +166,7 @@ def reading(largest: int) -> str:
     header = ("rows", *(f"{name}, {what}" for name in names for what in ("s", "B/row")), f"{BATCH} rows, ms")
     return (
         "Reading sft rows of 4 to 11 tokens from a memory-mapped table: processor time, peak of resident memory beyond before"
-        f" (pages of the table itself included), and the time to fetch {BATCH} rows.\n\n" + common.table(header, lines)
+        f" (pages of the table itself included), and the time to fetch {BATCH} rows.\n\n" + table(header, lines)
     )
 
 
@@ -175,63 +177,16 @@ def decision_of(block: dict[str, Any], count: int, folder: str) -> list[str]:
     """One decision of a selector as a run takes it, with values of its signals that are there already."""
     import datasets
 
-    from dataflex.config import parse
-    from dataflex.plan.plan import Domains, Plan
-    from dataflex.record.ledger import RunFiles
-    from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.select import SelectTrainer
-
     datasets.disable_progress_bars()
-    keys = {
-        "model_name_or_path": "none",
-        "stage": "sft",
-        "do_train": True,
-        "dataset": "rows",
-        "template": "qwen",
-        "output_dir": folder,
-    }
-
-    class Rows:
-        domains = Domains(("rows",), (count,))
-        raw = None
-
-        def __len__(self) -> int:
-            return count
-
-    class Trainer(SelectTrainer):
-        config = parse({**keys, "dataflex": block}).dataflex  # type: ignore[assignment]
-        global_batch = BATCH
-        target = None
-        _trainable = np.ones(count, dtype=bool)
-        values = np.random.default_rng(1).standard_normal(count)
-
-        def __init__(self) -> None:
-            self.rows, self.plan = Rows(), Plan(Rows.domains, 0)
-            mixed = self.config.mix is not None
-            self.plan.append(0, self.plan.domain_pools() if mixed else self.plan.merged_pool(), [1.0])
-            self.states, self._pending_scalars, self._origin = {"select": self._init_component("select")}, {}, (0, 0)
-            self.run_files = RunFiles(folder, Rows.domains, writes=True)
-            self.run_files.start({})
-            self.state = type("State", (), {"max_steps": 1000, "global_step": 0})
-
-        def signal(self, request: Any, ids: Any = None) -> np.ndarray:
-            return self.values
-
-        def _get_learning_rate(self) -> float:
-            return 1e-4
-
-    assert issubclass(Trainer, DynamicTrainer)
-    trainer = Trainer()
-    before, begin, wall = common.forget_peak(), time.process_time(), time.perf_counter()
-    trainer._select(0)
+    decide, chosen = inside.decision(block, count, BATCH, folder)
+    before, begin, wall = forget_peak(), time.process_time(), time.perf_counter()
+    decide()
     wall, spent = time.perf_counter() - wall, time.process_time() - begin
-    peak = common.in_use("VmHWM") - before
+    peak = in_use("VmHWM") - before
     (file,) = Path(folder).glob("dataflex/selections/*.parquet")
-    size, ids = file.stat().st_size, trainer.plan.stages[-1].pools[0].ids
-    assert ids is not None
-    line = [f"{len(ids):,}", f"{spent:.2f}", f"{wall:.2f}", f"{peak * 1024 / count:.1f}", f"{size / count:.1f}"]
+    per_row = f"{peak * 1024 / count:.1f}", f"{file.stat().st_size / count:.1f}"
     file.unlink()
-    return line
+    return [f"{len(chosen()):,}", f"{spent:.2f}", f"{wall:.2f}", *per_row]
 
 
 def deciding(largest: int) -> str:
@@ -248,6 +203,5 @@ def deciding(largest: int) -> str:
     header = ("select", "rows", "chosen", "processor s", "wall s", "peak, B/row", "file, B/row")
     return (
         "A decision, once the signals are measured: choosing, opening the pool and writing the selection of all rows."
-        " Memory beyond the signals (8 bytes a row each) and the run's own marks (5 bytes).\n\n"
-        + common.table(header, lines)
+        " Memory beyond the signals (8 bytes a row each) and the run's own marks (5 bytes).\n\n" + table(header, lines)
     )

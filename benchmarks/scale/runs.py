@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 import time
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import apart
-import common
+import inside
 import numpy as np
+import settings
 from pools import SHARES
+from runner import table
 
-TINY = common.PRESETS["tiny"]
+TINY = settings.PRESETS["tiny"]
 REPEATS = 3
 # Blocks of resumed runs: a decision before every step, one stage that lasts all the run, and a selection now and then.
 RESUMED = {
@@ -32,84 +33,32 @@ SCORED = {
 WARMUP = 2  # optimizer steps before scoring, so that Adam has moments
 
 
-class _Done(Exception):
-    """Ends a run once everything is measured."""
-
-
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
 def train_through(keys: dict[str, Any]) -> list[tuple[int, float, float, int]]:
     """Train; of each save, (step, seconds of processor time of all of it, those of what is ours, bytes of its ledger)."""
-    from dataflex.trainer.core import DynamicTrainer
+    clock, found = inside.Seconds(time.process_time), []
 
-    from dataflex.base.commands.train import train
-    from dataflex.config import parse
-    from dataflex.trainer import checkpoints
+    def saved(trainer: Any, ledger: int) -> None:
+        found.append((trainer.state.global_step, clock.spent["all"][-1], clock.spent["ours"][-1], ledger))
 
-    spent: list[float] = []
-    found = []
-    write, save = checkpoints.write_snapshot, DynamicTrainer._save_checkpoint
-
-    def timed_write(*args: Any) -> None:
-        begin = time.process_time()
-        write(*args)
-        spent.append(time.process_time() - begin)
-
-    def timed_save(trainer: Any, *args: Any) -> None:
-        begin = time.process_time()
-        save(trainer, *args)
-        seconds = time.process_time() - begin
-        found.append((trainer.state.global_step, seconds, spent[-1], len(trainer.run_files.ledger_text)))
-
-    checkpoints.write_snapshot, DynamicTrainer._save_checkpoint = timed_write, timed_save  # type: ignore[method-assign]
-    train(parse(keys))
+    inside.watch_saves(clock.timed, saved)
+    settings.train(keys)
     return found
 
 
 def resume(keys: dict[str, Any]) -> dict[str, float]:
     """Milliseconds of processor time from a resumed run's start to its first batch, and of what is ours in them."""
-    from dataflex.trainer.core import DynamicTrainer
-
-    from dataflex.base.commands.train import train
-    from dataflex.config import parse
-    from dataflex.record import snapshot as state
-    from dataflex.trainer import checkpoints
-
-    spent: dict[str, float] = {}
-
-    def timed(name: str, stock: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            begin = time.process_time()
-            try:
-                return stock(*args, **kwargs)
-            finally:
-                spent[name] = spent.get(name, 0.0) + 1000 * (time.process_time() - begin)
-
-        return wrapped
-
-    batch = timed("first batch", DynamicTrainer.get_batch_samples)
-
-    def first_batch(*args: Any) -> Any:
-        batch(*args)
-        raise _Done
-
-    state.read_snapshot = timed("reading", state.read_snapshot)
-    checkpoints.read_snapshot = timed("reading", checkpoints.read_snapshot)
-    DynamicTrainer._restore = timed("restoring", DynamicTrainer._restore)  # type: ignore[method-assign]
-    DynamicTrainer.get_batch_samples = first_batch  # type: ignore[method-assign]
-    begin = time.process_time()
-    try:
-        train(parse(keys))
-    except _Done:
-        spent["in all"] = 1000 * (time.process_time() - begin)
-    return spent
+    clock = inside.Seconds(time.process_time)
+    inside.resume_to_first_batch(keys, clock.timed)
+    return {name: 1000 * sum(values) for name, values in clock.spent.items()}
 
 
 def _runs(work: Path, steps: Sequence[int], batch: int) -> tuple[list[list[str]], list[list[str]]]:
     resumed, saved = [], []
     for name, block in RESUMED.items():
-        keys = common.run_keys(work, TINY, name.split(",")[0].replace(" ", "-")) | {
+        keys = settings.run_keys(work, TINY, name.split(",")[0].replace(" ", "-")) | {
             "dataset": "d0,d1,d2",
             "per_device_train_batch_size": batch,
             "max_steps": max(steps) + 10,
@@ -198,7 +147,9 @@ def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
     batch = 16
     with tempfile.TemporaryDirectory(prefix="dataflex-scale-") as folder:
         work = Path(folder)
-        _prepare(work, TINY, rows=3000, tokens=16)
+        settings.settle_environment(work, TINY, 1)
+        _, texts, tokenizer = settings.demonstration(work, TINY, heldout=20)
+        settings.write_equal_rows(work / "data", tokenizer, texts, 3, rows=3000, tokens=16)
         resumed, saved = _runs(work, steps, batch)
     stages = apart.fresh(stage_cost, [10**power for power in range(2, 7)])
     costs = apart.fresh(ledger_cost, ledgers)
@@ -206,14 +157,14 @@ def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
     return (
         f"Resuming real runs of a tiny model, {batch} rows a step, medians of {REPEATS}, processor time. *Reading* is what"
         " happens twice, to check and to restore, in all; *restoring* holds one of them; the *first batch* holds a decision"
-        f" where one is due.\n\n{common.table(names, resumed)}\n\nThe first global batch of 64 rows, so many positions into a"
+        f" where one is due.\n\n{table(names, resumed)}\n\nThe first global batch of 64 rows, so many positions into a"
         " stage of 7 domains:\n\n"
-        + common.table(("positions", "resumed, ms", "followed from the beginning, ms"), stages)
+        + table(("positions", "resumed, ms", "followed from the beginning, ms"), stages)
         + "\n\nSaving in these runs:\n\n"
-        + common.table(("run", "steps done", "a checkpoint, ms", "ours of it, ms", "its ledger, KiB"), saved)
+        + table(("run", "steps done", "a checkpoint, ms", "ours of it, ms", "its ledger, KiB"), saved)
         + "\n\nA ledger of so many decisions over 7 domains, without a run around it. Every checkpoint holds the whole"
         " text, so what it takes to save and to check one grows with the decisions taken:\n\n"
-        + common.table(("decisions", "each, us", "ledger, MiB", "stages held", "writing, ms", "reading, ms"), costs)
+        + table(("decisions", "each, us", "ledger, MiB", "stages held", "writing, ms", "reading, ms"), costs)
     )
 
 
@@ -222,52 +173,37 @@ def resuming(steps: Sequence[int], ledgers: Sequence[int]) -> str:
 
 def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float, float]]]:
     """(rows, tokens, [(wall seconds, processor seconds) of a pass]) of the pass that the run's selector asks for."""
+    return inside.during_run(keys, lambda trainer: passes_of(trainer, count), after=WARMUP)
+
+
+def passes_of(trainer: Any, count: int) -> tuple[int, int, list[tuple[float, float]]]:
     import torch.distributed as dist
-    from dataflex.trainer.select import SelectTrainer
 
-    from dataflex.base.commands.train import train
     from dataflex.components.requests import as_requests
-    from dataflex.config import parse
 
-    found: list[Any] = []
-    stock = SelectTrainer._select
-
-    def decision(trainer: Any, step: int) -> None:
-        if step < WARMUP:
-            return stock(trainer, step)
-        chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
-        needs = trainer.config.select.component.needs
-        (request,) = [r for r in as_requests(needs) if r.per == "row"]
-        passes = []
-        for turn in range(REPEATS + 1):
-            trainer.signals.forget()
-            if dist.is_initialized():
-                dist.barrier()
-            wall, spent = time.perf_counter(), time.process_time()
-            trainer.signals.measure(request, chosen)
-            if turn:  # the first one sets up thread and memory pools
-                passes.append((time.perf_counter() - wall, time.process_time() - spent))
-        found.append((count, int(trainer.signals.context.lengths[chosen].sum()), passes))
-        raise _Done
-
-    SelectTrainer._select = decision  # type: ignore[method-assign]
-    with contextlib.suppress(_Done):
-        train(parse(keys))
-    return found[0]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
+    (request,) = [r for r in as_requests(trainer.config.select.component.needs) if r.per == "row"]
+    passes = []
+    for turn in range(REPEATS + 1):
+        if dist.is_initialized():
+            dist.barrier()
+        wall, spent = time.perf_counter(), time.process_time()
+        inside.measured(trainer, request, chosen, afresh=True)
+        if turn:  # the first one sets up thread and memory pools
+            passes.append((time.perf_counter() - wall, time.process_time() - spent))
+    return count, int(trainer.rows.lengths()[chosen].sum()), passes
 
 
-def scoring(preset: common.Preset, count: int) -> str:
-    from dataflex.demo.data import DOMAINS
-
+def scoring(preset: settings.Preset, count: int) -> str:
     lines = []
     with tempfile.TemporaryDirectory(prefix="dataflex-scale-") as folder:
         work = Path(folder)
-        sizes = _prepare(work, preset, rows=0, tokens=0)
-        names = [name for name in DOMAINS if name in sizes]
+        settings.settle_environment(work, preset, 1)
+        names, _, _ = settings.demonstration(work, preset, heldout=20)
         for name, select in SCORED.items():
             seen = {}
             for ranks in (1, 2):
-                keys = common.run_keys(work, preset, f"{name.replace(', ', '-')}-{ranks}") | {
+                keys = settings.run_keys(work, preset, f"{name.replace(', ', '-')}-{ranks}") | {
                     "dataset_dir": str(work / "demo"),
                     "dataset": ",".join(names),
                     "eval_dataset": f"{names[0]}_heldout",
@@ -283,30 +219,12 @@ def scoring(preset: common.Preset, count: int) -> str:
             wall = float(np.median([w for w, _ in one])), float(np.median([w for w, _ in two[0][2]]))
             # of two ranks, the one that has more to do
             spent = float(np.median([p for _, p in one])), max(float(np.median([p for _, p in r[2]])) for r in two)
-            rates = [
-                f"{rows / spent[0]:.1f}",
-                f"{rows / spent[1]:.1f}",
-                f"{tokens / spent[0]:.0f}",
-                f"{tokens / spent[1]:.0f}",
-            ]
+            rates = [f"{rows / s:.1f}" for s in spent] + [f"{tokens / s:.0f}" for s in spent]
             lines.append([name, *rates, f"{spent[0] / spent[1]:.2f}", f"{wall[0] / wall[1]:.2f}"])
     header = ("signal", "rows/s, 1 rank", "2 ranks", "tokens/s, 1 rank", "2 ranks", "times as fast", "by wall time")
     return (
         f"A scoring pass over {count} rows of at most 256 tokens inside a real run, one thread per rank (gloo), medians of"
         f" {REPEATS} passes. A pass of gradients holds those over its target of 20 rows. Rates are by processor time, of two"
         " ranks that of the busier one: what a core for each would give. *By wall time* is what came of it beside other work.\n\n"
-        + common.table(header, lines)
+        + table(header, lines)
     )
-
-
-def _prepare(work: Path, preset: common.Preset, rows: int, tokens: int) -> dict[str, int]:
-    """Model and data of a preset below `work`: the demonstration's, and `rows` equal rows in three data sets."""
-    common.settle_environment(work, preset, 1)
-    from dataflex.demo.data import build_domains, training_texts
-
-    sizes = build_domains(work / "demo", rows_per_domain=200, heldout=20)
-    texts = list(training_texts(work / "demo"))
-    tokenizer = common.make_model(work / "model", preset, texts)
-    if rows:
-        common.write_equal_rows(work / "data", tokenizer, texts, 3, rows, tokens)
-    return sizes

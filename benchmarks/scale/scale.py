@@ -8,18 +8,17 @@ python benchmarks/scale/scale.py --write            # and put the tables into RE
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import common
 import pools
 import runs
+import settings
+from runner import Command
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 # Powers of ten of rows; steps at which runs are resumed, and stages of a ledger; rows scored.
 PRESETS = {
     "tiny": (5, (5, 10), (10, 100), 40),
@@ -28,30 +27,19 @@ PRESETS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="sizes (cpu)")
-    parser.add_argument("--only", default="plan,rows,decisions,resume,scoring", help="parts, separated by commas (all)")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md beside this file")
-    options = parser.parse_args()
-    largest, steps, ledgers, rows = PRESETS[options.preset]
-    model = common.PRESETS[options.preset]
+    command = Command(__file__, __doc__, PRESETS, only={"help": "parts, separated by commas (all)"})
+    preset = command.given.preset
+    largest, steps, ledgers, rows = PRESETS[preset]
     parts: dict[str, Callable[[], str]] = {
         "plan": lambda: pools.plans(largest),
         "rows": lambda: pools.reading(largest),
         "decisions": lambda: pools.deciding(largest),
         "resume": lambda: runs.resuming(steps, ledgers),
-        "scoring": lambda: runs.scoring(model, rows),
+        "scoring": lambda: runs.scoring(settings.PRESETS[preset], rows),
     }
-    asked = options.only.split(",")
-    if unknown := [name for name in asked if name not in parts]:
-        parser.error(f"--only: there is no part {unknown[0]!r}; choose from {', '.join(parts)}")
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in asked:
-        command = f"python benchmarks/scale/scale.py --preset {options.preset} --only {name}"
-        text = f"`{command}`: {common.machine(model, 1)}.\n\n{parts[name]()}"
-        print(f"\n{text}", flush=True)
-        if options.write:
-            common.write_section(f"{name.capitalize()} ({options.preset})", text, RESULTS)
+    for name in command.several("only", parts):
+        command.publish(f"{name.capitalize()} ({preset})", parts[name](), threads=1, only=name)
 
 
 if __name__ == "__main__":

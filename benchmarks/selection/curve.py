@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -10,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import common
+import grid
+import inside
 import numpy as np
-from questions import evaluate, options_of, prompt_of
+import settings
+from grid import Job
+from measuring import now
+from questions import about, evaluate, options_of, prompt_of
 
 POOL = (
     "dolly_3k", "alpaca", "gsm8k_train", "code_alpaca", "squad_xquad_en", "boolq",
@@ -26,18 +29,14 @@ TASKS = {
     "mmlu_dev_val": ("mmlu_dev_val.heldout", "mmlu_test.heldout"),
 }
 QUESTIONS = "questions"
-_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 
-def run(job: dict[str, Any], data: Path, result: Path) -> None:
+def run(job: Job, data: Path, result: Path) -> None:
     """One training run in a process of its own, which ends with its parent; what it saw is written to `result`, last of all."""
-    scratch, preset = common.begin_run(job, result)
-    from dataflex.base.commands.train import train
-    from dataflex.config import parse
-
+    scratch, preset = grid.begin_run(job, result)
     model, tokenizer = _model(job, data, scratch)
     asked = write_rows(scratch / "data", data, tokenizer, job)
-    keys = common.run_keys(scratch, preset, "run") | {
+    keys = settings.run_keys(scratch, preset, "run") | {
         "model_name_or_path": model,
         "template": job["template"],
         "dataset": ",".join(POOL),
@@ -53,11 +52,11 @@ def run(job: dict[str, Any], data: Path, result: Path) -> None:
         keys["dataflex"] = {"select": {**job["select"], "target_dataset": [f"{t}_target" for t in TASKS]}}
     watch = _Watch(job, asked)
     watch.attach()
-    train(parse(keys))
-    common.end_run({"job": job, **watch.seen()}, result)
+    settings.train(keys)
+    grid.end_run({"job": job, **watch.seen()}, result)
 
 
-def _model(job: dict[str, Any], data: Path, scratch: Path) -> tuple[str, Any]:
+def _model(job: Job, data: Path, scratch: Path) -> tuple[str, Any]:
     """Name or folder of the model, and its tokenizer. One from scratch has the weights of the seed, and a tokenizer that all
     seeds share."""
     if isinstance(job["model"], str):
@@ -76,9 +75,9 @@ class _Watch:
     marks: [step, seconds of training and selecting so far] at every evaluation and on both sides of every selection.
     """
 
-    def __init__(self, job: dict[str, Any], asked: list[dict[str, Any]]) -> None:
+    def __init__(self, job: Job, asked: list[dict[str, Any]]) -> None:
         self.job, self.asked = job, asked
-        self.begin = self.apart = np.zeros(2)
+        self.begin = self.apart = self.selecting = np.zeros(2)
         self.scoring = np.zeros(2)
         self.points: list[dict[str, Any]] = []
         self.marks: list[tuple[int, list[float]]] = []
@@ -89,8 +88,7 @@ class _Watch:
     def seen(self) -> dict[str, Any]:
         return {
             "parameters": self.parameters,
-            "asked": {task: sum(q["task"] == task for q in self.asked) for task in TASKS},
-            "chance": float(np.mean([1 / q["options"] for q in self.asked])),
+            **about(self.asked, TASKS),
             "points": self.points,
             "marks": self.marks,
             "scoring": self.scoring.tolist(),
@@ -102,9 +100,7 @@ class _Watch:
         """Put the watch into the Trainer, the same way with and without a block."""
         from transformers import Trainer, TrainerCallback
 
-        from dataflex.trainer.select import SelectTrainer
-
-        watch, train, select = self, Trainer.train, SelectTrainer._select
+        watch, train = self, Trainer.train
 
         class Callback(TrainerCallback):
             def __init__(self, trainer: Any) -> None:
@@ -114,7 +110,7 @@ class _Watch:
                 watch.parameters = sum(p.numel() for p in self.trainer.model.parameters())
                 watch.rows = list(self.trainer.eval_dataset)
                 assert max(len(row["input_ids"]) for row in watch.rows) < watch.job["cutoff"]
-                watch.begin = watch.now()
+                watch.begin = _now()
                 watch.evaluate(self.trainer, 0)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -125,47 +121,44 @@ class _Watch:
             trainer.add_callback(Callback(trainer))
             return train(trainer, *args, **kwargs)
 
-        def watched_select(trainer: Any, step: int) -> None:
-            if not trainer.config.select.schedule.due(step):
-                return select(trainer, step)
-            watch.mark(step)
-            begin = watch.now()
-            select(trainer, step)
-            watch.scoring = watch.scoring + watch.now() - begin
-            watch.mark(step)
-            domains = trainer.rows.domains
-            found = np.bincount(domains.of(trainer.plan.stages[-1].pools[0].ids), minlength=len(domains.names))
-            taken = {"step": step, "rows": dict(zip(domains.names, found.tolist(), strict=True))}
-            scalars = trainer._pending_scalars.items()
-            watch.taken.append(taken | {name: value for name, value in scalars if name.startswith("dataflex/reward/")})
-
         Trainer.train = watched_train  # type: ignore[method-assign]
-        SelectTrainer._select = watched_select  # type: ignore[method-assign]
+        inside.watch_selections(self.before_selection, self.after_selection)
 
-    def now(self) -> np.ndarray:
-        import torch
+    def before_selection(self, step: int) -> None:
+        self.mark(step)
+        self.selecting = _now()
 
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return np.array([time.perf_counter(), time.process_time()])
+    def after_selection(self, step: int, rows: dict[str, int], scalars: dict[str, float]) -> None:
+        self.scoring = self.scoring + _now() - self.selecting
+        self.mark(step)
+        rewards = {name: value for name, value in scalars.items() if name.startswith("dataflex/reward/")}
+        self.taken.append({"step": step, "rows": rows, **rewards})
 
     def mark(self, step: int) -> None:
-        self.marks.append((step, (self.now() - self.begin - self.apart).tolist()))
+        self.marks.append((step, (_now() - self.begin - self.apart).tolist()))
 
     def evaluate(self, trainer: Any, step: int) -> None:
         self.mark(step)
-        begin = self.now()
+        begin = _now()
         found = evaluate(trainer.model, self.rows, self.asked, tokens=32768 if self.job["gpu"] else 4096)
         self.points.append({"step": step, **found})
-        self.apart = self.apart + self.now() - begin
+        self.apart = self.apart + _now() - begin
+
+
+def _now() -> np.ndarray:
+    return np.array([now(), time.process_time()])
 
 
 def texts_of(data: Path, rows: int) -> list[str]:
     """The first rows of every data set of the pool, for a tokenizer: the same for every seed."""
-    return [f"{prompt_of(row)} {row['output']}" for name in POOL for row in _read(data, name)[:rows]]
+    return [
+        f"{prompt_of(row)} {row['output']}"
+        for name in POOL
+        for row in settings.read_rows(data / f"{name}.jsonl")[:rows]
+    ]
 
 
-def write_rows(folder: Path, data: Path, tokenizer: Any, job: dict[str, Any]) -> list[dict[str, Any]]:
+def write_rows(folder: Path, data: Path, tokenizer: Any, job: Job) -> list[dict[str, Any]]:
     """A dataset_dir: `rows` rows of each data set of POOL, `<task>_target` with `target_rows` rows, and QUESTIONS, with a row
     for every option of every question, of which there are at most `questions` per task. Gives the questions in their order:
     task, number of options, which is right. job: these numbers, and the run's seed, template and cutoff.
@@ -179,7 +172,7 @@ def write_rows(folder: Path, data: Path, tokenizer: Any, job: dict[str, Any]) ->
 
     def take(file: str, count: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        lines = _read(data, file)
+        lines = settings.read_rows(data / f"{file}.jsonl")
         for row in rng.sample(lines, len(lines)):
             key = " ".join(prompt_of(row).lower().split())
             options = options_of(row)
@@ -196,20 +189,16 @@ def write_rows(folder: Path, data: Path, tokenizer: Any, job: dict[str, Any]) ->
             parts[QUESTIONS] += [{**row, "output": option} for option in options]
             asked.append({"task": task, "options": len(options), "right": options.index(row["output"])})
     for name in POOL:
-        fresh = [row for row in _read(data, name) if " ".join(prompt_of(row).lower().split()) not in seen]
+        fresh = [
+            row
+            for row in settings.read_rows(data / f"{name}.jsonl")
+            if " ".join(prompt_of(row).lower().split()) not in seen
+        ]
         parts[name] = rng.sample(fresh, min(job["rows"], len(fresh)))
-    folder.mkdir(parents=True)
-    for name, chosen in parts.items():
-        lines = [json.dumps({column: row[column] for column in _COLUMNS.values()}) for row in chosen]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    info = {name: {"file_name": f"{name}.jsonl", "columns": _COLUMNS} for name in parts}
-    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    columns = settings.SFT.values()
+    sets = {name: [{column: row[column] for column in columns} for row in rows] for name, rows in parts.items()}
+    settings.write_sets(folder, sets, settings.SFT)
     return asked
-
-
-def _read(data: Path, name: str) -> list[dict[str, Any]]:
-    with (data / f"{name}.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _renderer(tokenizer: Any, name: str) -> Any:

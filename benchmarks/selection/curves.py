@@ -17,21 +17,21 @@ Each finished run is a file in --work: the same command goes on where it was sto
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import common
 import curve
+import grid
 import numpy as np
-from common import spread
+import settings
+from grid import Grid, Job, Result
+from measuring import spread
+from runner import Command, table
 
 STATIC, LONGER = "static", "static, longer"
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -54,42 +54,38 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "tsds 1.1.0": {"name": "tsds", "sigma": 0.75, "alpha": 0.6, "C": 5.0},  # its fixed scale
     "rds": {"name": "rds"},
 }  # fmt: skip
-_SMALL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 344, "vocab_size": 2048}
 # rows: of each data set of the pool. target_rows, questions: of each task.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "model": common.PRESETS["tiny"].model, "cutoff": 192, "batch": 4, "learning_rate": 2e-3,
+        "model": settings.PRESETS["tiny"].model, "cutoff": 192, "batch": 4, "learning_rate": 2e-3,
         "rows": 14, "target_rows": 4, "questions": 6, "steps": 24, "greats_interval": 1,
     },
     "cpu": {
-        "model": _SMALL, "cutoff": 256, "batch": 8, "learning_rate": 2e-3,
+        "model": settings.SMALL, "cutoff": 256, "batch": 8, "learning_rate": 2e-3,
         "rows": 100, "target_rows": 16, "questions": 40, "steps": 120, "greats_interval": 4,
     },
     "gpu": {
-        "model": common.PRESETS["gpu"].model, "cutoff": 512, "batch": 16, "learning_rate": 2e-4,
+        "model": settings.PRESETS["gpu"].model, "cutoff": 512, "batch": 16, "learning_rate": 2e-4,
         "rows": 600, "target_rows": 30, "questions": 150, "steps": 480, "greats_interval": 1,
     },
 }  # fmt: skip
 _PARTS = 24  # steps are a multiple of it: warm-up 3, three selections of 7 each, an evaluation every 3
 PRETRAINED_RATE = 1e-5
+OPTIONS = ("template", "rows", "target_rows", "questions", "steps", "learning_rate")
 
 
-def job_of(method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Everything that decides what a run does."""
-    job = dict(PRESETS[given.preset], method=method, seed=seed, gpu=given.preset == "gpu", template="default")
+def job_of(runs: Grid, method: str, seed: int) -> Job:
+    given, preset = runs.given, dict(PRESETS[runs.given.preset], template="default")
+    greats = preset.pop("greats_interval")
     if given.model is not None:
-        job |= {"model": given.model, "learning_rate": PRETRAINED_RATE, "template": "qwen"}
-    for name in ("template", "rows", "target_rows", "questions", "steps", "learning_rate"):
-        if getattr(given, name) is not None:
-            job[name] = getattr(given, name)
-    part = job["steps"] // _PARTS
-    select = METHODS[method]
+        preset |= {"learning_rate": PRETRAINED_RATE, "template": "qwen"}
+    job = runs.settings(preset, method, seed, "model", *OPTIONS)
+    part, select = job["steps"] // _PARTS, METHODS[method]
     if select is not None:
-        interval = job["greats_interval"] if method == "greats" else 7 * part
+        interval = greats if method == "greats" else 7 * part
         job["select"] = {**select, "warmup": 3 * part, "interval": interval}
         job["parameters"] = _parameters(select)
-    del job["greats_interval"]
-    return job | {"every": 3 * part, "threads": 8 if job["gpu"] else 1}
+    return job | {"every": 3 * part}
 
 
 def _parameters(select: dict[str, Any]) -> Any:
@@ -100,17 +96,7 @@ def _parameters(select: dict[str, Any]) -> Any:
     return json.loads(json.dumps(asdict(resolve("select", select["name"], "name")(**own))))
 
 
-def start(job: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
-    """The result of the run, made now unless it is there; None if it failed."""
-
-    def ended(result: dict[str, Any]) -> str:
-        last = result["points"][-1]
-        return f"loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}"
-
-    return common.result_of(job, given, curve.run, ended)
-
-
-def longer(job: dict[str, Any], found: Sequence[dict[str, Any]], clock: int) -> dict[str, Any] | None:
+def longer(job: Job, found: Sequence[Result], clock: int) -> Job | None:
     """The static run of a seed with as many steps as fit into the mean time of the selectors' runs."""
     times = [f["marks"][-1][1][clock] for f in found if f["job"]["method"] != STATIC]
     own = [f for f in found if f["job"] == job]
@@ -121,7 +107,7 @@ def longer(job: dict[str, Any], found: Sequence[dict[str, Any]], clock: int) -> 
     return {**job, "method": LONGER, "steps": max(steps, job["every"])}
 
 
-def at(result: dict[str, Any], seconds: float, clock: int) -> dict[str, float] | None:
+def at(result: Result, seconds: float, clock: int) -> dict[str, float] | None:
     """Step, loss and accuracy of a run when it had trained and selected for so many seconds, between two evaluations on a
     line by steps; None before its first evaluation. A run that ended earlier stays at its end."""
     step = float(np.interp(seconds, [m[1][clock] for m in result["marks"]], [m[0] for m in result["marks"]]))
@@ -135,16 +121,11 @@ def at(result: dict[str, Any], seconds: float, clock: int) -> dict[str, float] |
     }
 
 
-def report(found: Sequence[dict[str, Any]], clock: int) -> str:
-    by: dict[str, dict[int, dict[str, Any]]] = {}
-    for f in found:
-        by.setdefault(f["job"]["method"], {})[f["job"]["seed"]] = f
+def report(found: Sequence[Result], clock: int) -> str:
+    by = grid.by_method(found, (*METHODS, LONGER))
     static = by.get(STATIC, {})
     lines, curves = [], []
-    for method in (*METHODS, LONGER):
-        runs = by.get(method, {})
-        if not runs:
-            continue
+    for method, runs in by.items():
         last = [r["points"][-1] for r in runs.values()]
         chosen = [t["rows"] for r in runs.values() for t in r["taken"]]
         aimed = sum(rows[task] for rows in chosen for task in curve.TASKS)
@@ -163,33 +144,25 @@ def report(found: Sequence[dict[str, Any]], clock: int) -> str:
         ])  # fmt: skip
         losses = [[p["loss"] for p in r["points"]] for r in runs.values()]
         quarters = [[own[round(i * (len(own) - 1) / 4)] for i in (1, 2, 3, 4)] for own in losses]
-        shared = [r["points"][-1]["loss"] - static[s]["points"][-1]["loss"] for s, r in runs.items() if s in static]
-        difference = spread(shared, "+") if shared and method != STATIC else "-"
+        difference = grid.over(runs, static, lambda run: run["points"][-1]["loss"])
         curves.append([method, *(f"{value:.3f}" for value in np.mean(quarters, axis=0)), difference])
     header = (
-        "method",
-        "loss",
-        "accuracy",
-        "aimed at",
-        "selecting s",
-        "in all s",
-        "steps then",
-        "loss then",
-        "accuracy then",
-    )
-    return f"{_setting(found)}\n\n{common.table(header, lines)}\n\nLoss after so much of the steps:\n\n" + common.table(
-        ("method", "25 %", "50 %", "75 %", "100 %", "minus static"), curves
-    )
+        "method", "loss", "accuracy", "aimed at", "selecting s", "in all s", "steps then", "loss then", "accuracy then",
+    )  # fmt: skip
+    return (
+        f"{_setting(found)}\n\n{table(header, lines)}\n\nLoss after so much of the steps:\n\n"
+        + table(("method", "25 %", "50 %", "75 %", "100 %", "minus static"), curves)
+    )  # fmt: skip
 
 
-def _setting(found: Sequence[dict[str, Any]]) -> str:
+def _setting(found: Sequence[Result]) -> str:
     """What the runs have in common, and where they start from."""
     first = next((f for f in found if f["job"]["method"] != LONGER), found[0])
-    job, seeds = first["job"], sorted({f["job"]["seed"] for f in found})
+    job, seeds = first["job"], grid.seeds_of(found)
     asked, part = sum(first["asked"].values()), job["steps"] // _PARTS
     untrained = {f["job"]["seed"]: f["points"][0] for f in found}.values()
     chance = first["chance"]
-    error = np.sqrt(chance * (1 - chance) / asked / len(seeds))
+    error = np.sqrt(chance * (1 - chance) / asked / len(untrained))
     greats = [f["job"]["select"]["interval"] for f in found if f["job"]["method"] == "greats"]
     longer_steps = sorted(f["job"]["steps"] for f in found if f["job"]["method"] == LONGER)
     return (
@@ -199,7 +172,7 @@ def _setting(found: Sequence[dict[str, Any]]) -> str:
         f" {len(curve.POOL)} sets ({', '.join(curve.POOL)}), {job['target_rows']} target rows of each of"
         f" {', '.join(curve.TASKS)}; selections at steps {', '.join(str((3 + 7 * i) * part) for i in range(3))}, the rows for"
         f" {7 * part} steps each{f' (greats: every {greats[0]} steps)' if greats else ''}. {asked} questions that no run"
-        f" is shown and no selector aims at. Seeds {', '.join(map(str, seeds))}; mean and standard deviation over seeds.\n\n"
+        f" is shown and no selector aims at. Seeds {seeds}; mean and standard deviation over seeds.\n\n"
         f"Untrained: loss {spread([u['loss'] for u in untrained])}, accuracy {spread([u['accuracy'] for u in untrained])}."
         f" Chance: {chance:.3f}, with a standard error of {error:.3f} over so many questions; a model that"
         f" only knows how answers are written has a loss of {spread([u['guessing'] for u in untrained])}."
@@ -212,64 +185,33 @@ def _setting(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, required=True, help="a dataset_dir with the sets and their heldout files")
-    parser.add_argument("--work", type=Path, required=True, help="where results are kept, one file per run")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="size of everything (cpu)")
-    parser.add_argument("--model", help="a pretrained model, name or folder, instead of one from scratch")
-    parser.add_argument("--template", help="how rows are rendered (default, which is short; with --model: qwen)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas (all)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per method (3)")
-    parser.add_argument("--rows", type=int, help="rows of each data set of the pool")
-    parser.add_argument("--target-rows", type=int, help="target rows of each task")
-    parser.add_argument("--questions", type=int, help="questions of each task, at most")
-    parser.add_argument("--steps", type=int, help=f"optimizer steps, a multiple of {_PARTS}")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--processes", type=int, help="runs at a time (2; gpu: 1)")
-    parser.add_argument(
-        "--processor-time", action="store_true", help="count processor time, where others use the machine"
-    )
-    parser.add_argument("--report", action="store_true", help="start nothing, show what there is")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    methods, processes = given.methods.split(","), given.processes or (1 if given.preset == "gpu" else 2)
-    for method in methods:
-        if method not in METHODS:
-            parser.error(f"--methods: {method!r} is none of {', '.join(METHODS)}")
-    jobs = [job_of(method, seed, given) for seed in range(given.seeds) for method in methods]
+    command = Command(
+        __file__, __doc__, PRESETS, *grid.OPTIONS, "model", "processor_time",
+        template={"help": "how rows are rendered (default, which is short; with --model: qwen)"},
+        methods={"help": "which, with commas (all)"},
+        rows={"type": int, "help": "rows of each data set of the pool"},
+        target_rows={"type": int, "help": "target rows of each task"},
+        questions={"type": int, "help": "questions of each task, at most"},
+        steps={"type": int, "help": f"optimizer steps, a multiple of {_PARTS}"},
+        learning_rate={"type": float},
+    )  # fmt: skip
+    given, methods = command.given, command.several("methods", METHODS)
+    runs, clock = Grid(command, curve.run, _ended), int(given.processor_time)
+    jobs = runs.jobs(methods, lambda method, seed: job_of(runs, method, seed))
     if jobs[0]["steps"] % _PARTS:
-        parser.error(f"--steps must be a multiple of {_PARTS}")
-    os.environ.update(OMP_NUM_THREADS=str(jobs[0]["threads"]), OPENBLAS_NUM_THREADS=str(jobs[0]["threads"]))
-    clock = int(given.processor_time)
-    with ThreadPoolExecutor(processes) as pool:
-        found = [f for f in pool.map(lambda job: start(job, given), jobs) if f is not None]
-        more = [job for job in (longer(j, found, clock) for j in jobs if j["method"] == STATIC) if job is not None]
-        found += [f for f in pool.map(lambda job: start(job, given), more) if f is not None]
-    missing = len(jobs) + len(more) - len(found)
-    if found:
-        preset = common.PRESETS[given.preset]
-        text = f"`{_command(given)}`: {common.machine(preset, jobs[0]['threads'])}; {processes} runs at a time"
-        text += f", {missing} of {len(jobs) + len(more)} runs missing" if missing else ""
-        text += f"; seconds are {'processor time' if clock else 'by the clock'}.\n\n{report(found, clock)}"
-        print(f"\n{text}")
-        if given.write:
-            some = "" if given.methods == ",".join(METHODS) else f": {', '.join(methods)}"
-            common.write_section(f"Curves ({given.preset}){some}", text, Path(__file__).with_name("RESULTS.md"))
-    else:
-        print(f"no run has finished in {given.work}")
-    if missing and not given.report:
-        sys.exit(1)
+        command.parser.error(f"--steps must be a multiple of {_PARTS}")
+    found = runs.run(jobs)
+    more = [job for job in (longer(j, found, clock) for j in jobs if j["method"] == STATIC) if job is not None]
+    found += runs.run(more)
+    some = f": {', '.join(methods)}" if given.methods else ""
+    note = f"; seconds are {'processor time' if clock else 'by the clock'}"
+    title = f"Curves ({given.preset}){some}"
+    runs.publish(title, lambda found: report(found, clock), found, len(jobs) + len(more), note)
 
 
-def _command(given: argparse.Namespace) -> str:
-    """The command line without what has no part in the result."""
-    out = f"python benchmarks/selection/curves.py --data DIR --work DIR2 --preset {given.preset} --seeds {given.seeds}"
-    for name in ("model", "template", "rows", "target_rows", "questions", "steps", "learning_rate"):
-        value = getattr(given, name)
-        out += f" --{name.replace('_', '-')} {value}" if value is not None else ""
-    out += f' --methods "{given.methods}"' if given.methods != ",".join(METHODS) else ""
-    return out + " --processor-time" * given.processor_time
+def _ended(result: Result) -> str:
+    last = result["points"][-1]
+    return f"loss {last['loss']:.3f}, accuracy {last['accuracy']:.3f}"
 
 
 if __name__ == "__main__":

@@ -13,21 +13,25 @@ Needs faiss (pip install faiss-cpu) for the implementation that is compared with
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import common
 import numpy as np
+from runner import Command, table
 
 WIDTH, COMPONENTS = 384, 100
 PARAMETERS: dict[str, Any] = {"max_K": 5000, "kde_K": 1000, "sigma": 0.75, "alpha": 0.6, "C": 5.0}
-ROWS, TARGETS = (5_000, 20_000, 100_000), (50, 200, 1000)
+# Rows and targets of each point.
+SIZES = {
+    "tiny": [(1000, 20), (2000, 50)],
+    "cpu": [(rows, targets) for rows in (5_000, 20_000, 100_000) for targets in (50, 200, 1000)],
+}
 
 
 def mixture(rows: int, targets: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +112,7 @@ def ours(rows: np.ndarray, targets: np.ndarray, **more: Any) -> np.ndarray:
 
 
 def point(rows: int, targets: int, seed: int, ours_first: bool) -> dict[str, Any]:
-    data = mixture(rows, targets, seed)
-    seconds, results = {}, {}
+    data, seconds, results = mixture(rows, targets, seed), {}, {}
     ways = {"index and heap": with_index, "dataflex": ours}
     for name in sorted(ways, key=lambda n: (n == "dataflex") != ours_first):
         begin = time.perf_counter()
@@ -139,16 +142,43 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "--preset", choices=("tiny", "cpu"), default="cpu", help="tiny: checks that the script works (cpu)"
+def compared(sizes: Sequence[tuple[int, int]], seed: int) -> str:
+    found = []
+    for place, (n, m) in enumerate(sizes):
+        found.append(point(n, m, seed, bool(place % 2)))
+        print(found[-1], flush=True)
+    lines = [
+        [
+            f"{f['rows']:,} x {f['targets']}", f"{f['reached']:,}", f"{f['seconds']['index and heap']:.2f}",
+            f"{f['seconds']['dataflex']:.2f}", f"{f['ratio']:.1f}", f"{f['distance']['index and heap']:.3f}",
+            f"{f['distance']['dataflex']:.1e}",
+        ]
+        for f in found
+    ]  # fmt: skip
+    header = (
+        "rows x targets",
+        "reached",
+        "index s",
+        "dataflex s",
+        "ratio",
+        "index, from exact",
+        "dataflex, from exact",
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of both sides (2)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--million", action="store_true", help="1M rows and 500 targets, ours alone")
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
-    given = parser.parse_args()
+    ratios = np.array([f["ratio"] for f in found])
+    return (
+        f"{table(header, lines)}\n\n"
+        f"Geometric mean of the ratios {np.exp(np.log(ratios).mean()):.1f}, smallest {ratios.min():.1f}. *Reached*: rows with"
+        " a probability above zero. *From exact*: total variation from the result with all pairs compared."
+    )
+
+
+def main() -> None:
+    command = Command(
+        __file__, __doc__, SIZES, "threads",
+        seed={"type": int, "default": 0},
+        million={"action": "store_true", "help": "1M rows and 500 targets, ours alone"},
+    )  # fmt: skip
+    given = command.given
     import faiss
     import torch
 
@@ -156,44 +186,11 @@ def main() -> None:
     faiss.omp_set_num_threads(given.threads)
     ours(*mixture(500, 10, 1))  # imports, and the first call of everything
     with_index(*mixture(500, 10, 1))
-    where = common.machine(common.PRESETS["cpu"], given.threads)
-    command = f"python benchmarks/tsds/selection.py --threads {given.threads} --seed {given.seed}"
     if given.million:
-        text = f"`{command} --million`: {where}.\n\n{million(given.seed)}"
-        section = "One million rows"
+        command.publish("One million rows", million(given.seed), threads=given.threads)
     else:
-        sizes = [(n, m) for n in ROWS for m in TARGETS] if given.preset == "cpu" else [(1000, 20), (2000, 50)]
-        found = []
-        for place, (n, m) in enumerate(sizes):
-            found.append(point(n, m, given.seed, bool(place % 2)))
-            print(found[-1], flush=True)
-        lines = [
-            [
-                f"{f['rows']:,} x {f['targets']}", f"{f['reached']:,}", f"{f['seconds']['index and heap']:.2f}",
-                f"{f['seconds']['dataflex']:.2f}", f"{f['ratio']:.1f}", f"{f['distance']['index and heap']:.3f}",
-                f"{f['distance']['dataflex']:.1e}",
-            ]
-            for f in found
-        ]  # fmt: skip
-        header = (
-            "rows x targets",
-            "reached",
-            "index s",
-            "dataflex s",
-            "ratio",
-            "index, from exact",
-            "dataflex, from exact",
-        )
-        ratios = np.array([f["ratio"] for f in found])
-        text = (
-            f"`{command}`: {where}; faiss {faiss.__version__}.\n\n{common.table(header, lines)}\n\n"
-            f"Geometric mean of the ratios {np.exp(np.log(ratios).mean()):.1f}, smallest {ratios.min():.1f}. *Reached*: rows with"
-            " a probability above zero. *From exact*: total variation from the result with all pairs compared."
-        )
-        section = f"Selection step ({given.preset})"
-    print(f"\n{text}")
-    if given.write:
-        common.write_section(section, text, Path(__file__).with_name("RESULTS.md"))
+        text, note = compared(SIZES[given.preset], given.seed), f"; faiss {faiss.__version__}"
+        command.publish(f"Selection step ({given.preset})", text, threads=given.threads, note=note)
 
 
 if __name__ == "__main__":

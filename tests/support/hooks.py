@@ -279,7 +279,7 @@ def nan_rows(out: str, ids: str) -> None:
 
 
 def own_component(out: str, _: str) -> None:
-    """Let `tests/own_components.py` be imported by module:Class."""
+    """Let `own_components.py` be imported by module:Class."""
     sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -490,7 +490,7 @@ def no_model(out: str, _: str) -> None:
 
 
 def attempt_all(out: str, given: str) -> Callable[[list[str]], int]:
-    """Run the cases of tests/bad_input.py that the file `given` lists, and write {case: [status, what was printed]}."""
+    """Run the cases of bad_input.py that the file `given` lists, and write {case: [status, what was printed]}."""
 
     def entry(arguments: list[str]) -> int:
         from bad_input import CASES, attempt
@@ -511,7 +511,7 @@ def attempt_all(out: str, given: str) -> Callable[[list[str]], int]:
 
 def extension_example(out: str, _: str) -> None:
     """Let the package in `examples/extension` be imported, as PYTHONPATH would."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "extension" / "src"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "extension" / "src"))
 
 
 def no_loss_kwargs(out: str, _: str) -> None:

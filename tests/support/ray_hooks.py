@@ -1,4 +1,4 @@
-"""Test runs on Ray: LLaMA-Factory's driver without accelerators, and hooks of `tests/hooks.py` in the workers."""
+"""Test runs on Ray: LLaMA-Factory's driver without accelerators, and hooks of `hooks.py` in the workers."""
 
 from __future__ import annotations
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import assert_refused
+from comparing import kill_and_resume
 from harness import Result, start, train, train_all
+from models_and_data import renamed
 from own_components import HeldOutRecorder
-from test_checkpoints import assert_refused
-from test_invariants import kill_and_resume
 
 from dataflex.components.contracts import DomainInfo, Observations
 from dataflex.components.mixers.aioli import AioliMixer
@@ -243,18 +244,6 @@ def test_the_flat_key_names_held_out_rows(base: Config, ground: Path, tmp_path: 
     run = train(config, tmp_path / "run", hooks=["dump_held_out"])
     assert {name: len(rows) for name, rows in held_out(run).items()} == {"code": 10, "docs": 0, "arithmetic": 10}
     assert "has no effect" not in run.log
-
-
-def renamed(ground: Path, tmp_path: Path, names: dict[str, str]) -> str:
-    """A dataset_dir like that of `ground`, with more names for its data sets."""
-    info = json.loads((ground / "data" / "dataset_info.json").read_text())
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for file in (ground / "data").glob("*.json*"):
-        if file.name != "dataset_info.json":
-            (folder / file.name).symlink_to(file)
-    (folder / "dataset_info.json").write_text(json.dumps(info | {new: info[old] for new, old in names.items()}))
-    return str(folder)
 
 
 @pytest.mark.parametrize("each", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from harness import train
-from test_less import LORA, table
+from selecting import LORA, table
 
 from dataflex.config import parse
 from dataflex.errors import ConfigError

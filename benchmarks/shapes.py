@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # where LESS has its LoRA
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # where LESS has its LoRA
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def build(shape: Shape, device: Any, tokenizer: Any = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     special = (
-        {} if tokenizer is None else {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        {}
+        if tokenizer is None
+        else {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad")}
     )
     config = AutoConfig.for_model(
         "qwen2", hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
@@ -64,7 +66,7 @@ def with_lora(model: Any, rank: int) -> Any:
     """LoRA on the attention, its values in fp32 as LLaMA-Factory trains them."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=list(ATTENTION), task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=list(_ATTENTION), task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -74,28 +76,33 @@ def with_lora(model: Any, rank: int) -> Any:
     return model
 
 
-def random_rows(count: int, shortest: int, longest: int, vocabulary: int, seed: int) -> Any:
-    """`Rows` of lengths spread evenly on a logarithmic scale, the first third of each not learned."""
+def random_pool(count: int, shortest: int, longest: int, vocabulary: int, seed: int, budget: int, device: Any) -> Any:
+    """`ScoringRows` with lengths spread evenly on a logarithmic scale, the first third of each not learned, in batches of at
+    most `budget` tokens."""
+    import torch
     from datasets import Dataset
 
-    from dataflex.data.rows import Rows
+    from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
+    from dataflex.signals.batching import ScoringRows
 
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.uniform(np.log(shortest), np.log(longest + 1), size=count)).astype(int)
     ids = [rng.integers(3, vocabulary, size=n) for n in lengths]
     labels = [np.where(np.arange(len(row)) < len(row) // 3, -100, row) for row in ids]
     columns = {"input_ids": [row.tolist() for row in ids], "labels": [row.tolist() for row in labels]}
-    return Rows([Dataset.from_dict(columns)], ["rows"])
+    rows = Rows([Dataset.from_dict(columns)], ["rows"])
 
+    def padded(features: list[dict[str, Any]]) -> dict[str, Any]:
+        width = max(len(f["input_ids"]) for f in features)
 
-def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of rows, padded to the right."""
-    import torch
+        def filled(key: str, value: int) -> torch.Tensor:
+            return torch.tensor([f[key] + [value] * (width - len(f[key])) for f in features])
 
-    width = max(len(row["input_ids"]) for row in rows)
+        mask = torch.tensor([[1] * len(f["input_ids"]) + [0] * (width - len(f["input_ids"])) for f in features])
+        return {"input_ids": filled("input_ids", 0), "attention_mask": mask, "labels": filled("labels", -100)}
 
-    def filled(key: str, value: int) -> torch.Tensor:
-        return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+    def prepare(batch: Any) -> Any:
+        return {k: v.to(device) for k, v in batch.items() if k != SAMPLE_IDS}
 
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    return {"input_ids": filled("input_ids", 0), "attention_mask": mask, "labels": filled("labels", -100)}
+    device = torch.device(device)
+    return ScoringRows(rows, np.arange(count), rows.lengths(), budget, RowCollator(padded), prepare, device)

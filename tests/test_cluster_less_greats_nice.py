@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparing import kill_and_resume
 from harness import start, train, train_all
-from test_invariants import kill_and_resume
-from test_less import LORA, context, table
+from selecting import LORA, context, table
 
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.selectors.cluster_less import ClusterLessSelector

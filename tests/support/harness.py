@@ -1,7 +1,7 @@
 """Runs the real command line in processes forked from one warmed-up parent, so that imports are paid for once.
 
 `start` calls `dataflex.cli.main` (or LLaMA-Factory's own entry, for plain runs) in a fresh process per rank, with the
-environment torchrun would give it. *Hooks* are functions of `tests/hooks.py` called in the process before the command.
+environment torchrun would give it. *Hooks* are functions of `hooks.py` called in the process before the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
+TESTS = SUPPORT.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 _THREADS = "1"
 
@@ -27,7 +28,7 @@ _THREADS = "1"
 def warm_up(cache: Path) -> None:
     """Start the parent process; call once, before the first run."""
     os.environ.update(
-        PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
+        PYTHONPATH=os.pathsep.join([str(SUPPORT), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
         ACCELERATE_TORCH_DEVICE="cpu",
         DS_ACCELERATOR="cpu",
         OMP_NUM_THREADS=_THREADS,

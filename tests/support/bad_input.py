@@ -1,6 +1,6 @@
 """Wrong configurations and data, each with the words that its one line must hold.
 
-`attempt` runs them all one after the other in one process (hook `attempt_all` of tests/hooks.py), so that each costs what it
+`attempt` runs them all one after the other in one process (hook `attempt_all` of hooks.py), so that each costs what it
 takes to be refused, and no imports.
 """
 
