@@ -67,7 +67,7 @@ def pool_of(trainer: Any, rows: Any, ids: Any = None, budget: int | None = None,
 
 def row_losses(trainer: Any) -> Callable[[Any, Any], Any]:
     """(model, batch) -> the loss of each row, as the `loss` signal measures it."""
-    return trainer._score
+    return trainer.score
 
 
 def measured(trainer: Any, request: Any, ids: Any = None, afresh: bool = False) -> Any:
@@ -82,14 +82,15 @@ def choose(trainer: Any, keys: dict[str, Any]) -> tuple[Any, float]:
     from dataflex.config import parse
 
     type(trainer).config = replace(trainer.config, select=parse(keys).dataflex.select)
-    trainer.states["select"] = trainer._init_component("select")
+    selecting, plan = trainer.make_selecting(), trainer.serving.plan
+    selecting.init()
     trainer.signals.forget()
-    stages = list(trainer.plan.stages)
+    stages = list(plan.stages)
     begin = time.perf_counter()
-    trainer._select(trainer.state.global_step)
+    selecting.act(trainer.state.global_step, trainer.view)
     seconds = time.perf_counter() - begin
-    ids = trainer.plan.stages[-1].pools[0].ids
-    trainer.plan.stages[:] = stages
+    ids = plan.stages[-1].pools[0].ids
+    plan.stages[:] = stages
     return ids, seconds
 
 
@@ -98,63 +99,57 @@ def choose(trainer: Any, keys: dict[str, Any]) -> tuple[Any, float]:
 
 def time_decisions(timed: Timed) -> None:
     """`scoring`: measuring signals. `deciding`: decisions, which hold the scoring."""
-    from dataflex.trainer.core import DynamicTrainer
-    from dataflex.trainer.mix import MixTrainer
-
     from dataflex.signals.asking.ask import Signals
+    from dataflex.trainer.deciding import Deciding
 
     Signals._measured = timed("scoring", Signals._measured)  # type: ignore[method-assign]
-    DynamicTrainer._decide = timed("deciding", DynamicTrainer._decide)  # type: ignore[method-assign]
-    MixTrainer._adjust = timed("deciding", MixTrainer._adjust)  # type: ignore[method-assign]
+    Deciding.before = timed("deciding", Deciding.before)  # type: ignore[method-assign]
 
 
 def watch_selections(
     before: Callable[[int], None], after: Callable[[int, dict[str, int], dict[str, float]], None]
 ) -> None:
     """Call these around every selection with its step; after it with the rows taken of each data set, and scalars."""
-    from dataflex.trainer.select import SelectTrainer
+    from dataflex.trainer.selecting import Selecting
 
-    select = SelectTrainer._select
+    act = Selecting.act
 
-    def watched(trainer: Any, step: int) -> None:
-        if not trainer.config.select.schedule.due(step):
-            return select(trainer, step)
+    def watched(selecting: Any, step: int, view: Any) -> None:
+        if not selecting.schedule.due(step):
+            return act(selecting, step, view)
         before(step)
-        select(trainer, step)
-        domains = trainer.rows.domains
-        found = np.bincount(domains.of(trainer.plan.stages[-1].pools[0].ids), minlength=len(domains.names))
-        after(step, dict(zip(domains.names, found.tolist(), strict=True)), dict(trainer._pending_scalars))
+        act(selecting, step, view)
+        domains, plan = selecting.serving.domains, selecting.serving.plan
+        found = np.bincount(domains.of(plan.stages[-1].pools[0].ids), minlength=len(domains.names))
+        after(step, dict(zip(domains.names, found.tolist(), strict=True)), dict(selecting.recorder.scalars))
 
-    SelectTrainer._select = watched  # type: ignore[method-assign]
+    Selecting.act = watched  # type: ignore[method-assign]
 
 
 def watch_weights(seen: Callable[[list[int], Any, Any], None]) -> None:
     """Call this for every weighed micro-batch, with the ids of its rows, their weights [B] or [B, T] and their tokens [B]."""
-    from dataflex.trainer.weight import WeightTrainer
+    from dataflex import events
 
-    stock = WeightTrainer._observe
+    def observed(event: Any) -> None:
+        if event.weights is not None:
+            seen(event.ids.tolist(), event.weights, event.counts)
 
-    def observed(trainer: Any, losses: Any, counts: Any, *args: Any, **kwargs: Any) -> Any:
-        weights = stock(trainer, losses, counts, *args, **kwargs)
-        if weights is not None:
-            seen(trainer._micro_ids.tolist(), weights, counts)
-        return weights
-
-    WeightTrainer._observe = observed  # type: ignore[method-assign]
+    events.on(events.TrainedRows, observed)
 
 
-def watch_batches(seen: Callable[[Any, list[Any]], None]) -> None:
-    """Call this with the trainer and the micro-batches of every optimizer step, before it."""
-    from dataflex.trainer.core import DynamicTrainer
+def watch_batches(seen: Callable[[Any, int, list[list[int]]], None]) -> None:
+    """Call this before every optimizer step, with what measures signals, the step, and the row ids of its micro-batches."""
+    from dataflex import events
+    from dataflex.trainer.hooks import DynamicTrainer
 
-    serve = DynamicTrainer.get_batch_samples
+    made = DynamicTrainer.make_signals
 
-    def watched(trainer: Any, *args: Any) -> Any:
-        found = serve(trainer, *args)
-        seen(trainer, found[0])
-        return found
+    def make_signals(trainer: Any) -> Any:
+        signals = made(trainer)
+        events.on(events.BatchServed, lambda e: seen(signals, e.step, [micro.ids.tolist() for micro in e.micro]))
+        return signals
 
-    DynamicTrainer.get_batch_samples = watched  # type: ignore[method-assign]
+    DynamicTrainer.make_signals = make_signals  # type: ignore[method-assign]
 
 
 # -- saving and resuming -----------------------------------------------------------------------------------------------
@@ -162,26 +157,24 @@ def watch_batches(seen: Callable[[Any, list[Any]], None]) -> None:
 
 def watch_saves(timed: Timed, saved: Callable[[Any, int], None]) -> None:
     """`all`: saving a checkpoint. `ours`: what of it is ours. saved: called with the trainer and the bytes of its ledger."""
-    from dataflex.trainer.core import DynamicTrainer
-
     from dataflex.trainer import checkpoints
+    from dataflex.trainer.hooks import DynamicTrainer
 
     checkpoints.write_snapshot = timed("ours", checkpoints.write_snapshot)
     save = timed("all", DynamicTrainer._save_checkpoint)
 
     def watched(trainer: Any, *args: Any) -> None:
         save(trainer, *args)
-        saved(trainer, len(trainer.run_files.ledger_text))
+        saved(trainer, len(trainer.recorder.files.ledger_text))
 
     DynamicTrainer._save_checkpoint = watched  # type: ignore[method-assign]
 
 
 def resume_to_first_batch(keys: dict[str, Any], timed: Timed) -> None:
     """A resumed run until its first batch. `reading` and `restoring` what a checkpoint holds, the `first batch`, `in all`."""
-    from dataflex.trainer.core import DynamicTrainer
-
     from dataflex.record import snapshot
-    from dataflex.trainer import checkpoints
+    from dataflex.trainer import hooks
+    from dataflex.trainer.hooks import DynamicTrainer
 
     batch = timed("first batch", DynamicTrainer.get_batch_samples)
 
@@ -190,7 +183,7 @@ def resume_to_first_batch(keys: dict[str, Any], timed: Timed) -> None:
         raise _Done
 
     snapshot.read_snapshot = timed("reading", snapshot.read_snapshot)
-    checkpoints.read_snapshot = timed("reading", checkpoints.read_snapshot)
+    hooks.read_snapshot = timed("reading", hooks.read_snapshot)
     DynamicTrainer._restore = timed("restoring", DynamicTrainer._restore)  # type: ignore[method-assign]
     DynamicTrainer.get_batch_samples = first_batch  # type: ignore[method-assign]
     with contextlib.suppress(_Done):
@@ -205,49 +198,31 @@ def decision(
 ) -> tuple[Callable[[], None], Callable[[], Any]]:
     """A decision of a selector as a run takes it, over `count` rows whose signals are there already; and what gives the ids
     that were chosen."""
-    from dataflex.trainer.select import SelectTrainer
-
     from dataflex.config import parse
     from dataflex.plan.plan import Domains, Plan
     from dataflex.record.ledger import RunFiles
-    from dataflex.record.remarks import Remarks
+    from dataflex.record.recorder import Recorder
+    from dataflex.trainer.assembly import selecting_of
+    from dataflex.trainer.choosing import Available, Group
+    from dataflex.trainer.serving import Serving
 
     keys = {"model_name_or_path": "none", "stage": "sft", "do_train": True, "dataset": "rows", "template": "qwen"}
-
-    class Rows:
-        domains = Domains(("rows",), (count,))
-        raw = None
-
-        def __len__(self) -> int:
-            return count
-
-    class Signals:
-        values = np.random.default_rng(1).standard_normal(count)
-
-        def measure(self, request: Any, ids: Any = None) -> np.ndarray:
-            return self.values
-
-    class Trainer(SelectTrainer):
-        config = parse({**keys, "output_dir": folder, "dataflex": block}).dataflex  # type: ignore[assignment]
-        global_batch = batch
-        target = None
-        _trainable = np.ones(count, dtype=bool)
-
-        def __init__(self) -> None:
-            self.rows, self.plan = Rows(), Plan(Rows.domains, 0)
-            mixed = self.config.mix is not None
-            self.plan.append(0, self.plan.domain_pools() if mixed else self.plan.merged_pool(), [1.0])
-            self.states, self._pending_scalars, self._origin = {"select": self._init_component("select")}, {}, (0, 0)
-            self.run_files = RunFiles(folder, Rows.domains, writes=True)
-            self.run_files.start({})
-            self.remarks, self.signals = Remarks(), Signals()
-            self.state = type("State", (), {"max_steps": 1000, "global_step": 0})
-
-        def _get_learning_rate(self) -> float:
-            return 1e-4
-
-    trainer = Trainer()
-    return lambda: trainer._select(0), lambda: trainer.plan.stages[-1].pools[0].ids
+    config = parse({**keys, "output_dir": folder, "dataflex": block}).dataflex
+    domains, values = Domains(("rows",), (count,)), np.random.default_rng(1).standard_normal(count)
+    rows = type("Rows", (), {"domains": domains, "__len__": lambda _: count})()
+    plan = Plan(domains, 0)
+    plan.append(0, plan.domain_pools() if config.mix is not None else plan.merged_pool(), [1.0])
+    files = RunFiles(folder, domains, writes=True)
+    files.start({})
+    named = [Group("rows" if config.mix is not None else None, 0, count)]
+    available = Available(named, lambda: np.ones(count, dtype=bool))
+    selecting = selecting_of(
+        config.select, available, lambda request, ids=None: values, Serving(rows, plan, batch), Recorder(files),
+        config.signals("select"),
+    )  # fmt: skip
+    selecting.init()
+    view: Any = type("View", (), {"max_steps": 1000, "learning_rate": 1e-4, "optimizer": None})
+    return lambda: selecting.act(0, view), lambda: plan.stages[-1].pools[0].ids
 
 
 class Seconds:

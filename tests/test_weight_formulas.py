@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dataflex.components.contracts import WeightContext, Weighter
-from dataflex.components.requests import Embedding, ReferenceLoss
+from dataflex.components.requests import Embedding, GivenWeight, ReferenceLoss
 from dataflex.components.weighters.adapt import AdaptWeighter
 from dataflex.components.weighters.column import ColumnWeighter
 from dataflex.components.weighters.domain import DomainWeighter
@@ -31,6 +31,7 @@ from dataflex.weighting.weighing import Weighing
 from dataflex.weighting.weights import rounding_of
 
 CPU = torch.device("cpu")
+GIVEN = GivenWeight()
 NONE = torch.zeros(0, dtype=torch.int64)
 
 
@@ -335,7 +336,7 @@ def test_a_file_of_weights_is_read_once(tmp_path: Path) -> None:
 def test_the_reference_survives_a_checkpoint() -> None:
     part = WeightPart(name="x", component=ColumnWeighter())
     first, second = weighing(part), weighing(part)
-    rows = Sample(torch.tensor([1.0, 2.0]), torch.tensor([7, 3]), {"given_weight": torch.tensor([1.0, 3.0])})
+    rows = Sample(torch.tensor([1.0, 2.0]), torch.tensor([7, 3]), {GIVEN: torch.tensor([1.0, 3.0])})
     first.see(rows)
     assert first.close() and not first.close()
     second.load_state_dict(first.state_dict())
@@ -361,7 +362,7 @@ def packed() -> tuple[Tokens, list[list[slice]]]:
 def test_sequences_of_packed_rows_are_weighed_by_themselves(pooling: Any) -> None:
     tokens, places = packed()
     request = Embedding(pooling=pooling)
-    found, entry = tokens.by_sequence(torch.tensor([11, 22]), frozenset({request, "given_weight"}))
+    found, entry = tokens.by_sequence(torch.tensor([11, 22]), frozenset({request, GIVEN}))
     assert found.ids.tolist() == [11, 11, 22, 22]
     number = 0
     for row, parts in enumerate(places):
@@ -370,7 +371,7 @@ def test_sequences_of_packed_rows_are_weighed_by_themselves(pooling: Any) -> Non
             learned = tokens.active[row, own]
             torch.testing.assert_close(found.losses[number], tokens.losses[row, own][learned].mean())
             given = tokens.given[row, own.start + 1 : own.stop + 1][learned]
-            torch.testing.assert_close(found.signals["given_weight"][number], given.mean())
+            torch.testing.assert_close(found.signals[GIVEN][number], given.mean())
             assert (entry[row, own][learned] == number).all()
             hidden = tokens.hidden[-1][row, part]
             n = len(hidden)
@@ -395,12 +396,12 @@ def test_tokens_and_rows() -> None:
     tokens, _ = packed()
     known = ReferenceLoss(model="m")
     tokens = Tokens(tokens.losses, tokens.active, {}, reference={known: torch.rand(2, 9)}, given=tokens.given)
-    by_token = tokens.by_token(torch.tensor([4, 9]), frozenset({known, "given_weight"}))
+    by_token = tokens.by_token(torch.tensor([4, 9]), frozenset({known, GIVEN}))
     assert by_token.ids.tolist() == [4, 4, 4, 4, 9, 9]
     assert by_token.losses.tolist() == tokens.losses[tokens.active].tolist()
     assert by_token.signals[known].tolist() == tokens.reference[known][tokens.active].tolist()
     learned = F.pad(tokens.active[:, :-1], (1, 0))
-    assert by_token.signals["given_weight"].tolist() == tokens.given[learned].tolist()
+    assert by_token.signals[GIVEN].tolist() == tokens.given[learned].tolist()
     by_row = tokens.by_row(torch.tensor([4, 9]), torch.tensor([1.0, 2.0]), frozenset({known}))
     torch.testing.assert_close(by_row.signals[known][0], tokens.reference[known][0][tokens.active[0]].mean())
     nothing = Tokens(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), {"input_ids": torch.ones(1, 3).long()})

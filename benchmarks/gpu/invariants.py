@@ -31,7 +31,6 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
     from transformers import Trainer
 
     from dataflex.components.requests import Embedding, TargetAlignment
-    from dataflex.data.rows import SAMPLE_IDS
 
     seen: dict[str, Any] = {"losses": {}, "ids": {}}
     trained: list[Any] = []
@@ -44,13 +43,12 @@ def trace(keys: dict[str, Any], scores: bool = False, killed: int | None = None)
         seen["losses"][step] = seen["losses"].get(step, 0.0) + float(loss)
         return loss
 
-    def batches(trainer: Any, found: list[Any]) -> None:
-        step = trainer.state.global_step
-        seen["ids"][step] = [b[SAMPLE_IDS].tolist() for b in found if SAMPLE_IDS in b]
+    def batches(signals: Any, step: int, ids: list[list[int]]) -> None:
+        seen["ids"][step] = ids
         if scores and step == SCORED:
             requests: list[Any] = ["loss", Embedding()]
             requests += [TargetAlignment(gradient_type="sgd"), TargetAlignment(gradient_type="adam")]
-            seen["scored"] = [bool(np.isfinite(inside.measured(trainer, r)).any()) for r in requests]
+            seen["scored"] = [bool(np.isfinite(signals.measure(r)).any()) for r in requests]
 
     def after(trainer: Any, *args: Any, **kwargs: Any) -> None:
         ended(trainer, *args, **kwargs)

@@ -87,6 +87,8 @@ class TrainedRows:
     """int64 [B]"""
     losses: Any
     """float32 [B]"""
+    counts: Any
+    """int64 [B]: what each row has to learn, in tokens, or 1 for a pair."""
     weights: Any
     """[B], or of tokens [B, T]; None: all one."""
 

@@ -60,7 +60,7 @@ class RowLosses:
         if micro.domain_factors is not None:
             of_domain = micro.domain_factors[torch.from_numpy(domains).to(micro.domain_factors.device)]
             weights = of_domain if weights is None else times(weights, of_domain)
-        events.emit(events.TrainedRows(step, micro.ids, losses, weights))
+        events.emit(events.TrainedRows(step, micro.ids, losses, counts, weights))
         return weights
 
     # -- pt, sft -----------------------------------------------------------------------------------------------------
