@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ _DURATION = re.compile(r"\b\d+(\.\d+)? s\b")  # in what is written for people
 _LEFT_OUT = ("training_args.bin",)  # a pickle of paths
 _TEXT = (".txt", ".md", ".yaml", ".yml", ".jinja", "")
 _LONG = 3000  # values of a JSON file, above which it is told by its hash
+
+
+def read_again(out: Path, ground: str, outs: dict[str, list[str]]) -> None:
+    """Make the records of runs anew from what they have left. outs: name of a run -> its output directories."""
+    for name, own in outs.items():
+        folder, file = out / name, out / name / "record.json"
+        if file.is_file():
+            old = json.loads(file.read_text())
+            new = record(folder, own, {str(folder): "<run>", str(out): "<out>", ground: "<ground>"})
+            file.write_text(json.dumps(new | {key: old[key] for key in ("status", "seconds")}))
 
 
 def record(folder: Path, outs: list[str], names: Names) -> dict[str, Any]:
@@ -36,7 +47,8 @@ def content(file: Path, names: Names) -> dict[str, str]:
     if file.name == "COMPLETE":  # sizes and hashes of files whose contents are compared, one with paths among them
         return dict.fromkeys(sorted(json.loads(file.read_text() or "{}")), "")
     if kind == ".json":
-        return values(json.loads(file.read_text()), names)
+        found = values(json.loads(file.read_text()), names)
+        return {where: "" if hashes_paths(file, where) else text for where, text in found.items()}
     if kind == ".jsonl":
         lines = [json.loads(line) for line in file.read_text().splitlines() if line]
         return values(lines, names)
@@ -61,9 +73,11 @@ def content(file: Path, names: Names) -> dict[str, str]:
         from safetensors.torch import load_file
 
         return leaves(load_file(file))
-    if kind in (".pt", ".pth", ".bin", ".distcp"):
+    if kind in (".pt", ".pth", ".bin"):
         return pickled(file)
-    if kind in (".png", ".arrow"):
+    if file.name == ".metadata":
+        return sharded(file.parent)
+    if kind in (".png", ".arrow", ".distcp"):  # the last is part of what .metadata leads to
         return {"": "there is one"}
     if kind in _TEXT:
         text = (
@@ -74,6 +88,24 @@ def content(file: Path, names: Names) -> dict[str, str]:
         lines = renamed(text, names).splitlines()
         return {f"line {number}": line for number, line in enumerate(lines, 1) if not _TIMES.search(line)}
     return {"": digest(file.read_bytes())}
+
+
+def hashes_paths(file: Path, where: str) -> bool:
+    """Whether a value is a hash of files with the paths of its run in them: of the steps of `doremi`, of what the first leaves."""
+    reference = "/proxy/" in str(file) and where.startswith("/identity/content of the reference")
+    return file.name == "doremi.json" or reference
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """A checkpoint of torch.distributed, whole."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    found: dict[str, Any] = {}
+    reader, planner = FileSystemReader(folder), _EmptyStateDictLoadPlanner()
+    _load_state_dict(found, storage_reader=reader, planner=planner, no_dist=True)
+    return leaves(found)
 
 
 def pickled(file: Path) -> dict[str, str]:
@@ -135,3 +167,8 @@ def renamed(text: str, names: Names) -> str:
 
 def digest(data: str | bytes) -> str:
     return hashlib.blake2b(data.encode() if isinstance(data, str) else data, digest_size=12).hexdigest()
+
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[1]).read_text())
+    read_again(Path(given["out"]), given["ground"], given["outs"])

@@ -86,6 +86,29 @@ def job(steps: list[Step], folder: Path, ground: Path) -> dict[str, Any]:
     return {"folder": str(folder), "steps": written}
 
 
+def put_together(out: Path, ground: Path) -> dict[str, Any]:
+    """The records of all folders, also written to one file."""
+    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/record.json"))}
+    (out / "record.json").write_text(json.dumps({"ground": str(ground), "runs": found}))
+    failed = [name for name, run in found.items() if any(map(any, run["status"]))]
+    seconds = sum(run["seconds"] for run in found.values())
+    print(f"{len(found)} runs in {out / 'record.json'}, {seconds:.0f} s; failed: {failed or 'none'}")
+    return found
+
+
+def reread(given: argparse.Namespace) -> int:
+    out = given.out.resolve()
+    ground = Path(json.loads((out / "record.json").read_text())["ground"])
+    outs = {name: [step.out for step in steps] for name, steps in wanted(given.only).items()}
+    file = out / "jobs.json"
+    file.write_text(json.dumps({"out": str(out), "ground": str(ground), "outs": outs}))
+    subprocess.run(
+        [given.python, "-P", HERE / "collect.py", file], env=environment(given.python, out, ground), check=True
+    )
+    put_together(out, ground)
+    return 0
+
+
 def carry_out(given: argparse.Namespace, out: Path, ground: Path, jobs: list[dict[str, Any]]) -> None:
     """Run what has no record yet, then put the records of all folders together."""
     python, env = given.python, environment(given.python, out, ground, given.src)
@@ -94,12 +117,8 @@ def carry_out(given: argparse.Namespace, out: Path, ground: Path, jobs: list[dic
     file.write_text(json.dumps({"at once": given.jobs, "places": places, "runs": jobs}))
     if jobs:
         subprocess.run([python, "-P", HERE / "forks.py", file], env=env, check=True)
-    found = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/record.json"))}
+    found = put_together(out, ground)
     missing = [Path(j["folder"]).name for j in jobs if Path(j["folder"]).name not in found]
-    (out / "record.json").write_text(json.dumps({"ground": str(ground), "python": str(python), "runs": found}))
-    failed = [name for name, run in found.items() if any(map(any, run["status"]))]
-    seconds = sum(run["seconds"] for run in found.values())
-    print(f"{len(found)} runs in {out / 'record.json'}, {seconds:.0f} s; failed: {failed or 'none'}")
     if missing:
         raise SystemExit(f"without a record: {missing}")
 
@@ -186,7 +205,7 @@ def told(found: dict[str, dict[str, str]], format_may_change: bool) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, act in (("record", record), ("compare", compare), ("resume", resume)):
+    for name, act in (("record", record), ("compare", compare), ("resume", resume), ("reread", reread)):
         own = commands.add_parser(name)
         own.set_defaults(act=act)
         own.add_argument("--only", help="patterns of names of runs, with commas between them")
@@ -200,6 +219,8 @@ def main() -> int:
                 "--src", type=lambda p: Path(p).absolute(), help="folder of the package, if not PYTHON's own"
             )
             own.add_argument("--jobs", type=int, default=1, help="runs at once")
+        if name == "reread":
+            continue
         if name == "record":
             own.add_argument(
                 "--ground", type=Path, help="data and models; else OUT/../ground, made where there is none"
