@@ -91,7 +91,7 @@ def content(file: Path, names: Names) -> dict[str, str]:
 
 
 def hashes_paths(file: Path, where: str) -> bool:
-    """Whether a value is a hash of files with the paths of its run in them: of the steps of `doremi`, of what the first leaves."""
+    """Whether a value is a hash of files that hold paths of the run: steps of `doremi`, and what the first of them leaves."""
     reference = "/proxy/" in str(file) and where.startswith("/identity/content of the reference")
     return file.name == "doremi.json" or reference
 
