@@ -43,3 +43,10 @@ def expert_counts(model: Any, rows: ScoringRows, layer: int) -> np.ndarray:
 
     with isolated(model):
         return over_rows(rows, measure, "routing")
+
+
+def freeze_routers(model: torch.nn.Module) -> None:
+    """Keep mixture-of-experts routers fixed: modules called `gate` or `router`, not the `gate_proj` of every MLP."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ("gate", "router"):
+            module.requires_grad_(False)

@@ -33,6 +33,7 @@ from dataflex.record.snapshot import read_snapshot
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.keeping.run import RunCaches
+from dataflex.signals.routing import freeze_routers
 from dataflex.trainer.assembly import row_losses, serving_of
 from dataflex.trainer.checkpoints import Checkpoints, Saves, load_renamed
 from dataflex.trainer.deciding import Deciding
@@ -344,10 +345,3 @@ class DynamicTrainer(Host):  # type: ignore[misc]
             self.checkpoints.rotate(folder, self.state.best_model_checkpoint)
             events.emit(events.Saved(step, folder))
         events.emit(events.StepEnded(step, self.view))
-
-
-def freeze_routers(model: torch.nn.Module) -> None:
-    """Keep mixture-of-experts routers fixed: modules called `gate` or `router`, not the `gate_proj` of every MLP."""
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] in ("gate", "router"):
-            module.requires_grad_(False)
