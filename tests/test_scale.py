@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from dataflex.record import ledger
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import RunFiles
+from dataflex.signals.asking.ask import Signals
+from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.batching import token_batches
 from dataflex.trainer.hooks import DynamicTrainer
 
@@ -306,10 +309,13 @@ def test_what_was_measured_is_let_go_when_parameters_change() -> None:
 
     class Trainer(DynamicTrainer, Stock):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.weights, self._measured = None, (4, {("loss", None): np.zeros(3)})
+            self.weights, self.signals = None, Signals(context, None)  # type: ignore[arg-type]
 
-    trainer = Trainer()
-    assert trainer.training_step(None, {}) == "trained" and trainer._measured == (-1, {})
+    nothing: Any = None
+    context = MeasureContext(SimpleNamespace(step=4), *[nothing] * 4, stage="sft", seed=0)  # type: ignore[arg-type]
+    context.once("loss", lambda: np.zeros(3))
+    assert len(context.of_step()) == 1
+    assert Trainer().training_step(None, {}) == "trained" and context.of_step() == {}
 
 
 def test_recording_a_decision_does_not_copy_those_before_it(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_every_field_of_accelerator_config_is_in_one_group() -> None:
 
 
 def test_what_is_checked_elsewhere_is_checked_there() -> None:
-    source = Path(trainer_keys.__file__).parents[1]
+    source = Path(trainer_keys.__file__).parents[2]
     for key, place in trainer_keys.ELSEWHERE.items():
         assert f'"{key}"' in (source / place).read_text(), (key, place)
 
