@@ -94,7 +94,7 @@ def test_rds_over_one_task_and_over_two() -> None:
 def test_near_reads_a_file_of_raw_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "near.npy", np.array([[7, 3, -1], [4, 7, 9]]))
     near = NearSelector(indices_path=str(tmp_path / "near.npy"))
-    assert near.needs == frozenset() and near.reads_raw_rows
+    assert near.needs() == frozenset() and near.reads_raw_rows()
     given = context(4, 3, raw_rows=np.array([3, 4, 7, 8]))
     assert near.select({}, {}, given)[0].chosen.tolist() == [2, 1, 0]
     with pytest.raises(DataflexError, match=r"asked for 4 rows, but .* names only 3 of the 4"):
@@ -524,4 +524,4 @@ class Listing(EmbeddingSelector):
 
 def test_a_file_of_another_kind_does_not_stand_for_embeddings(tmp_path: Path) -> None:
     listing = Listing(stop_list=str(tmp_path / "list"))
-    assert {type(r) for r in listing.needs} == {Embedding, TargetEmbedding} and not listing.reads_raw_rows
+    assert {type(r) for r in listing.needs()} == {Embedding, TargetEmbedding} and not listing.reads_raw_rows()

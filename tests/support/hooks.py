@@ -224,13 +224,15 @@ def one_model_at_a_time(out: str, _: str) -> None:
 
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
+    from dataflex.components.contracts import declared
     from dataflex.trainer import select
 
     def everything(self: Any, step: int) -> None:
         spec = self.config.select
         if spec.schedule.due(step):
-            assert spec.component.needs
-            for request in spec.component.needs:
+            needs = declared(spec.component.needs)
+            assert needs
+            for request in needs:
                 self.signals.measure(request)
 
     select.SelectTrainer._select = everything

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from dataflex.components.contracts import declared
 from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.feed import Feed
@@ -250,7 +251,7 @@ class DynamicTrainer(RowLosses, Measuring, Checkpoints):
         """Of the components whose updates change what is read."""
         specs = {"select": self.config.select, "mix": self.config.mix}
         moving = {slot: spec for slot, spec in specs.items() if spec is not None}
-        if self.config.mix is not None and not self.config.mix.component.moves_proportions:
+        if self.config.mix is not None and not declared(self.config.mix.component.moves_proportions):
             del moving["mix"]
         return {slot: spec.schedule for slot, spec in moving.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import Decision, DomainInfo, Observations
+from dataflex.components.contracts import Decision, DomainInfo, Observations, declared
 from dataflex.components.requests import SignalRequest, by_name
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.distributed.collectives import decide, ranks, sum_over_ranks
@@ -113,7 +113,7 @@ class MixTrainer(LimitedTrainer):
 
     def _adjust(self, step: int) -> None:
         assert self.config.mix is not None
-        if not self.config.mix.component.moves_proportions:
+        if not declared(self.config.mix.component.moves_proportions):
             self._mix(step)
 
     def _mix(self, step: int) -> None:
@@ -157,7 +157,7 @@ class MixTrainer(LimitedTrainer):
         self._weigh_domains(decision.loss_weights)
         decided: dict[str, Any] = {}
         stage = None
-        if mixer.moves_proportions:
+        if declared(mixer.moves_proportions):
             self._asked = np.asarray(decision.proportions, dtype=np.float64)
             stage = self._turn_to(step, self._asked)
             decided["proportions"] = dict(zip(names, self._asked.tolist(), strict=True))
@@ -247,7 +247,7 @@ def check_older(spec: MixConfig, state: Mapping[str, Any], extra: Mapping[str, A
         raise ConfigError(f"{_OLDER}: the state of mix: ado has no 'step'")
     if "loss_weights" in extra and "trained_tokens" not in extra:
         raise ConfigError(f"{_OLDER}: its weights of domains are those of rows, whatever their lengths")
-    if "amounts" not in extra and spec.unit == "tokens" and "train_loss" in spec.component.needs:
+    if "amounts" not in extra and spec.unit == "tokens" and "train_loss" in declared(spec.component.needs):
         raise ConfigError(f"{_OLDER}: it does not say how many tokens of each domain were served")
 
 

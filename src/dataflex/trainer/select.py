@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import SelectionContext
+from dataflex.components.contracts import SelectionContext, declared
 from dataflex.components.requests import by_name
 from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
@@ -72,7 +72,7 @@ class SelectTrainer(DynamicTrainer):
         for found in signals.values():
             measured &= finite(found)
         groups = self._groups(step, signals, aims, measured)
-        refined = by_name(selector.refines)
+        refined = by_name(declared(selector.refines))
         if refined:
             self._refine(groups)
 
@@ -87,7 +87,7 @@ class SelectTrainer(DynamicTrainer):
                 remarks |= named(selection.remarks, group.name)
                 picked = np.asarray(selection.chosen)
                 count = len(group.candidates)
-                check_choice(spec.name, picked, group.context.budget, count, bool(selector.with_replacement))
+                check_choice(spec.name, picked, group.context.budget, count, declared(selector.with_replacement))
                 chosen.append(group.candidates[picked])
                 if selection.scores is not None:
                     scores[group.candidates] = selection.scores
@@ -113,7 +113,7 @@ class SelectTrainer(DynamicTrainer):
             candidates = np.flatnonzero(measured[begin:end])
             candidates += begin
             budget = self._budget(len(candidates), name is not None)
-            if not len(candidates) or (budget > len(candidates) and not selector.with_replacement):
+            if not len(candidates) or (budget > len(candidates) and not declared(selector.with_replacement)):
                 where = f" of {name}" if name else ""
                 raise DataflexError(
                     f"select: {spec.name} was asked for {budget} rows at step {step}, but only {len(candidates)} of the"
@@ -160,7 +160,7 @@ class SelectTrainer(DynamicTrainer):
 
         shortlists, self.states["select"] = decide(run)
         ids = np.concatenate([g.candidates[s] for g, s in zip(groups, shortlists)])
-        values = {r.name: self.signals.measure(r, ids) for r in by_name(selector.refines)}
+        values = {r.name: self.signals.measure(r, ids) for r in by_name(declared(selector.refines))}
         ends = np.cumsum([len(s) for s in shortlists])
         for group, places, end in zip(groups, shortlists, ends):
             group.context = replace(group.context, shortlist=places)
@@ -177,7 +177,7 @@ class SelectTrainer(DynamicTrainer):
         stage = self.plan.append(self.position(step), pools, self.plan.stages[-1].proportions)
         selected = np.concatenate(chosen) if len(chosen) > 1 else chosen[0]
         looked_at = None
-        if spec.component.refines:  # of a shortlist, what was on it
+        if declared(spec.component.refines):  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
         file = self.run_files.write_selection(step, scores, selected, looked_at)
         self._log_decision(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dataflex.components.contracts import declared
 from dataflex.components.requests import as_requests
 from dataflex.config.schema import WeightConfig
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS
@@ -32,7 +33,7 @@ class WeightTrainer(DynamicTrainer):
         super().__init__(*args, **kwargs)
         by_level: dict[str, dict[str, Any]] = {}
         for slot, part in self._spec.slots().items():
-            by_level.setdefault(part.component.level, {})[slot] = part
+            by_level.setdefault(declared(part.component.level), {})[slot] = part
         self._levels = {
             level: Weighing(
                 parts,
@@ -173,14 +174,14 @@ class WeightTrainer(DynamicTrainer):
         """Show the target, as the current model sees it, to the weighters that are due."""
         step = self.state.global_step
         for slot, part in self._spec.slots().items():
-            interval, weighter = part.component.target_interval, part.component
+            interval, weighter = declared(part.component.target_interval), part.component
             if interval is None or part.strength(step) == 0:
                 continue
             last = self._aimed.get(slot)
             if last is not None and step - last < interval:
                 continue
             begin = time.perf_counter()
-            (request,) = [r for r in as_requests(weighter.needs) if r.per == "target row"]
+            (request,) = [r for r in as_requests(declared(weighter.needs)) if r.per == "target row"]
             self.states[slot] = weighter.aim(self.states[slot], self.signals.measure(request))
             self._aimed[slot] = step
             self._log_decision(

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataflex.base.checks.contents import digest
 from dataflex.base.loading.texts import Texts
-from dataflex.components.contracts import SelectionContext
+from dataflex.components.contracts import SelectionContext, declared
 from dataflex.components.requests import TargetEmbedding
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import raw_rows
@@ -41,10 +41,10 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
         rng=generator(rows.arguments.seed, _PURPOSE, selector.seed),
         target_sizes=() if target is None else target.sizes, raw_rows=raw_rows(rows.origins)[0][candidates],
     )  # fmt: skip
-    if budget > len(candidates) and not selector.with_replacement:
+    if budget > len(candidates) and not declared(selector.with_replacement):
         raise DataflexError(f"dataflex.offline: {budget} rows are asked for, but {len(candidates)} have an embedding")
     selection, _ = selector.select(selector.init(), signals, context)
-    check_choice(spec.name, selection.chosen, budget, len(candidates), bool(selector.with_replacement))
+    check_choice(spec.name, selection.chosen, budget, len(candidates), declared(selector.with_replacement))
     scores = np.full(len(rows), np.nan)
     if selection.scores is not None:
         scores[candidates] = selection.scores

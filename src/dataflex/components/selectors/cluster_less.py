@@ -69,16 +69,14 @@ class ClusterLessSelector(GradientSelector):
         self.require("lsh_num_bits", self.lsh_num_bits is None or 1 <= self.lsh_num_bits <= 62, "between 1 and 62")
         check_encoder(self, "embedding_model_name_or_path")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         model = self.embedding_model_name_or_path
         return frozenset({Embedding(layer=self.embedding_layer) if model is None else Embedding(model=model)})
 
     def needs_now(self, state: State) -> frozenset[Request]:
-        return frozenset() if state else self.needs
+        return frozenset() if state else self.needs()
 
-    @property
-    def refines(self) -> frozenset[Request]:  # type: ignore[override]
+    def refines(self) -> frozenset[Request]:
         return frozenset({TargetAlignment(**self.taken)})
 
     def shortlist(

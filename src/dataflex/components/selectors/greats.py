@@ -40,8 +40,7 @@ class GreatsSelector(GradientSelector):
         self.require("step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
 
-    @property
-    def refines(self) -> frozenset[Request]:  # type: ignore[override]
+    def refines(self) -> frozenset[Request]:
         return frozenset({Interaction(**self.taken, target_rows=self.target_rows)})
 
     def shortlist(

@@ -40,8 +40,7 @@ class IconsSelector(GradientSelector):
         )
         self.require("task_boundaries", self.task_boundaries != (), "None or a list of numbers")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset({TargetAlignment(**self.taken, boundaries=self.task_boundaries)})
 
     def select(

@@ -34,8 +34,7 @@ class LessSelector(GradientSelector):
         "save_interval": "rows are reduced to their scores as they are measured",
     }
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset({TargetAlignment(**self.taken)})
 
     def select(

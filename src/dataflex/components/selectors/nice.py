@@ -69,8 +69,7 @@ class NiceSelector(GradientSelector):
         self.require("top_p", 0 < self.top_p <= 1, "in (0, 1]")
         super().check()
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset(
             {
                 PolicyAlignment(

@@ -23,8 +23,7 @@ class TokenLengthSelector(Selector):
     count: Literal["trainable", "all"] = "trainable"
     order: Literal["longest", "shortest"] = "longest"
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset({self._signal})
 
     @property

@@ -68,8 +68,7 @@ class TsdsSelector(EmbeddingSelector):
     def files(self) -> Mapping[str, str]:
         return {} if self.probs_path is None else {"probs_path": self.probs_path}
 
-    @property
-    def with_replacement(self) -> bool:  # type: ignore[override]
+    def with_replacement(self) -> bool:
         return self.replacement
 
     def check_rows(self, raw_rows: int) -> None:

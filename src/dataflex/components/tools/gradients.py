@@ -30,8 +30,7 @@ class GradientSelector(Selector, ABC):
             "left out with gradient_type: sgd",
         )
 
-    @property
-    def default_warmup(self) -> int:  # type: ignore[override]
+    def default_warmup(self) -> int:
         return _WARMUP if self.gradient_type == "adam" else 0
 
     @property

@@ -39,13 +39,11 @@ class EmbeddingSelector(Selector, ABC):
         """Whether a file holds what comes of embeddings, so that none are measured."""
         return False
 
-    @property
-    def reads_raw_rows(self) -> bool:  # type: ignore[override]
+    def reads_raw_rows(self) -> bool:
         """Such a file is about the rows as they are stored."""
         return self.found_before
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         if self.found_before:
             return frozenset()
         how = {"layer": self.embedding_layer, "pooling": self.pooling, "model": self.embedding_model}

@@ -40,13 +40,11 @@ class AdaptWeighter(Weighter):
         self.require("refresh_interval", self.refresh_interval >= 1, "at least 1")
         self.require("clip", self.clip is None or self.clip > 1, "above 1")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         signal = {"layer": self.embedding_layer, "pooling": self.pooling}
         return frozenset({Embedding(**signal), TargetEmbedding(**signal)})  # type: ignore[arg-type]
 
-    @property
-    def target_interval(self) -> int:  # type: ignore[override]
+    def target_interval(self) -> int:
         return self.refresh_interval
 
     def aim(self, state: State, target: np.ndarray) -> State:
