@@ -14,8 +14,8 @@ from selecting import LORA, context, table
 
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.selectors.cluster_less import ClusterLessSelector
+from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
 from dataflex.components.selectors.greats import GreatsSelector, greedy
-from dataflex.components.tools.clustering import METHODS, cluster
 from dataflex.components.tools.rewards import exact_match, resolve_reward
 from dataflex.config.load import parse
 from dataflex.data.rows import Rows

@@ -22,9 +22,11 @@ from dataflex.components.selectors.near import NearSelector
 from dataflex.components.selectors.rds import RdsSelector
 from dataflex.components.selectors.token_length import TokenLengthSelector
 from dataflex.components.selectors.tsds import TsdsSelector, scale
-from dataflex.components.tools.density import Density
-from dataflex.components.tools.neighbours import EmbeddingSelector, closeness, nearest, take_turns, turns_among, unit
-from dataflex.components.tools.transport import transport
+from dataflex.components.selectors.tsds.density import Density
+from dataflex.components.selectors.tsds.transport import transport
+from dataflex.components.tools.embeddings import EmbeddingSelector, unit
+from dataflex.components.tools.neighbours import closeness, nearest
+from dataflex.components.tools.turns import take_turns, turns_among
 from dataflex.config.load import parse
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, DataflexError
@@ -127,7 +129,7 @@ def test_density(most: int, sigma: float) -> None:
 def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(4000, 8, width=64, kinds=30)
     exact = Density(rows, 0.75, 100, exact=True)(np.arange(4000))
-    monkeypatch.setattr("dataflex.components.tools.density._ALL_PAIRS", 100)
+    monkeypatch.setattr("dataflex.components.selectors.tsds.density._ALL_PAIRS", 100)
     lists = Density(rows, 0.75, 100)
     compared = np.mean([len(near) for near in lists.near]) / len(lists.near)
     assert compared < 0.5  # it does leave out most
@@ -171,7 +173,7 @@ def transport_by_hand(
 @pytest.mark.parametrize("first", [1, 2, 64])
 def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, first: int) -> None:
     """Against the algorithm step by step, however few neighbours are looked at first; and rho only where mass gets."""
-    monkeypatch.setattr("dataflex.components.tools.transport._DEPTH", first)
+    monkeypatch.setattr("dataflex.components.selectors.tsds.transport._DEPTH", first)
     rows, targets = clusters(120, 9), clusters(7, 10)
     similarity, places = nearest(targets, rows, 30)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.components.contracts import Mixer, Weighter
-from dataflex.components.proportions import check_names, checked, in_order, read_proportions
+from dataflex.components.tools.proportions import check_names, checked, in_order, read_proportions
 from dataflex.config.schema import Schedule
 from dataflex.config.values import number
 from dataflex.errors import ConfigError, Mistakes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
-from dataflex.components.proportions import in_order
+from dataflex.components.tools.proportions import in_order
 from dataflex.errors import ConfigError
 
 

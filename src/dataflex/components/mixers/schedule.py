@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
-from dataflex.components.proportions import checked
+from dataflex.components.tools.proportions import checked
 from dataflex.errors import ConfigError
 
 

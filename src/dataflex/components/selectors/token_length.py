@@ -10,7 +10,7 @@ import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
 from dataflex.components.requests import Request
-from dataflex.components.selectors.less import highest
+from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)

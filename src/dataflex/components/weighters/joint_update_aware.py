@@ -11,7 +11,7 @@ import torch
 
 from dataflex.components.contracts import State, WeightContext, Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
-from dataflex.components.weighters.adapt import unit_vectors
+from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError
 
 _MODES = ("full", "align_only", "diverse_only", "uniform")

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.requests import Embedding, Request, TargetAlignment
-from dataflex.components.selectors.less import highest
-from dataflex.components.tools.clustering import METHODS, cluster
+from dataflex.components.requests import Embedding, Request
+from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
+from dataflex.components.tools.embeddings import check_encoder
 from dataflex.components.tools.gradients import GradientSelector
-from dataflex.components.tools.neighbours import check_encoder
+from dataflex.components.tools.sampling import highest
 from dataflex.errors import DataflexError
 
 _REPRESENTATIVES = {
@@ -50,8 +50,8 @@ class ClusterLessSelector(GradientSelector):
     embedding_model_name_or_path: str | None = None
 
     retired: ClassVar[Mapping[str, str]] = {
+        **GradientSelector.retired,
         "cache_dir": "nothing is cached outside the checkpoints",
-        "save_interval": "rows are reduced to their scores as they are measured",
         "clustering_batch_size": "embedding batches are built by token budget (scoring_tokens)",
         "assignment_chunk_size": "distances are computed in chunks of a fixed size",
         "embedding_model_dtype": "a model computes in its own precision",
@@ -77,7 +77,7 @@ class ClusterLessSelector(GradientSelector):
         return frozenset() if state else self.needs()
 
     def refines(self) -> frozenset[Request]:
-        return frozenset({TargetAlignment(**self.taken)})
+        return frozenset({self.request()})
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
