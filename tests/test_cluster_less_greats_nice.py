@@ -14,8 +14,8 @@ from selecting import LORA, context, table
 
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.selectors.cluster_less import ClusterLessSelector
+from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
 from dataflex.components.selectors.greats import GreatsSelector, greedy
-from dataflex.components.tools.clustering import METHODS, cluster
 from dataflex.components.tools.rewards import exact_match, resolve_reward
 from dataflex.config.load import parse
 from dataflex.data.rows import Rows
@@ -68,7 +68,7 @@ def test_cluster_less_scores_whole_clusters_by_their_representatives() -> None:
     short, state = selector.shortlist({}, {"embedding": embedding}, given)
     owner = state["owner"]
     assert [len(set(owner[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1] and len(short) == 6
-    assert selector.needs_now({}) == selector.needs and selector.needs_now(state) == frozenset()
+    assert selector.needs_now({}) == selector.needs() and selector.needs_now(state) == frozenset()
     influence = np.array([[0.1, 0.0]] * 2 + [[0.0, 0.6], [np.nan, np.nan]] + [[0.2, 0.2]] * 2)
     chosen, after = selector.select(state, {"target_alignment": influence}, cluster_context(shortlist=short))
     assert sorted(chosen.chosen.tolist()) == [4, 5, 6, 7] and after is state

@@ -46,7 +46,7 @@ def choose(selector: Selector, losses: Any, budget: int, seed: int = 0) -> list[
     selection, state = selector.select(selector.init(), {"loss": given}, context)
     assert state == {} and np.array_equal(given, losses)
     assert np.issubdtype(selection.chosen.dtype, np.integer)
-    if "loss" in selector.needs:
+    if "loss" in selector.needs():
         assert selection.scores is not None and selection.scores.tolist() == losses.tolist()
     return selection.chosen.tolist()
 
@@ -73,7 +73,7 @@ def test_random_selection_is_uniform_and_differs_between_updates() -> None:
 
 def test_random_selection_with_replacement_may_exceed_the_pool() -> None:
     selector = RandomSelector(replacement=True)
-    assert selector.with_replacement and not RandomSelector().with_replacement
+    assert selector.with_replacement() and not RandomSelector().with_replacement()
     drawn = choose(selector, np.zeros(3), 900)
     assert len(drawn) == 900
     assert all(plausible(drawn.count(row), 900, 1 / 3) for row in range(3))
@@ -114,7 +114,7 @@ def test_draws_without_replacement_are_sequential() -> None:
 
 def test_draws_with_replacement_are_independent() -> None:
     selector = LossSelector(focus="low", focus_weight=4.0, quantiles=(0.25, 0.75), replacement=True)
-    assert selector.with_replacement and not LossSelector().with_replacement
+    assert selector.with_replacement() and not LossSelector().with_replacement()
     drawn = choose(selector, [0.0, 1.0, 2.0], 1000)
     assert len(drawn) == 1000
     assert [plausible(drawn.count(row), 1000, p) for row, p in enumerate((4 / 6, 1 / 6, 1 / 6))] == [True] * 3

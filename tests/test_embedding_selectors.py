@@ -22,9 +22,11 @@ from dataflex.components.selectors.near import NearSelector
 from dataflex.components.selectors.rds import RdsSelector
 from dataflex.components.selectors.token_length import TokenLengthSelector
 from dataflex.components.selectors.tsds import TsdsSelector, scale
-from dataflex.components.tools.density import Density
-from dataflex.components.tools.neighbours import EmbeddingSelector, closeness, nearest, take_turns, turns_among, unit
-from dataflex.components.tools.transport import transport
+from dataflex.components.selectors.tsds.density import Density
+from dataflex.components.selectors.tsds.transport import transport
+from dataflex.components.tools.embeddings import EmbeddingSelector, unit
+from dataflex.components.tools.neighbours import closeness, nearest
+from dataflex.components.tools.turns import take_turns, turns_among
 from dataflex.config.load import parse
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, DataflexError
@@ -94,7 +96,7 @@ def test_rds_over_one_task_and_over_two() -> None:
 def test_near_reads_a_file_of_raw_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "near.npy", np.array([[7, 3, -1], [4, 7, 9]]))
     near = NearSelector(indices_path=str(tmp_path / "near.npy"))
-    assert near.needs == frozenset() and near.reads_raw_rows
+    assert near.needs() == frozenset() and near.reads_raw_rows()
     given = context(4, 3, raw_rows=np.array([3, 4, 7, 8]))
     assert near.select({}, {}, given)[0].chosen.tolist() == [2, 1, 0]
     with pytest.raises(DataflexError, match=r"asked for 4 rows, but .* names only 3 of the 4"):
@@ -127,7 +129,7 @@ def test_density(most: int, sigma: float) -> None:
 def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(4000, 8, width=64, kinds=30)
     exact = Density(rows, 0.75, 100, exact=True)(np.arange(4000))
-    monkeypatch.setattr("dataflex.components.tools.density._ALL_PAIRS", 100)
+    monkeypatch.setattr("dataflex.components.selectors.tsds.density._ALL_PAIRS", 100)
     lists = Density(rows, 0.75, 100)
     compared = np.mean([len(near) for near in lists.near]) / len(lists.near)
     assert compared < 0.5  # it does leave out most
@@ -171,7 +173,7 @@ def transport_by_hand(
 @pytest.mark.parametrize("first", [1, 2, 64])
 def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, first: int) -> None:
     """Against the algorithm step by step, however few neighbours are looked at first; and rho only where mass gets."""
-    monkeypatch.setattr("dataflex.components.tools.transport._DEPTH", first)
+    monkeypatch.setattr("dataflex.components.selectors.tsds.transport._DEPTH", first)
     rows, targets = clusters(120, 9), clusters(7, 10)
     similarity, places = nearest(targets, rows, 30)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))
@@ -524,4 +526,4 @@ class Listing(EmbeddingSelector):
 
 def test_a_file_of_another_kind_does_not_stand_for_embeddings(tmp_path: Path) -> None:
     listing = Listing(stop_list=str(tmp_path / "list"))
-    assert {type(r) for r in listing.needs} == {Embedding, TargetEmbedding} and not listing.reads_raw_rows
+    assert {type(r) for r in listing.needs()} == {Embedding, TargetEmbedding} and not listing.reads_raw_rows()

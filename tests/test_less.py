@@ -144,7 +144,7 @@ def test_a_method_that_needs_a_warmup_brings_one(select: Config, warmup: int) ->
 def test_adam_step_without_adam_is_refused() -> None:
     with pytest.raises(ConfigError, match="adam_step must be left out with gradient_type: sgd, got 'authors'"):
         LessSelector(gradient_type="sgd", adam_step="authors")
-    assert {r.adam_step for s in (LessSelector, IconsSelector) for r in s(adam_step="authors").needs} == {"authors"}
+    assert {r.adam_step for s in (LessSelector, IconsSelector) for r in s(adam_step="authors").needs()} == {"authors"}
 
 
 def test_with_a_mixer_each_domain_keeps_its_own_best(aimed: Config, tmp_path: Path) -> None:

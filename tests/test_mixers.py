@@ -145,7 +145,7 @@ def test_doge_follows_algorithm_1(online: bool) -> None:
             assert decision.proportions.tolist() == pi
             np.testing.assert_allclose(decision.loss_weights, alpha, rtol=1e-12)  # type: ignore[arg-type]
     np.testing.assert_allclose(mixer.result(state), np.mean(found, axis=0), rtol=1e-12)
-    assert mixer.moves_proportions is online
+    assert mixer.moves_proportions() is online
 
 
 def literal_doge(grads: np.ndarray, alpha: np.ndarray, lr: float, mu: float, max_norm: float, eps: float) -> np.ndarray:

@@ -179,10 +179,11 @@ def score(keys: dict[str, Any], count: int) -> tuple[int, int, list[tuple[float,
 def passes_of(trainer: Any, count: int) -> tuple[int, int, list[tuple[float, float]]]:
     import torch.distributed as dist
 
+    from dataflex.components.contracts import declared
     from dataflex.components.requests import as_requests
 
     chosen = np.sort(np.random.default_rng(0).permutation(len(trainer.rows))[:count])
-    (request,) = [r for r in as_requests(trainer.config.select.component.needs) if r.per == "row"]
+    (request,) = [r for r in as_requests(declared(trainer.config.select.component.needs)) if r.per == "row"]
     passes = []
     for turn in range(REPEATS + 1):
         if dist.is_initialized():

@@ -186,12 +186,14 @@ def one_model_at_a_time(out: str, _: str) -> None:
 
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
+    from dataflex.components.contracts import declared
     from dataflex.trainer.selecting import Selecting
 
     def everything(self: Any, step: int, view: Any) -> None:
         if self.schedule.due(step):
-            assert self.spec.component.needs
-            for request in self.spec.component.needs:
+            needs = declared(self.spec.component.needs)
+            assert needs
+            for request in needs:
                 self.chooser.measure(request)
 
     Selecting.act = everything

@@ -9,9 +9,9 @@ States are flat dictionaries of str -> int, float, str, bool, None or numpy arra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -22,17 +22,26 @@ if TYPE_CHECKING:
     import torch
 
 State = dict[str, Any]
+T = TypeVar("T")
 
 # Values of a projected gradient: 64 MiB a row in fp32.
 MAX_PROJ_DIM = 1 << 24
 
 
+def declared(fact: Callable[[], T]) -> T:
+    """What a component says of itself: `declared(component.needs)`.
+
+    The contract has a method for each fact that may depend on parameters. Components written for earlier versions have a
+    class attribute, a property or a parameter of that name instead; every fact is read here, so both work."""
+    return fact() if callable(fact) else fact
+
+
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """Base of every component. Subclasses are frozen dataclasses; check parameters in `check`."""
+    """Base of every component. Subclasses are frozen dataclasses; check parameters in `check`.
 
-    needs: ClassVar[frozenset[Request]] = frozenset()
-    """Signals to be measured before each update (see `components.requests`). May be a property."""
+    What is the same for every object of a class is a class attribute. What may depend on parameters is a method, and is
+    read through `declared`."""
 
     retired: ClassVar[Mapping[str, str]] = {}
     """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""
@@ -40,11 +49,16 @@ class Component:
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {}
     """Defaults of dataflex 1.1.0 where they differ from those of today: they hold in files that are written for it."""
 
-    default_warmup: ClassVar[int] = 0
-    """Optimizer steps before it first acts, where the configuration does not say. May be a property."""
-
     seed = 0
     """Mixed into the generators (`rng`) of its decisions. A component that draws may make it a parameter: `seed: int = 0`."""
+
+    def needs(self) -> frozenset[Request]:
+        """Signals to be measured before each update (see `components.requests`)."""
+        return frozenset()
+
+    def default_warmup(self) -> int:
+        """Optimizer steps before it first acts, where the configuration does not say."""
+        return 0
 
     def files(self) -> Mapping[str, str]:
         """Files and folders that `check`, `init` or a decision reads, by the parameter that names them, if any are named. What
@@ -120,20 +134,23 @@ class Selection:
 class Selector(Component, ABC):
     """Chooses rows. Candidates are the rows of a pool that have a finite value for every signal in `needs`."""
 
-    with_replacement: ClassVar[bool] = False
-    """Whether `select` may return a row twice (and a budget above the pool's size). May be a property."""
-
     per_domain: ClassVar[bool] = True
     """Whether it can rank the rows of one domain by themselves, as it must beside a mixer."""
 
     before_training: ClassVar[bool] = True
     """Whether it makes sense to select once, with no training before."""
 
-    refines: ClassVar[frozenset[Request]] = frozenset()
-    """Costly signals, measured on the rows of `shortlist` only. May be a property."""
+    def with_replacement(self) -> bool:
+        """Whether `select` may return a row twice (and a budget above the pool's size)."""
+        return False
 
-    reads_raw_rows: ClassVar[bool] = False
-    """Whether it goes by the numbers of rows before tokenization, as files made elsewhere do. May be a property."""
+    def refines(self) -> frozenset[Request]:
+        """Costly signals, measured on the rows of `shortlist` only."""
+        return frozenset()
+
+    def reads_raw_rows(self) -> bool:
+        """Whether it goes by the numbers of rows before tokenization, as files made elsewhere do."""
+        return False
 
     def check_rows(self, raw_rows: int) -> None:
         """Raise ConfigError (see `require`) if what it reads does not fit data sets of so many rows in all."""
@@ -143,7 +160,7 @@ class Selector(Component, ABC):
 
     def needs_now(self, state: State) -> frozenset[Request]:
         """What of `needs` this update takes; a part that the state already holds may be left out."""
-        return self.needs
+        return declared(self.needs)
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
@@ -223,15 +240,33 @@ class Decision:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OwnPlan:
+    """When a mixer acts that brings a plan of its own, and what the plan is made for.
+
+    steps: the optimizer steps before which it acts, ascending.
+    positions: the same in samples served; each must be a whole number of global batches.
+    unit: what its proportions are shares of (samples, tokens); None: of either.
+    limited: whether it makes sense only with `max_repetition`.
+    """
+
+    steps: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    unit: str | None = None
+    limited: bool = False
+
+    @property
+    def timed(self) -> bool:
+        """Whether the plan says when it acts; otherwise it acts by interval."""
+        return self.steps is not None or self.positions is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixer(Component, ABC):
     """Sets domain proportions, and what the losses of each domain weigh."""
 
     fixed: ClassVar[bool] = False
     """Whether the proportions of `initial` hold for the whole run, and `update` is never called."""
-
-    moves_proportions: ClassVar[bool] = True
-    """Whether `update` may change the proportions. Where it only weighs losses, rows are read ahead past its updates."""
 
     needs_sizes: ClassVar[bool] = False
     """Whether it goes by the sizes of the domains, which must be known then even where data is streamed."""
@@ -242,17 +277,17 @@ class Mixer(Component, ABC):
     default_initial: ClassVar[Literal["uniform", "stratified"]] = "uniform"
     """The mixture that the run starts with where the configuration names none: equal shares, or by size."""
 
-    steps: ClassVar[tuple[int, ...] | None] = None
-    """The optimizer steps before which it acts, ascending, if it brings its own; None: by interval. May be a property."""
+    def moves_proportions(self) -> bool:
+        """Whether `update` may change the proportions. Where it only weighs losses, rows are read ahead past its updates."""
+        return True
 
-    positions: ClassVar[tuple[int, ...] | None] = None
-    """As `steps`, in samples served; each must be a whole number of global batches. May be a property."""
+    def own_plan(self) -> OwnPlan:
+        """When it acts, if not every `interval` steps.
 
-    unit: ClassVar[str | None] = None
-    """The unit (samples, tokens) its proportions are shares of, if it cannot be any. May be a property."""
-
-    needs_limit: ClassVar[bool] = False
-    """Whether it makes sense only with `max_repetition`. May be a property."""
+        A mixer written for earlier versions has `steps`, `positions`, `unit` or `needs_limit` instead."""
+        before = (getattr(self, name, None) for name in ("steps", "positions", "unit", "needs_limit"))
+        steps, positions, unit, limited = before
+        return OwnPlan(steps, positions, unit, bool(limited))
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""
@@ -270,7 +305,7 @@ class Mixer(Component, ABC):
 
     def needs_now(self, state: State) -> frozenset[Request]:
         """What of `needs` the next update takes."""
-        return self.needs
+        return declared(self.needs)
 
     @abstractmethod
     def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
@@ -314,14 +349,16 @@ class Weighter(Component, ABC):
     trains or from the data, and for `target_embedding`, measured every `target_interval` steps.
     """
 
-    level: ClassVar[Literal["row", "token"]] = "row"
-    """What is weighed: rows by their token-mean losses, or every token by its own cross entropy. May be a property."""
-
     goes_by_domain: ClassVar[bool] = False
     """Whether it must know the data set of a row, which a run without select or mix does not."""
 
-    target_interval: ClassVar[int | None] = None
-    """Optimizer steps between two calls of `aim`; None: it has no target. May be a property."""
+    def level(self) -> Literal["row", "token"]:
+        """What is weighed: rows by their token-mean losses, or every token by its own cross entropy."""
+        return "row"
+
+    def target_interval(self) -> int | None:
+        """Optimizer steps between two calls of `aim`; None: it has no target."""
+        return None
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, get_type_hints
 
-from dataflex.components.contracts import Component, Mixer, Weighter
+from dataflex.components.contracts import Component, Mixer, Weighter, declared
 from dataflex.components.registry import FAMILIES, names, resolve
 from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
@@ -205,9 +205,9 @@ def _slot(
     component = _component(cls, rest, name, path, slot, key, notices, mistakes)
     if component is None:
         return None
-    if component.default_warmup:
-        own.setdefault("warmup", component.default_warmup)
-    for signal in sorted(map(name_of, component.needs)):
+    if warmup := declared(component.default_warmup):
+        own.setdefault("warmup", warmup)
+    for signal in sorted(map(name_of, declared(component.needs))):
         if signal not in (offered := offered_to(slot)):
             raise ConfigError(
                 f"{key(f'{path}.name')}: {name} needs the signal {signal!r}, which {slot} does not offer; choose from"
@@ -250,7 +250,7 @@ def _mix(
     if own.get("proportions") is None:
         own.setdefault("initial", component.default_initial)
     mixture.check_mixer(component, own, name, domains, key, mistakes, limited)
-    if component.fixed or component.steps is not None or component.positions is not None:
+    if component.fixed or component.own_plan().timed:
         schedule = mixture.schedule_of(component, schedule, name, notices)
     elif schedule.interval is None:
         schedule = replace(schedule, interval=component.default_interval)

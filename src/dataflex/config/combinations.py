@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from dataflex.components.contracts import declared
 from dataflex.components.requests import streamed_by
 from dataflex.config.llamafactory.trainer_keys import trainer_key_refusals
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
@@ -135,7 +136,7 @@ def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> It
 
 def _check_raw_rows(config: DataflexConfig, lf: dict[str, Any], stage: str) -> Iterator[str]:
     select = config.select
-    if select is None or not select.component.reads_raw_rows:
+    if select is None or not declared(select.component.reads_raw_rows):
         return
     reader = f"select: {select.name} reads a file about the rows as they are stored"
     for key in ("packing", "neat_packing"):
@@ -177,7 +178,7 @@ def _check_weights(config: DataflexConfig, weight: WeightConfig, stage: str) -> 
                 " mix: proportional"
             )
         yield from _check_requests(config, slot, part)
-        by_token = part.component.level == "token" or any(r.needs_tokens for r in config.requests(slot))
+        by_token = declared(part.component.level) == "token" or any(r.needs_tokens for r in config.requests(slot))
         if by_token and stage not in ("pt", "sft"):
             yield (f"stage: {stage} has no rows of one answer, and weight: {part.name} goes by tokens; use pt or sft")
     given = config.select.target_dataset if config.select is not None else ()
@@ -222,9 +223,9 @@ def _check_requests(config: DataflexConfig, slot: str, part: WeightPart) -> Iter
     fault = ""
     if any(r.reads() == "encoder" for r in needs):
         fault = "asks for vectors of another model, and rows are embedded by the model that trains"
-    elif of_rows and part.component.level == "token":
+    elif of_rows and declared(part.component.level) == "token":
         fault = "weighs tokens, and embeddings are those of rows"
-    elif len(targets) != (part.component.target_interval is not None):
+    elif len(targets) != (declared(part.component.target_interval) is not None):
         fault = "must have a target_interval with one TargetEmbedding, and none without"
     if fault:
         yield f"dataflex.{slot}.name: {part.name} {fault}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.components.contracts import Mixer, Weighter
-from dataflex.components.proportions import check_names, checked, in_order, read_proportions
+from dataflex.components.tools.proportions import check_names, checked, in_order, read_proportions
 from dataflex.config.schema import Schedule
 from dataflex.config.values import number
 from dataflex.errors import ConfigError, Mistakes
@@ -66,10 +66,10 @@ def check_mixer(
     """What a mixer asks of the names of the domains and of the other keys. limited: whether max_repetition is given."""
     with mistakes.noting():
         check_domains(component, names, key("dataflex.mix"))
-    unit = own.get("unit", "samples")
-    if component.unit not in (None, unit):
-        mistakes.note(ConfigError(f"dataflex.mix.unit: {name} takes shares of {component.unit}, and unit is {unit}"))
-    if component.needs_limit and not limited:
+    unit, plan = own.get("unit", "samples"), component.own_plan()
+    if plan.unit not in (None, unit):
+        mistakes.note(ConfigError(f"dataflex.mix.unit: {name} takes shares of {plan.unit}, and unit is {unit}"))
+    if plan.limited and not limited:
         mistakes.note(
             ConfigError(
                 f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
@@ -88,8 +88,8 @@ def check_domains(component: Mixer | Weighter, names: Names, key: str) -> None:
 
 def schedule_of(component: Mixer, given: Schedule, name: str, notices: list[str]) -> Schedule:
     """When a mixer acts that brings its own steps, or never does."""
-    own = component.steps is not None or component.positions is not None
+    plan = component.own_plan()
     if given != Schedule():
-        why = f"{name} brings its own steps" if own else "with fixed proportions"
-        notices.append(f"dataflex.mix: warmup, interval and updates have no effect{':' if own else ''} {why}")
-    return Schedule(at=component.steps or ()) if own else Schedule()
+        why = f"{name} brings its own steps" if plan.timed else "with fixed proportions"
+        notices.append(f"dataflex.mix: warmup, interval and updates have no effect{':' if plan.timed else ''} {why}")
+    return Schedule(at=plan.steps or ()) if plan.timed else Schedule()

@@ -6,8 +6,8 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from dataflex.components.contracts import Component, Mixer, Selector, Weighter
-from dataflex.components.requests import SignalRequest, as_requests
+from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
+from dataflex.components.requests import Request, SignalRequest, as_requests
 from dataflex.errors import ConfigError
 
 
@@ -101,7 +101,7 @@ class MixConfig:
     def settled(self, global_batch: int, origin: tuple[int, int] = (0, 0)) -> Schedule:
         """The schedule where `global_batch` rows are served a step from origin (step, position) on. ConfigError if the mixer
         is to act after a fraction of a step."""
-        positions = self.component.positions
+        positions = self.component.own_plan().positions
         if positions is None:
             return self.schedule
         step, begin = origin
@@ -272,7 +272,8 @@ class DataflexConfig:
         component = self.components.get(slot)
         if component is None:
             return frozenset()
-        return as_requests(component.needs | (component.refines if isinstance(component, Selector) else frozenset()))
+        refined = declared(component.refines) if isinstance(component, Selector) else frozenset[Request]()
+        return as_requests(declared(component.needs) | refined)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""

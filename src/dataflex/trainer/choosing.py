@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import SelectionContext, State
+from dataflex.components.contracts import SelectionContext, State, declared
 from dataflex.components.requests import SignalRequest, as_requests, by_name
 from dataflex.config.schema import SelectConfig
 from dataflex.distributed.collectives import decide
@@ -114,7 +114,7 @@ class Chooser:
     def check_optimizer(self, optimizer: Any) -> None:
         """Once: DataflexError where moments will be read and the optimizer has none that can be."""
         selector = self.spec.component
-        asked = as_requests(selector.needs | selector.refines)
+        asked = as_requests(declared(selector.needs) | declared(selector.refines))
         if not self._optimizer_is_known and any(r.reads_moments() for r in asked):
             optimizer_moments(optimizer)
         self._optimizer_is_known = True
@@ -122,7 +122,7 @@ class Chooser:
     def choose(self, moment: Moment, optimizer: Any = None) -> Chosen:
         """Called on every rank."""
         selector = self.spec.component
-        wanted, refined = by_name(selector.needs_now(self.state)), by_name(selector.refines)
+        wanted, refined = by_name(selector.needs_now(self.state)), by_name(declared(selector.refines))
         values: dict[SignalRequest, np.ndarray] = {r: self.measure(r) for r in wanted}
         target = {r.name: v for r, v in values.items() if r.per == "target row"}
         signals = {r.name: v for r, v in values.items() if r.per != "target row"}
@@ -145,7 +145,7 @@ class Chooser:
                 selection, state = selector.select(state, part.signals, part.context)
                 remarks |= of_domain(selection.remarks, part.group.name)
                 picked, count = np.asarray(selection.chosen), len(part.ids)
-                check_choice(self.spec.name, picked, part.context.budget, count, bool(selector.with_replacement))
+                check_choice(self.spec.name, picked, part.context.budget, count, declared(selector.with_replacement))
                 chosen.append(part.ids[picked])
                 if selection.scores is not None:
                     scores[part.ids] = selection.scores
@@ -172,7 +172,7 @@ class Chooser:
         ids = np.flatnonzero(measured[group.begin : group.end])
         ids += group.begin
         budget = self._budget(len(ids), group)
-        if not len(ids) or (budget > len(ids) and not selector.with_replacement):
+        if not len(ids) or (budget > len(ids) and not declared(selector.with_replacement)):
             raise DataflexError(self._lacking(budget, len(ids), group, moment.step, sorted(signals)))
         context = SelectionContext(
             budget=budget,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex import events
+from dataflex.components.contracts import declared
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.quota import HORIZON
 from dataflex.record.recorder import Recorder
@@ -37,7 +38,7 @@ class Deciding:
         """Decide what falls before the next step, and open the rows up to the next decision; whether there are rows for it."""
         step, mixing = view.step, self.mixing
         if self.serving.is_open(step):
-            if mixing is not None and not mixing.spec.component.moves_proportions:
+            if mixing is not None and not declared(mixing.spec.component.moves_proportions):
                 mixing.act(step, view)  # weighs losses only, so rows are read past it
             return True
         events.emit(events.Deciding(step, view))
@@ -70,7 +71,7 @@ class Deciding:
     def _horizon(self, step: int, max_steps: int) -> int:
         """The step up to which nothing may change what is read."""
         schedules = [] if self.selecting is None else [self.selecting.schedule]
-        if self.mixing is not None and self.mixing.spec.component.moves_proportions:
+        if self.mixing is not None and declared(self.mixing.spec.component.moves_proportions):
             schedules.append(self.mixing.schedule)
         dues = [due for s in schedules if (due := s.next_due(step + 1)) is not None]
         left = self.serving.plan.stages[-1].start + MAX_STAGE - self.serving.position(step)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Decision, DomainInfo, Observations, State, declared
 from dataflex.components.requests import SignalRequest, by_name
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.distributed.collectives import decide
@@ -145,7 +145,7 @@ class Mixing:
         self._weigh(decision.loss_weights)
         decided: dict[str, Any] = {}
         stage = None
-        if self.spec.component.moves_proportions:
+        if declared(self.spec.component.moves_proportions):
             self.asked = np.asarray(decision.proportions, dtype=np.float64)
             stage = self.limits.turn_to(step, self.asked)
             decided["proportions"] = self._named(self.asked)
@@ -230,7 +230,7 @@ def check_older(spec: MixConfig, state: Mapping[str, Any], saved: Mapping[str, A
         raise ConfigError(f"{_OLDER}: the state of mix: ado has no 'step'")
     if "loss_weights" in saved and "trained_tokens" not in saved:
         raise ConfigError(f"{_OLDER}: its weights of domains are those of rows, whatever their lengths")
-    if "amounts" not in saved and spec.unit == "tokens" and "train_loss" in spec.component.needs:
+    if "amounts" not in saved and spec.unit == "tokens" and "train_loss" in declared(spec.component.needs):
         raise ConfigError(f"{_OLDER}: it does not say how many tokens of each domain were served")
 
 

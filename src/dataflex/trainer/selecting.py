@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import State
+from dataflex.components.contracts import State, declared
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.plan import Pool, chosen_pool
 from dataflex.record.recorder import Recorder
@@ -60,7 +60,7 @@ class Selecting:
         stage = plan.append(position, pools, plan.stages[-1].proportions)
         selected = np.concatenate(chosen.ids) if len(chosen.ids) > 1 else chosen.ids[0]
         looked_at = None
-        if self.spec.component.refines:  # of a shortlist, what was on it
+        if declared(self.spec.component.refines):  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
         decided: dict[str, Any] = {
             "rows": [len(ids) for ids in chosen.ids],

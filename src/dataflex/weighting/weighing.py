@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import WeightContext, Weighter
+from dataflex.components.contracts import WeightContext, Weighter, declared
 from dataflex.components.requests import SignalRequest, as_requests
 from dataflex.config.schema import WeightPart
 from dataflex.distributed.collectives import gather_rows, sum_over_ranks
@@ -70,7 +70,7 @@ class Weighing:
     @staticmethod
     def _of_rows(part: WeightPart) -> frozenset[SignalRequest]:
         """What one of them is given beside its target."""
-        return frozenset(r for r in as_requests(part.component.needs) if r.per != "target row")
+        return frozenset(r for r in as_requests(declared(part.component.needs)) if r.per != "target row")
 
     # -- the reference -----------------------------------------------------------------------------------------------
 

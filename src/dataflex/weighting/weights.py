@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex.components.contracts import declared
 from dataflex.components.requests import SignalRequest, as_requests
 from dataflex.config.schema import WeightConfig, WeightPart
 from dataflex.data.micro_batch import MicroBatch
@@ -44,7 +45,7 @@ class Weights:
         """By slot: the step at which a weighter has last taken in its target."""
         by_level: dict[str, dict[str, WeightPart]] = {}
         for slot, part in spec.slots().items():
-            by_level.setdefault(part.component.level, {})[slot] = part
+            by_level.setdefault(declared(part.component.level), {})[slot] = part
         self._levels = {
             level: Weighing(
                 parts,
@@ -147,10 +148,10 @@ class Weights:
     def due_targets(self, step: int) -> Iterator[tuple[str, WeightPart, SignalRequest]]:
         """Slot, weighter, and the request for its target, of those that are to take it in as the model sees it now."""
         for slot, part in self.spec.slots().items():
-            interval, last = part.component.target_interval, self.last_target_step.get(slot)
+            interval, last = declared(part.component.target_interval), self.last_target_step.get(slot)
             if interval is None or part.strength(step) == 0 or (last is not None and step - last < interval):
                 continue
-            (request,) = [r for r in as_requests(part.component.needs) if r.per == "target row"]
+            (request,) = [r for r in as_requests(declared(part.component.needs)) if r.per == "target row"]
             yield slot, part, request
 
     def aim(self, slot: str, target: np.ndarray, step: int) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from dataflex import Decision, DomainInfo, Mixer, Observations, State
+from dataflex import Decision, DomainInfo, Mixer, Observations, Request, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +23,13 @@ class ProgressMixer(Mixer):
     smoothing: float = 0.5
     floor: float = 0.1
 
-    needs: ClassVar[frozenset[str]] = frozenset({"train_loss"})
-
     def check(self) -> None:
         self.require("temperature", self.temperature > 0, "positive")
         self.require("smoothing", 0 <= self.smoothing < 1, "in [0, 1)")
         self.require("floor", 0 <= self.floor <= 1, "in [0, 1]")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"train_loss"})
 
     def init(self, domains: DomainInfo) -> State:
         return {"last_loss": np.full(len(domains), np.nan), "progress": np.zeros(len(domains))}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
 
 import numpy as np
 
-from dataflex import Selection, SelectionContext, Selector, State
+from dataflex import Request, Selection, SelectionContext, Selector, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +21,12 @@ class CurriculumSelector(Selector):
     first_share: float = 0.3
     growth: int = 4
 
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
-
     def check(self) -> None:
         self.require("first_share", 0 < self.first_share <= 1, "in (0, 1]")
         self.require("growth", self.growth >= 1, "at least 1")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"loss"})
 
     def share(self, update: int) -> float:
         return self.first_share + (1 - self.first_share) * min(1.0, update / self.growth)

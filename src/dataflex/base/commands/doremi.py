@@ -13,7 +13,7 @@ import yaml
 from dataflex.base.checks.arguments import check_arguments
 from dataflex.base.checks.reference_model import check_reference
 from dataflex.base.processes import children, progress
-from dataflex.components.proportions import in_order, read_proportions
+from dataflex.components.tools.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
 from dataflex.config.values import truth

@@ -13,6 +13,7 @@ from dataflex.base.loading_arguments import Loading
 from dataflex.base.output.destination import Destination
 from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
+from dataflex.components.contracts import declared
 from dataflex.config import RunConfig
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
@@ -162,13 +163,13 @@ def _check(config: DataflexConfig, stored: int, rows: int) -> None:
 
     assert config.select is not None and config.offline is not None
     component = config.select.component
-    if component.reads_raw_rows:
+    if declared(component.reads_raw_rows):
         try:
             component.check_rows(stored)
         except ConfigError as error:
             raise ConfigError(f"dataflex.select.{error}") from None
     budget = wanted(config.offline, rows)
-    if budget > rows and not component.with_replacement:
+    if budget > rows and not declared(component.with_replacement):
         raise ConfigError(f"dataflex.offline.budget: {budget} rows are asked for, but the data has {rows}")
 
 

@@ -27,6 +27,7 @@ from llamafactory.data.processor import (
 from dataflex.base.loading.marks import MarkingTemplate, MarkingTokenizer, Marks
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.refusals import ours, theirs
+from dataflex.components.contracts import declared
 from dataflex.config.combinations import given_column
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import GIVEN_WEIGHTS
@@ -46,7 +47,7 @@ class Carried:
     @classmethod
     def by(cls, config: DataflexConfig) -> Carried:
         """What the components of a training need."""
-        return cls(config.select is not None and config.select.component.reads_raw_rows, given_column(config))
+        return cls(config.select is not None and declared(config.select.component.reads_raw_rows), given_column(config))
 
     def weight_column(self, dataset: str, attributes: Any) -> WeightColumn | None:
         return None if self.weights is None else WeightColumn(dataset, attributes, *self.weights)

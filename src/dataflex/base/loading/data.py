@@ -27,6 +27,7 @@ from dataflex.base.loading.carried import (
 from dataflex.base.loading.faults import reading, untokenized
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import is_ours, ours, refusals
+from dataflex.components.contracts import declared
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import Origin, raw_rows
 from dataflex.data.rows import Rows
@@ -281,7 +282,7 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
             if count == 0 and (mix is not None or not any(usable)):
                 raise ConfigError(f"dataset: no row of {name!r} has a token to learn within cutoff_len")
         budget, most = (select.schedule.interval or 0) * global_batch, sum(usable) // global_batch
-        if mix is None and not select.component.with_replacement and budget > sum(usable):
+        if mix is None and not declared(select.component.with_replacement) and budget > sum(usable):
             raise ConfigError(
                 f"dataflex.select.interval: {select.schedule.interval} steps of {global_batch} rows ask for {budget} rows,"
                 f" but the data has {sum(usable)}; use at most {most} step{'' if most == 1 else 's'}"

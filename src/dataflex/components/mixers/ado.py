@@ -45,7 +45,6 @@ class AdoMixer(Mixer):
     fit_every: int = 5
     ignore: int = 2
 
-    needs: ClassVar[frozenset[Request]] = frozenset({"train_loss"})
     default_initial: ClassVar[Literal["uniform", "stratified"]] = "stratified"
 
     def check(self) -> None:
@@ -58,6 +57,9 @@ class AdoMixer(Mixer):
         self.require(
             "fit_after", self.fit_after >= self.ignore + 3, "at least ignore + 3 (a curve has three parameters)"
         )
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"train_loss"})
 
     def init(self, domains: DomainInfo) -> State:
         mu = np.asarray(domains.proportions, dtype=np.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -35,14 +34,15 @@ class AioliMixer(Mixer):
     probe_share: float = 0.2
     normalise: bool = True
 
-    needs: ClassVar[frozenset[Request]] = frozenset({"heldout_loss"})
-
     def check(self) -> None:
         self.require("eta", 0 <= self.eta < np.inf, "at least 0 and finite")
         self.require("ema", self.ema is None or 0 <= self.ema < 1, "in [0, 1), or null")
         self.require("one_hot", 0 < self.one_hot <= 1, "in (0, 1]")
         self.require("sweeps", self.sweeps >= 1, "at least 1")
         self.require("probe_share", 0 < self.probe_share < 1, "in (0, 1)")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"heldout_loss"})
 
     def init(self, domains: DomainInfo) -> State:
         k = len(domains)
@@ -63,7 +63,7 @@ class AioliMixer(Mixer):
         return np.full((k, k), rest) + (self.one_hot - rest) * np.eye(k)
 
     def needs_now(self, state: State) -> frozenset[Request]:
-        return self.needs if state["phase"] <= self.sweeps * len(state["p"]) else frozenset()
+        return self.needs() if state["phase"] <= self.sweeps * len(state["p"]) else frozenset()
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         k, phase, new = len(state["p"]), state["phase"], dict(state)

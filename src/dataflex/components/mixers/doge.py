@@ -49,8 +49,7 @@ class DogeMixer(Mixer):
         self.require("max_norm", self.max_norm is None or 0 < self.max_norm < np.inf, "positive and finite, or null")
         self.require("rows_per_domain", self.rows_per_domain >= 2, "at least 2 (two halves)")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset(
             {
                 DomainGradients(
@@ -59,8 +58,7 @@ class DogeMixer(Mixer):
             }
         )
 
-    @property
-    def moves_proportions(self) -> bool:  # type: ignore[override]
+    def moves_proportions(self) -> bool:
         return self.online
 
     def init(self, domains: DomainInfo) -> State:

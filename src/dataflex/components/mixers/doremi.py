@@ -35,7 +35,6 @@ class DoremiMixer(Mixer):
     reweight_eta: float = 1.0
     reweight_eps: float = 1e-3
 
-    moves_proportions: ClassVar[bool] = False
     default_interval: ClassVar[int | None] = 1
 
     def check(self) -> None:
@@ -43,8 +42,10 @@ class DoremiMixer(Mixer):
         self.require("reweight_eta", 0 <= self.reweight_eta < np.inf, "at least 0 and finite")
         self.require("reweight_eps", 0 <= self.reweight_eps <= 1, "in [0, 1]")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def moves_proportions(self) -> bool:
+        return False
+
+    def needs(self) -> frozenset[Request]:
         return frozenset({"train_loss", ExcessLoss(model=self.reference_model_path, store=self.reference_store)})
 
     def init(self, domains: DomainInfo) -> State:

@@ -40,8 +40,7 @@ class DynamicMoeMixer(Mixer):
         self.require("c", 0 <= self.c <= 1, "in [0, 1]")
         self.require("eval_samples", self.eval_samples >= 1, "at least 1")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset({RouterLoad(rows=self.eval_samples, layer=self.layer, seed=self.seed)})
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:

@@ -40,8 +40,7 @@ class LossGapMixer(Mixer):
         self.require("reference_losses", finite, "a list of numbers, one per data set")
         self.require("smoothing", 0 <= self.smoothing <= 1, "in [0, 1]")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset(_HELD_OUT if self.losses == "heldout" else {"train_loss"})
 
     def check_domains(self, names: tuple[str, ...]) -> None:

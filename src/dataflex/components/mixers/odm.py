@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.requests import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,6 @@ class OdmMixer(Mixer):
     reward_scale: float | None = None
     min_exploration_rate: float | None = None
 
-    needs: ClassVar[frozenset[str]] = frozenset({"train_loss"})
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"reward": "averaged"}
     retired: ClassVar[Mapping[str, str]] = {
         "warmup_steps": "the warmup of the schedule decides when the mixer starts",
@@ -54,6 +54,9 @@ class OdmMixer(Mixer):
         self.require("reward_scale", self.reward_scale is None or self.reward_scale > 0, "positive")
         floor = self.min_exploration_rate
         self.require("min_exploration_rate", floor is None or 0 <= floor <= 1, "in [0, 1]")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"train_loss"})
 
     @property
     def scale(self) -> float:

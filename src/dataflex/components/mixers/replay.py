@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
-from dataflex.components.proportions import in_order
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
+from dataflex.components.tools.proportions import in_order
 from dataflex.errors import ConfigError
 
 
@@ -66,17 +66,12 @@ class ReplayMixer(Mixer):
             raise ConfigError(f"ledger: {self.ledger} begins at position {out[0][0]} instead of 0")
         return out
 
-    @property
-    def positions(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(position for position, _ in self._changes[1:])
-
-    @property
-    def unit(self) -> str:  # type: ignore[override]
-        return str(self._lines[0]["stage"].get("unit", "samples"))
-
-    @property
-    def needs_limit(self) -> bool:  # type: ignore[override]
-        return any(line["component"] == "exhausted" for line in self._lines)
+    def own_plan(self) -> OwnPlan:
+        return OwnPlan(
+            positions=tuple(position for position, _ in self._changes[1:]),
+            unit=str(self._lines[0]["stage"].get("unit", "samples")),
+            limited=any(line["component"] == "exhausted" for line in self._lines),
+        )
 
     def check_domains(self, names: tuple[str, ...]) -> None:
         for _, proportions in self._changes:

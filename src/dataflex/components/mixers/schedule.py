@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
-from dataflex.components.proportions import checked
+from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
+from dataflex.components.tools.proportions import checked
 from dataflex.errors import ConfigError
 
 
@@ -38,9 +38,8 @@ class ScheduleMixer(Mixer):
                     f"points: {len(values)} proportions at step {step} for {len(names)} data sets ({', '.join(names)})"
                 )
 
-    @property
-    def steps(self) -> tuple[int, ...] | None:  # type: ignore[override]
-        return None if self.interpolate else tuple(step for step, _ in self.points[1:])
+    def own_plan(self) -> OwnPlan:
+        return OwnPlan(steps=None if self.interpolate else tuple(step for step, _ in self.points[1:]))
 
     def initial(self, domains: DomainInfo) -> np.ndarray:
         return np.asarray(self.points[0][1])

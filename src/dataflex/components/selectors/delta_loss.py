@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Request
 from dataflex.components.tools.sampling import draw
 
 # Weight of a row outside the window, against 1 inside.
@@ -31,7 +32,6 @@ class DeltaLossSelector(Selector):
 
     window_size: float = 0.2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     before_training: ClassVar[bool] = False
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "scores are written to <output_dir>/dataflex/selections",
@@ -41,6 +41,9 @@ class DeltaLossSelector(Selector):
 
     def check(self) -> None:
         self.require("window_size", 0 < self.window_size <= 1, "in (0, 1]")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"loss"})
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

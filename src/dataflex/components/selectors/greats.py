@@ -33,6 +33,7 @@ class GreatsSelector(GradientSelector):
     gradient_type: Literal["adam", "sgd"] = "sgd"
 
     per_domain: ClassVar[bool] = False
+    retired: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         super().check()
@@ -40,9 +41,14 @@ class GreatsSelector(GradientSelector):
         self.require("step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         self.require("target_rows", self.target_rows is None or self.target_rows >= 1, "at least 1")
 
-    @property
-    def refines(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({Interaction(**self.taken, target_rows=self.target_rows)})
+    def request(self) -> Interaction:
+        return Interaction(**self.taken, target_rows=self.target_rows)
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset()
+
+    def refines(self) -> frozenset[Request]:
+        return frozenset({self.request()})
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

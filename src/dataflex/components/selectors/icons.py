@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.requests import Request, TargetAlignment
-from dataflex.components.selectors.less import highest
+from dataflex.components.requests import TargetAlignment
 from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +27,6 @@ class IconsSelector(GradientSelector):
 
     task_boundaries: tuple[int, ...] | None = None
 
-    retired: ClassVar[Mapping[str, str]] = {
-        "cache_dir": "nothing is cached: a score depends on the model it was made with",
-        "save_interval": "rows are reduced to their scores as they are measured",
-    }
-
     def check(self) -> None:
         super().check()
         self.require(
@@ -40,9 +34,8 @@ class IconsSelector(GradientSelector):
         )
         self.require("task_boundaries", self.task_boundaries != (), "None or a list of numbers")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({TargetAlignment(**self.taken, boundaries=self.task_boundaries)})
+    def request(self) -> TargetAlignment:
+        return TargetAlignment(**self.taken, boundaries=self.task_boundaries)
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

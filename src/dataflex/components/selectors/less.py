@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.requests import Request, TargetAlignment
 from dataflex.components.tools.gradients import GradientSelector
-from dataflex.components.tools.sampling import lowest
+from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +27,6 @@ class LessSelector(GradientSelector):
 
     accumulate: bool = False
 
-    retired: ClassVar[Mapping[str, str]] = {
-        "cache_dir": "nothing is cached: a score depends on the model it was made with",
-        "save_interval": "rows are reduced to their scores as they are measured",
-    }
-
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({TargetAlignment(**self.taken)})
-
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
@@ -47,11 +36,6 @@ class LessSelector(GradientSelector):
             influence = total if total.any() else influence  # a learning rate of zero (warm-up) orders nothing
         score = influence.max(axis=1)
         return Selection(highest(score, context.budget), score), state
-
-
-def highest(score: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` highest scores; ties go to the earlier row."""
-    return lowest(-score, count)
 
 
 def accumulated(state: State, influence: np.ndarray, context: SelectionContext) -> tuple[np.ndarray, State]:

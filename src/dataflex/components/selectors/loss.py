@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.requests import Request
 from dataflex.components.tools.sampling import draw
 
 _FOCUS = ("low", "medium", "high")
@@ -29,7 +30,6 @@ class LossSelector(Selector):
     temperature: float = 1.0
     replacement: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "scores are written to <output_dir>/dataflex/selections",
         "score_batch_size": "scoring batches are built by token budget (scoring_tokens)",
@@ -46,8 +46,10 @@ class LossSelector(Selector):
         ordered = len(self.quantiles) == 2 and 0 <= self.quantiles[0] <= self.quantiles[1] <= 1
         self.require("quantiles", ordered, "two ascending numbers in [0, 1]")
 
-    @property
-    def with_replacement(self) -> bool:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"loss"})
+
+    def with_replacement(self) -> bool:
         return self.replacement
 
     def select(

@@ -9,8 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.files import read_array
-from dataflex.components.tools.neighbours import EmbeddingSelector, closeness, comparable, take_turns, turns_among
+from dataflex.components.tools.neighbours import closeness
+from dataflex.components.tools.turns import take_turns, turns_among
 from dataflex.errors import ConfigError, DataflexError
 
 

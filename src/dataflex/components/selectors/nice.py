@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.requests import PolicyAlignment, Request
-from dataflex.components.selectors.less import highest
+from dataflex.components.requests import PolicyAlignment
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.rewards import resolve_reward
+from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,7 @@ class NiceSelector(GradientSelector):
         "mc_samples": 4, "generation_temperature": 0.7, "top_k": 0, "top_p": 1.0,
     }  # fmt: skip
     retired: ClassVar[Mapping[str, str]] = {
-        "cache_dir": "nothing is cached: a score depends on the model it was made with",
-        "save_interval": "rows are reduced to their scores as they are measured",
+        **GradientSelector.retired,
         "policy_model_path": "responses are those of the model being trained",
         "prompt_template": "prompts are rendered by the run's own template",
         "reward_prompt_with_ref": "a reward function is given prompt, response and reference",
@@ -69,23 +68,18 @@ class NiceSelector(GradientSelector):
         self.require("top_p", 0 < self.top_p <= 1, "in (0, 1]")
         super().check()
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset(
-            {
-                PolicyAlignment(
-                    **self.taken,
-                    samples=self.mc_samples,
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=self.generation_temperature,
-                    top_k=self.top_k,
-                    top_p=self.top_p,
-                    reward=self.reward,
-                    reward_model=self.reward_model_path,
-                    baseline=self.baseline,
-                    max_prompt_length=self.max_prompt_length,
-                )
-            }
+    def request(self) -> PolicyAlignment:
+        return PolicyAlignment(
+            **self.taken,
+            samples=self.mc_samples,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.generation_temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            reward=self.reward,
+            reward_model=self.reward_model_path,
+            baseline=self.baseline,
+            max_prompt_length=self.max_prompt_length,
         )
 
     def select(

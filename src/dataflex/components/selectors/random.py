@@ -23,8 +23,7 @@ class RandomSelector(Selector):
 
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached"}
 
-    @property
-    def with_replacement(self) -> bool:  # type: ignore[override]
+    def with_replacement(self) -> bool:
         return self.replacement
 
     def select(

@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.tools.neighbours import EmbeddingSelector, closeness, comparable, take_turns, turns_among
+from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
+from dataflex.components.tools.neighbours import closeness
+from dataflex.components.tools.turns import take_turns, turns_among
 
 
 @dataclass(frozen=True, kw_only=True)

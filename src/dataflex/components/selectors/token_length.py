@@ -10,7 +10,7 @@ import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, Selector, State
 from dataflex.components.requests import Request
-from dataflex.components.selectors.less import highest
+from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,7 @@ class TokenLengthSelector(Selector):
     count: Literal["trainable", "all"] = "trainable"
     order: Literal["longest", "shortest"] = "longest"
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         return frozenset({self._signal})
 
     @property

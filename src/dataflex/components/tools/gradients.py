@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dataflex.components.contracts import Selector
+from dataflex.components.requests import Request, TargetAlignment
 
 # Adam's step says little while the averages behind it hold few gradients; beta1 = 0.9 remembers about ten.
 _WARMUP = 10
@@ -22,6 +24,11 @@ class GradientSelector(Selector, ABC):
     seed: int = 0
     parameters: Literal["linear", "all"] = "linear"
 
+    retired: ClassVar[Mapping[str, str]] = {
+        "cache_dir": "nothing is cached: a score depends on the model it was made with",
+        "save_interval": "rows are reduced to their scores as they are measured",
+    }
+
     def check(self) -> None:
         self.require_proj_dim()
         self.require(
@@ -30,8 +37,14 @@ class GradientSelector(Selector, ABC):
             "left out with gradient_type: sgd",
         )
 
-    @property
-    def default_warmup(self) -> int:  # type: ignore[override]
+    def request(self) -> Request:
+        """What is measured of a row: how far its gradient agrees with those of each subtask of the target."""
+        return TargetAlignment(**self.taken)
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({self.request()})
+
+    def default_warmup(self) -> int:
         return _WARMUP if self.gradient_type == "adam" else 0
 
     @property

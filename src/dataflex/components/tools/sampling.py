@@ -30,3 +30,8 @@ def lowest(values: np.ndarray, count: int) -> np.ndarray:
             places = np.flatnonzero(values <= edge)
             return places[np.argsort(values[places], kind="stable")[:count]]
     return np.argsort(values, kind="stable")[:count]
+
+
+def highest(score: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` highest scores; ties go to the earlier row."""
+    return lowest(-score, count)

@@ -11,7 +11,7 @@ import torch
 
 from dataflex.components.contracts import State, WeightContext, Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
-from dataflex.errors import DataflexError
+from dataflex.components.tools.embeddings import unit_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,11 @@ class AdaptWeighter(Weighter):
         self.require("refresh_interval", self.refresh_interval >= 1, "at least 1")
         self.require("clip", self.clip is None or self.clip > 1, "above 1")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         signal = {"layer": self.embedding_layer, "pooling": self.pooling}
         return frozenset({Embedding(**signal), TargetEmbedding(**signal)})  # type: ignore[arg-type]
 
-    @property
-    def target_interval(self) -> int:  # type: ignore[override]
+    def target_interval(self) -> int:
         return self.refresh_interval
 
     def aim(self, state: State, target: np.ndarray) -> State:
@@ -62,12 +60,3 @@ class AdaptWeighter(Weighter):
 
     def _near(self, embeddings: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(torch.nn.functional.normalize(embeddings, dim=1) @ anchor / self.tau)
-
-
-def unit_vectors(target: np.ndarray) -> np.ndarray:
-    """float32 [M, hidden]: rows of length one; rows that are not finite, or zero, are left out."""
-    norms = np.linalg.norm(target, axis=1, keepdims=True)
-    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
-    if not usable.any():
-        raise DataflexError("weight: no row of the target has an embedding")
-    return (target[usable] / norms[usable]).astype(np.float32)  # type: ignore[no-any-return]

@@ -21,14 +21,14 @@ class ColumnWeighter(Weighter):
     column: str = "weight"
     per: Literal["row", "message"] = "row"
 
-    needs = frozenset[Request]({"given_weight"})
-
-    @property
-    def level(self) -> Literal["row", "token"]:  # type: ignore[override]
-        return "token" if self.per == "message" else "row"
-
     def check(self) -> None:
         self.require("column", bool(self.column), "the name of a column")
+
+    def needs(self) -> frozenset[Request]:
+        return frozenset({"given_weight"})
+
+    def level(self) -> Literal["row", "token"]:
+        return "token" if self.per == "message" else "row"
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         return context.signals["given_weight"].to(losses)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from dataflex.components.contracts import State, WeightContext, Weighter
-from dataflex.components.proportions import check_names, read_proportions
+from dataflex.components.tools.proportions import check_names, read_proportions
 from dataflex.errors import ConfigError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -20,10 +20,11 @@ class FocalWeighter(Weighter):
 
     gamma: float = 2.0
 
-    level: ClassVar[Literal["row", "token"]] = "token"
-
     def check(self) -> None:
         self.require("gamma", self.gamma >= 0, "at least 0")
+
+    def level(self) -> Literal["row", "token"]:
+        return "token"
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
         return (-torch.expm1(-losses)) ** self.gamma

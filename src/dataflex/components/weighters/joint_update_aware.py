@@ -11,7 +11,7 @@ import torch
 
 from dataflex.components.contracts import State, WeightContext, Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
-from dataflex.components.weighters.adapt import unit_vectors
+from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError
 
 _MODES = ("full", "align_only", "diverse_only", "uniform")
@@ -53,8 +53,7 @@ class JointUpdateAwareWeighter(Weighter):
         self.require("target_update_step", self.target_update_step >= 1, "at least 1")
         self.require_choice("objective_mode", _MODES)
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         layer, pooling = self.embed_layer, ("last" if self.pooling == "last_token" else "mean")
         if self.objective_mode == "uniform":
             return frozenset()
@@ -65,8 +64,7 @@ class JointUpdateAwareWeighter(Weighter):
     def _aims(self) -> bool:
         return self.objective_mode in ("full", "align_only")
 
-    @property
-    def target_interval(self) -> int | None:  # type: ignore[override]
+    def target_interval(self) -> int | None:
         return self.target_update_step if self._aims else None
 
     def aim(self, state: State, target: np.ndarray) -> State:

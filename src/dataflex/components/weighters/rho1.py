@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -36,13 +36,13 @@ class Rho1Weighter(Weighter):
     keep_ratio: float = 0.6
     store: str | None = None
 
-    level: ClassVar[Literal["row", "token"]] = "token"
-
     def check(self) -> None:
         self.require("keep_ratio", 0 < self.keep_ratio <= 1, "in (0, 1]")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def level(self) -> Literal["row", "token"]:
+        return "token"
+
+    def needs(self) -> frozenset[Request]:
         return frozenset({ReferenceLoss(model=self.reference_model_path, store=self.store)})
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.requests import Embedding, Request, TargetAlignment
-from dataflex.components.selectors.less import highest
-from dataflex.components.tools.clustering import METHODS, cluster
+from dataflex.components.requests import Embedding, Request
+from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
+from dataflex.components.tools.embeddings import check_encoder
 from dataflex.components.tools.gradients import GradientSelector
-from dataflex.components.tools.neighbours import check_encoder
+from dataflex.components.tools.sampling import highest
 from dataflex.errors import DataflexError
 
 _REPRESENTATIVES = {
@@ -50,8 +50,8 @@ class ClusterLessSelector(GradientSelector):
     embedding_model_name_or_path: str | None = None
 
     retired: ClassVar[Mapping[str, str]] = {
+        **GradientSelector.retired,
         "cache_dir": "nothing is cached outside the checkpoints",
-        "save_interval": "rows are reduced to their scores as they are measured",
         "clustering_batch_size": "embedding batches are built by token budget (scoring_tokens)",
         "assignment_chunk_size": "distances are computed in chunks of a fixed size",
         "embedding_model_dtype": "a model computes in its own precision",
@@ -69,17 +69,15 @@ class ClusterLessSelector(GradientSelector):
         self.require("lsh_num_bits", self.lsh_num_bits is None or 1 <= self.lsh_num_bits <= 62, "between 1 and 62")
         check_encoder(self, "embedding_model_name_or_path")
 
-    @property
-    def needs(self) -> frozenset[Request]:  # type: ignore[override]
+    def needs(self) -> frozenset[Request]:
         model = self.embedding_model_name_or_path
         return frozenset({Embedding(layer=self.embedding_layer) if model is None else Embedding(model=model)})
 
     def needs_now(self, state: State) -> frozenset[Request]:
-        return frozenset() if state else self.needs
+        return frozenset() if state else self.needs()
 
-    @property
-    def refines(self) -> frozenset[Request]:  # type: ignore[override]
-        return frozenset({TargetAlignment(**self.taken)})
+    def refines(self) -> frozenset[Request]:
+        return frozenset({self.request()})
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataflex.components.contracts import Selection, SelectionContext, State
-from dataflex.components.tools.density import Density
+from dataflex.components.selectors.tsds.density import Density
+from dataflex.components.selectors.tsds.transport import transport
+from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.files import read_array
-from dataflex.components.tools.neighbours import EmbeddingSelector, comparable, nearest
+from dataflex.components.tools.neighbours import nearest
 from dataflex.components.tools.sampling import draw
-from dataflex.components.tools.transport import transport
 from dataflex.errors import ConfigError, DataflexError
 
 # Candidates whose spacing is looked at; how many neighbours of each, so that copies can be passed over; and the distance below
@@ -68,8 +69,7 @@ class TsdsSelector(EmbeddingSelector):
     def files(self) -> Mapping[str, str]:
         return {} if self.probs_path is None else {"probs_path": self.probs_path}
 
-    @property
-    def with_replacement(self) -> bool:  # type: ignore[override]
+    def with_replacement(self) -> bool:
         return self.replacement
 
     def check_rows(self, raw_rows: int) -> None:
