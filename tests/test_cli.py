@@ -168,6 +168,7 @@ def test_torchrun_is_started_and_resumed_after_a_kill(base: Config, tmp_path: Pa
     assert {r["step"]: (r["loss"], r["grad_norm"]) for r in history if "loss" in r} == whole.ok.trace()
 
 
+@pytest.mark.slow
 def test_an_error_under_torchrun_is_one_line(base: Config, tmp_path: Path) -> None:
     """Found by a rank, after the data were read: the launcher prints it, with exit status 2 and no traceback."""
     file = tmp_path / "config.yaml"

@@ -75,6 +75,7 @@ def test_which_rank_is_at_fault() -> None:
     assert exit_line(ends(rank_0=(1, 4), rank_1=(1, 5)), {0, 1}) is None
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run(base: Config, tmp_path: Path) -> None:
     """By torchrun, killed in the middle: the other rank waits for it in a collective, and is stopped."""
     file, out = tmp_path / "config.yaml", tmp_path / "run"

@@ -107,6 +107,7 @@ def pair(base: Config, **slots: Any) -> Config:
     return {**base, "per_device_train_batch_size": 2, "dataflex": slots}
 
 
+@pytest.mark.slow
 def test_a_run_on_ray_is_the_run_on_two_ranks(base: Config, tmp_path: Path, cluster: str) -> None:
     config = pair(base, select=SELECT)
     run = on_ray(config, tmp_path / "ray", cluster, hooks=["record_ids"]).wait()
