@@ -13,18 +13,19 @@ from typing import Any
 Names = dict[str, str]
 _TIMES = re.compile(r"seconds|runtime|per_second|elapsed|remaining|(^|/)(time|since|date|pid|host|born)$")
 _DURATION = re.compile(r"\b\d+(\.\d+)? s\b")  # in what is written for people
+_STORE = re.compile(r"(?<=/proxy/dataflex/reference/)[0-9a-f]+")  # of doremi: named after a model below the run
 _LEFT_OUT = ("training_args.bin",)  # a pickle of paths
 _TEXT = (".txt", ".md", ".yaml", ".yml", ".jinja", "")
 _LONG = 3000  # values of a JSON file, above which it is told by its hash
 
 
-def read_again(out: Path, ground: str, outs: dict[str, list[str]]) -> None:
+def read_again(out: Path, places: Names, outs: dict[str, list[str]]) -> None:
     """Make the records of runs anew from what they have left. outs: name of a run -> its output directories."""
     for name, own in outs.items():
         folder, file = out / name, out / name / "record.json"
         if file.is_file():
             old = json.loads(file.read_text())
-            new = record(folder, own, {str(folder): "<run>", str(out): "<out>", ground: "<ground>"})
+            new = record(folder, own, {str(folder): "<run>", **places})
             file.write_text(json.dumps(new | {key: old[key] for key in ("status", "seconds")}))
 
 
@@ -37,7 +38,7 @@ def record(folder: Path, outs: list[str], names: Names) -> dict[str, Any]:
     for out in dict.fromkeys(outs):
         for file in sorted(p for p in (folder / out).rglob("*") if p.is_file()):
             if file.name not in _LEFT_OUT:
-                files[str(file.relative_to(folder))] = content(file, names)
+                files[_STORE.sub("<hash>", str(file.relative_to(folder)))] = content(file, names)
     return {"forwards": forwards, "files": files}
 
 
@@ -91,9 +92,10 @@ def content(file: Path, names: Names) -> dict[str, str]:
 
 
 def hashes_paths(file: Path, where: str) -> bool:
-    """Whether a value is a hash of files that hold paths of the run: steps of `doremi`, and what the first of them leaves."""
-    reference = "/proxy/" in str(file) and where.startswith("/identity/content of the reference")
-    return file.name == "doremi.json" or reference
+    """Whether a value is a hash of files with paths of the run in them: of the steps of `doremi`, of what the first leaves."""
+    stored = file.name == "key.json" and where == "/model"
+    reference = stored or where.startswith("/identity/content of the reference")
+    return file.name == "doremi.json" or ("/proxy/" in str(file) and reference)
 
 
 def sharded(folder: Path) -> dict[str, str]:
@@ -171,4 +173,4 @@ def digest(data: str | bytes) -> str:
 
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
-    read_again(Path(given["out"]), given["ground"], given["outs"])
+    read_again(Path(given["out"]), given["places"], given["outs"])

@@ -72,9 +72,10 @@ def lines_differ(a: list[str], b: list[str]) -> str:
     return f"{len(a)} and {len(b)} forwards" if len(a) != len(b) else ""
 
 
-# Written anew, or with a mean over the steps since the checkpoint, by the Trainer and LLaMA-Factory themselves.
+# Of the Trainer and LLaMA-Factory themselves: written anew, a mean over the steps since the checkpoint, or a count that is
+# another one under ZeRO-3 after a resume with the same code.
 _OF_A_PROCESS = re.compile(r"^out/(trainer_log\.jsonl|\w+_results\.json|README\.md|\w+\.png)$")
-_MEAN = re.compile(r"train_loss$")
+_OF_A_COUNT = re.compile(r"(train_loss|total_flos)$")
 
 
 def continued(whole: Record, after: Record) -> dict[str, str]:
@@ -96,7 +97,9 @@ def continued(whole: Record, after: Record) -> dict[str, str]:
 def at_the_end(files: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """Of the last step, without what says something about one process alone."""
     kept = {f: parts for f, parts in files.items() if f.startswith("out/") and not _OF_A_PROCESS.match(f)}
-    return {f: {part: text for part, text in parts.items() if not _MEAN.search(part)} for f, parts in kept.items()}
+    return {
+        f: {part: text for part, text in parts.items() if not _OF_A_COUNT.search(part)} for f, parts in kept.items()
+    }
 
 
 def trained(lines: list[str]) -> list[str]:

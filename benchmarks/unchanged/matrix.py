@@ -205,6 +205,7 @@ def cases() -> dict[str, list[Step]]:
                 del config["template"]
             if block:
                 config["dataflex"] = block
-            resumes = config["stage"] != "rm" and name != "plain"
+            # a reward model is refused, and `eval_on_start` evaluates once more
+            resumes = config["stage"] != "rm" and name != "plain" and "eval_on_start" not in config
             found[f"{group}-{name}"] = [Step(config, ranks=ranks, resumes=resumes)]
     return found

@@ -86,10 +86,10 @@ def job(steps: list[Step], folder: Path, ground: Path) -> dict[str, Any]:
     return {"folder": str(folder), "steps": written}
 
 
-def put_together(out: Path, ground: Path) -> dict[str, Any]:
+def put_together(out: Path, ground: Path, source: Path | None = None) -> dict[str, Any]:
     """The records of all folders, also written to one file."""
     found = {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/record.json"))}
-    (out / "record.json").write_text(json.dumps({"ground": str(ground), "runs": found}))
+    (out / "record.json").write_text(json.dumps({"ground": str(ground), "from": source and str(source), "runs": found}))
     failed = [name for name, run in found.items() if any(map(any, run["status"]))]
     seconds = sum(run["seconds"] for run in found.values())
     print(f"{len(found)} runs in {out / 'record.json'}, {seconds:.0f} s; failed: {failed or 'none'}")
@@ -98,26 +98,36 @@ def put_together(out: Path, ground: Path) -> dict[str, Any]:
 
 def reread(given: argparse.Namespace) -> int:
     out = given.out.resolve()
-    ground = Path(json.loads((out / "record.json").read_text())["ground"])
+    before = json.loads((out / "record.json").read_text())
+    ground, source = Path(before["ground"]), before.get("from") and Path(before["from"])
     outs = {name: [step.out for step in steps] for name, steps in wanted(given.only).items()}
     file = out / "jobs.json"
-    file.write_text(json.dumps({"out": str(out), "ground": str(ground), "outs": outs}))
+    file.write_text(
+        json.dumps({"out": str(out), "ground": str(ground), "outs": outs, "places": places_of(out, ground, source)})
+    )
     subprocess.run(
         [given.python, "-P", HERE / "collect.py", file], env=environment(given.python, out, ground), check=True
     )
-    put_together(out, ground)
+    put_together(out, ground, source)
     return 0
+
+
+def places_of(out: Path, ground: Path, source: Path | None) -> dict[str, str]:
+    """What stands for paths in records. source: where the runs come from that are gone on with."""
+    before = {str(source / name): "<run>" for name in runs()} if source else {}
+    return {str(out): "<out>", str(ground): "<ground>", **before}
 
 
 def carry_out(given: argparse.Namespace, out: Path, ground: Path, jobs: list[dict[str, Any]]) -> None:
     """Run what has no record yet, then put the records of all folders together."""
     python, env = given.python, environment(given.python, out, ground, given.src)
-    places = {str(out): "<out>", str(ground): "<ground>"}
+    source = given.source.resolve() if "source" in given else None
+    places = places_of(out, ground, source)
     file = out / "jobs.json"
     file.write_text(json.dumps({"at once": given.jobs, "places": places, "runs": jobs}))
     if jobs:
         subprocess.run([python, "-P", HERE / "forks.py", file], env=env, check=True)
-    found = put_together(out, ground)
+    found = put_together(out, ground, source)
     missing = [Path(j["folder"]).name for j in jobs if Path(j["folder"]).name not in found]
     if missing:
         raise SystemExit(f"without a record: {missing}")
