@@ -1,9 +1,9 @@
 """What a matrix of runs does with one checkout, against what it does with another one, to the bit.
 
-    python benchmarks/unchanged/unchanged.py record --python OLD/.venv/bin/python --out /tmp/same/old
-    python benchmarks/unchanged/unchanged.py record --python NEW/.venv/bin/python --out /tmp/same/new
-    python benchmarks/unchanged/unchanged.py compare /tmp/same/old /tmp/same/new [--format-may-change]
-    python benchmarks/unchanged/unchanged.py resume --from /tmp/same/old --python NEW/.venv/bin/python --out /tmp/same/on
+    python benchmarks/unchanged/unchanged.py record --python OLD/.venv/bin/python --out DIR/old
+    python benchmarks/unchanged/unchanged.py record --python NEW/.venv/bin/python --out DIR/new
+    python benchmarks/unchanged/unchanged.py compare DIR/old DIR/new [--format-may-change]
+    python benchmarks/unchanged/unchanged.py resume --from DIR/old --python NEW/.venv/bin/python --out DIR/on
 
 See README.md beside this file.
 """
