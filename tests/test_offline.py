@@ -6,6 +6,7 @@ import datetime
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from harness import Result, Run, train, train_all
 from models_and_data import build_encoder
 from selecting import LORA, table
 
+from dataflex.components.requests import Embedding
+from dataflex.signals.asking.ask import Signals
+from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.keeping.disk import kept_values
 
 Config = dict[str, Any]
@@ -414,3 +418,12 @@ def test_training_says_that_it_does_not_read_the_block(offline: Config, base: Co
     block = {**offline["dataflex"], "select": {**offline["dataflex"]["select"], "interval": 2}}
     run = train({**base, "max_steps": 2, "dataflex": block}, tmp_path / "run").ok
     assert "dataflex.offline has no effect on train" in run.log
+
+
+def test_a_file_gives_the_rows_that_are_asked_for() -> None:
+    """All of them, or those of a shortlist."""
+    values, nothing = np.arange(8.0).reshape(4, 2), SimpleNamespace(step=0)
+    context = MeasureContext(nothing, *[nothing] * 4, stage="sft", seed=0)  # type: ignore[arg-type]
+    signals = Signals(context, nothing, files={"embedding": lambda: values})  # type: ignore[arg-type]
+    assert signals.measure(Embedding()).tolist() == values.tolist()
+    assert signals.measure(Embedding(), np.array([3, 1])).tolist() == values[[3, 1]].tolist()

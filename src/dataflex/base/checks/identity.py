@@ -15,7 +15,7 @@ from typing import Any
 
 from dataflex.base.checks.contents import digest, sampled_all
 from dataflex.base.loading_arguments import Loading
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config import RunConfig
 from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig
@@ -120,6 +120,8 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         weighs = slot.partition("[")[0] == "weight"
         out |= same_everywhere(contents, OTHER_SETTING) if weighs else decide(contents)
     for slot, request in asked_of(dataflex):
+        if request.per == "target row":  # read by the encoder that reads the candidates
+            continue
         for kind, model in request.other_models().items():
             key = f"content of the {kind} of {slot}"
             if kind == "reference":

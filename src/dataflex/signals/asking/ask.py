@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from dataflex.components.requests import Request, SignalRequest, as_request
+from dataflex.components.requests import Request, as_request
+from dataflex.components.signal_request import SignalRequest
 from dataflex.data.rows import Rows
 from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.asking.measures import measure_of
@@ -87,7 +88,8 @@ class Signals:
 
     def _measured(self, request: SignalRequest, ids: np.ndarray | None) -> np.ndarray:
         if request.name in self._files:
-            return self._files[request.name]()
+            values = self._files[request.name]()
+            return values if ids is None else values[ids]
         measure, context = measure_of(request), self.context
         rows = context.batches(request, context.rows_of(request), ids)
         cache = self.caches.open(request, rows, partial(measure.depends_on, context, request))
