@@ -99,8 +99,8 @@ def choose(trainer: Any, keys: dict[str, Any]) -> tuple[Any, float]:
 
 def time_decisions(timed: Timed) -> None:
     """`scoring`: measuring signals. `deciding`: decisions, which hold the scoring."""
+    from dataflex.deciding.decisions import Deciding
     from dataflex.signals.asking.ask import Signals
-    from dataflex.trainer.deciding import Deciding
 
     Signals._measured = timed("scoring", Signals._measured)  # type: ignore[method-assign]
     Deciding.before = timed("deciding", Deciding.before)  # type: ignore[method-assign]
@@ -110,7 +110,7 @@ def watch_selections(
     before: Callable[[int], None], after: Callable[[int, dict[str, int], dict[str, float]], None]
 ) -> None:
     """Call these around every selection with its step; after it with the rows taken of each data set, and scalars."""
-    from dataflex.trainer.selecting import Selecting
+    from dataflex.deciding.selecting import Selecting
 
     act = Selecting.act
 
@@ -199,12 +199,12 @@ def decision(
     """A decision of a selector as a run takes it, over `count` rows whose signals are there already; and what gives the ids
     that were chosen."""
     from dataflex.config import parse
+    from dataflex.deciding.choosing import Available, Group
+    from dataflex.deciding.serving import Serving
     from dataflex.plan.plan import Domains, Plan
     from dataflex.record.ledger import RunFiles
     from dataflex.record.recorder import Recorder
     from dataflex.trainer.assembly import selecting_of
-    from dataflex.trainer.choosing import Available, Group
-    from dataflex.trainer.serving import Serving
 
     keys = {"model_name_or_path": "none", "stage": "sft", "do_train": True, "dataset": "rows", "template": "qwen"}
     config = parse({**keys, "output_dir": folder, "dataflex": block}).dataflex

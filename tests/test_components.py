@@ -15,17 +15,8 @@ import pytest
 import torch
 
 from dataflex.components import registry
-from dataflex.components.contracts import (
-    Component,
-    DomainInfo,
-    Mixer,
-    Observations,
-    Selection,
-    SelectionContext,
-    Selector,
-    State,
-    WeightContext,
-)
+from dataflex.components.contexts import DomainInfo, Observations, Selection, SelectionContext, State, WeightContext
+from dataflex.components.contracts import Component, Mixer, Selector
 from dataflex.components.mixers.fixed import StaticMixer
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.mixers.random import RandomMixer

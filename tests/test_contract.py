@@ -11,7 +11,8 @@ import pytest
 
 import dataflex
 from dataflex.components import requests
-from dataflex.components.contracts import Component, Mixer, OwnPlan, Selector, Weighter, declared
+from dataflex.components.contexts import OwnPlan
+from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
 from dataflex.config import parse
 from dataflex.config.schema import MixConfig, Schedule
 from dataflex.errors import ConfigError

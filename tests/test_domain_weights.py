@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataflex.components.contracts import Decision
+from dataflex.components.contexts import Decision
 from dataflex.data.rows import SAMPLE_IDS
+from dataflex.deciding.mixing import Mixing
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
 from dataflex.record.remarks import Remarks
-from dataflex.trainer.mixing import Mixing
 from dataflex.weighting import domain_weights
 from dataflex.weighting.domain_weights import DomainWeights, TokenShares, factors, on_device, trained_tokens
 from dataflex.weighting.objectives import Objective

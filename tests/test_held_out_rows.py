@@ -16,7 +16,7 @@ from harness import Result, start, train, train_all
 from models_and_data import renamed
 from own_components import HeldOutRecorder
 
-from dataflex.components.contracts import DomainInfo, Observations
+from dataflex.components.contexts import DomainInfo, Observations
 from dataflex.components.mixers.aioli import AioliMixer
 from dataflex.config import parse
 from dataflex.errors import ConfigError

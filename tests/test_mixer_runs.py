@@ -14,10 +14,10 @@ from comparing import kill_and_resume
 from harness import start, train, train_all
 from models_and_data import EXPERTS
 
+from dataflex.deciding.mixing import check_older
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.routing import expert_counts
-from dataflex.trainer.mixing import check_older
 
 Config = dict[str, Any]
 DOGE = {"mix": {"name": "doge", "warmup": 1, "interval": 3, "rows_per_domain": 5, "mu": 1e-4}}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from harness import start, train_all
 
-from dataflex.components.contracts import DomainInfo, Mixer, Observations
+from dataflex.components.contexts import DomainInfo, Observations
+from dataflex.components.contracts import Mixer
 from dataflex.components.mixers.ado import AdoMixer
 from dataflex.components.mixers.aioli import AioliMixer
 from dataflex.components.mixers.doremi import DoremiMixer
@@ -18,7 +19,7 @@ from dataflex.components.mixers.loss_gap import LossGapMixer
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.components.registry import MIXERS
 from dataflex.config import parse
-from dataflex.trainer.mixing import domain_info
+from dataflex.deciding.mixing import domain_info
 
 Config = dict[str, Any]
 TOTAL, TRAINED = (

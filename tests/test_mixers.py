@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dataflex.components import registry
-from dataflex.components.contracts import Component, DomainInfo, Observations, WeightContext
+from dataflex.components.contexts import DomainInfo, Observations, WeightContext
+from dataflex.components.contracts import Component
 from dataflex.components.mixers.ado import AdoMixer, at_least, fit_law
 from dataflex.components.mixers.aioli import AioliMixer
 from dataflex.components.mixers.doge import DogeMixer

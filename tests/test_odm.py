@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataflex.components.contracts import DomainInfo, Observations, State
+from dataflex.components.contexts import DomainInfo, Observations, State
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.config import parse
 

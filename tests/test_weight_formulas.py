@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataflex.components.contracts import WeightContext, Weighter
+from dataflex.components.contexts import WeightContext
+from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, GivenWeight, ReferenceLoss
 from dataflex.components.weighters.adapt import AdaptWeighter
 from dataflex.components.weighters.column import ColumnWeighter

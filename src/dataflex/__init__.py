@@ -3,19 +3,17 @@
 What a component author imports, and nothing else. See docs/extending.md.
 """
 
-from dataflex.components.contracts import (
+from dataflex.components.contexts import (
     Decision,
     DomainInfo,
-    Mixer,
     Observations,
     OwnPlan,
     Selection,
     SelectionContext,
-    Selector,
     State,
     WeightContext,
-    Weighter,
 )
+from dataflex.components.contracts import Mixer, Selector, Weighter
 from dataflex.components.requests import (
     DomainGradients,
     Embedding,

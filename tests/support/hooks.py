@@ -187,7 +187,7 @@ def one_model_at_a_time(out: str, _: str) -> None:
 def ignore_scores(out: str, _: str) -> None:
     """Make every scoring pass, and select all rows whatever it says."""
     from dataflex.components.contracts import declared
-    from dataflex.trainer.selecting import Selecting
+    from dataflex.deciding.selecting import Selecting
 
     def everything(self: Any, step: int, view: Any) -> None:
         if self.schedule.due(step):
@@ -405,7 +405,7 @@ def no_encoder(out: str, _: str) -> None:
 
 def short_stages(out: str, positions: str) -> None:
     """Continue stages after this many positions."""
-    from dataflex.trainer import deciding
+    from dataflex.deciding import decisions as deciding
 
     deciding.MAX_STAGE = int(positions)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from harness import Result
 
-from dataflex.components.contracts import SelectionContext
+from dataflex.components.contexts import SelectionContext
 
 SELECT = {"select": {"name": "loss", "focus": "medium", "warmup": 2, "interval": 4}}
 LORA = {"finetuning_type": "lora", "lora_rank": 4, "lora_target": "all", "lora_dropout": 0.1}

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
-from dataflex.components.requests import Request, SignalRequest, as_requests
+from dataflex.components.requests import Request, as_requests
+from dataflex.components.signal_request import SignalRequest
 from dataflex.errors import ConfigError
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import SelectionContext, State, declared
-from dataflex.components.requests import SignalRequest, as_requests, by_name
+from dataflex.components.contexts import SelectionContext, State
+from dataflex.components.contracts import declared
+from dataflex.components.requests import as_requests, by_name
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import SelectConfig
 from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError

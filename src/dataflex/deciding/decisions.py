@@ -6,12 +6,12 @@ from typing import Any
 
 from dataflex import events
 from dataflex.components.contracts import declared
+from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.selecting import Selecting
+from dataflex.deciding.serving import PlannedServing
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.quota import HORIZON
 from dataflex.record.recorder import Recorder
-from dataflex.trainer.mixing import Mixing
-from dataflex.trainer.selecting import Selecting
-from dataflex.trainer.serving import PlannedServing
 
 # A stage is continued by another one after this many positions, so that finding a position stays cheap.
 MAX_STAGE = HORIZON

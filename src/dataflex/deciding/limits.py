@@ -7,11 +7,11 @@ from functools import cached_property
 import numpy as np
 
 from dataflex.config.schema import MixConfig
+from dataflex.deciding.serving import Serving
 from dataflex.notices import Once
 from dataflex.plan.plan import Stage
 from dataflex.plan.quota import quantise
 from dataflex.record.recorder import Recorder
-from dataflex.trainer.serving import Serving
 
 EXHAUSTED = "exhausted"
 

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import Decision, DomainInfo, Observations, State, declared
-from dataflex.components.requests import SignalRequest, by_name
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import declared
+from dataflex.components.requests import by_name
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import MixConfig, Schedule
+from dataflex.deciding.limits import Limits
+from dataflex.deciding.serving import PlannedServing
 from dataflex.distributed.collectives import decide
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.record.recorder import Recorder
-from dataflex.trainer.limits import Limits
-from dataflex.trainer.serving import PlannedServing
 from dataflex.weighting.domain_weights import DomainWeights
 from dataflex.weighting.observations import DomainSums
 from dataflex.writing import write_atomically

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import State, declared
+from dataflex.components.contexts import State
+from dataflex.components.contracts import declared
+from dataflex.deciding.choosing import Chooser, Chosen, Moment
+from dataflex.deciding.serving import Serving
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.plan import Pool, chosen_pool
 from dataflex.record.recorder import Recorder
-from dataflex.trainer.choosing import Chooser, Chosen, Moment
-from dataflex.trainer.serving import Serving
 
 
 class Selecting:

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig, MixConfig, SelectConfig, WeightConfig
 from dataflex.data.rows import Rows
 from dataflex.data.streams import Streams
+from dataflex.deciding.choosing import Available, Chooser, Group, Measure
+from dataflex.deciding.mixing import Mixing, domain_info
+from dataflex.deciding.selecting import Selecting
+from dataflex.deciding.serving import Delivery, PlannedServing, RowServing, Serving, StreamServing
 from dataflex.distributed import collectives
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.plan.plan import Domains, Plan
 from dataflex.record.recorder import Recorder
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.reference_losses import ReferenceLosses
-from dataflex.trainer.choosing import Available, Chooser, Group, Measure
 from dataflex.trainer.losses import RowLosses
-from dataflex.trainer.mixing import Mixing, domain_info
-from dataflex.trainer.selecting import Selecting
-from dataflex.trainer.serving import Delivery, PlannedServing, RowServing, Serving, StreamServing
 from dataflex.trainer.view import StageView
 from dataflex.weighting.domain_weights import DomainWeights
 from dataflex.weighting.observing import Observing

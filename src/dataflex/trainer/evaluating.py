@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from dataflex.components.requests import HeldOutSums
+from dataflex.deciding.serving import Serving
 from dataflex.record.recorder import Recorder
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.heldout import HeldOutReport
-from dataflex.trainer.serving import Serving
 
 
 class DomainEvaluation:

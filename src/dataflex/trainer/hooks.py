@@ -20,6 +20,10 @@ from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.micro_batch import MICRO_BATCH, MicroBatch, attach
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.deciding.decisions import Deciding
+from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.selecting import Selecting
+from dataflex.deciding.serving import PlannedServing, RowServing
 from dataflex.distributed import collectives
 from dataflex.distributed.engine import engine_of
 from dataflex.distributed.host import Host
@@ -36,13 +40,9 @@ from dataflex.signals.keeping.run import RunCaches
 from dataflex.signals.routing import freeze_routers
 from dataflex.trainer.assembly import row_losses, serving_of
 from dataflex.trainer.checkpoints import Checkpoints, Saves, load_renamed
-from dataflex.trainer.deciding import Deciding
 from dataflex.trainer.epochs import settle_steps, steps_left
 from dataflex.trainer.evaluating import DomainEvaluation
-from dataflex.trainer.mixing import Mixing
 from dataflex.trainer.run_state import RunState
-from dataflex.trainer.selecting import Selecting
-from dataflex.trainer.serving import PlannedServing, RowServing
 from dataflex.trainer.view import StageView
 from dataflex.weighting.broken_losses import broken_line
 from dataflex.weighting.objectives import Objective

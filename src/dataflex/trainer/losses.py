@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dataflex import events
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.data.micro_batch import MicroBatch, apart
 from dataflex.signals.asking.reference_losses import ReferenceLosses
 from dataflex.trainer.scoring import reward_losses

@@ -11,12 +11,12 @@ import torch
 
 from dataflex.components.tools.files import read_array
 from dataflex.config.schema import OfflineConfig, SelectConfig
+from dataflex.deciding.choosing import Chooser, Chosen, Moment
 from dataflex.errors import DataflexError
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.keeping.selection import SelectionCaches
 from dataflex.trainer.assembly import available_of
-from dataflex.trainer.choosing import Chooser, Chosen, Moment
 from dataflex.trainer.hooks import DynamicTrainer
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.selecting import Selecting
+from dataflex.deciding.serving import PlannedServing
 from dataflex.trainer.assembly import available_of, mixing_of, selecting_of, weights_of
 from dataflex.trainer.hooks import DynamicTrainer
-from dataflex.trainer.mixing import Mixing
-from dataflex.trainer.selecting import Selecting
-from dataflex.trainer.serving import PlannedServing
 from dataflex.weighting.domain_weights import DomainWeights
 from dataflex.weighting.weights import Weights
 

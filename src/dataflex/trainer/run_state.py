@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.selecting import Selecting
+from dataflex.deciding.serving import Serving
 from dataflex.record.snapshot import Snapshot
-from dataflex.trainer.mixing import Mixing
-from dataflex.trainer.selecting import Selecting
-from dataflex.trainer.serving import Serving
 from dataflex.weighting.observing import Observing
 from dataflex.weighting.weights import Weights
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.distributed.collectives import gather_ragged, gather_rows
 from dataflex.signals.cross_entropy import output_embedding
 from dataflex.signals.embeddings import pooling_weights, sequences_of

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.components.contracts import WeightContext, Weighter, declared
-from dataflex.components.requests import SignalRequest, as_requests
+from dataflex.components.contexts import WeightContext
+from dataflex.components.contracts import Weighter, declared
+from dataflex.components.requests import as_requests
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import WeightPart
 from dataflex.distributed.collectives import gather_rows, sum_over_ranks
 from dataflex.errors import DataflexError

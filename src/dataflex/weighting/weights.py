@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from dataflex.components.contracts import declared
-from dataflex.components.requests import SignalRequest, as_requests
+from dataflex.components.requests import as_requests
+from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import WeightConfig, WeightPart
 from dataflex.data.micro_batch import MicroBatch
 from dataflex.plan.plan import Domains

@@ -17,12 +17,12 @@ from dataflex.components.tools.proportions import in_order, read_proportions
 from dataflex.config.doremi import DoremiConfig
 from dataflex.config.mixture import domain_names
 from dataflex.config.values import truth
+from dataflex.deciding.mixing import PROPORTIONS
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.locking import alone_in
 from dataflex.masking import masked, to_environment
 from dataflex.notices import say
 from dataflex.record.completeness import newest_complete
-from dataflex.trainer.mixing import PROPORTIONS
 from dataflex.writing import write_atomically
 
 _RECORD = "doremi.json"

@@ -255,8 +255,8 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     from dataflex.base.checks.engine import check_same_engine
     from dataflex.base.checks.identity import comparable
     from dataflex.base.checks.nodes import check_generators
+    from dataflex.deciding.mixing import check_older
     from dataflex.record.snapshot import check_identity, read_snapshot
-    from dataflex.trainer.mixing import check_older
 
     folder = training_args.resume_from_checkpoint
     if not folder:

@@ -31,8 +31,8 @@ from dataflex.components.contracts import declared
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import Origin, raw_rows
 from dataflex.data.rows import Rows
+from dataflex.deciding.mixing import domain_info
 from dataflex.errors import ConfigError, DataflexError, Mistakes
-from dataflex.trainer.mixing import domain_info
 
 # `load_merged` replaces this function by one that calls it.
 _read_one = loader._get_merged_dataset

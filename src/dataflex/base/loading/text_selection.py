@@ -10,10 +10,10 @@ from dataflex.base.checks.contents import digest
 from dataflex.base.loading.texts import Texts
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import raw_rows
+from dataflex.deciding.choosing import Available, Chooser, Chosen, Group, Moment
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.embeddings import encode_missing
 from dataflex.signals.keeping.disk import DiskCache
-from dataflex.trainer.choosing import Available, Chooser, Chosen, Group, Moment
 from dataflex.trainer.offline import given_embeddings, wanted
 
 

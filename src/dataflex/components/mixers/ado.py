@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from scipy.optimize import minimize
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
 
 _POINTS = 1000  # of a domain's history that a curve is fitted to, evenly spaced

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.requests import DomainGradients, Request
 
 _MOST = 5.0  # of W, in the authors' code

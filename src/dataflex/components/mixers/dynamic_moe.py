@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request, RouterLoad
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, DataflexError
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
 
 

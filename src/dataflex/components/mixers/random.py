@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, Mixer, Observations, State
+from dataflex.components.contexts import Decision, Observations, State
+from dataflex.components.contracts import Mixer
 
 
 @dataclass(frozen=True, kw_only=True)

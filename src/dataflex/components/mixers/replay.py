@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, OwnPlan, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.tools.proportions import in_order
 from dataflex.errors import ConfigError
 

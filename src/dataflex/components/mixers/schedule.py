@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dataflex.components.contracts import Decision, DomainInfo, Mixer, Observations, OwnPlan, State
+from dataflex.components.contexts import Decision, DomainInfo, Observations, OwnPlan, State
+from dataflex.components.contracts import Mixer
 from dataflex.components.tools.proportions import checked
 from dataflex.errors import ConfigError
 

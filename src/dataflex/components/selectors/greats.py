@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import Interaction, Request
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.errors import DataflexError

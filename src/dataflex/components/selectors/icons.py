@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import TargetAlignment
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.sampling import highest

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contexts import Selection, SelectionContext, State
+from dataflex.components.contracts import Selector
 from dataflex.components.requests import Request
 from dataflex.components.tools.sampling import draw
 

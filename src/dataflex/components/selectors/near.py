@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.files import read_array
 from dataflex.components.tools.neighbours import closeness

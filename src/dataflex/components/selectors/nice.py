@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.rewards import resolve_reward

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, Selector, State
+from dataflex.components.contexts import Selection, SelectionContext, State
+from dataflex.components.contracts import Selector
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.neighbours import closeness
 from dataflex.components.tools.turns import take_turns, turns_among

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.contexts import State, WeightContext
+from dataflex.components.contracts import Weighter
 from dataflex.components.tools.proportions import check_names, read_proportions
 from dataflex.errors import ConfigError
 

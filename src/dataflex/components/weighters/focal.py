@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.contexts import State, WeightContext
+from dataflex.components.contracts import Weighter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.contexts import State, WeightContext
+from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError

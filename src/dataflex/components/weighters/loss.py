@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.contexts import State, WeightContext
+from dataflex.components.contracts import Weighter
 
 _STRATEGIES = ("linupper", "upper", "quadratic", "extremes", "uniform")
 

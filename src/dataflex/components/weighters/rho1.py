@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from dataflex.components.contracts import State, WeightContext, Weighter
+from dataflex.components.contexts import State, WeightContext
+from dataflex.components.contracts import Weighter
 from dataflex.components.requests import ReferenceLoss, Request
 
 # How far rounding alone may set the excess losses of a token apart, in eps (1 - p), p the probability of the token: with an

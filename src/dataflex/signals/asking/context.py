@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.errors import DataflexError

@@ -25,14 +25,14 @@ from dataflex.components.requests import (
     Loss,
     PolicyAlignment,
     RouterLoad,
-    SignalRequest,
     TargetAlignment,
     Tokens,
     TrainableTokens,
 )
+from dataflex.components.signal_request import SignalRequest
 from dataflex.data.rows import Rows
 from dataflex.errors import DataflexError
-from dataflex.plan.permutation import generator
+from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.asking.heldout import loss_sums
 from dataflex.signals.asking.policy import policy_rows, remarks_on
@@ -53,8 +53,6 @@ from dataflex.signals.isolation import isolated
 from dataflex.signals.keeping.memory import MemoryCache
 from dataflex.signals.routing import expert_counts
 from dataflex.signals.stage_loss import stage_losses
-
-_PURPOSE = 0x7A46E7  # keeps the choice of rows apart from other random numbers
 
 Values = Callable[[MeasureContext, Any, ScoringRows], np.ndarray]
 Dependence = Callable[[MeasureContext, Any], dict[str, Any]]
@@ -293,7 +291,7 @@ def router_load(context: MeasureContext, request: RouterLoad, rows: ScoringRows)
 
 def _draw(context: MeasureContext, seed: int) -> np.random.Generator:
     """Another one at every step."""
-    return generator(context.seed, _PURPOSE, seed, context.view.step)
+    return generator(context.seed, Purpose.MEASURED_ROWS, seed, context.view.step)
 
 
 def _drawn(

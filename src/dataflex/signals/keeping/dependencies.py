@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.signals.batching import ScoringRows, order_of
 from dataflex.signals.embeddings import load_encoder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.distributed.collectives import decide, rank, ranks
 from dataflex.distributed.engine import engine_of
 from dataflex.distributed.trainer_view import TrainerView

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dataflex.components.requests import SignalRequest
+from dataflex.components.signal_request import SignalRequest
 from dataflex.data.rows import Rows
 from dataflex.distributed.collectives import decide
 from dataflex.distributed.trainer_view import TrainerView

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import Embedding, Request
 from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
 from dataflex.components.tools.embeddings import check_encoder

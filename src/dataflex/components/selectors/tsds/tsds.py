@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataflex.components.contracts import Selection, SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.selectors.tsds.density import Density
 from dataflex.components.selectors.tsds.transport import transport
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
