@@ -130,10 +130,10 @@ def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPat
     rows = clusters(4000, 8, width=64, kinds=30)
     exact = Density(rows, 0.75, 100, exact=True)(np.arange(4000))
     monkeypatch.setattr("dataflex.components.selectors.tsds.density._ALL_PAIRS", 100)
-    lists = Density(rows, 0.75, 100)
-    compared = np.mean([len(near) for near in lists.near]) / len(lists.near)
+    by_lists = Density(rows, 0.75, 100)
+    compared = np.mean([len(near) for near in by_lists.lists.near]) / len(by_lists.lists.near)
     assert compared < 0.5  # it does leave out most
-    assert np.allclose(lists(np.arange(4000)), exact, rtol=1e-3)
+    assert np.allclose(by_lists(np.arange(4000)), exact, rtol=1e-3)
 
 
 def transport_by_hand(
@@ -173,7 +173,7 @@ def transport_by_hand(
 @pytest.mark.parametrize("first", [1, 2, 64])
 def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, first: int) -> None:
     """Against the algorithm step by step, however few neighbours are looked at first; and rho only where mass gets."""
-    monkeypatch.setattr("dataflex.components.selectors.tsds.transport._DEPTH", first)
+    monkeypatch.setattr("dataflex.components.selectors.tsds.transport._FIRST_DEPTH", first)
     rows, targets = clusters(120, 9), clusters(7, 10)
     similarity, places = nearest(targets, rows, 30)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))

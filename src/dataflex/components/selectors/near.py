@@ -1,29 +1,34 @@
-"""NEAR: the nearest neighbours of the target, nearest first."""
+"""NEAR: the nearest neighbours of the target, nearest first (the selector of that name of dataflex 1.1.0; no paper)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
-from dataflex.components.tools.files import read_array
+from dataflex.components.tools.files import NeighbourFile
 from dataflex.components.tools.neighbours import closeness
 from dataflex.components.tools.turns import take_turns, turns_among
-from dataflex.errors import ConfigError, DataflexError
+from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearSelector(EmbeddingSelector):
-    """The nearest neighbour of every target row, then the second nearest of every one, and so on until the budget is met.
+    """The nearest neighbour of every target row, then the second nearest of every one, until the budget is met.
 
-    Distances are between mean hidden states of length one, by the model of the moment; score: the cosine with the closest
-    target row. indices_path: neighbours found before instead, an .npy file of int[M, K], for each of M target rows the
-    numbers of its K nearest rows, counted from 0 over the data sets as they are stored (-1: none). The file does not change
-    while training, so every update selects the same rows. No paper: the selector of that name of dataflex 1.1.0.
+    Neighbours are either
+
+    - measured: by the cosine of the mean hidden states, with the model of the moment; the score of a row is its cosine
+      with the closest target row; or
+    - found before: read from the file `indices_path` (`NeighbourFile`). It does not change while training, so every
+      update selects the same rows. There are no scores.
     """
 
     indices_path: str | None = None
@@ -32,47 +37,46 @@ class NearSelector(EmbeddingSelector):
 
     def check(self) -> None:
         super().check()
-        if self.indices_path is not None:
-            neighbours = read_array("indices_path", self.indices_path, dimensions=2)
-            if not np.issubdtype(neighbours.dtype, np.integer):
-                raise ConfigError(f"indices_path must hold integers, {self.indices_path} has {neighbours.dtype}")
-            if neighbours.size == 0 or neighbours.max() < 0:
-                raise ConfigError(f"indices_path must name at least one row, {self.indices_path} has none")
+        self.check_found_before()
 
-    @property
-    def found_before(self) -> bool:
-        return self.indices_path is not None
-
-    def files(self) -> Mapping[str, str]:
-        return {} if self.indices_path is None else {"indices_path": self.indices_path}
-
-    def check_rows(self, raw_rows: int) -> None:
-        if self.indices_path is None:
-            return
-        neighbours = read_array("indices_path", self.indices_path, dimensions=2)
-        if neighbours.max() >= raw_rows or neighbours.min() < -1:
-            wrong = neighbours.max() if neighbours.max() >= raw_rows else neighbours.min()
-            raise ConfigError(
-                f"indices_path must hold rows of the data, 0 to {raw_rows - 1} (or -1: none), {self.indices_path} has {wrong}"
-            )
+    def found_before(self) -> NeighbourFile | None:
+        return None if self.indices_path is None else NeighbourFile("indices_path", self.indices_path)
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        if self.indices_path is None:
-            rows, targets, _ = comparable(signals)
-            score = closeness(targets, rows, np.zeros(len(targets), dtype=np.int64))[:, 0]
-            return Selection(turns_among(targets, rows, context.budget), score), state
-        assert context.raw_rows is not None
-        neighbours = read_array("indices_path", self.indices_path, dimensions=2)
-        place = np.full(max(int(neighbours.max()), int(context.raw_rows.max())) + 1, -1, dtype=np.int64)
-        place[context.raw_rows] = np.arange(context.rows)
-        ranking = np.where(neighbours >= 0, place[np.maximum(neighbours, 0)], -1)
-        turns = take_turns(ranking, ranking.size)
-        chosen = turns[turns >= 0][: context.budget]
-        if len(chosen) < context.budget:
-            raise DataflexError(
-                f"select: near was asked for {context.budget} rows, but {self.indices_path} names only {len(chosen)} of the"
-                f" {context.rows} that can be chosen; make it with more neighbours, or leave indices_path out"
-            )
-        return Selection(chosen), state
+        file = self.found_before()
+        return (by_embeddings(signals, context) if file is None else from_file(file, context)), state
+
+
+def by_embeddings(signals: Mapping[str, np.ndarray], context: SelectionContext) -> Selection:
+    rows, targets, _ = comparable(signals)
+    one_task = np.zeros(len(targets), dtype=np.int64)
+    score = closeness(targets, rows, one_task)[:, 0]
+    return Selection(turns_among(targets, rows, context.budget), score)
+
+
+def from_file(file: NeighbourFile, context: SelectionContext) -> Selection:
+    """DataflexError if the file names fewer candidates than the budget asks for."""
+    assert context.raw_rows is not None
+    ranking = among_candidates(file.neighbours(), context.raw_rows)
+    turns = take_turns(ranking, ranking.size)
+    chosen = turns[turns >= 0][: context.budget]
+    if len(chosen) < context.budget:
+        raise DataflexError(
+            f"select: near was asked for {context.budget} rows, but {file.path} names only {len(chosen)} of the"
+            f" {context.rows} that can be chosen; make it with more neighbours, or leave indices_path out"
+        )
+    return Selection(chosen)
+
+
+def among_candidates(
+    neighbours: Int[np.ndarray, "targets neighbours"], raw_rows: Int[np.ndarray, " rows"]
+) -> Int[np.ndarray, "targets neighbours"]:
+    """Positions of the neighbours among the candidates; -1 for a stored row that is no candidate, and for none.
+
+    raw_rows: the number that each candidate has among the stored rows.
+    """
+    position = np.full(max(int(neighbours.max()), int(raw_rows.max())) + 1, -1, dtype=np.int64)
+    position[raw_rows] = np.arange(len(raw_rows))
+    return np.where(neighbours >= 0, position[np.maximum(neighbours, 0)], -1)

@@ -6,13 +6,17 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dataflex.components.contracts import Component, Selector
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
+from dataflex.components.tools.files import StoredRowsFile
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Float64, Int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +33,33 @@ class EmbeddingSelector(Selector, ABC):
     def check(self) -> None:
         check_encoder(self, "embedding_model")
 
-    @property
-    def found_before(self) -> bool:
-        """Whether a file holds what comes of embeddings, so that none are measured."""
-        return False
+    def found_before(self) -> StoredRowsFile | None:
+        """The file with the result of an earlier comparison, if one is named. No embeddings are measured then."""
+        return None
+
+    def check_found_before(self) -> None:
+        """Raise ConfigError if that file does not hold what it must."""
+        if (file := self.found_before()) is not None:
+            file.check()
+
+    def files(self) -> Mapping[str, str]:
+        file = self.found_before()
+        return {} if file is None else {file.parameter: file.path}
 
     def reads_raw_rows(self) -> bool:
-        """Such a file is about the rows as they are stored."""
-        return self.found_before
+        return self.found_before() is not None
+
+    def check_rows(self, raw_rows: int) -> None:
+        if (file := self.found_before()) is not None:
+            file.check_rows(raw_rows)
 
     def needs(self) -> frozenset[Request]:
-        if self.found_before:
+        if self.found_before() is not None:
             return frozenset()
-        how = {"layer": self.embedding_layer, "pooling": self.pooling, "model": self.embedding_model}
-        if self.embedding_model is not None:  # whose own they are
-            how |= {"layer": -1, "pooling": "mean"}
-        return frozenset({Embedding(**how), TargetEmbedding(**how)})  # type: ignore[arg-type]
+        if self.embedding_model is not None:  # layer and pooling are the encoder's own
+            return frozenset({Embedding(model=self.embedding_model), TargetEmbedding(model=self.embedding_model)})
+        layer, pooling = self.embedding_layer, self.pooling
+        return frozenset({Embedding(layer=layer, pooling=pooling), TargetEmbedding(layer=layer, pooling=pooling)})
 
 
 def check_encoder(component: Component, parameter: str) -> None:
@@ -55,17 +70,24 @@ def check_encoder(component: Component, parameter: str) -> None:
     )
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """float32 rows of length one (a row of zeros stays)."""
+def unit(vectors: Float[np.ndarray, "rows dims"]) -> Float32[np.ndarray, "rows dims"]:
+    """Rows of length one; a row of zeros stays."""
     rows = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1)
 
 
-def comparable(signals: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings of the rows and of the target rows that have one, of length one, and the places of these in the target.
+def distance(cosine: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """|x - y| of vectors of length one, from their inner product."""
+    return np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
 
-    DataflexError if there is no such target row, or if they are not vectors of one space."""
+
+def comparable(
+    signals: Mapping[str, np.ndarray],
+) -> tuple[Float32[np.ndarray, "rows dims"], Float32[np.ndarray, "targets dims"], Int[np.ndarray, " targets"]]:
+    """Embeddings of the rows, those of the target rows that have one, and the positions of these in the target.
+
+    All have length one. DataflexError if no target row has one, or if they are not vectors of one space."""
     rows, target = signals["embedding"], signals["target_embedding"]
     places = np.flatnonzero(np.isfinite(target).all(axis=1))
     if not len(places):
@@ -76,10 +98,10 @@ def comparable(signals: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarra
     return unit(rows), unit(target[places]), places
 
 
-def unit_vectors(target: np.ndarray) -> np.ndarray:
-    """float32 [M, hidden]: rows of length one; rows that are not finite, or zero, are left out."""
-    norms = np.linalg.norm(target, axis=1, keepdims=True)
-    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
+def unit_vectors(target: Float32[np.ndarray, "targets dims"]) -> Float32[np.ndarray, "usable dims"]:
+    """Rows of length one; rows that are not finite, or zero, are left out. DataflexError if none is left."""
+    norms = np.linalg.norm(target, axis=1)
+    usable = np.isfinite(norms) & (norms > 0)
     if not usable.any():
         raise DataflexError("weight: no row of the target has an embedding")
-    return (target[usable] / norms[usable]).astype(np.float32)  # type: ignore[no-any-return]
+    return unit(target[usable])

@@ -1,101 +1,125 @@
-"""The selection problem of TSDS: close to the target, yet spread over rows that are no duplicates (Liu et al.,
-arXiv 2410.11303, KNN-KDE).
+"""The transport problem of TSDS (Liu et al., arXiv 2410.11303) and its solution by the algorithm KNN-KDE.
 
-Each of M target rows has mass 1/M and sends it to its nearest candidates in order, at most 1 / (M s rho_k) to candidate k,
-where rho_k is the density of candidates around k: near-duplicates together get what one row would get. The larger s, the
-farther mass must travel; s grows until alpha / C x the distance travelled outweighs (1 - alpha) x the evenness gained.
+Target row j sends its mass 1/M to candidates i, gamma_ji to each, over the distance d_ji. Wanted is the gamma that minimises
+
+    alpha/C  sum_ji gamma_ji d_ji  +  (1 - alpha) G_KDE(gamma)      with   sum_i gamma_ji = 1/M  for every j,
+    G_KDE(gamma) = M max_ji rho_i gamma_ji      but for a constant.
+
+rho_i is the density of candidates around i. So near-duplicates, whose rho is large, together get what one row would get.
+
+**One unknown.** Write s for 1 / G_KDE. Then candidate i may get at most 1 / (M s rho_i) of a target row. For a given s it is
+best to fill candidates from the nearest on. The larger s, the farther mass must travel, and the more evenly it lies.
+
+**Where s stops.** Let k = 0, 1, .. count the candidates of j from the nearest on. At
+
+    s = full_at[j, k] = sum_{l <= k} 1 / rho_jl
+
+candidates 0 .. k of j are full, and its mass begins to go to k + 1. From there on, M s^2 times the derivative by s of the
+distance that the mass of j travels is
+
+    rate[j, k] = d[j, k + 1] full_at[j, k] - sum_{l <= k} d[j, l] / rho_jl .
+
+It grows with k. So the objective is smallest at the first s at which  alpha/C sum_j rate_j  reaches  (1 - alpha) M.
+
+The authors' program pops these events from a heap. Here the events of all target rows are sorted at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-# Neighbours of a target row that are looked at first; twice as many each time they do not suffice.
-_DEPTH = 64
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int
+
+# Candidates of a target row whose rho is asked for at first. Mass seldom goes farther, and rho is what costs time.
+_FIRST_DEPTH = 64
 
 
 @dataclass(frozen=True)
 class Transported:
-    """probabilities: of each candidate, float64 [rows], adding up to one. stopped: whether s stopped growing by itself; where
-    it did not, every candidate but the last of each target row is full, and alpha and C have no say. at_the_end: share of all
-    mass that lies on the last candidates, the farthest."""
+    """What gamma comes to."""
 
-    probabilities: np.ndarray
+    probabilities: Float64[np.ndarray, " rows"]
+    """Mass of each candidate from all target rows; adds up to one."""
     stopped: bool
+    """Whether s stopped by itself. Otherwise every candidate but the last of each target row is full."""
     at_the_end: float
+    """Share of all mass that lies on the last, the farthest, candidates."""
+
+
+def stop(
+    d: Float64[np.ndarray, "M K"],
+    inverse_rho: Float64[np.ndarray, "M depth"],
+    full_at: Float64[np.ndarray, "M depth"],
+    known: Int[np.ndarray, " M"],
+    *,
+    alpha: float,
+    C: float,
+) -> tuple[Int[np.ndarray, " M"], float]:
+    """Candidates that each target row has filled when s stops, and s; inf if it never stops.
+
+    known: candidates of each target row whose rho is known. Only their events are looked at.
+    """
+    M, K = d.shape
+    depth = min(full_at.shape[1], K - 1)  # the last candidate of all has no next
+    event = np.arange(depth) < np.minimum(known, K - 1)[:, None]
+    if not event.any():
+        return np.zeros(M, dtype=np.int64), np.inf
+    with np.errstate(invalid="ignore"):
+        travelled = np.cumsum(np.where(event, d[:, :depth] * inverse_rho[:, :depth], 0.0), axis=1)
+        rate = np.where(event, d[:, 1 : depth + 1] * full_at[:, :depth] - travelled, 0.0)
+    growth = np.diff(rate, axis=1, prepend=0.0)
+    j, k = np.nonzero(event)
+    by_s = np.lexsort((j, k, full_at[j, k]))
+    j, k = j[by_s], k[by_s]
+    reached = alpha / C * np.cumsum(growth[j, k]) >= (1 - alpha) * M
+    first = int(np.argmax(reached)) if reached.any() else len(reached)
+    filled = np.bincount(j[:first], minlength=M)
+    return filled, float(full_at[j[first], k[first]]) if reached.any() else np.inf
 
 
 def transport(
-    distances: np.ndarray,
-    places: np.ndarray,
+    distances: Float[np.ndarray, "M K"],
+    places: Int[np.ndarray, "M K"],
     rows: int,
-    density: Callable[[np.ndarray], np.ndarray],
+    density: Callable[[Int[np.ndarray, " some"]], Float64[np.ndarray, " some"]],
     *,
     alpha: float,
     C: float,
 ) -> Transported:
     """Solve the problem for M target rows with K candidates each.
 
-    distances, places: float and int [M, K], the K nearest candidates of each target row, nearest first. density: places ->
-    rho, float64, positive; asked only of candidates that mass can reach.
+    distances, places: of the candidates of each target row, nearest first. rows: number of all candidates. density: rho,
+    positive, at some places; asked only where mass can reach.
     """
     M, K = places.shape
     d, rho = distances.astype(np.float64), np.full(rows, np.nan)
-    depth = np.full(M, min(_DEPTH, K))
+    known = np.full(M, min(_FIRST_DEPTH, K))
     while True:
-        seen = np.arange(depth.max()) < depth[:, None]
-        here = places[:, : depth.max()]
-        new = np.unique(here[seen])
+        within = np.arange(known.max()) < known[:, None]
+        i = places[:, : known.max()]
+        new = np.unique(i[within])
         new = new[np.isnan(rho[new])]
         rho[new] = density(new)
-        share = np.where(seen, 1 / rho[here], np.inf)  # what a candidate takes of s
-        count = np.cumsum(share, axis=1)
-        stop, s = _stop(d, share, count, depth, alpha / C, (1 - alpha) * M)
-        short = (depth < K) & (count[np.arange(M), depth - 1] < s)
+        inverse_rho = np.where(within, 1 / rho[i], np.inf)
+        full_at = np.cumsum(inverse_rho, axis=1)
+        filled, s = stop(d, inverse_rho, full_at, known, alpha=alpha, C=C)
+        short = (known < K) & (full_at[np.arange(M), known - 1] < s)
         if not short.any():
             break
-        depth[short] = np.minimum(2 * depth[short], K)
+        known[short] = np.minimum(2 * known[short], K)
     stopped = bool(np.isfinite(s))
-    if not stopped:  # all but the last candidate of each are full
-        s = float(count[:, max(K - 2, 0)].max())
+    if not stopped:
+        s = float(full_at[:, max(K - 2, 0)].max())
+    gamma_full = inverse_rho / (M * s)
     probabilities, at_the_end = np.zeros(rows), 0.0
-    for j in range(M):  # the candidates before stop are full, that at stop takes what is left
-        full = share[j, : stop[j]] / (M * s) if stop[j] else np.empty(0)
-        np.add.at(probabilities, here[j, : stop[j]], full)
-        left = max(1 / M - full.sum(), 0.0)
-        probabilities[places[j, stop[j]]] += left
-        at_the_end += left if stop[j] == K - 1 else 0.0
+    for j, n in enumerate(filled):  # the n nearest candidates are full, the next one takes what is left
+        np.add.at(probabilities, i[j, :n], gamma_full[j, :n])
+        left = max(1 / M - gamma_full[j, :n].sum(), 0.0)
+        probabilities[places[j, n]] += left
+        at_the_end += left if n == K - 1 else 0.0
     return Transported(probabilities / probabilities.sum(), stopped, at_the_end)
-
-
-def _stop(
-    d: np.ndarray, share: np.ndarray, count: np.ndarray, depth: np.ndarray, price: float, gain: float
-) -> tuple[np.ndarray, float]:
-    """How many candidates each target row has filled when s stops growing, int[M], and s; inf if it never stops.
-
-    s minimises  alpha / C x (distance travelled) + (1 - alpha) / s.  At s = count[j, k] candidates 0..k of j are full and its
-    mass starts to go to k + 1; M s^2 times the derivative of the distance that it travels is then
-
-        rate[j, k] = d[j, k + 1] count[j, k] - sum_{l <= k} d[j, l] share[j, l] ,
-
-    and s stops where  alpha / C x sum_j rate_j  reaches  (1 - alpha) M.
-    """
-    M, K = d.shape
-    width = min(share.shape[1], K - 1)  # the last of all has no next
-    known = np.arange(width) < np.minimum(depth, K - 1)[:, None]
-    if not known.any():
-        return np.zeros(M, dtype=np.int64), np.inf
-    with np.errstate(invalid="ignore"):
-        travelled = np.cumsum(np.where(known, d[:, :width] * share[:, :width], 0.0), axis=1)
-        rate = np.where(known, d[:, 1 : width + 1] * count[:, :width] - travelled, 0.0)
-    steps = np.diff(rate, axis=1, prepend=0.0)
-    j, k = np.nonzero(known)
-    order = np.lexsort((j, k, count[j, k]))
-    j, k = j[order], k[order]
-    over = price * np.cumsum(steps[j, k]) >= gain
-    events = int(np.argmax(over)) if over.any() else len(order)
-    filled = np.bincount(j[:events], minlength=M)
-    return filled, float(count[j[events], k[events]]) if over.any() else np.inf

@@ -1,47 +1,61 @@
-"""TSDS: rows distributed as the target is, near-duplicates counted once (Liu et al., arXiv 2410.11303)."""
+"""TSDS: rows distributed as the target is, near-duplicates counted once (Liu et al., arXiv 2410.11303).
+
+This is the paper's algorithm KNN-KDE. With M target rows (its query examples) and N rows (its candidates):
+
+    1. neighbours   the K nearest candidates of each target row and their distances d     tools/neighbours.py
+    2. scale        sigma and C from the data, where they are not given                   scale.py
+    3. density      rho of each candidate: how many candidates lie around it              density.py
+    4. transport    gamma: the mass that each target row sends to each candidate          transport.py
+    5. sampling     rows drawn with probability  p_i = sum over target rows j of gamma_ji  tools/sampling.py
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.selectors.tsds.density import Density
-from dataflex.components.selectors.tsds.transport import transport
-from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
-from dataflex.components.tools.files import read_array
+from dataflex.components.selectors.tsds.scale import scale
+from dataflex.components.selectors.tsds.transport import Transported, transport
+from dataflex.components.tools.embeddings import EmbeddingSelector, comparable, distance
+from dataflex.components.tools.files import ProbabilityFile
 from dataflex.components.tools.neighbours import nearest
 from dataflex.components.tools.sampling import draw
-from dataflex.errors import ConfigError, DataflexError
+from dataflex.errors import DataflexError
 
-# Candidates whose spacing is looked at; how many neighbours of each, so that copies can be passed over; and the distance below
-# which two rows are copies (rounding makes it of equal ones).
-_SAMPLE, _COPIES, _SAME = 1024, 32, 2e-3
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64, Int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TsdsSelector(EmbeddingSelector):
-    """Draw rows from the distribution that solves the transport problem of `components.transport`.
+    """Rows drawn from the distribution p that minimises
 
-    max_K: nearest candidates of a target row that its mass may reach; kde_K and sigma: neighbours and width of the kernel
-    density (sigma 0: every row counts alone). Both K are at most a tenth of the candidates, as in the authors' program.
-    alpha, C: what distance costs against evenness. sigma and C are distances, and those differ from one kind of embedding to
-    another: None takes them from the data (`scale`). Embeddings have length one. Rows are drawn with replacement, as in the
-    paper (`replacement`). probs_path: a distribution found before instead, an .npy file of float[N] over the data sets as
-    they are stored, laid end to end; all updates then draw from it. score: the probability.
+        alpha/C  x  distance that mass travels from the target rows   +   (1 - alpha) G_KDE .
+
+    G_KDE is small where mass lies evenly, near-duplicates together counting as one row (see `transport.py`). Embeddings
+    have length one. Rows are drawn with replacement, as in the paper. The score of a row is its probability.
     """
 
     max_K: int = 5000
+    """Nearest candidates of a target row that its mass may reach; at most a tenth of all."""
     kde_K: int = 1000
+    """Nearest candidates in the sum of rho; at most a tenth of all."""
     sigma: float | None = None
+    """Width of the kernel of rho, a distance. 0: rho is 1. None: from the data (`scale`)."""
     alpha: float = 0.5
+    """What distance counts against evenness."""
     C: float | None = None
+    """Scale of the distances. None: from the data (`scale`)."""
     replacement: bool = True
     exact: bool = False
+    """Compare all pairs of candidates for rho."""
     probs_path: str | None = None
+    """A distribution found before (`ProbabilityFile`). All updates then draw from it, and nothing is measured."""
 
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"sigma": 0.75, "alpha": 0.6, "C": 5.0}
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
@@ -55,88 +69,67 @@ class TsdsSelector(EmbeddingSelector):
         )
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("C", self.C is None or self.C > 0, "positive")
-        if self.probs_path is not None:
-            found = read_array("probs_path", self.probs_path, dimensions=1)
-            if not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all() or found.min(initial=0) < 0:
-                raise ConfigError(f"probs_path must hold finite, non-negative numbers, and {self.probs_path} does not")
-            if abs(float(found.sum(dtype=np.float64)) - 1) > 1e-3:
-                raise ConfigError(f"probs_path must add up to 1, {self.probs_path} adds up to {found.sum():g}")
+        self.check_found_before()
 
-    @property
-    def found_before(self) -> bool:
-        return self.probs_path is not None
-
-    def files(self) -> Mapping[str, str]:
-        return {} if self.probs_path is None else {"probs_path": self.probs_path}
+    def found_before(self) -> ProbabilityFile | None:
+        return None if self.probs_path is None else ProbabilityFile("probs_path", self.probs_path)
 
     def with_replacement(self) -> bool:
         return self.replacement
 
-    def check_rows(self, raw_rows: int) -> None:
-        if self.probs_path is not None:
-            found = len(read_array("probs_path", self.probs_path, dimensions=1))
-            if found != raw_rows:
-                raise ConfigError(
-                    f"probs_path must hold {raw_rows} numbers, one per row of the data, {self.probs_path} has {found}"
-                )
-
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        remarks: dict[str, str] = {}
-        if self.probs_path is None:
+        file = self.found_before()
+        if file is None:
             rows, targets, _ = comparable(signals)
-            probabilities, remarks = self.distribution(rows, targets)
+            p, remarks = self.distribution(rows, targets)
         else:
             assert context.raw_rows is not None
-            probabilities = np.asarray(read_array("probs_path", self.probs_path, dimensions=1), dtype=np.float64)
-            probabilities = probabilities[context.raw_rows]
-        reached = int(np.count_nonzero(probabilities))
+            p, remarks = np.asarray(file.probabilities(), dtype=np.float64)[context.raw_rows], {}
+        reached = int(np.count_nonzero(p))
         if not reached or (reached < context.budget and not self.replacement):
             raise DataflexError(
                 f"select: tsds was asked for {context.budget} different rows, but only {reached} of {context.rows} have a"
                 " probability above 0; set replacement, a larger max_K, a smaller alpha or a larger C"
             )
-        chosen = draw(probabilities, context.budget, context.rng, replacement=self.replacement)
-        return Selection(chosen, probabilities, remarks), state
+        chosen = draw(p, context.budget, context.rng, replacement=self.replacement)
+        return Selection(chosen, p, remarks), state
 
-    def distribution(self, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
-        """Probability of each row, float64 [N], and remarks. rows, targets: float32 [N, d] and [M, d] of length one."""
-        limit = max(len(rows) // 10, min(len(rows), 2))
-        cosine, places = nearest(targets, rows, min(self.max_K, limit))
-        distances = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
-        found = np.unique(places)  # the density is that of the candidates that are near some target
-        candidates = np.ascontiguousarray(rows[found])
-        remarks, sigma, C = {}, self.sigma, self.C
-        if sigma is None or C is None:
-            spacing, reach = scale(candidates, distances)
-            sigma, C = spacing if sigma is None else sigma, reach if C is None else C
-            remarks["scale"] = f"sigma {sigma:.3g} and C {C:.3g}, where not given from the distances in the data"
-        around = Density(candidates, sigma, min(self.kde_K, limit), exact=self.exact) if sigma else None
+    def distribution(
+        self, rows: Float32[np.ndarray, "rows dims"], targets: Float32[np.ndarray, "targets dims"]
+    ) -> tuple[Float64[np.ndarray, " rows"], dict[str, str]]:
+        """Probability of each row, steps 1 to 4, and remarks. All vectors have length one."""
+        tenth = max(len(rows) // 10, min(len(rows), 2))  # as in the authors' program; mass needs two places to go
+        cosine, places = nearest(targets, rows, min(self.max_K, tenth))
+        d = distance(cosine)
+        reachable = np.unique(places)  # rho counts these alone, as in the authors' program
+        candidates = np.ascontiguousarray(rows[reachable])
+        sigma, C, remarks = self.scaled(candidates, d)
+        kde = Density(candidates, sigma, min(self.kde_K, tenth), exact=self.exact) if sigma else None
 
-        def density(at: np.ndarray) -> np.ndarray:
-            return np.ones(len(at)) if around is None else around(np.searchsorted(found, at))
+        def rho(at: Int[np.ndarray, " some"]) -> Float64[np.ndarray, " some"]:
+            return np.ones(len(at)) if kde is None else kde(np.searchsorted(reachable, at))
 
-        result = transport(distances, places, len(rows), density, alpha=self.alpha, C=C)
-        if not result.stopped and self.alpha > 0:
-            remarks["transport"] = (
-                f"the transport did not stop, so alpha and C had no say: every target row fills all its {places.shape[1]}"
-                f" candidates, and {result.at_the_end:.1%} of the mass is left for the farthest; raise alpha, lower C or"
-                " sigma, or raise max_K (which is cut to a tenth of the rows)"
-            )
-        return result.probabilities, remarks
+        gamma = transport(d, places, len(rows), rho, alpha=self.alpha, C=C)
+        return gamma.probabilities, remarks | self.remarks_on(gamma, places.shape[1])
 
+    def scaled(
+        self, candidates: Float32[np.ndarray, "candidates dims"], d: Float64[np.ndarray, "targets K"]
+    ) -> tuple[float, float, dict[str, str]]:
+        """sigma and C, given or from the data, and a remark on what they are in the latter case."""
+        if self.sigma is not None and self.C is not None:
+            return self.sigma, self.C, {}
+        sigma, C = scale(candidates, d)
+        sigma, C = sigma if self.sigma is None else self.sigma, C if self.C is None else self.C
+        return sigma, C, {"scale": f"sigma {sigma:.3g} and C {C:.3g}, where not given from the distances in the data"}
 
-def scale(candidates: np.ndarray, distances: np.ndarray) -> tuple[float, float]:
-    """sigma and C for this data: the median distance of a candidate to its nearest other one, copies aside, so that rows count
-    as near-duplicates where they are nearer than is usual; and the median distance of a target row to its candidates, so that
-    alpha weighs distance against evenness whatever the distances are.
-
-    candidates: float32 [R, d] of length one. distances: float [M, K], of the target rows to theirs."""
-    some = candidates[np.unique(np.linspace(0, len(candidates) - 1, min(len(candidates), _SAMPLE)).astype(np.int64))]
-    cosine, _ = nearest(some, candidates, min(len(candidates), _COPIES))
-    apart = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
-    own = np.where(apart > _SAME, apart, np.inf).min(axis=1)  # where all of them are copies, it is unknown
-    own = own[np.isfinite(own)]
-    reach = float(np.median(distances))
-    return float(np.median(own)) if len(own) else 0.0, reach if reach > 0 else 1.0
+    def remarks_on(self, gamma: Transported, K: int) -> dict[str, str]:
+        """That alpha and C had no effect, if they had none and should have had one."""
+        if gamma.stopped or self.alpha == 0:
+            return {}
+        return {
+            "transport": f"the transport did not stop, so alpha and C had no say: every target row fills all its {K}"
+            f" candidates, and {gamma.at_the_end:.1%} of the mass is left for the farthest; raise alpha, lower C or"
+            " sigma, or raise max_K (which is cut to a tenth of the rows)"
+        }
