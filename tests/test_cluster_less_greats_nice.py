@@ -51,7 +51,7 @@ def test_rows_that_lie_together_are_one_cluster(method: str) -> None:
     else:
         assert not groups[0] & groups[1] and not groups[1] & groups[2] and not groups[0] & groups[2]
         assert distance.max() < 1.0
-    if METHODS[method] in ("kmeans", "spherical", "farthest"):
+    if METHODS[method] in ("kmeans", "spherical_kmeans", "farthest_first"):
         assert all(len(g) == 1 for g in groups)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.contracts import Selector
 from dataflex.components.requests import Request
 from dataflex.components.tools.sampling import draw
+from dataflex.components.tools.state import domain_key
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # Weight of a row outside the window, against 1 inside.
 _OUTSIDE = 0.025
@@ -50,19 +54,19 @@ class DeltaLossSelector(Selector):
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
         assert context.ids is not None
-        prefix, losses = "" if context.domain is None else f"{context.domain}.", signals["loss"]
-        if f"{prefix}ids" not in state:
-            state = {**state, f"{prefix}ids": context.ids, f"{prefix}losses": losses}
+        losses, ids_key, losses_key = signals["loss"], domain_key(context, "ids"), domain_key(context, "losses")
+        if ids_key not in state:
+            state = {**state, ids_key: context.ids, losses_key: losses}
             chosen = draw(np.ones(context.rows), context.budget, context.rng, replacement=False)
             return Selection(chosen, np.zeros(context.rows)), state
-        delta = _before(state[f"{prefix}ids"], state[f"{prefix}losses"], context.ids) - losses
+        delta = _before(state[ids_key], state[losses_key], context.ids) - losses
         start, stop = self.window(delta, context)
         order = np.argsort(-delta, kind="stable")  # a row without l_0 comes last
         weights = np.full(context.rows, _OUTSIDE)
         weights[order[start:stop]] = 1.0
         return Selection(draw(weights, context.budget, context.rng, replacement=False), delta), state
 
-    def window(self, delta: np.ndarray, context: SelectionContext) -> tuple[int, int]:
+    def window(self, delta: Float[np.ndarray, " rows"], context: SelectionContext) -> tuple[int, int]:
         """First place of the window in the order, and the place after its last."""
         progress = context.update / max(context.updates - 1, 1)
         share = 1 / (1 + exp(-10 * (progress - 0.5)))
@@ -72,7 +76,9 @@ class DeltaLossSelector(Selector):
         return start, min(start + width, end)
 
 
-def _before(ids: np.ndarray, losses: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _before(
+    ids: Int[np.ndarray, " measured"], losses: Float[np.ndarray, " measured"], wanted: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, " rows"]:
     """l_0 of the rows `wanted`, NaN where it was not measured. ids: ascending."""
     place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     return np.where(ids[place] == wanted, losses[place], np.nan)

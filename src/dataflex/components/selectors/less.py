@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.sampling import highest
+from dataflex.components.tools.state import domain_key
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +43,19 @@ class LessSelector(GradientSelector):
         return Selection(highest(score, context.budget), score), state
 
 
-def accumulated(state: State, influence: np.ndarray, context: SelectionContext) -> tuple[np.ndarray, State]:
+def accumulated(
+    state: State, influence: Float64[np.ndarray, "rows subtasks"], context: SelectionContext
+) -> tuple[Float64[np.ndarray, "rows subtasks"], State]:
     """Sum over updates of learning rate x influence, by sample id; a row adds nothing at an update it has no value at."""
     assert context.ids is not None
-    prefix = "" if context.domain is None else f"{context.domain}."
+    ids_key, sums_key = domain_key(context, "ids"), domain_key(context, "sums")
     ids, sums = context.ids, context.learning_rate * influence
-    old_ids, old_sums = state.get(f"{prefix}ids"), state.get(f"{prefix}sums")
+    old_ids, old_sums = state.get(ids_key), state.get(sums_key)
     if old_ids is not None and old_sums is not None:
         both = ids if np.array_equal(old_ids, ids) else np.union1d(old_ids, ids)
         total = np.zeros((len(both), influence.shape[1]))
         total[np.searchsorted(both, old_ids)] += old_sums
         total[np.searchsorted(both, ids)] += sums
         ids, sums = both, total
-    state = {**state, f"{prefix}ids": ids, f"{prefix}sums": sums}
+    state = {**state, ids_key: ids, sums_key: sums}
     return sums[np.searchsorted(ids, context.ids)], state

@@ -1,11 +1,18 @@
-"""LESS on a few representatives of each cluster of similar rows."""
+"""LESS on a few representatives of each cluster: the selector `cluster_less` of dataflex 1.1.0. There is no paper.
+
+1. clusters          of rows whose embeddings are alike, made at the first update and kept       `shortlist`
+2. representatives   some rows of each cluster, chosen anew at every update                      `shortlist`
+3. influence         of LESS on the target, measured on the representatives alone                `refines`
+4. scores            of clusters: the mean over their representatives                            `select`
+5. selection         whole clusters, from the best on                                            `select`
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,9 +22,14 @@ from dataflex.components.selectors.cluster_less.clustering import METHODS, clust
 from dataflex.components.tools.embeddings import check_encoder
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.sampling import highest
+from dataflex.components.tools.state import domain_key
 from dataflex.errors import DataflexError
 
-_REPRESENTATIVES = {
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
+
+# Every accepted name -> the strategy it stands for.
+STRATEGIES = {
     "random": "random", "rand": "random",
     "nearest": "nearest", "nearest_to_centroid": "nearest", "center": "nearest", "centroid": "nearest",
     "farthest": "farthest", "farthest_from_centroid": "farthest", "boundary": "farthest",
@@ -27,27 +39,34 @@ _REPRESENTATIVES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterLessSelector(GradientSelector):
-    """Rows are clustered once, by the mean hidden state of the model at the first update (or by the vectors of the
-    sentence-transformers model `embedding_model_name_or_path`). At each update the influence of
-    LESS is measured on `samples_per_cluster` rows of each cluster, and all its rows get their mean,
+    """All rows of a cluster C get the mean influence of its representatives,
 
-        score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k),
+        score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k) .
 
-    an estimate of the cluster's mean influence at samples_per_cluster / cluster_size of the cost of LESS. Clusters are taken
-    whole, from the best on; of the last one as many rows as are still wanted, drawn at random. No paper: the selector of that
-    name of dataflex 1.1.0.
+    This estimates the mean influence of the cluster at samples_per_cluster / cluster_size of the cost of LESS. Clusters are
+    taken whole, from the best on. Of the last one as many rows as are still wanted are drawn at random.
+
+    dataflex 1.1.0 took the cosine of the mean direction instead of the mean of the cosines.
     """
 
     seed: int = 42
+    """Of clusters, random representatives and the projection."""
     cluster_size: int = 64
+    """Rows of a cluster on average."""
     num_clusters: int | None = None
+    """Number of clusters, instead of cluster_size."""
     samples_per_cluster: int = 4
+    """Representatives of a cluster."""
     clustering_method: str = "kmeans"
+    """One of METHODS."""
     clustering_max_iter: int = 20
     representative_strategy: str = "random"
+    """One of STRATEGIES."""
     lsh_num_bits: int | None = None
     embedding_layer: int = -1
+    """Clusters are made by the mean hidden state after this layer of the model that is trained."""
     embedding_model_name_or_path: str | None = None
+    """Clusters are made by the vectors of this sentence-transformers model instead."""
 
     retired: ClassVar[Mapping[str, str]] = {
         **GradientSelector.retired,
@@ -65,7 +84,7 @@ class ClusterLessSelector(GradientSelector):
         self.require("clustering_max_iter", self.clustering_max_iter >= 1, "at least 1")
         self.require("seed", 0 <= self.seed < 1 << 32, "between 0 and 4294967295")
         self.require_choice("clustering_method", METHODS)
-        self.require_choice("representative_strategy", _REPRESENTATIVES)
+        self.require_choice("representative_strategy", STRATEGIES)
         self.require("lsh_num_bits", self.lsh_num_bits is None or 1 <= self.lsh_num_bits <= 62, "between 1 and 62")
         check_encoder(self, "embedding_model_name_or_path")
 
@@ -81,69 +100,104 @@ class ClusterLessSelector(GradientSelector):
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
-    ) -> tuple[np.ndarray, State]:
-        prefix = _prefix(context)
-        if f"{prefix}ids" not in state:
-            assert context.ids is not None
-            count = min(self.num_clusters or ceil(context.rows / self.cluster_size), context.rows)
-            owner, distance = cluster(
-                signals["embedding"], count, self.clustering_method,
-                seed=self.seed, iterations=self.clustering_max_iter, bits=self.lsh_num_bits,
-            )  # fmt: skip
-            found = {"ids": context.ids, "owner": owner.astype(np.int32), "distance": distance.astype(np.float32)}
-            state = {**state, **{f"{prefix}{name}": value for name, value in found.items()}}
-        places, owner = self._members(state, context)
-        distance = state[f"{prefix}distance"][np.searchsorted(state[f"{prefix}ids"], context.ids[places])]  # type: ignore[index]
-        order = np.lexsort((self._preference(distance, context), owner))
-        rank = np.arange(len(order)) - np.searchsorted(owner[order], owner[order], side="left")
-        near = places[order[rank < self.samples_per_cluster]]
-        if _REPRESENTATIVES[self.representative_strategy] != "mixed":
-            return np.sort(near), state
-        size = np.bincount(owner, minlength=owner.max() + 1)[owner[order]]
-        half = self.samples_per_cluster // 2
-        ends = (rank < self.samples_per_cluster - half) | (rank >= size - half)
-        return np.sort(places[order[ends]]), state
+    ) -> tuple[Int64[np.ndarray, " representatives"], State]:
+        """Steps 1 and 2."""
+        assert context.ids is not None
+        clusters = Clusters.read(state, context)
+        if clusters is None:
+            clusters = self.clusters(signals["embedding"], context)
+            state = {**state, **clusters.entries(context)}
+        places, owner, distance = clusters.among(context.ids)
+        strategy, count = STRATEGIES[self.representative_strategy], self.samples_per_cluster
+        last = 0
+        match strategy:
+            case "random":
+                order = context.rng.random(len(distance))
+            case "farthest":
+                order = -distance
+            case _:  # nearest; mixed
+                order, last = distance, count // 2 if strategy == "mixed" else 0
+        chosen = first_and_last(owner, order, first=count - last, last=last)
+        return np.sort(places[chosen]), state
 
-    def _preference(self, distance: np.ndarray, context: SelectionContext) -> np.ndarray:
-        """Representatives of a cluster are its rows with the smallest values (mixed: with the largest too)."""
-        strategy = _REPRESENTATIVES[self.representative_strategy]
-        if strategy == "random":
-            return context.rng.random(len(distance))
-        return -distance if strategy == "farthest" else distance
+    def clusters(self, embedding: Float[np.ndarray, "rows dims"], context: SelectionContext) -> Clusters:
+        count = min(self.num_clusters or ceil(context.rows / self.cluster_size), context.rows)
+        owner, distance = cluster(
+            embedding, count, self.clustering_method,
+            seed=self.seed, iterations=self.clustering_max_iter, bits=self.lsh_num_bits,
+        )  # fmt: skip
+        assert context.ids is not None
+        return Clusters(context.ids, owner.astype(np.int32), distance.astype(np.float32))
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        assert context.shortlist is not None
-        places, owner = self._members(state, context)
-        by_place = np.full(context.rows, -1, dtype=np.int64)
-        by_place[places] = owner
-        influence = signals["target_alignment"]
-        known = np.isfinite(influence).all(axis=1)
-        clusters = int(owner.max()) + 1
-        sums = np.zeros((clusters, influence.shape[1]))
-        members = by_place[context.shortlist[known]]
-        np.add.at(sums, members, influence[known])
-        counts = np.bincount(members, minlength=clusters)
-        with np.errstate(invalid="ignore"):
-            means = (sums / counts[:, None]).max(axis=1)  # NaN: no representative has a gradient
-        score = np.where(by_place >= 0, means[by_place], np.nan)
+        """Steps 4 and 5."""
+        clusters = Clusters.read(state, context)
+        assert clusters is not None and context.ids is not None and context.shortlist is not None
+        places, owner, _ = clusters.among(context.ids)
+        cluster_of = np.full(context.rows, -1, dtype=np.int64)
+        cluster_of[places] = owner
+        of_cluster = cluster_scores(cluster_of[context.shortlist], signals["target_alignment"], int(owner.max()) + 1)
+        score = np.where(cluster_of >= 0, of_cluster[cluster_of], np.nan)
         usable = np.flatnonzero(np.isfinite(score))
         if len(usable) < context.budget:
             raise DataflexError(
                 f"select: cluster_less was asked for {context.budget} rows, but only {len(usable)} are in a cluster with a score"
             )
-        # equal scores (rows of one cluster) in random order, but cluster after cluster
-        order = usable[np.lexsort((context.rng.random(len(usable)), by_place[usable]))]
+        # Cluster after cluster, each in random order: `highest` keeps the order of equal scores.
+        order = usable[np.lexsort((context.rng.random(len(usable)), cluster_of[usable]))]
         return Selection(order[highest(score[order], context.budget)], score), state
 
-    def _members(self, state: State, context: SelectionContext) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the candidates that were clustered, and their clusters."""
-        assert context.ids is not None
-        ids = state[f"{_prefix(context)}ids"]
-        places = np.flatnonzero(np.isin(context.ids, ids))
-        return places, state[f"{_prefix(context)}owner"][np.searchsorted(ids, context.ids[places])]
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of the rows that were candidates at the first update; what the state holds of them."""
+
+    ids: Int64[np.ndarray, " clustered"]
+    """Of the rows, ascending."""
+    owner: Int32[np.ndarray, " clustered"]
+    """Cluster of each row."""
+    distance: Float32[np.ndarray, " clustered"]
+    """Of each row to the mean of its cluster."""
+
+    @classmethod
+    def read(cls, state: State, context: SelectionContext) -> Clusters | None:
+        """Those of the domain of the candidates; None where they are still to be made."""
+        keys = [domain_key(context, name) for name in ("ids", "owner", "distance")]
+        return cls(*(state[key] for key in keys)) if keys[0] in state else None
+
+    def entries(self, context: SelectionContext) -> State:
+        return {domain_key(context, name): getattr(self, name) for name in ("ids", "owner", "distance")}
+
+    def among(
+        self, ids: Int64[np.ndarray, " rows"]
+    ) -> tuple[Int64[np.ndarray, " some"], Int32[np.ndarray, " some"], Float32[np.ndarray, " some"]]:
+        """Positions of the candidates that were clustered, their clusters and their distances. ids: of the candidates."""
+        places = np.flatnonzero(np.isin(ids, self.ids))
+        known = np.searchsorted(self.ids, ids[places])
+        return places, self.owner[known], self.distance[known]
 
 
-def _prefix(context: SelectionContext) -> str:
-    return "" if context.domain is None else f"{context.domain}."
+def first_and_last(
+    owner: Int[np.ndarray, " rows"], order: Float[np.ndarray, " rows"], *, first: int, last: int
+) -> Int64[np.ndarray, " some"]:
+    """Positions of the `first` rows of every cluster with the smallest `order`, and the `last` ones with the largest."""
+    by_cluster = np.lexsort((order, owner))
+    rank = np.arange(len(owner)) - np.searchsorted(owner[by_cluster], owner[by_cluster], side="left")
+    size = np.bincount(owner)[owner[by_cluster]]
+    return by_cluster[(rank < first) | (rank >= size - last)]
+
+
+def cluster_scores(
+    owner: Int[np.ndarray, " representatives"],
+    influence: Float[np.ndarray, "representatives subtasks"],
+    clusters: int,
+) -> Float64[np.ndarray, " clusters"]:
+    """Largest mean influence over the representatives; NaN for a cluster without a representative that has a gradient."""
+    known = np.isfinite(influence).all(axis=1)
+    sums = np.zeros((clusters, influence.shape[1]))
+    np.add.at(sums, owner[known], influence[known])
+    counts = np.bincount(owner[known], minlength=clusters)
+    with np.errstate(invalid="ignore"):
+        return (sums / counts[:, None]).max(axis=1)
