@@ -10,6 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Float, Float32, Float64, Int, Int64, Shaped
+    from torch import Tensor
 
 State = dict[str, Any]
 
@@ -21,7 +23,7 @@ class SelectionContext:
     budget: rows to return; rows: number of candidates; step: optimizer steps done; update: updates made before this one;
     updates: those of the whole run; domain: name of the domain the candidates
     come from, None when all domains are one pool; rng: generator of this decision alone. ids: sample ids of the
-    candidates, int64[rows]. learning_rate: that of the next step. shortlist: positions of the candidates that the signals
+    candidates. learning_rate: that of the next step. shortlist: positions of the candidates that the signals
     in `refines` were measured on. target_sizes: rows of each data set of the target. raw_rows: for a selector that
     `reads_raw_rows`, the number that each candidate has among the rows of the data sets as they are stored, laid end to end.
     """
@@ -33,35 +35,35 @@ class SelectionContext:
     updates: int
     domain: str | None
     rng: np.random.Generator
-    ids: np.ndarray | None = None
+    ids: Int64[np.ndarray, " rows"] | None = None
     learning_rate: float = 0.0
-    shortlist: np.ndarray | None = None
+    shortlist: Int64[np.ndarray, " shortlist"] | None = None
     target_sizes: tuple[int, ...] = ()
-    raw_rows: np.ndarray | None = None
+    raw_rows: Int64[np.ndarray, " rows"] | None = None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """chosen: positions among the candidates, int64[budget]; scores: one per candidate, float[rows] (None: no score).
+    """chosen: positions among the candidates; scores: of the candidates (None: no score).
 
     remarks: what a user should know of this decision, a line each under a name of its own. The ledger has all of them; the
     run's log shows the first under each name."""
 
-    chosen: np.ndarray
-    scores: np.ndarray | None = None
+    chosen: Int[np.ndarray, " budget"]
+    scores: Float[np.ndarray, " rows"] | None = None
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """The domains a mixer decides over: names, sizes and the proportions the run starts with, each of length k.
+    """The domains a mixer decides over: names, sizes and the proportions the run starts with.
 
     sizes: in the unit of the proportions, rows or tokens. The size of a stream is the `num_samples` of its entry in
     dataset_info.json, and 0 where it has none."""
 
     names: tuple[str, ...]
-    sizes: np.ndarray
-    proportions: np.ndarray
+    sizes: Shaped[np.ndarray, " domains"]
+    proportions: Float[np.ndarray, " domains"]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,7 +71,7 @@ class DomainInfo:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums over all samples and all ranks since the last update, each float64[k].
+    """Sums over all samples and all ranks since the last update.
 
     rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
     sum of their cross entropies; excess: sum over tokens of max(cross entropy - that of the reference, 0), zero unless an
@@ -86,29 +88,29 @@ class Observations:
 
     step: int
     update: int
-    proportions: np.ndarray
-    rows: np.ndarray
-    loss: np.ndarray
-    tokens: np.ndarray
-    token_loss: np.ndarray
+    proportions: Float64[np.ndarray, " domains"]
+    rows: Float64[np.ndarray, " domains"]
+    loss: Float64[np.ndarray, " domains"]
+    tokens: Float64[np.ndarray, " domains"]
+    token_loss: Float64[np.ndarray, " domains"]
     signals: Mapping[str, list[np.ndarray]]
     rng: np.random.Generator
-    excess: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    realized: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    excess: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
+    realized: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
     learning_rate: float = 0.0
-    asked: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    asked: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
     position: int = 0
     names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Decision:
-    """proportions: float[k], non-negative, adding up to one. loss_weights: float[k], non-negative, of which only ratios matter:
-    what the mean loss over the tokens of each domain counts in the loss of a step until the next decision, however often the
-    domain is drawn and however long its rows are; None: every token counts alike. remarks: as those of a Selection."""
+    """proportions: non-negative, adding up to one. loss_weights: non-negative, of which only ratios matter: what the mean loss
+    over the tokens of each domain counts in the loss of a step until the next decision, however often the domain is drawn
+    and however long its rows are; None: every token counts alike. remarks: as those of a Selection."""
 
-    proportions: np.ndarray
-    loss_weights: np.ndarray | None = None
+    proportions: Float[np.ndarray, " domains"]
+    loss_weights: Float[np.ndarray, " domains"] | None = None
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -137,16 +139,17 @@ class OwnPlan:
 class WeightContext:
     """What a weighter may know besides the losses.
 
-    reference: losses of the rows (or tokens) that define the statistics, float[m]: those of the whole global batch, or with
-    accumulation and `scope: running` those of the global batch before. ids, domains: int64[n], on the device of the
-    losses: the row that each belongs to. step: optimizer steps done. names: of the domains. signals: a tensor [n, ...] for
-    each name in `needs` that is measured on the rows trained on, reference_signals: [m, ...], the same of the reference.
-    rounding: eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10 for fp16).
+    reference: losses of the rows (or tokens) that define the statistics: those of the whole global batch, or with
+    accumulation and `scope: running` those of the global batch before. ids, domains: the row that each loss belongs to,
+    and its domain, on the device of the losses. step: optimizer steps done. names: of the domains. signals: a tensor
+    [losses, ...] for each name in `needs` that is measured on the rows trained on. reference_signals: [references, ...],
+    the same of the reference. rounding: eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10
+    for fp16).
     """
 
-    reference: torch.Tensor
-    ids: torch.Tensor
-    domains: torch.Tensor
+    reference: Float32[Tensor, " references"]
+    ids: Int64[Tensor, " losses"]
+    domains: Int64[Tensor, " losses"]
     step: int
     names: tuple[str, ...] = ()
     signals: Mapping[str, torch.Tensor] = field(default_factory=dict)

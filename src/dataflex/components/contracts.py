@@ -29,7 +29,8 @@ from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, closest
 
 if TYPE_CHECKING:
-    import torch
+    from jaxtyping import Float, Float32, Int
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -135,7 +136,7 @@ class Selector(Component, ABC):
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
-    ) -> tuple[np.ndarray, State]:
+    ) -> tuple[Int[np.ndarray, " shortlist"], State]:
         """Positions of the candidates, ascending, that `refines` is to be measured on; asked only where there are such."""
         return np.arange(context.rows), state
 
@@ -182,14 +183,14 @@ class Mixer(Component, ABC):
     def check_domains(self, names: tuple[str, ...]) -> None:
         """Raise ConfigError (see `require`) for parameters that do not fit data sets of these names."""
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
-        """Proportions before the first update, float[k]; the run's own unless the mixer brings some."""
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
+        """Proportions before the first update; the run's own unless the mixer brings some."""
         return domains.proportions
 
     def init(self, domains: DomainInfo) -> State:
         return {}
 
-    def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray | None:
+    def initial_loss_weights(self, domains: DomainInfo) -> Float[np.ndarray, " domains"] | None:
         """`Decision.loss_weights` before the first update."""
         return None
 
@@ -201,8 +202,8 @@ class Mixer(Component, ABC):
     def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
         """None: everything stays as it is, and nothing is recorded."""
 
-    def result(self, state: State) -> np.ndarray | None:
-        """Proportions that the finished run recommends for another one, float[k]; None: it was not run for that."""
+    def result(self, state: State) -> Float[np.ndarray, " domains"] | None:
+        """Proportions that the finished run recommends for another one; None: it was not run for that."""
         return None
 
 
@@ -236,13 +237,14 @@ class Weighter(Component, ABC):
         return {}
 
     @abstractmethod
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        """losses: float32[n], finite; returns non-negative float32[n]. Must act on each row (or token) by itself, given
-        context."""
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
+        """Non-negative weights of rows (or tokens) with these losses, all finite. Must act on each by itself, given context."""
 
-    def aim(self, state: State, target: np.ndarray) -> State:
-        """Take in the target's embeddings, float32 [target rows, hidden], measured just now; called before the first step
-        that is weighed, and again every `target_interval` steps."""
+    def aim(self, state: State, target: Float32[np.ndarray, "targets dims"]) -> State:
+        """Take in the target's embeddings, measured just now. Called before the first step that is weighed, and again every
+        `target_interval` steps."""
         return state
 
     def update(self, state: State, context: WeightContext) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from dataflex.signals.isolation import isolated, loaded_whole
 from dataflex.signals.keeping.memory import SignalCache
 from dataflex.signals.pace import pieces
 
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+    from torch import Tensor
+
 # Texts given to the encoder at once; it forms batches of its own.
 _TEXTS = 256
 # Of a text, as far as they bound a piece: 16384 texts are one.
@@ -25,14 +29,16 @@ _TOKENS = 128
 
 def model_embeddings(
     model: torch.nn.Module, rows: ScoringRows, *, layer: int = -1, pooling: str = "mean"
-) -> np.ndarray:
-    """float32 [N, hidden], padding left out on either side, equal on every rank. NaN where a row is not finite."""
+) -> Float32[np.ndarray, "rows hidden"]:
+    """Padding is left out on either side. Equal on every rank, NaN where a row is not finite."""
     with isolated(model):
         return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
 
 
-def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int, pooling: str) -> torch.Tensor:
-    """float32 [B, hidden]: hidden states after `layer` at the tokens that the attention mask admits; no logits are made."""
+def row_embeddings(
+    model: torch.nn.Module, batch: Mapping[str, Any], layer: int, pooling: str
+) -> Float32[Tensor, "B hidden"]:
+    """Hidden states after `layer` at the tokens that the attention mask admits; no logits are made."""
     head = output_embedding(model)
     skip = head.register_forward_pre_hook(lambda _, args: (args[0][:, :1],)) if head is not None else None
     try:
@@ -49,8 +55,8 @@ def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int,
     return torch.einsum("bt,bth->bh", weights, hidden)
 
 
-def sequences_of(batch: Mapping[str, Any]) -> torch.Tensor:
-    """int64 [B, T]: which sequence of its row a token belongs to, from 1 on; 0 for padding.
+def sequences_of(batch: Mapping[str, Any]) -> Int64[Tensor, "B T"]:
+    """Which sequence of its row a token belongs to, from 1 on; 0 for padding.
 
     A packed row (neat packing) holds several. They show in the mask that LLaMA-Factory's collator made, a number per
     sequence or one block each, or, where there is no mask, in positions that start again at 0.
@@ -68,8 +74,8 @@ def sequences_of(batch: Mapping[str, Any]) -> torch.Tensor:
     return (present & ~follows).long().cumsum(dim=1) * present
 
 
-def pooling_weights(sequences: torch.Tensor, pooling: str) -> torch.Tensor:
-    """float32 [B, T]: what each token counts; the weights of a sequence add up to 1 / (sequences of the row)."""
+def pooling_weights(sequences: Int64[Tensor, "B T"], pooling: str) -> Float32[Tensor, "B T"]:
+    """What each token counts; the weights of a sequence add up to 1 / (sequences of the row)."""
     present = sequences > 0
     starts = present & (sequences != torch.nn.functional.pad(sequences, (1, 0))[:, :-1])
     places = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
@@ -97,9 +103,11 @@ def load_encoder(name: str, device: torch.device) -> Any:
         raise DataflexError(f"embedding_model: {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
-def encode_missing(model: str, cache: SignalCache, text: Callable[[int], str], device: torch.device) -> np.ndarray:
-    """float32 [N, d]: vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `cache` does not have
-    are encoded, in pieces."""
+def encode_missing(
+    model: str, cache: SignalCache, text: Callable[[int], str], device: torch.device
+) -> Float32[np.ndarray, "rows dims"]:
+    """Vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `cache` does not
+    have are encoded, in pieces."""
     places = np.flatnonzero(cache.missing)
     size = _TEXTS * ranks()
     for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
@@ -116,8 +124,10 @@ def _nth(text: Callable[[int], str], places: list[int], i: int) -> str:
     return text(places[i])
 
 
-def encoded_texts(encoder: Any, count: int, text: Callable[[int], str], device: torch.device) -> np.ndarray:
-    """float32 [count, d]: vectors of a sentence-transformers model for text(0..count-1), equal on every rank.
+def encoded_texts(
+    encoder: Any, count: int, text: Callable[[int], str], device: torch.device
+) -> Float32[np.ndarray, "count dims"]:
+    """Vectors of a sentence-transformers model for text(0..count-1), equal on every rank.
 
     Each rank encodes every so many blocks of texts.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -11,6 +11,9 @@ from scipy.optimize import minimize
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 _POINTS = 1000  # of a domain's history that a curve is fitted to, evenly spaced
 _HUBER = 1e-3
@@ -100,14 +103,14 @@ class AdoMixer(Mixer):
         return Decision(decided / decided.sum()), new
 
 
-def at_least(p: np.ndarray, least: float) -> np.ndarray:
+def at_least(p: Float[np.ndarray, " domains"], least: float) -> Float[np.ndarray, " domains"]:
     """p raised to `least` (1 / k at most), and divided by its sum."""
     raised = np.maximum(p, min(least, 1 / len(p)))
     return raised / raised.sum()
 
 
-def fit_law(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """log beta, log eps and alpha of the law eps + beta n^-alpha nearest to `losses` at `n`, float64[3].
+def fit_law(n: Float[np.ndarray, " points"], losses: Float[np.ndarray, " points"]) -> Float64[np.ndarray, " 3"]:
+    """log beta, log eps and alpha of the law eps + beta n^-alpha nearest to `losses` at `n`.
 
     The Huber loss (delta 0.001) of log losses is minimised by L-BFGS from the best points of a grid, as in Hoffmann et al.,
     arXiv 2203.15556, and the authors' code. Bounds stand for the penalties of the latter: alpha in [0.001, 0.8], beta at most
@@ -116,7 +119,7 @@ def fit_law(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
     places = np.unique(np.linspace(0, len(n) - 1, min(len(n), _POINTS)).astype(int))
     log_n, y = np.log(n[places]), np.log(np.maximum(losses[places], 1e-8))
 
-    def objective(law: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(law: Float[np.ndarray, " 3"]) -> tuple[float, Float[np.ndarray, " 3"]]:
         a, e, alpha = law
         power = a - alpha * log_n
         top = np.logaddexp(power, e)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from dataflex.components.contexts import Decision, DomainInfo, Observations, Sta
 from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,8 @@ class AioliMixer(Mixer):
             "falls": np.zeros((k, k)), "law": np.zeros((0, k)),
         }  # fmt: skip
 
-    def probes(self, k: int) -> np.ndarray:
-        """P, float64 [k, k]: the mixture of each probe."""
+    def probes(self, k: int) -> Float64[np.ndarray, "k k"]:
+        """P: the mixture of each probe."""
         if k == 1:
             return np.ones((1, 1))
         rest = (1 - self.one_hot) / (k - 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
 from dataflex.components.requests import DomainGradients, Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _MOST = 5.0  # of W, in the authors' code
 
@@ -67,11 +70,11 @@ class DogeMixer(Mixer):
         alpha = np.asarray(domains.proportions, dtype=np.float64) if self.online else np.full(k, 1 / k)
         return {"alpha": alpha, "total": np.zeros(k), "turns": 0}
 
-    def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray | None:
+    def initial_loss_weights(self, domains: DomainInfo) -> Float[np.ndarray, " domains"] | None:
         return None if self.online else np.asarray(self.init(domains)["alpha"])
 
-    def agreement(self, products: np.ndarray) -> np.ndarray:
-        """W, float64[k]. products: float[k, 2, k, 2], <g_ia, g_jb> of the halves a and b of domains i and j."""
+    def agreement(self, products: Float[np.ndarray, "k 2 k 2"]) -> Float[np.ndarray, " k"]:
+        """W. products: <g_ia, g_jb> of the halves a and b of domains i and j."""
         gram = products.mean(axis=(1, 3))
         lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
         np.fill_diagonal(gram, products[:, 0, :, 1].diagonal() if self.own_product else 0.0)
@@ -94,7 +97,7 @@ class DogeMixer(Mixer):
         pi = observations.proportions
         return Decision(pi, alpha), new
 
-    def result(self, state: State) -> np.ndarray | None:
+    def result(self, state: State) -> Float[np.ndarray, " domains"] | None:
         if not state["turns"]:
             return None
         mean = np.asarray(state["total"]) / state["turns"]

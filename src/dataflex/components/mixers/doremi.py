@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
 from dataflex.components.requests import ExcessLoss, Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class DoremiMixer(Mixer):
         k = len(domains)
         return {"alpha": np.full(k, 1 / k), "score": np.zeros(k), "total": np.zeros(k), "turns": 0}
 
-    def initial_loss_weights(self, domains: DomainInfo) -> np.ndarray:
+    def initial_loss_weights(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         return np.asarray(self.init(domains)["alpha"])
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
@@ -70,7 +73,7 @@ class DoremiMixer(Mixer):
         new = {"alpha": alpha, "score": score, "total": state["total"] + alpha, "turns": state["turns"] + 1}
         return Decision(pi, alpha), new
 
-    def result(self, state: State) -> np.ndarray | None:
+    def result(self, state: State) -> Float[np.ndarray, " domains"] | None:
         if not state["turns"]:
             return None
         mean = np.asarray(state["total"]) / state["turns"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from dataflex.components.contracts import Mixer
 from dataflex.components.tools.proportions import in_order, read_proportions
 from dataflex.errors import ConfigError
 from dataflex.notices import say
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,10 @@ class FileMixer(Mixer):
     def check_domains(self, names: tuple[str, ...]) -> None:
         self._read(names)
 
-    def _read(self, names: tuple[str, ...]) -> np.ndarray:
+    def _read(self, names: tuple[str, ...]) -> Float[np.ndarray, " domains"]:
         return np.asarray(in_order("path", read_proportions("path", self.path), names))
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         return self._read(domains.names)
 
     def init(self, domains: DomainInfo) -> State:

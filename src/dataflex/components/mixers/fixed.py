@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class StaticMixer(FixedMixer):
 class UniformMixer(FixedMixer):
     """p_d = 1 / k."""
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         return np.full(len(domains), 1 / len(domains))
 
 
@@ -48,7 +51,7 @@ class TemperatureMixer(FixedMixer):
     def check(self) -> None:
         self.require("temperature", 0 < self.temperature < np.inf, "positive and finite")
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         logs = np.log(np.asarray(domains.sizes, dtype=np.float64)) / self.temperature
         p = np.exp(logs - logs.max())
         return p / p.sum()
@@ -60,6 +63,6 @@ class ProportionalMixer(FixedMixer):
 
     needs_sizes: ClassVar[bool] = True
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         sizes = np.asarray(domains.sizes, dtype=np.float64)
         return sizes / sizes.sum()

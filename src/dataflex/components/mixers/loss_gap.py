@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from dataflex.components.contexts import Decision, DomainInfo, Observations, Sta
 from dataflex.components.contracts import Mixer
 from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _HELD_OUT = ("heldout_loss", "heldout_tokens")
 
@@ -72,7 +76,7 @@ class LossGapMixer(Mixer):
         return Decision((1 - self.smoothing) * alpha / alpha.sum() + self.smoothing / len(alpha)), {"gap": gap}
 
 
-def token_mean(losses: np.ndarray, tokens: np.ndarray) -> float:
+def token_mean(losses: Float[np.ndarray, " rows"], tokens: Float[np.ndarray, " rows"]) -> float:
     """Of rows with token means `losses`, those that have one; NaN where none has."""
     known = np.isfinite(losses)
     return float(np.average(losses[known], weights=tokens[known])) if known.any() else np.nan

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from dataflex.components.contexts import Decision, DomainInfo, Observations, Own
 from dataflex.components.contracts import Mixer
 from dataflex.components.tools.proportions import in_order
 from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class ReplayMixer(Mixer):
         for _, proportions in self._changes:
             in_order("ledger", proportions, names)
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         return np.asarray(in_order("ledger", self._changes[0][1], domains.names))
 
     def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from dataflex.components.contexts import Decision, DomainInfo, Observations, Own
 from dataflex.components.contracts import Mixer
 from dataflex.components.tools.proportions import checked
 from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +46,15 @@ class ScheduleMixer(Mixer):
     def own_plan(self) -> OwnPlan:
         return OwnPlan(steps=None if self.interpolate else tuple(step for step, _ in self.points[1:]))
 
-    def initial(self, domains: DomainInfo) -> np.ndarray:
+    def initial(self, domains: DomainInfo) -> Float[np.ndarray, " domains"]:
         return np.asarray(self.points[0][1])
 
     def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
         now = self.at(observations.step)
         return (None if np.array_equal(now, observations.asked) else Decision(now)), state
 
-    def at(self, step: int) -> np.ndarray:
-        """Proportions from a step on, float[k]."""
+    def at(self, step: int) -> Float[np.ndarray, " domains"]:
+        """Proportions from a step on."""
         steps, values = [s for s, _ in self.points], np.array([p for _, p in self.points])
         last = int(np.searchsorted(steps, step, side="right")) - 1
         if not self.interpolate or last == len(steps) - 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import Interaction, Request
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class GreatsSelector(GradientSelector):
 
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
-    ) -> tuple[np.ndarray, State]:
+    ) -> tuple[Int64[np.ndarray, " candidates"], State]:
         count = min(context.rows, int(np.ceil(self.candidates * context.budget)))
         return context.rng.choice(context.rows, size=count, replace=False), state
 
@@ -75,7 +78,12 @@ class GreatsSelector(GradientSelector):
         return Selection(context.shortlist[picked], scores), state
 
 
-def greedy(alignment: np.ndarray, gram: np.ndarray, eta: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+def greedy(
+    alignment: Float[np.ndarray, " candidates"],
+    gram: Float[np.ndarray, "candidates candidates"],
+    eta: float,
+    count: int,
+) -> tuple[Int64[np.ndarray, " count"], Float64[np.ndarray, " count"]]:
     """The `count` rows chosen one after the other, and the gain of each when it was chosen; NaN is never chosen."""
     scale = eta or 1.0  # a learning rate of zero (warm-up): order by alignment alone
     gain = np.where(np.isfinite(alignment), scale * alignment, -np.inf)

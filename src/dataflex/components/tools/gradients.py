@@ -16,7 +16,7 @@ _WARMUP = 10
 
 @dataclass(frozen=True, kw_only=True)
 class GradientSelector(Selector, ABC):
-    """Base of the selectors that compare gradients of rows with those of a target (see `requests.Gradient`)."""
+    """Base of the selectors that compare gradients of rows with those of a target (see `gradient_requests.Gradient`)."""
 
     gradient_type: Literal["adam", "sgd"] = "adam"
     adam_step: Literal["optimizer", "authors"] = "optimizer"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int, Int64
+    from torch import Tensor
 
 # Similarities held at once: 2**26 fp32 values are 256 MiB.
 _VALUES = 1 << 26
 _QUERIES = 64
 
 
-def nearest(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each query the `count` rows with the largest inner product, best first: float32 and int64 [M, count].
-
-    Exact, by matrix products over blocks of both sides.
-    """
+def nearest(
+    queries: Float32[np.ndarray, "queries dims"], rows: Float32[np.ndarray, "rows dims"], count: int
+) -> tuple[Float32[np.ndarray, "queries count"], Int64[np.ndarray, "queries count"]]:
+    """For each query the `count` largest inner products with rows, best first, and the places of these rows."""
     found = []
     for _, block in _blocks(queries, _QUERIES):
         values, places = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
@@ -30,13 +34,17 @@ def nearest(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarr
     return torch.cat([v for v, _ in found]).numpy(), torch.cat([p for _, p in found]).numpy()
 
 
-def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+def _blocks(rows: Float32[np.ndarray, "rows dims"], size: int) -> Iterator[tuple[int, Float32[Tensor, "block dims"]]]:
     for start in range(0, len(rows), size):
         yield start, torch.from_numpy(np.ascontiguousarray(rows[start : start + size]))
 
 
-def closeness(queries: np.ndarray, rows: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-    """float32 [N, K]: largest inner product of each row with a query of each task. tasks: of each query, ascending from 0."""
+def closeness(
+    queries: Float32[np.ndarray, "queries dims"],
+    rows: Float32[np.ndarray, "rows dims"],
+    tasks: Int[np.ndarray, " queries"],
+) -> Float32[np.ndarray, "rows tasks"]:
+    """Largest inner product of each row with a query of each task. tasks: of each query, ascending from 0."""
     starts, aims = np.flatnonzero(np.diff(tasks, prepend=-1)), torch.from_numpy(queries)
     out = np.empty((len(rows), len(starts)), dtype=np.float32)
     for start, block in _blocks(rows, max(1, _VALUES // len(queries))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from dataflex.components.registry import load_path
 from dataflex.errors import ConfigError
@@ -24,4 +25,4 @@ def resolve_reward(name: str) -> Reward:
     found = load_path(name, "reward")
     if not callable(found):
         raise ConfigError(f"reward must be a function, and {name} is none")
-    return found  # type: ignore[no-any-return]
+    return cast(Reward, found)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
 
-def draw(weights: np.ndarray, count: int, rng: np.random.Generator, *, replacement: bool) -> np.ndarray:
-    """Positions of `count` rows drawn in proportion to `weights` (non-negative), int64[count].
+
+def draw(
+    weights: Float[np.ndarray, " rows"], count: int, rng: np.random.Generator, *, replacement: bool
+) -> Int64[np.ndarray, " count"]:
+    """Positions of `count` rows drawn in proportion to `weights` (non-negative).
 
     Without replacement each next row is drawn in proportion to what is left, by exponential keys (Efraimidis & Spirakis,
     2006); rows of weight zero come last.
@@ -19,8 +26,8 @@ def draw(weights: np.ndarray, count: int, rng: np.random.Generator, *, replaceme
     return lowest(arrival, count)
 
 
-def lowest(values: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` lowest values, ascending; ties go to the earlier position and NaN comes last, int64[count].
+def lowest(values: Float[np.ndarray, " rows"], count: int) -> Int64[np.ndarray, " count"]:
+    """Positions of the `count` lowest values, ascending; ties go to the earlier position and NaN comes last.
 
     What `np.argsort(values, kind="stable")[:count]` gives, without sorting what is not asked for.
     """
@@ -32,6 +39,6 @@ def lowest(values: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(values, kind="stable")[:count]
 
 
-def highest(score: np.ndarray, count: int) -> np.ndarray:
+def highest(score: Float[np.ndarray, " rows"], count: int) -> Int64[np.ndarray, " count"]:
     """Positions of the `count` highest scores; ties go to the earlier row."""
     return lowest(-score, count)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from dataflex.components.tools.neighbours import nearest
 
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int, Int64
 
-def take_turns(ranking: np.ndarray, budget: int) -> np.ndarray:
-    """The first `budget` different rows when all take turns, each with its next row: int64[<= budget].
 
-    ranking: int [M, K], the rows of each from its best on. A turn on a row that is taken already adds nothing.
+def take_turns(ranking: Int[np.ndarray, "targets K"], budget: int) -> Int64[np.ndarray, " chosen"]:
+    """The first `budget` different rows, or all, when targets take turns, each with its next row.
+
+    ranking: the rows of each target from its best on. A turn on a row that is taken already adds nothing.
     """
     turns = ranking.T.ravel()
     rows, first = np.unique(turns, return_index=True)
     return rows[np.argsort(first)][:budget].astype(np.int64)
 
 
-def turns_among(queries: np.ndarray, rows: np.ndarray, budget: int) -> np.ndarray:
-    """`take_turns` of the queries over their nearest rows, looking only as deep as the budget needs: int64[budget]."""
+def turns_among(
+    queries: Float32[np.ndarray, "queries dims"], rows: Float32[np.ndarray, "rows dims"], budget: int
+) -> Int64[np.ndarray, " budget"]:
+    """`take_turns` of the queries over their nearest rows, looking only as deep as the budget needs."""
     depth = min(len(rows), 2 * -(-budget // len(queries)) + 16)
     while True:
         chosen = take_turns(nearest(queries, rows, depth)[1], budget)

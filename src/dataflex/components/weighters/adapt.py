@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +46,26 @@ class AdaptWeighter(Weighter):
         self.require("clip", self.clip is None or self.clip > 1, "above 1")
 
     def needs(self) -> frozenset[Request]:
-        signal = {"layer": self.embedding_layer, "pooling": self.pooling}
-        return frozenset({Embedding(**signal), TargetEmbedding(**signal)})  # type: ignore[arg-type]
+        layer, pooling = self.embedding_layer, self.pooling
+        return frozenset({Embedding(layer=layer, pooling=pooling), TargetEmbedding(layer=layer, pooling=pooling)})
 
     def target_interval(self) -> int:
         return self.refresh_interval
 
-    def aim(self, state: State, target: np.ndarray) -> State:
+    def aim(self, state: State, target: Float32[np.ndarray, "targets dims"]) -> State:
         anchors = unit_vectors(target)
         return {"anchor": anchors.mean(axis=0)}
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         anchor = torch.as_tensor(state["anchor"], dtype=torch.float32, device=losses.device)
         found = self._near(context.signals["embedding"], anchor)
         if self.clip is not None:
             found = found.clamp_max(self.clip * self._near(context.reference_signals["embedding"], anchor).mean())
         return found
 
-    def _near(self, embeddings: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+    def _near(
+        self, embeddings: Float[Tensor, "losses dims"], anchor: Float[Tensor, " dims"]
+    ) -> Float[Tensor, " losses"]:
         return torch.sigmoid(torch.nn.functional.normalize(embeddings, dim=1) @ anchor / self.tau)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +33,7 @@ class ColumnWeighter(Weighter):
     def level(self) -> Literal["row", "token"]:
         return "token" if self.per == "message" else "row"
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         return context.signals["given_weight"].to(losses)

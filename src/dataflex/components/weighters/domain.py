@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -14,6 +14,10 @@ from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.tools.proportions import check_names, read_proportions
 from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class DomainWeighter(Weighter):
             dict(read_proportions("by_domain", self.by_domain)) if isinstance(self.by_domain, str) else self.by_domain
         )
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         values = torch.tensor(self._in_order(context.names), dtype=losses.dtype, device=losses.device)
         return values[context.domains]

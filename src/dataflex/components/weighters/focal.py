@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +31,7 @@ class FocalWeighter(Weighter):
     def level(self) -> Literal["row", "token"]:
         return "token"
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         return (-torch.expm1(-losses)) ** self.gamma

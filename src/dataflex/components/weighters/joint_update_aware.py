@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32
+    from torch import Tensor
 
 _MODES = ("full", "align_only", "diverse_only", "uniform")
 
@@ -55,11 +59,12 @@ class JointUpdateAwareWeighter(Weighter):
         self.require_choice("objective_mode", _MODES)
 
     def needs(self) -> frozenset[Request]:
-        layer, pooling = self.embed_layer, ("last" if self.pooling == "last_token" else "mean")
         if self.objective_mode == "uniform":
             return frozenset()
-        target = {TargetEmbedding(layer=layer, pooling=pooling)} if self._aims else set()  # type: ignore[arg-type]
-        return frozenset({Embedding(layer=layer, pooling=pooling), *target})  # type: ignore[arg-type]
+        layer = self.embed_layer
+        pooling: Literal["last", "mean"] = "last" if self.pooling == "last_token" else "mean"
+        own = Embedding(layer=layer, pooling=pooling)
+        return frozenset({own, TargetEmbedding(layer=layer, pooling=pooling)} if self._aims else {own})
 
     @property
     def _aims(self) -> bool:
@@ -68,13 +73,15 @@ class JointUpdateAwareWeighter(Weighter):
     def target_interval(self) -> int | None:
         return self.target_update_step if self._aims else None
 
-    def aim(self, state: State, target: np.ndarray) -> State:
+    def aim(self, state: State, target: Float32[np.ndarray, "targets dims"]) -> State:
         vectors = unit_vectors(target) if self.embed_normalize else target[np.isfinite(target).all(axis=1)]
         if not len(vectors):
             raise DataflexError("weight: no row of the target has an embedding")
         return {"u": vectors.mean(axis=0)}
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         if self.objective_mode == "uniform":
             return torch.ones_like(losses)
         z, others = self._scaled(context.signals["embedding"]), self._scaled(context.reference_signals["embedding"])
@@ -93,5 +100,5 @@ class JointUpdateAwareWeighter(Weighter):
         # A row later than the reference counts as its best at most, so that one row cannot outweigh all the others.
         return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
-    def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def _scaled(self, embeddings: Float[Tensor, "losses dims"]) -> Float[Tensor, "losses dims"]:
         return torch.nn.functional.normalize(embeddings, dim=1) if self.embed_normalize else embeddings

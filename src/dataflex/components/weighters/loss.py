@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 _STRATEGIES = ("linupper", "upper", "quadratic", "extremes", "uniform")
 
@@ -54,7 +59,9 @@ class LossWeighter(Weighter):
                 return before + (after - before) * (step - a) / (b - a)
         return self.r_schedule[-1][1]
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         if self.strategy == "uniform":
             return torch.ones_like(losses)
         low, high = context.reference.min(), context.reference.max()

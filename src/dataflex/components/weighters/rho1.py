@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import ReferenceLoss, Request
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 # How far rounding alone may set the excess losses of a token apart, in eps (1 - p), p the probability of the token: with an
 # error of at most e in every logit a loss is off by at most 2 (1 - p) e, and two losses are subtracted. In a bf16 model of 30
@@ -46,7 +50,9 @@ class Rho1Weighter(Weighter):
     def needs(self) -> frozenset[Request]:
         return frozenset({ReferenceLoss(model=self.reference_model_path, store=self.store)})
 
-    def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+    def weights(
+        self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
+    ) -> Float32[Tensor, " losses"]:
         known = context.reference_signals["reference_loss"]
         excess = context.reference - known
         kept = ceil(self.keep_ratio * len(excess))
@@ -58,6 +64,8 @@ class Rho1Weighter(Weighter):
         return (losses - reference >= threshold).to(losses.dtype)
 
 
-def _noise(losses: torch.Tensor, reference: torch.Tensor, eps: float) -> torch.Tensor:
+def _noise(
+    losses: Float32[Tensor, " losses"], reference: Float32[Tensor, " losses"], eps: float
+) -> Float32[Tensor, " losses"]:
     """eps (1 - p) of each token, and the rounding of the losses themselves."""
     return eps * -torch.expm1(-torch.maximum(losses, reference)) + _FP32

@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.requests import (
+from dataflex.components.gradient_requests import (
     DomainGradients,
-    Embedding,
     Features,
     Gradient,
+    Interaction,
+    PolicyAlignment,
+    TargetAlignment,
+)
+from dataflex.components.requests import (
+    Embedding,
     HeldOutLoss,
     HeldOutSums,
     HeldOutTokens,
-    Interaction,
     Loss,
-    PolicyAlignment,
     RouterLoad,
-    TargetAlignment,
     Tokens,
     TrainableTokens,
 )

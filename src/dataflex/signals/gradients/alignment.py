@@ -12,6 +12,7 @@ the target's rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from dataflex.signals.batching import ScoringRows, batches_of, over_rows
 from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int64
+    from torch import Tensor
 
 # Values of exact target vectors (subtasks x trainable values) beyond which a projection is used: 2 GiB in fp32.
 EXACT_VALUES = 1 << 29
@@ -38,14 +43,14 @@ def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> boo
 def alignment(
     rows: ScoringRows,
     target: ScoringRows,
-    subtasks: Sequence[np.ndarray],
+    subtasks: Sequence[Int64[np.ndarray, " places"]],
     engine: BatchGradients,
     target_engine: BatchGradients,
     *,
     proj_dim: int | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """float64 [N, K], NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
+) -> Float64[np.ndarray, "rows subtasks"]:
+    """NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
 
     engine, target_engine: for rows and target, over the same parameters (their directions differ). Memory beyond the model's
     own: K x P values for exact vectors, or K x proj_dim.
@@ -68,8 +73,8 @@ def interaction(
     engine: BatchGradients,
     target_engine: BatchGradients,
     projection: Projection | Concatenation,
-) -> np.ndarray:
-    """float64 [N, 1 + N]: <g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
+) -> Float64[np.ndarray, "rows 1+rows"]:
+    """<g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
     for an i without one. Keeps the features of all rows at once."""
     with isolated(engine.model):
         aim = over_rows(target, lambda batch: target_engine.features(batch, projection), "target gradients")
@@ -81,8 +86,10 @@ def interaction(
     return out
 
 
-def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
-    """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
+def exact_targets(
+    target: ScoringRows, subtasks: Sequence[Int64[np.ndarray, " places"]], engine: BatchGradients
+) -> Targets:
+    """For each subtask the mean of its rows' unit gradients, equal on every rank."""
     norms, scales = over_rows(target, engine.norms, "target norms"), []
     for k, places in enumerate(subtasks):
         here = norms[places]
@@ -94,10 +101,13 @@ def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: B
 
 
 def _weighted_sums(
-    rows: ScoringRows, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
+    rows: ScoringRows,
+    groups: Sequence[Int64[np.ndarray, " places"]],
+    scales: Sequence[Float64[np.ndarray, " places"]],
+    engine: BatchGradients,
 ) -> Targets:
-    """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
-    rank; rows with a scale that is not finite are left out."""
+    """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, equal on every rank; rows with a scale
+    that is not finite are left out."""
     device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
@@ -116,13 +126,13 @@ def _weighted_sums(
 
 def group_products(
     rows: ScoringRows,
-    groups: Sequence[np.ndarray],
+    groups: Sequence[Int64[np.ndarray, " places"]],
     engine: BatchGradients,
     *,
     proj_dim: int | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """float64 [K, K]: <g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
+) -> Float64[np.ndarray, "groups groups"]:
+    """<g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
     with isolated(engine.model):
         if is_exact(engine, len(groups), proj_dim):
             scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
@@ -134,17 +144,17 @@ def group_products(
     return np.asarray(vectors @ vectors.T)
 
 
-def _cosines(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+def _cosines(dots: Float[Tensor, "rows subtasks"], norms: Float[Tensor, " rows"]) -> Float[Tensor, "rows subtasks"]:
     """A row whose gradient is zero has no direction, and no value."""
     return dots / torch.where(norms > 0, norms, torch.nan)[:, None]
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
+def _unit(vectors: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
     norms = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(norms > 0, norms, torch.nan)
 
 
-def _mean(features: np.ndarray, k: int) -> np.ndarray:
+def _mean(features: Float64[np.ndarray, "rows dims"], k: int) -> Float64[np.ndarray, " dims"]:
     usable = np.isfinite(features).all(axis=1)
     if not usable.any():
         raise DataflexError(_NO_GRADIENT.format(k))

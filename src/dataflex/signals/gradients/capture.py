@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.func import functional_call, vjp, vmap
@@ -19,6 +19,10 @@ from dataflex.errors import DataflexError
 from dataflex.signals.gradients.factors import Factors
 from dataflex.signals.gradients.lora import fusable_layers, fused, takes
 from dataflex.signals.gradients.sites import Site, Sites
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+    from torch import Tensor
 
 Consume = Callable[[torch.nn.Parameter, Factors], None]
 
@@ -177,8 +181,8 @@ class Capture:
         else:
             self._partial[parameter] = (seen + 1, factors)
 
-    def _by_row(self, site: Site, tensor: torch.Tensor, is_input: bool) -> torch.Tensor:
-        """[rows, length, ...], also where a layer was given all tokens in one line."""
+    def _by_row(self, site: Site, tensor: torch.Tensor, is_input: bool) -> Shaped[Tensor, "rows length ..."]:
+        """The same by row, also where a layer was given all tokens in one line."""
         rows, length = self._shape
         if tensor.shape[:2] == (rows, length):
             return tensor
@@ -192,9 +196,9 @@ class Capture:
 
 
 def site_factors(
-    site: Site, value: torch.Tensor, gradient: torch.Tensor
+    site: Site, value: Shaped[Tensor, "B S ..."], gradient: Float[Tensor, "B S ..."]
 ) -> Iterator[tuple[torch.nn.Parameter, Factors]]:
-    """Each trainable parameter of a module, and its factors, from one call's input [B, S, in] and output gradient."""
+    """Each trainable parameter of a module, and its factors, from one call's input and output gradient."""
     if site.kind in ("linear", "conv1d"):
         a, g = value.flatten(1, -2), gradient.flatten(1, -2)
         if "weight" in site.parameters:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
 
 # Values of moments that are kept once gathered; beyond it they are gathered anew for every batch.
 _KEPT = 1 << 27
@@ -18,10 +22,10 @@ _KEPT = 1 << 27
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's state of one parameter, before the step in question: m and v, flat; steps taken; betas and eps."""
+    """Adam's state of one parameter, before the step in question: m and v; steps taken; betas and eps."""
 
-    m: torch.Tensor | None
-    v: torch.Tensor | None
+    m: Float32[Tensor, " numel"] | None
+    v: Float32[Tensor, " numel"] | None
     step: int
     beta1: float
     beta2: float
@@ -32,9 +36,9 @@ class Direction(ABC):
     """What stands for training on a row, made of its gradient parameter by parameter."""
 
     @abstractmethod
-    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
-        """gradients float32 [b, numel] -> directions of the same shape; overwrites its input. Every rank asks for every
-        parameter once per batch and in one order, since moments may have to be gathered."""
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[Float32[Tensor, "b numel"]], Float32[Tensor, "b numel"]]:
+        """From gradients to directions; overwrites its input. Every rank asks for every parameter once per batch and in one
+        order, since moments may have to be gathered."""
 
 
 class AdamDirection(Direction):
@@ -49,11 +53,11 @@ class AdamDirection(Direction):
     def __init__(self, moments: Callable[[torch.nn.Parameter], Moments]) -> None:
         self.moments = moments
 
-    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[Float32[Tensor, "b numel"]], Float32[Tensor, "b numel"]]:
         at = self.moments(parameter)
         first, second = 1 - at.beta1 ** (at.step + 1), 1 - at.beta2 ** (at.step + 1)
 
-        def direction(gradients: torch.Tensor) -> torch.Tensor:
+        def direction(gradients: Float32[Tensor, "b numel"]) -> Float32[Tensor, "b numel"]:
             m, v = (None if t is None else t.to(gradients.device) for t in (at.m, at.v))  # offloaded ones are elsewhere
             scale = gradients.square().mul_((1 - at.beta2) / second)
             gradients.mul_((1 - at.beta1) / first)
@@ -77,10 +81,10 @@ class AuthorsDirection(Direction):
     def __init__(self, moments: Callable[[torch.nn.Parameter], Moments]) -> None:
         self.moments = moments
 
-    def of(self, parameter: torch.nn.Parameter) -> Callable[[torch.Tensor], torch.Tensor]:
+    def of(self, parameter: torch.nn.Parameter) -> Callable[[Float32[Tensor, "b numel"]], Float32[Tensor, "b numel"]]:
         at = self.moments(parameter)
 
-        def direction(gradients: torch.Tensor) -> torch.Tensor:
+        def direction(gradients: Float32[Tensor, "b numel"]) -> Float32[Tensor, "b numel"]:
             m, v = (None if t is None else t.to(gradients.device) for t in (at.m, at.v))
             scale = gradients.square().mul_(1 - self.beta2)
             gradients.mul_(1 - self.beta1)
@@ -165,8 +169,8 @@ def _remembered(read: Callable[[torch.nn.Parameter], Moments]) -> Callable[[torc
     return moments
 
 
-def _gathered(zero: Any, parameter: Any, key: str) -> torch.Tensor:
-    """One moment of a parameter from the parts that the ranks hold, float32, flat; a collective."""
+def _gathered(zero: Any, parameter: Any, key: str) -> Float32[Tensor, " numel"]:
+    """One moment of a parameter from the parts that the ranks hold; a collective."""
     if hasattr(parameter, "ds_id"):  # stage 3
         return zero.get_full_hp_param(parameter, key).float().flatten()  # type: ignore[no-any-return]
     whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
@@ -186,7 +190,7 @@ def _constants(group: Any, optimizer: Any) -> tuple[float, float, float]:
     return beta1, beta2, float(group["eps"])
 
 
-def _whole(moment: Any) -> torch.Tensor | None:
+def _whole(moment: Any) -> Float32[Tensor, " numel"] | None:
     if moment is None:
         return None
     if hasattr(moment, "full_tensor"):  # FSDP 2

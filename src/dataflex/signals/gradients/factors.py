@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int
+    from torch import Tensor
 
 # Values of per-row gradients formed at once: what stays in a processor's cache, and what keeps an accelerator busy.
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -18,13 +23,14 @@ _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 @dataclass
 class Factors:
-    """One parameter's gradient per row. pieces: pairs (left [B, S, m], right [B, S, n]) for a parameter of shape [m, n],
-    G_i = sum over pieces of left_i^T right_i. lookups: of an embedding, (ids [B, S], gradients [B, S, n], m), the same with a
-    left of ones and zeros. dense: a part that is formed already, [B, *shape], or None."""
+    """One parameter's gradient G for each of B rows."""
 
-    pieces: list[tuple[torch.Tensor, torch.Tensor]]
-    dense: torch.Tensor | None = None
-    lookups: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
+    pieces: list[tuple[Float[Tensor, "B S m"], Float[Tensor, "B S n"]]]
+    """Pairs (left, right) for a parameter of shape [m, n]: G_i = sum over pieces of left_i^T right_i."""
+    dense: Float[Tensor, "B ..."] | None = None
+    """A part that is formed already."""
+    lookups: list[tuple[Int[Tensor, "B S"], Float[Tensor, "B S n"], int]] = field(default_factory=list)
+    """Of an embedding (ids, gradients, m): as a piece with a left of ones and zeros."""
 
     def join(self, other: Factors) -> None:
         """Add another use of the same parameter (tied weights, a module called twice)."""
@@ -55,10 +61,10 @@ class Factors:
         ]
         return Factors(pieces, dense, lookups)  # type: ignore[arg-type]
 
-    def only(self, rows: torch.Tensor) -> Factors:
-        """The gradient of every row where `rows` (bool [B]) holds, zero elsewhere, whatever stood there."""
+    def only(self, rows: Bool[Tensor, " B"]) -> Factors:
+        """The gradient of every row where `rows` holds, zero elsewhere, whatever stood there."""
 
-        def kept(values: torch.Tensor) -> torch.Tensor:
+        def kept(values: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
             return torch.where(rows.view(-1, *[1] * (values.ndim - 1)), values, 0)
 
         return Factors(
@@ -95,8 +101,8 @@ class Factors:
     def device(self) -> torch.device:
         return self._any.device
 
-    def factored(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The two factors over all pieces, [B, S, m] and [B, S, n]; None if a part exists in dense form only."""
+    def factored(self) -> tuple[Float[Tensor, "B S m"], Float[Tensor, "B S n"]] | None:
+        """The two factors over all pieces; None if a part exists in dense form only."""
         if self.dense is not None or self.lookups:
             return None
         if len(self.pieces) > 1:
@@ -104,8 +110,8 @@ class Factors:
             self.pieces = [(left, right)]
         return self.pieces[0]
 
-    def chunks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows and their gradients, float32 [b, numel], a few rows at a time; the tensors may be overwritten."""
+    def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "b numel"]]]:
+        """Rows and their gradients, a few rows at a time; the tensors may be overwritten."""
         step = max(1, _CHUNK.get(self.device.type, _CHUNK["cuda"]) // self.numel)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
@@ -119,8 +125,8 @@ class Factors:
             assert total is not None
             yield rows, total
 
-    def total(self) -> torch.Tensor:
-        """The sum over rows, float32 [numel]."""
+    def total(self) -> Float32[Tensor, " numel"]:
+        """The sum over rows."""
         out = 0.0 if self.dense is None else self.dense.float().sum(dim=0).flatten()
         for left, right in self.pieces:
             out = out + outer(left.flatten(0, 1)[None], right.flatten(0, 1)[None])[0].flatten()
@@ -130,25 +136,28 @@ class Factors:
         return out
 
 
-def outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left^T right for every row: [B, S, m], [B, S, n] -> float32 [B, m, n], accumulated in fp32."""
+def outer(left: Float[Tensor, "B S m"], right: Float[Tensor, "B S n"]) -> Float32[Tensor, "B m n"]:
+    """left^T right for every row, accumulated in fp32."""
     if left.dtype == right.dtype != torch.float32 and left.is_cuda:
         with suppress(TypeError):  # torch before 2.8 has no such argument
             return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
     return torch.bmm(left.transpose(1, 2).float(), right.float())
 
 
-def looked_up(ids: torch.Tensor, gradients: torch.Tensor, entries: int) -> torch.Tensor:
-    """The gradient of an embedding of `entries` vectors for every row: ids [b, S], gradients [b, S, n] -> float32
-    [b, entries n]."""
+def looked_up(
+    ids: Int[Tensor, "b S"], gradients: Float[Tensor, "b S n"], entries: int
+) -> Float32[Tensor, "b entries*n"]:
+    """The gradient of an embedding of `entries` vectors for every row."""
     rows, width = len(ids), gradients.shape[-1]
     out = torch.zeros((rows * entries, width), dtype=torch.float32, device=gradients.device)
     place = ids + entries * torch.arange(rows, device=ids.device)[:, None]
     return out.index_add_(0, place.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
 
 
-def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """<G_i, M_k> float32 [B, K] and |G_i|^2 float32 [B], for targets M float32 [K, numel] (None: K = 0).
+def dots_and_norms(
+    factors: Factors, target: Float32[Tensor, "targets numel"] | None
+) -> tuple[Float32[Tensor, "B targets"], Float32[Tensor, " B"]]:
+    """<G_i, M_k> and |G_i|^2, for targets M (None: no targets).
 
     From the factors alone (ghost norms) where they are short against the parameter, else from formed gradients.
     """
@@ -172,7 +181,9 @@ def _ghost_is_cheaper(length: int, m: int, n: int, targets: int) -> bool:
     return targets * length * m * n + length * length * (m + n) < length * m * n + 4 * (targets + 1) * m * n
 
 
-def _ghost(left: torch.Tensor, right: torch.Tensor, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _ghost(
+    left: Float[Tensor, "B S m"], right: Float[Tensor, "B S n"], target: Float32[Tensor, "targets numel"] | None
+) -> tuple[Float32[Tensor, "B targets"], Float32[Tensor, " B"]]:
     """<G, M> = sum_t left_t^T M right_t, and |G|^2 = sum_{s,t} (left_s . left_t) (right_s . right_t)."""
     left, right = left.float(), right.float()
     gram = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))

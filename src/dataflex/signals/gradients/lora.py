@@ -10,13 +10,17 @@ products that lead on to x. The factors of both gradients are by-products:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from dataflex.signals.gradients.factors import Factors
 from dataflex.signals.gradients.sites import Sites
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Accept = Callable[[torch.nn.Parameter, Factors], None]
 
@@ -47,7 +51,7 @@ def _is_plain(layer: Any, covered: set[int]) -> bool:
     return whole and not any(p.requires_grad for p in base.parameters())
 
 
-def takes(layer: Any, x: torch.Tensor) -> bool:
+def takes(layer: Any, x: Float[Tensor, "B T in"]) -> bool:
     """Whether this call can be fused: no dropout, the precision of the base layer, and a gradient that goes on to x."""
     dropout = layer.lora_dropout[layer.active_adapters[0]]
     drops = dropout.training and not isinstance(dropout, torch.nn.Identity)
@@ -60,21 +64,29 @@ def _precision(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def fused(layer: Any, x: torch.Tensor, accept: Accept) -> torch.Tensor:
+def fused(layer: Any, x: Float[Tensor, "B T in"], accept: Accept) -> Float[Tensor, "B T out"]:
     """W x + s B A x; in the backward pass accept(parameter, factors) is called for B and for A."""
     name = layer.active_adapters[0]
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     base, x = layer.base_layer, x.to(_precision(x))
-    return _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name], accept)  # type: ignore[no-any-return]
+    y: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name], accept)
+    return y
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x [B, T, in], weight [out, in], a [r, in], b [out, r] -> [B, T, out]. Gives a gradient for x only."""
+    """Gives a gradient for x only."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float, accept: Accept
-    ) -> torch.Tensor:
+        ctx: Any,
+        x: Float[Tensor, "B T in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        a: Float[Tensor, "r in"],
+        b: Float[Tensor, "out r"],
+        scaling: float,
+        accept: Accept,
+    ) -> Float[Tensor, "B T out"]:
         with torch.autocast(x.device.type, enabled=False):  # x has the precision already
             h = F.linear(x, a.to(x.dtype)).mul_(scaling)
             y = F.linear(x, weight, bias)
@@ -84,7 +96,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Float[Tensor, "B T out"]) -> Any:  # type: ignore[override]
         x, h, weight = ctx.saved_tensors
         gb = (g @ ctx.b.to(g.dtype)).mul_(ctx.scaling)
         ctx.accept(ctx.b, Factors([(g, h)]))

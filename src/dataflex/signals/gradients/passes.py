@@ -6,8 +6,8 @@ pass over one batch, in evaluation mode. Rows without a finite loss or without t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -18,8 +18,12 @@ from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.gradients.sites import Sites, find_sites, size
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32
+    from torch import Tensor
+
 Targets = dict[torch.nn.Parameter, torch.Tensor]
-"""One vector per target: float32 [K, numel] by parameter."""
+"""By parameter, one vector per target: float32 [targets, numel]."""
 
 UNIT_WEIGHTS = "dataflex_unit_weights"
 
@@ -52,12 +56,14 @@ class BatchGradients:
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
-    def norms(self, batch: dict[str, Any]) -> torch.Tensor:
-        """|direction_i|, float32 [B]."""
+    def norms(self, batch: dict[str, Any]) -> Float32[Tensor, " B"]:
+        """|direction_i|."""
         return self.dots(batch, None)[1]
 
-    def dots(self, batch: dict[str, Any], targets: Targets | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """<direction_i, M_k> float32 [B, K] and |direction_i| float32 [B]."""
+    def dots(
+        self, batch: dict[str, Any], targets: Targets | None
+    ) -> tuple[Float32[Tensor, "B targets"], Float32[Tensor, " B"]]:
+        """<direction_i, M_k> and |direction_i|."""
         units, device = units_of(batch), batch["labels"].device
         count = len(next(iter(targets.values()))) if targets else 0
         dots = torch.zeros((units, count), dtype=torch.float32, device=device)
@@ -78,8 +84,10 @@ class BatchGradients:
         valid = self._run(batch, consume)
         return torch.where(valid[:, None], dots, torch.nan), torch.where(valid, squares.sqrt(), torch.nan)
 
-    def features(self, batch: dict[str, Any], projection: Projection | Concatenation) -> torch.Tensor:
-        """The projected directions, float32 [B, projection.dim]."""
+    def features(
+        self, batch: dict[str, Any], projection: Projection | Concatenation
+    ) -> Float32[Tensor, "B projection.dim"]:
+        """The projected directions."""
         out = torch.zeros((units_of(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
@@ -92,8 +100,13 @@ class BatchGradients:
         valid = self._run(batch, consume)
         return torch.where(valid[:, None], out, torch.nan)
 
-    def add_weighted(self, batch: dict[str, Any], weights: torch.Tensor, totals: dict[torch.nn.Parameter, Any]) -> None:
-        """totals[p] += sum_i weights_i gradient_i, [numel]; rows with a weight that is not finite are left out. The gradient
+    def add_weighted(
+        self,
+        batch: dict[str, Any],
+        weights: Float[Tensor, " B"],
+        totals: dict[torch.nn.Parameter, Float[Tensor, " numel"]],
+    ) -> None:
+        """totals[p] += sum_i weights_i gradient_i; rows with a weight that is not finite are left out. The gradient
         itself, whatever `direction` says."""
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
@@ -103,7 +116,9 @@ class BatchGradients:
 
     # -- how ---------------------------------------------------------------------------------------------------------
 
-    def _directions(self, parameter: torch.nn.Parameter, factors: Factors) -> Any:
+    def _directions(
+        self, parameter: torch.nn.Parameter, factors: Factors
+    ) -> Iterator[tuple[slice, Float32[Tensor, "b numel"]]]:
         turn = None if self.direction is None else self.direction.of(parameter)
         for chunk, gradients in factors.chunks():
             yield chunk, gradients if turn is None else turn(gradients)
@@ -112,9 +127,9 @@ class BatchGradients:
         self,
         batch: dict[str, Any],
         consume: Callable[[torch.nn.Parameter, Factors], None],
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count, bool [B].
+        weights: Float[Tensor, " B"] | None = None,
+    ) -> Bool[Tensor, " B"]:
+        """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count.
 
         With `UNIT_WEIGHTS` [units, count] in the batch, each `count` consecutive rows make one: sum_j unit_weights_j l_j.
         """

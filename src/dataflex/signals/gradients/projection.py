@@ -16,10 +16,15 @@ parameter and by whether any of what is compared has to be formed, and by nothin
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 
 from dataflex.signals.gradients.factors import Factors
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int8, Int32
+    from torch import Tensor
 
 # Tokens of a row for which it is decided what is cheaper.
 _TOKENS = 256
@@ -43,8 +48,8 @@ class Projection:
         m, n = shape
         return m * self.left_dim + n * self.right_dim + self.dim < m * n + 8 * m * n / _TOKENS
 
-    def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
-        """float32 [B, dim], R^T G Q for every row, from the factors where there are such."""
+    def of_factors(self, parameter: torch.nn.Parameter, factors: Factors) -> Float32[Tensor, "B dim"]:
+        """R^T G Q for every row, from the factors where there are such."""
         (m, n), pair, device = factors.shape, factors.factored(), factors.device
         r = self._sign_matrix(parameter, "left", m, self.left_dim, device)
         q = self._sign_matrix(parameter, "right", n, self.right_dim, device)
@@ -54,15 +59,17 @@ class Projection:
             out = torch.cat([r.T @ (gradients.view(-1, m, n) @ q) for _, gradients in factors.chunks()])
         return torch.nn.functional.pad(out.flatten(1), (0, self.dim - out[0].numel()))
 
-    def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
-        """out [b, dim] += the projection of formed gradients [b, numel]; these are overwritten."""
+    def add_gradients(
+        self, parameter: torch.nn.Parameter, gradients: Float32[Tensor, "b numel"], out: Float32[Tensor, "b dim"]
+    ) -> None:
+        """out += the projection of formed gradients; these are overwritten."""
         bucket, sign = self._sketch(parameter, gradients.shape[1], gradients.device)
         part = torch.zeros((self.dim, len(gradients)), dtype=torch.float32, device=gradients.device)
         out += part.index_add_(0, bucket, gradients.mul_(sign).T).T
 
     def _sketch(
         self, parameter: torch.nn.Parameter, numel: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Int32[Tensor, " numel"], Int8[Tensor, " numel"]]:
         if parameter not in self._buckets:
             generator = self._generator(parameter, "sketch")
             bucket = torch.randint(self.dim, (numel,), generator=generator, dtype=torch.int32)
@@ -72,8 +79,8 @@ class Projection:
 
     def _sign_matrix(
         self, parameter: torch.nn.Parameter, side: str, rows: int, columns: int, device: torch.device
-    ) -> torch.Tensor:
-        """Random signs / sqrt(columns), float32 [rows, columns]."""
+    ) -> Float32[Tensor, "rows columns"]:
+        """Random signs / sqrt(columns)."""
         if (parameter, side) not in self._signs:
             generator = self._generator(parameter, side)
             signs = torch.randint(2, (rows, columns), generator=generator, dtype=torch.int8) * 2 - 1
@@ -95,6 +102,8 @@ class Concatenation:
             self.starts[parameter] = self.dim
             self.dim += size
 
-    def add_gradients(self, parameter: torch.nn.Parameter, gradients: torch.Tensor, out: torch.Tensor) -> None:
+    def add_gradients(
+        self, parameter: torch.nn.Parameter, gradients: Float32[Tensor, "b numel"], out: Float32[Tensor, "b dim"]
+    ) -> None:
         start = self.starts[parameter]
         out[:, start : start + gradients.shape[1]] += gradients
