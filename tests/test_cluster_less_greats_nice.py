@@ -189,22 +189,22 @@ def test_responses_do_not_depend_on_padding_and_leave_no_trace(policy: tuple[Any
     settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1e-4, "seed": 3, "device": torch.device("cpu")}
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    together = sample_responses(model, tokenizer, prompts, count=2, budget=10**6, **settings)
+    together = sample_responses(model, tokenizer, prompts, count=2, batch_tokens=10**6, **settings)
     assert torch.equal(before, torch.random.get_rng_state())
-    alone = sample_responses(model, tokenizer, prompts, count=2, budget=1, **settings)
+    alone = sample_responses(model, tokenizer, prompts, count=2, batch_tokens=1, **settings)
     assert together == alone  # so cold that it takes the likeliest token
     assert [len(own) for own in together] == [2, 2, 2] and all(0 < len(a) <= 6 for own in together for a in own)
     for prompt, own in zip(prompts, together, strict=True):
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         assert own[0][0] == int(logits.argmax())
     warm = {**settings, "temperature": 1.0}
-    first, again = (sample_responses(model, tokenizer, prompts, count=3, budget=64, **warm) for _ in range(2))
+    first, again = (sample_responses(model, tokenizer, prompts, count=3, batch_tokens=64, **warm) for _ in range(2))
     assert first == again and first != sample_responses(
-        model, tokenizer, prompts, count=3, budget=64, **{**warm, "seed": 4}
+        model, tokenizer, prompts, count=3, batch_tokens=64, **{**warm, "seed": 4}
     )
     assert len({tuple(a) for a in first[0]}) == 3
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # the likeliest token, however warm
-        assert sample_responses(model, tokenizer, prompts, count=2, budget=64, **warm, **narrow) == together
+        assert sample_responses(model, tokenizer, prompts, count=2, batch_tokens=64, **warm, **narrow) == together
 
 
 def reward_of_length(prompts: Any, responses: Any, references: Any) -> list[float]:
@@ -239,7 +239,7 @@ def test_the_policy_gradient_of_a_prompt(policy: tuple[Any, Any], baseline: Any)
         tokenizer=tokenizer,
         collate=collate,
         step=2,
-        budget=64,
+        batch_tokens=64,
         device=torch.device("cpu"),
     )
     assert isinstance(items, PolicyRows) and len(items) == 3

@@ -37,7 +37,7 @@ def pool_of(rows: list[list[int]], side: str) -> ScoringRows:
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
 
     return ScoringRows(
-        rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), budget=40, collate=collate,
+        rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), batch_tokens=40, collate=collate,
         prepare=lambda batch: batch, device=torch.device("cpu"),
     )  # fmt: skip
 

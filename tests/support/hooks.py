@@ -296,16 +296,16 @@ def small_pieces(out: str, tokens: str) -> None:
     from dataflex.signals.asking import context
 
     pace.PIECE_SECONDS, embeddings._TEXTS = 0.0, 50
-    context.token_budget = lambda *args: int(tokens)
+    context.default_batch_tokens = lambda *args: int(tokens)
 
 
 def kill_after_pieces(out: str, argument: str) -> None:
-    """`<count>[=<place>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
-    the one at that place."""
+    """`<count>[=<index>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
+    the one at that index."""
     from dataflex.signals.keeping import disk, run
 
-    count, _, place = argument.partition("=")
-    left = [int(place or 0), int(count)]
+    count, _, index = argument.partition("=")
+    left = [int(index or 0), int(count)]
 
     for kind in (disk.DiskCache, run.RunCache):
 
@@ -314,8 +314,8 @@ def kill_after_pieces(out: str, argument: str) -> None:
             self.counted = left[0] == 0
             left[0] -= 1
 
-        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
-            stock(self, places, values)
+        def put(self: Any, indices: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, indices, values)
             left[1] -= self.counted
             if left[1] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -340,8 +340,8 @@ def count_measured(out: str, _: str) -> None:
             stock(self, *args, **kwargs)
             note()
 
-        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
-            stock(self, places, values)
+        def put(self: Any, indices: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, indices, values)
             counts[-1] += len(values)
             note()
 

@@ -19,13 +19,13 @@ class Origin:
     """How LLaMA-Factory reads it (DatasetAttr)."""
     stored: Any
     """Its rows as they were read, a Hugging Face `Dataset`."""
-    places: np.ndarray
-    """For each row that is used, its place in `stored`, int64[n]."""
+    indices: np.ndarray
+    """For each row that is used, its index in `stored`, int64[n]."""
 
     @cached_property
     def numbers(self) -> np.ndarray:
         """For each row that is used, its number in the file, int64[n]."""
-        return stored_numbers(self.stored)[self.places]
+        return stored_numbers(self.stored)[self.indices]
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class Origin:
 
 
 def stored_numbers(dataset: Any) -> np.ndarray:
-    """The number in the file of each row that was read. It is not the row's place where `num_samples` drew rows."""
+    """The number in the file of each row that was read. It is not the row's index where `num_samples` drew rows."""
     indices = dataset._indices
     return np.arange(len(dataset)) if indices is None else indices.column(0).to_numpy().astype(np.int64)
 

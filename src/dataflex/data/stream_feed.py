@@ -40,7 +40,7 @@ class StreamFeed:
         self._planned: deque[np.ndarray] = deque()
         readers = streams.readers(seed, shuffle=shuffle)
         for reader in readers:
-            reader.seek(Cursor.place(saved.get(reader.name)))
+            reader.seek(Cursor.begin_of(saved.get(reader.name)))
         self._reading = ReadAhead(readers, workers) if workers else ReadHere(readers)
         self.cursors = [
             Cursor(reader.name, lambda d=d: self._reading.next(d), saved.get(reader.name))  # type: ignore[misc]

@@ -27,7 +27,7 @@ Measure = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
-class Moment:
+class DecisionPoint:
     """When a selector decides."""
 
     step: int = 0
@@ -92,7 +92,7 @@ class _Candidates:
 
 
 class Chooser:
-    """budget: (candidates, group) -> rows to take. rng: (number of the decision, place of the group) -> its generator.
+    """budget: (candidates, group) -> rows to take. rng: (number of the decision, index of the group) -> its generator.
     lacking: (budget, candidates, group, step, names of signals) -> what to say where the candidates are too few."""
 
     def __init__(
@@ -108,10 +108,10 @@ class Chooser:
         self.spec, self.available, self.measure = spec, available, measure
         self._budget, self._rng, self._lacking = budget, rng, lacking or self._too_few
         self._optimizer_is_known = False
-        self.state: State = {}
+        self.component_state: State = {}
 
     def init(self) -> None:
-        self.state = self.spec.component.init()
+        self.component_state = self.spec.component.init()
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Once: DataflexError where moments will be read and the optimizer has none that can be."""
@@ -121,10 +121,10 @@ class Chooser:
             optimizer_moments(optimizer)
         self._optimizer_is_known = True
 
-    def choose(self, moment: Moment, optimizer: Any = None) -> Chosen:
+    def choose(self, point: DecisionPoint, optimizer: Any = None) -> Chosen:
         """Called on every rank."""
         selector = self.spec.component
-        wanted, refined = by_name(selector.needs_now(self.state)), by_name(declared(selector.refines))
+        wanted, refined = by_name(selector.needs_now(self.component_state)), by_name(declared(selector.refines))
         values: dict[SignalRequest, np.ndarray] = {r: self.measure(r) for r in wanted}
         target = {r.name: v for r, v in values.items() if r.per == "target row"}
         signals = {r.name: v for r, v in values.items() if r.per != "target row"}
@@ -132,15 +132,15 @@ class Chooser:
         for found in signals.values():
             measured &= finite(found)
         parts = [
-            self._candidates(moment, place, group, signals, target, measured)
-            for place, group in enumerate(self.available.groups)
+            self._candidates(point, group_index, group, signals, target, measured)
+            for group_index, group in enumerate(self.available.groups)
         ]
         if refined:
             self._refine(parts, refined)
         scores = np.full(self.available.count, np.nan)
 
         def run() -> tuple[list[np.ndarray], State, dict[str, str]]:
-            chosen, state, remarks = [], self.state, dict[str, str]()
+            chosen, state, remarks = [], self.component_state, dict[str, str]()
             if any(r.reads_moments() for r in (*wanted, *refined)) and not has_moments(optimizer):
                 remarks["moments"] = _NO_MOMENTS
             for part in parts:
@@ -153,7 +153,7 @@ class Chooser:
                     scores[part.ids] = selection.scores
             return chosen, state, remarks
 
-        chosen, self.state, remarks = decide(run)  # scores stay on rank 0, which writes them
+        chosen, self.component_state, remarks = decide(run)  # scores stay on rank 0, which writes them
         return Chosen(chosen, scores, measured, remarks)
 
     @cached_property
@@ -162,8 +162,8 @@ class Chooser:
 
     def _candidates(
         self,
-        moment: Moment,
-        place: int,
+        point: DecisionPoint,
+        group_index: int,
         group: Group,
         signals: dict[str, np.ndarray],
         target: dict[str, np.ndarray],
@@ -175,17 +175,17 @@ class Chooser:
         ids += group.begin
         budget = self._budget(len(ids), group)
         if not len(ids) or (budget > len(ids) and not declared(selector.with_replacement)):
-            raise DataflexError(self._lacking(budget, len(ids), group, moment.step, sorted(signals)))
+            raise DataflexError(self._lacking(budget, len(ids), group, point.step, sorted(signals)))
         context = SelectionContext(
             budget=budget,
             rows=len(ids),
-            step=moment.step,
-            update=moment.update,
-            updates=moment.updates,
+            step=point.step,
+            update=point.update,
+            updates=point.updates,
             domain=group.name,
-            rng=self._rng(moment.number, place),
+            rng=self._rng(point.number, group_index),
             ids=ids,
-            learning_rate=moment.learning_rate,
+            learning_rate=point.learning_rate,
             target_sizes=available.target_sizes,
             raw_rows=available.raw[ids] if available.raw is not None else None,
         )
@@ -204,13 +204,13 @@ class Chooser:
         selector = self.spec.component
 
         def run() -> tuple[list[np.ndarray], State]:
-            found, state = [], self.state
+            found, state = [], self.component_state
             for part in parts:
                 positions, state = selector.shortlist(state, part.signals, part.context)
                 found.append(np.unique(np.asarray(positions, dtype=np.int64)))
             return found, state
 
-        shortlists, self.state = decide(run)
+        shortlists, self.component_state = decide(run)
         ids = np.concatenate([part.ids[s] for part, s in zip(parts, shortlists)])
         values = {r.name: self.measure(r, ids) for r in refined}
         ends = np.cumsum([len(s) for s in shortlists])

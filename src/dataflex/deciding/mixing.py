@@ -56,7 +56,7 @@ class Mixing:
         self.serving, self.recorder, self.sums, self.weights = serving, recorder, sums, weights
         self.signals = signals
         self.limits = Limits(spec, serving, recorder)
-        self.state: State = {}
+        self.component_state: State = {}
         self.names = serving.domains.names
         none = np.zeros(len(self.names))
         self.asked = none
@@ -71,7 +71,7 @@ class Mixing:
         return self.spec.settled(self.serving.global_batch, self.serving.origin)
 
     def init(self) -> None:
-        self.state = self.spec.component.init(self.info())
+        self.component_state = self.spec.component.init(self.info())
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -109,19 +109,19 @@ class Mixing:
         observations = self._observations(step, view.learning_rate)
 
         def run() -> tuple[Decision | None, State]:
-            decision, state = mixer.update(self.state, observations)
+            decision, state = mixer.update(self.component_state, observations)
             if decision is not None:
                 check_decision(self.spec.name, decision, len(self.names))
             return decision, state
 
-        decision, self.state = decide(run)
+        decision, self.component_state = decide(run)
         if decision is not None:
             self._apply(step, decision, observations, begin)
 
     def _observations(self, step: int, learning_rate: float) -> Observations:
         """Of the interval that ends here. A new one begins."""
         mixer, plan, position = self.spec.component, self.serving.plan, self.serving.position(step)
-        measured = {r.name: self.measure(r) for r in by_name(mixer.needs_now(self.state)) if not r.free}
+        measured = {r.name: self.measure(r) for r in by_name(mixer.needs_now(self.component_state)) if not r.free}
         totals, served, self._amounts = self.sums.take(), self._amounts, np.zeros_like(self._amounts)
         return Observations(
             step=step,
@@ -188,7 +188,7 @@ class Mixing:
 
     def write_result(self) -> None:
         """What the finished run recommends, if its mixer was run for that."""
-        found = self.spec.component.result(self.state)
+        found = self.spec.component.result(self.component_state)
         if found is not None:
             text = json.dumps(self._named(found), indent=1)
             write_atomically(self.recorder.files.path / PROPORTIONS, text.encode())

@@ -117,7 +117,7 @@ class Stage:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], chosen: Mapping[tuple[int, int], np.ndarray]) -> Stage:
-        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, place in the stage)."""
+        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, index of the pool in the stage)."""
         pools = tuple(
             Pool(key=p["key"], ids=chosen[(p["key"], d)])
             if p.get("chosen")
@@ -236,19 +236,19 @@ class Plan:
 
     def stage_at(self, position: int) -> Stage:
         """The stage that serves `position` (the latest one that starts at or before it)."""
-        return self.stages[self._place(position)]
+        return self.stages[self._index_at(position)]
 
-    def _place(self, position: int) -> int:
-        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
-        if place < 0:
+    def _index_at(self, position: int) -> int:
+        index = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        if index < 0:
             raise IndexError(f"no stage covers position {position}")
-        return place
+        return index
 
     def stages_from(self, position: int) -> list[Stage]:
         """Those that serve `position` or a later one, the first of them as it is at that position."""
         if not self.stages:
             return []
-        first, *later = self.stages[self._place(position) :]
+        first, *later = self.stages[self._index_at(position) :]
         length = position - first.start
         if len(first.pools) > 1 and length:
             quota = self._quota(first, length)
@@ -258,8 +258,8 @@ class Plan:
 
     def forget(self, position: int) -> None:
         """Drop the stages, and the rows chosen for them, that serve no position from this one on."""
-        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
-        del self.stages[: max(place, 0)]
+        index = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        del self.stages[: max(index, 0)]
 
     def first_reach(self, counts: Sequence[int | None], stop: int) -> tuple[int, int] | None:
         """The first position in the latest stage, at most `stop`, by which a pool has been served counts[d] rows in all, and
@@ -268,9 +268,9 @@ class Plan:
         served, length = self._progress(stage, stop)[0], stop - stage.start
         for d, (count, before, after) in enumerate(zip(counts, stage.cursors, served, strict=True)):
             if count is not None and before < count <= after:
-                place = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
-                assert place is not None
-                found.append((stage.start + place, d))
+                reached = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
+                assert reached is not None
+                found.append((stage.start + reached, d))
         return min(found, default=None)
 
     def _reach(self, stage: Stage, d: int, count: int, length: int) -> int | None:
@@ -281,9 +281,9 @@ class Plan:
         """Sample ids at positions [start, stop), int64."""
         pieces, position = [], start
         while position < stop:
-            place = self._place(position)
-            stage = self.stages[place]
-            end = min(stop, self.stages[place + 1].start) if place + 1 < len(self.stages) else stop
+            index = self._index_at(position)
+            stage = self.stages[index]
+            end = min(stop, self.stages[index + 1].start) if index + 1 < len(self.stages) else stop
             pieces.append(self._stage_rows(stage, position - stage.start, end - stage.start))
             position = end
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)

@@ -116,15 +116,15 @@ class Quota:
             return
         self._sequence = with_room(self._sequence, self._length - self._first, length - self._first)
         waiting, ready = self._waiting, self._ready
-        for place in range(self._length - self._first, length - self._first):
-            while waiting and waiting[0][0] <= self._first + place + 1:
+        for index in range(self._length - self._first, length - self._first):
+            while waiting and waiting[0][0] <= self._first + index + 1:
                 _, deadline, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (deadline, d))
             _, d = heapq.heappop(ready)
-            self._sequence[place] = d
+            self._sequence[index] = d
             self._served[d] += 1
             self._announce(d)
-            if not (place + 1) % _MARK:
+            if not (index + 1) % _MARK:
                 self._marks.append(self._served.copy())
         self._length = length
 
@@ -136,7 +136,7 @@ class Quota:
         return self._sequence[start - self._first : stop - self._first]
 
     def _since_mark(self, length: int) -> tuple[int, slice]:
-        """The last mark up to `length` positions, and the places between the two."""
+        """The last mark up to `length` positions, and the indices between the two."""
         if length < self._first:
             raise IndexError(f"the sequence is known from position {self._first} on")
         self.extend(length)
@@ -153,8 +153,8 @@ class Quota:
         missing = count - self._marks[0][d]
         if missing < 1:
             raise IndexError(f"the sequence is known from position {self._first} on")
-        places = np.flatnonzero(self.domains(self._first, length) == d)
-        return self._first + int(places[missing - 1]) + 1 if len(places) >= missing else None
+        indices = np.flatnonzero(self.domains(self._first, length) == d)
+        return self._first + int(indices[missing - 1]) + 1 if len(indices) >= missing else None
 
     def remainder(self, length: int) -> list[int]:
         """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE."""

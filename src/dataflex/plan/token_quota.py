@@ -79,7 +79,7 @@ class TokenQuota(Quota):
         self._sequence = with_room(self._sequence, used, wanted)
         self._ends = with_room(self._ends, used, wanted)
         waiting, ready = self._waiting, self._ready
-        for place in range(used, wanted):
+        for index in range(used, wanted):
             while waiting and waiting[0][0] <= self._total:
                 _, finish, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (finish, d))
@@ -87,9 +87,9 @@ class TokenQuota(Quota):
             self._total += self._head[d]
             self._work[d] += self._head[d]
             self._served[d] += 1
-            self._sequence[place], self._ends[place] = d, self._total
+            self._sequence[index], self._ends[index] = d, self._total
             self._announce(d)
-            if not (place + 1) % _MARK:
+            if not (index + 1) % _MARK:
                 self._marks.append(self._served.copy())
                 self._work_marks.append(self._work.copy())
         self._length = length

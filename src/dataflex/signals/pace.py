@@ -1,4 +1,4 @@
-"""Cuts a measurement into pieces of about two minutes, at the same places on every rank.
+"""Cuts a measurement into pieces of about two minutes, at the same rounds on every rank.
 
 What a row is given does not depend on where that is: batches are what they are, and a piece is a number of rounds of them.
 """

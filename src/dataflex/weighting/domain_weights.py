@@ -109,11 +109,13 @@ def trained_tokens(
     micro-batch instead, added up, where the loss is a mean of each."""
     out = np.zeros(len(domains))
     for batch in batches:
-        places = domains.of(batch[SAMPLE_IDS].cpu().numpy())
+        domain_of_row = domains.of(batch[SAMPLE_IDS].cpu().numpy())
         counts = (
-            np.ones(len(places), np.int64) if pairs else (batch["labels"][:, 1:] != IGNORE).sum(dim=1).cpu().numpy()
+            np.ones(len(domain_of_row), np.int64)
+            if pairs
+            else (batch["labels"][:, 1:] != IGNORE).sum(dim=1).cpu().numpy()
         )
-        np.add.at(out, places, counts / max(counts.sum(), 1) if mean_of_each else counts)
+        np.add.at(out, domain_of_row, counts / max(counts.sum(), 1) if mean_of_each else counts)
     return out
 
 

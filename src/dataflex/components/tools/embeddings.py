@@ -63,17 +63,17 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def comparable(signals: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings of the rows and of the target rows that have one, of length one, and the places of these in the target.
+    """Embeddings of the rows and of the target rows that have one, of length one, and the indices of these in the target.
 
     DataflexError if there is no such target row, or if they are not vectors of one space."""
     rows, target = signals["embedding"], signals["target_embedding"]
-    places = np.flatnonzero(np.isfinite(target).all(axis=1))
-    if not len(places):
+    indices = np.flatnonzero(np.isfinite(target).all(axis=1))
+    if not len(indices):
         raise DataflexError("select: no row of the target has a finite embedding")
     if rows.shape[1] != target.shape[1]:
         widths = f"{rows.shape[1]} and {target.shape[1]}"
         raise DataflexError(f"select: embeddings of rows and of the target have different lengths, {widths}")
-    return unit(rows), unit(target[places]), places
+    return unit(rows), unit(target[indices]), indices
 
 
 def unit_vectors(target: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.errors import DataflexError
 from dataflex.notices import Once
-from dataflex.signals.batching import ScoringRows, token_budget
+from dataflex.signals.batching import ScoringRows, default_batch_tokens
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class MeasureContext:
             rows=rows,
             ids=np.arange(len(rows), dtype=np.int64) if ids is None else ids,
             lengths=lengths if ids is None else lengths[ids],
-            budget=self.scoring_tokens or token_budget(self.view.device, request.takes_gradients),
+            batch_tokens=self.scoring_tokens or default_batch_tokens(self.view.device, request.takes_gradients),
             collate=self.collator if own else self.collate_single,
             prepare=prepare,
             device=self.view.device,

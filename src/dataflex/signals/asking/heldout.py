@@ -103,9 +103,9 @@ def trainable_bytes(rows: Rows, tokenizer: Any) -> np.ndarray:
     """UTF-8 bytes of the text that the trainable tokens of each row decode to, all of them at once and special tokens left out,
     int64 [N]. The first token of a row is predicted from nothing and does not count."""
     out = np.zeros(len(rows), dtype=np.int64)
-    for place in range(len(rows)):
-        row = rows[place]
+    for index in range(len(rows)):
+        row = rows[index]
         learned = [t for t in row["labels"][1:] if t != IGNORE] if "labels" in row else row["input_ids"][1:]
         text = tokenizer.decode(learned, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        out[place] = len(str(text).encode(errors="replace"))
+        out[index] = len(str(text).encode(errors="replace"))
     return out

@@ -19,7 +19,7 @@ import torch
 from dataflex.distributed.collectives import add_over_ranks
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import ScoringRows, batches_of, over_rows
-from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
+from dataflex.signals.gradients.passes import BatchGradients, Targets, row_count
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 
@@ -45,7 +45,7 @@ def alignment(
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """float64 [N, K], NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
+    """float64 [N, K], NaN for rows without a gradient. subtasks: indices into `target`, one array per subtask.
 
     engine, target_engine: for rows and target, over the same parameters (their directions differ). Memory beyond the model's
     own: K x P values for exact vectors, or K x proj_dim.
@@ -57,7 +57,7 @@ def alignment(
         dim = proj_dim or DEFAULT_DIM
         projection = Projection(target_engine.names, dim, seed, formed=engine.direction is not None)
         features = over_rows(target, lambda batch: _unit(target_engine.features(batch, projection)), "target gradients")
-        means = np.stack([_mean(features[places], k) for k, places in enumerate(subtasks)])
+        means = np.stack([_mean(features[indices], k) for k, indices in enumerate(subtasks)])
         aim = torch.as_tensor(means, dtype=torch.float32, device=rows.device)
         return over_rows(rows, lambda batch: _unit(engine.features(batch, projection)) @ aim.T, "gradients")
 
@@ -84,8 +84,8 @@ def interaction(
 def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: BatchGradients) -> Targets:
     """For each subtask the mean of its rows' unit gradients, float32 [K, numel] by parameter, equal on every rank."""
     norms, scales = over_rows(target, engine.norms, "target norms"), []
-    for k, places in enumerate(subtasks):
-        here = norms[places]
+    for k, indices in enumerate(subtasks):
+        here = norms[indices]
         usable = np.isfinite(here) & (here > 0)
         if not usable.any():
             raise DataflexError(_NO_GRADIENT.format(k))
@@ -96,17 +96,17 @@ def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: B
 def _weighted_sums(
     rows: ScoringRows, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
 ) -> Targets:
-    """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
+    """sum over the rows i at indices `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
     rank; rows with a scale that is not finite are left out."""
     device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
-    for k, places in enumerate(groups):
+    for k, indices in enumerate(groups):
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        for own, batch in batches_of(rows.subset(places), "mean gradients"):
-            some = np.full(units_of(batch), np.nan) if own is None else scales[k][own]
+        for own, batch in batches_of(rows.subset(indices), "mean gradients"):
+            some = np.full(row_count(batch), np.nan) if own is None else scales[k][own]
             engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
         for p, total in totals.items():
             add_over_ranks(total)
@@ -122,7 +122,7 @@ def group_products(
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """float64 [K, K]: <g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
+    """float64 [K, K]: <g_i, g_j>, g_k the mean gradient of the rows at indices `groups[k]`; exact where K gradients fit."""
     with isolated(engine.model):
         if is_exact(engine, len(groups), proj_dim):
             scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
@@ -130,7 +130,7 @@ def group_products(
             return np.asarray(sum((m.double() @ m.double().T).cpu().numpy() for m in means.values()))
         projection = Projection(engine.names, proj_dim or DEFAULT_DIM, seed, formed=engine.direction is not None)
         features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
-    vectors = np.stack([_mean(features[places], k) for k, places in enumerate(groups)])
+    vectors = np.stack([_mean(features[indices], k) for k, indices in enumerate(groups)])
     return np.asarray(vectors @ vectors.T)
 
 

@@ -143,8 +143,8 @@ def looked_up(ids: torch.Tensor, gradients: torch.Tensor, entries: int) -> torch
     [b, entries n]."""
     rows, width = len(ids), gradients.shape[-1]
     out = torch.zeros((rows * entries, width), dtype=torch.float32, device=gradients.device)
-    place = ids + entries * torch.arange(rows, device=ids.device)[:, None]
-    return out.index_add_(0, place.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
+    cell = ids + entries * torch.arange(rows, device=ids.device)[:, None]
+    return out.index_add_(0, cell.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
 
 
 def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,8 @@ from dataflex.signals.gradients.sites import Sites, find_sites, size
 Targets = dict[torch.nn.Parameter, torch.Tensor]
 """One vector per target: float32 [K, numel] by parameter."""
 
-UNIT_WEIGHTS = "dataflex_unit_weights"
+MERGE_WEIGHTS = "dataflex_merge_weights"
+"""The key of a batch with the weights of rows that are merged: [rows, count]."""
 
 # fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
 _HALF_SCALE = 4096.0
@@ -58,10 +59,10 @@ class BatchGradients:
 
     def dots(self, batch: dict[str, Any], targets: Targets | None) -> tuple[torch.Tensor, torch.Tensor]:
         """<direction_i, M_k> float32 [B, K] and |direction_i| float32 [B]."""
-        units, device = units_of(batch), batch["labels"].device
+        rows, device = row_count(batch), batch["labels"].device
         count = len(next(iter(targets.values()))) if targets else 0
-        dots = torch.zeros((units, count), dtype=torch.float32, device=device)
-        squares = torch.zeros(units, dtype=torch.float32, device=device)
+        dots = torch.zeros((rows, count), dtype=torch.float32, device=device)
+        squares = torch.zeros(rows, dtype=torch.float32, device=device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             target = targets[parameter] if targets else None
@@ -80,7 +81,7 @@ class BatchGradients:
 
     def features(self, batch: dict[str, Any], projection: Projection | Concatenation) -> torch.Tensor:
         """The projected directions, float32 [B, projection.dim]."""
-        out = torch.zeros((units_of(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
+        out = torch.zeros((row_count(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             if isinstance(projection, Projection) and projection.takes_factors(factors.shape):
@@ -116,16 +117,16 @@ class BatchGradients:
     ) -> torch.Tensor:
         """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count, bool [B].
 
-        With `UNIT_WEIGHTS` [units, count] in the batch, each `count` consecutive rows make one: sum_j unit_weights_j l_j.
+        With `MERGE_WEIGHTS` [rows, count] in the batch, each `count` consecutive rows are merged: sum_j merge_weights_j l_j.
         """
         batch = dict(batch)
-        within = batch.pop(UNIT_WEIGHTS, None)
+        merge_weights = batch.pop(MERGE_WEIGHTS, None)
         scale = torch.full((len(batch["labels"]),), self._scale, device=batch["labels"].device)
-        fold = 1 if within is None else within.shape[1]
+        fold = 1 if merge_weights is None else merge_weights.shape[1]
         if weights is not None:
             scale = scale * weights.to(scale).repeat_interleave(fold)
-        if within is not None:
-            scale = scale * within.to(scale).flatten()
+        if merge_weights is not None:
+            scale = scale * merge_weights.to(scale).flatten()
         valid, broken = (torch.zeros(len(scale), dtype=torch.bool, device=scale.device) for _ in range(2))
 
         def loss() -> torch.Tensor:
@@ -152,6 +153,6 @@ class BatchGradients:
         return valid.unflatten(0, (-1, fold)).any(dim=1) & ~spoilt
 
 
-def units_of(batch: dict[str, Any]) -> int:
-    """Rows of a batch, several rows that stand for one counted once."""
-    return len(batch[UNIT_WEIGHTS]) if UNIT_WEIGHTS in batch else len(batch["labels"])
+def row_count(batch: dict[str, Any]) -> int:
+    """Rows of a batch; merged rows count once."""
+    return len(batch[MERGE_WEIGHTS]) if MERGE_WEIGHTS in batch else len(batch["labels"])

@@ -26,7 +26,7 @@ from dataflex.record.ledger import DIRECTORY
 from dataflex.signals import pace
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.keeping.dependencies import Dependencies, order_in
-from dataflex.signals.keeping.disk import PieceFile, Run, places_of
+from dataflex.signals.keeping.disk import PieceFile, Run, rows_of_run
 from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 
 # Bytes of other passes beside which a pass is kept; the oldest go first.
@@ -106,9 +106,9 @@ class RunCache(MemoryCache):
         if there and known:
             self._take_up()
 
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        super().put(places, values)
-        self._unwritten.append(places)
+    def put(self, indices: np.ndarray, values: np.ndarray) -> None:
+        super().put(indices, values)
+        self._unwritten.append(indices)
         if decide(self._due):
             if self._key is not None and rank() == 0:  # every rank takes part in making the key
                 self._folders.attempt(self._write)
@@ -143,8 +143,8 @@ class RunCache(MemoryCache):
         return self._file
 
     def _write(self) -> None:
-        places = np.sort(np.concatenate(self._unwritten))
-        self._open().write(places, self.values()[places])
+        indices = np.sort(np.concatenate(self._unwritten))
+        self._open().write(indices, self.values()[indices])
         self._begun = True
 
     def _take_up(self) -> None:
@@ -155,7 +155,7 @@ class RunCache(MemoryCache):
             return found
 
         for run in decide(look):
-            super().put(places_of(run, self._order), decide(lambda: self._open().read(run)))  # noqa: B023
+            super().put(rows_of_run(run, self._order), decide(lambda: self._open().read(run)))  # noqa: B023
         if found:
             self._begun = True
             count, there, signal = len(self.missing), int((~self.missing).sum()), self._key["signal"]  # type: ignore[index]
@@ -180,7 +180,7 @@ class RunCaches:
         def key() -> dict[str, Any] | None:
             found = self._dependencies.of(request, rows)
             # Sums over the target's rows round differently on another number of ranks.
-            return None if found is None else {**found, **more(), "ranks": ranks(), "batches of": rows.budget}
+            return None if found is None else {**found, **more(), "ranks": ranks(), "batches of": rows.batch_tokens}
 
         # Of a model that is split each rank reads its part alone, and what is read may be another thing once it has run.
         split = engine_of(self.view.args) != "DDP"
