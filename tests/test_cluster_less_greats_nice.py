@@ -24,7 +24,7 @@ from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.asking.policy import PolicyRows, policy_rows, remarks_on
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.generation import model_rewards, sample_responses
-from dataflex.signals.gradients.passes import UNIT_WEIGHTS
+from dataflex.signals.gradients.passes import MERGE_WEIGHTS
 
 Config = dict[str, Any]
 
@@ -247,7 +247,7 @@ def test_the_policy_gradient_of_a_prompt(policy: tuple[Any, Any], baseline: Any)
     assert [r["input_ids"] for r in agreeing[0]] == [data["input_ids"][0]] * 3 and agreeing[1] == [1.0, 0.0, 0.0]
     assert silent[1] == [1.0, 0.0, 0.0] and report["dataflex/reward/agreed"] == 0.5
     batch = items.collate(items.__getitems__([1]))
-    weights = batch[UNIT_WEIGHTS][0]
+    weights = batch[MERGE_WEIGHTS][0]
     texts = [tokenizer.decode(r["input_ids"][2:], skip_special_tokens=True) for r in rewarded[0]]
     rewards = torch.tensor([float(len(t)) for t in texts])
     advantage = rewards - rewards.mean() if baseline == "mean" else rewards

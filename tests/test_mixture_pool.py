@@ -191,8 +191,8 @@ def test_stop_ends_the_run_before_the_row_that_may_not_come(base: Config, tmp_pa
     saved = {**base, "save_strategy": "steps", "save_steps": 5}
     on, stopped = train_all(
         *(
-            start(mixing(saved, **EXHAUSTED, when_exhausted=what), tmp_path / what, hooks=["record_ids"])
-            for what in ("repeat", "stop")
+            start(mixing(saved, **EXHAUSTED, when_exhausted=rule), tmp_path / rule, hooks=["record_ids"])
+            for rule in ("repeat", "stop")
         )
     )
     position = [p for p, d in enumerate(domains(order(on))) if d == "code"][12]

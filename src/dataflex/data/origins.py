@@ -40,7 +40,7 @@ def stored_numbers(dataset: Any) -> np.ndarray:
 
 
 def raw_rows(origins: Sequence[Origin]) -> tuple[np.ndarray, int]:
-    """The numbers of all rows that are used among those of all files laid end to end, int64[N], and how many these are."""
+    """Stored numbers of all used rows, counted over the concatenated files, int64[N]; and the rows of all files."""
     ends = np.cumsum([origin.size for origin in origins])
     numbers = [o.numbers + start for o, start in zip(origins, [0, *ends[:-1]], strict=True)]
     return np.concatenate(numbers).astype(np.int64), int(ends[-1])

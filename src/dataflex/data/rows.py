@@ -1,4 +1,4 @@
-"""The training rows of a run, with stable ids: domains laid end to end, and a collator that carries the ids along."""
+"""The training rows of a run, with stable ids: concatenated domains, and a collator that carries the ids."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ _LABELS, _MOST_ROWS = 1 << 21, 1 << 14
 class Rows(Dataset):
     """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
 
-    An id is the row's index in the concatenation of the parts, in the order of `domains.names`. raw: where it is known,
-    the number of each row among the raw_total rows of the data sets as they are stored, laid end to end, int64[N].
+    An id is the row's index in the concatenation of the parts, in the order of `domains.names`.
+
+    Attributes:
+        parts: The data sets.
+        raw: The number of each row among the stored rows of all data sets, int64[N]; None: unknown.
+        raw_total: Stored rows of all data sets.
     """
 
     def __init__(
@@ -154,8 +158,11 @@ def _weighs_something(part: Any) -> bool:
 
 
 def _add_lengths(part: Any, column: str, out: np.ndarray) -> None:
-    """Add the length of each row's list, from where the lists begin: the tokens themselves are not read. Of a data set that names
-    rows of another one, by their indices, all stored rows are looked at, which is far less work than gathering the lists."""
+    """Add the length of each row's list. The tokens themselves are not read, only the list offsets.
+
+    A data set may name rows of another one by their indices. Then all stored rows are looked at, which is far less work
+    than gathering the lists.
+    """
     stored, indices = part.data.column(column), part._indices
     into = out if indices is None else np.zeros(len(stored), dtype=out.dtype)
     start = 0

@@ -1,8 +1,8 @@
 """Data too large to index: a stream of samples per domain, read in blocks that are shuffled within themselves.
 
-A block is `rows_per_block` raw rows that follow one another, made into samples in one go (packing stays within it) and
-served in a permutation keyed by (seed, domain, epoch, block). The sample that a domain serves as its n-th is therefore a
-function of the data and of n; which domain serves at which position is the plan's affair, as it is for rows.
+A block is `rows_per_block` raw rows in sequence, made into samples in one call, so packing stays within it. Its samples
+are served in a permutation keyed by (seed, domain, epoch, block). So the n-th sample of a domain is a function of the
+data and of n. The plan says which domain serves at which position, as for rows.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class Block:
     """Samples in the order in which they are served."""
 
     begin: StreamPosition
-    """Before the block."""
+    """The position before the block."""
     end: StreamPosition
-    """After it."""
+    """The position after it."""
     digest: str
-    """Of its raw rows."""
+    """A hash of its raw rows."""
     samples: list[Sample]
 
 
@@ -140,7 +140,12 @@ def digest(rows: list[dict[str, Any]]) -> str:
 
 
 class Cursor:
-    """What a run has taken of one stream. blocks: gives the next block. saved: its `state` in a checkpoint."""
+    """The samples that a run has taken of one stream.
+
+    Args:
+        blocks: Gives the next block.
+        saved: The `state` of a checkpoint.
+    """
 
     def __init__(self, name: str, blocks: Callable[[], Block], saved: Mapping[str, Any] | None = None) -> None:
         self.name, self.blocks = name, blocks
@@ -191,9 +196,11 @@ class Cursor:
 
 
 class Streams:
-    """What a run trains on when its data is not indexed: a source per domain. It replaces `Rows`, but has no length.
+    """The data of a run that is not indexed: a source per domain. It replaces `Rows`, but has no length.
 
-    sizes: rows of each domain as far as they are known, else 0. facts: what the sources are known by, flat keys.
+    Attributes:
+        sizes: Rows of each domain; 0 where unknown.
+        facts: Facts that identify the sources, as flat keys.
     """
 
     def __init__(

@@ -28,18 +28,18 @@ Measure = Callable[..., np.ndarray]
 
 @dataclass(frozen=True)
 class DecisionPoint:
-    """When a selector decides."""
+    """The time at which a selector decides."""
 
     step: int = 0
     """Optimizer steps done."""
     update: int = 0
     """Updates made before."""
     updates: int = 1
-    """Those of the whole run."""
+    """Updates of the whole run."""
     number: int = 1
-    """Of the stage that will be opened; no other decision has it."""
+    """Number of the stage that will be opened; no other decision has it."""
     learning_rate: float = 0.0
-    """That of the next step."""
+    """Learning rate of the next step."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Available:
-    """The rows there are."""
+    """The rows that a selector chooses from."""
 
     groups: list[Group]
+    """Groups of rows, each chosen from by itself."""
     usable: Callable[[], np.ndarray]
-    """bool [N]: what may be chosen whatever its signals are."""
+    """Gives the rows that may be chosen whatever their signals are, bool [N]."""
     raw: np.ndarray | None = None
-    """The numbers of the rows among those stored, int64 [N]."""
+    """The number of each row among the stored rows, int64 [N]."""
     target_sizes: tuple[int, ...] = ()
     """Rows of each data set of the target."""
 
@@ -71,7 +72,7 @@ class Available:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a selector has decided."""
+    """The decision of a selector."""
 
     ids: list[np.ndarray]
     """The rows taken of each group, in the order of the selector, int64; equal on every rank."""
@@ -92,8 +93,13 @@ class _Candidates:
 
 
 class Chooser:
-    """budget: (candidates, group) -> rows to take. rng: (number of the decision, index of the group) -> its generator.
-    lacking: (budget, candidates, group, step, names of signals) -> what to say where the candidates are too few."""
+    """Asks a selector for rows.
+
+    Args:
+        budget: (candidates, group) -> rows to take.
+        rng: (number of the decision, index of the group) -> its generator.
+        lacking: (budget, candidates, group, step, names of signals) -> the message where there are too few candidates.
+    """
 
     def __init__(
         self,

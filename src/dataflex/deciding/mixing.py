@@ -35,9 +35,12 @@ _OLDER = "the checkpoint was saved by an older version of DataFlex, and this run
 class Mixing:
     """Decides from sums over all ranks and all samples since the last update.
 
-    info: what the mixer is told when it begins. measure: the values of a signal, one array per domain. sums: of the losses
-    trained on. weights: None where the stage has no loss per row that could be weighed. signals: names of those that the
-    mixer takes, for the ledger.
+    Args:
+        info: Gives the domains at the start.
+        measure: Gives the values of a signal, one array per domain.
+        sums: Losses of the rows trained on.
+        weights: Loss weights of domains; None where the training stage has no loss per row.
+        signals: Names of the mixer's signals, for the ledger.
     """
 
     def __init__(
@@ -237,8 +240,11 @@ def check_older(spec: MixConfig, state: Mapping[str, Any], saved: Mapping[str, A
 
 
 def check_decision(name: str, decision: Decision, k: int) -> None:
-    """Raise DataflexError unless the proportions are k finite non-negative numbers adding up to one (to 1e-6), and the loss
-    weights, where there are any, are as `check_loss_weights` wants them."""
+    """Raise DataflexError for a decision that is not valid.
+
+    Proportions must be k finite non-negative numbers that add up to one (to 1e-6). Loss weights must pass
+    `check_loss_weights`.
+    """
     p = np.asarray(decision.proportions, dtype=np.float64)
     if p.shape != (k,) or not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-6:
         raise DataflexError(f"mix: {name} must return {k} proportions that add up to 1, got {p.tolist()}")

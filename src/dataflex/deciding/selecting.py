@@ -17,7 +17,11 @@ from dataflex.record.recorder import Recorder
 
 
 class Selecting:
-    """signals: names of those that the selector takes, for the ledger."""
+    """The pools of a selector.
+
+    Args:
+        signals: Names of the selector's signals, for the ledger.
+    """
 
     def __init__(self, chooser: Chooser, serving: Serving, recorder: Recorder, signals: list[str]) -> None:
         self.chooser, self.serving, self.recorder, self.signals = chooser, serving, recorder, signals

@@ -25,8 +25,11 @@ def rank() -> int:
 
 
 def decide(make: Callable[[], T]) -> T:
-    """Run `make` on rank 0 and give its result to all; a DataflexError is raised on every rank, and for any other error the
-    other ranks get one, so that none waits for what does not come."""
+    """Run `make` on rank 0, and give its result to all ranks.
+
+    A DataflexError is raised on every rank. After any other error, the other ranks raise one too, so that none waits
+    forever.
+    """
     if ranks() == 1:
         return make()
     box: list[Any] = [None, None]

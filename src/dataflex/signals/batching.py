@@ -57,14 +57,14 @@ def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.nda
 
 @dataclass(frozen=True)
 class ScoringRows:
-    """Rows to be measured, and how batches are made of them."""
+    """Rows to be measured, N in all, and how batches are made of them."""
 
     rows: Any
-    """Indexed by `ids`."""
+    """The data, indexed by `ids`."""
     ids: np.ndarray
-    """int64 [N]."""
+    """Sample ids, int64 [N]."""
     lengths: np.ndarray
-    """Tokens of each, int64 [N]."""
+    """Tokens of each row, int64 [N]."""
     batch_tokens: int
     """Padded tokens per batch."""
     collate: Callable[[list[dict[str, Any]]], Any]
@@ -73,9 +73,9 @@ class ScoringRows:
     """Batch -> batch on the device."""
     device: torch.device
     workers: int = 0
-    """Of the loader, where there is enough to do."""
+    """Loader workers, used where there are enough batches."""
     cache: SignalCache | None = None
-    """Where values go, piece by piece; None: all at once, in memory."""
+    """Takes the values, piece by piece; None: all at once, in memory."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -50,10 +50,10 @@ def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int,
 
 
 def sequences_of(batch: Mapping[str, Any]) -> torch.Tensor:
-    """int64 [B, T]: which sequence of its row a token belongs to, from 1 on; 0 for padding.
+    """The sequence that a token belongs to in its row, from 1 on, int64 [B, T]; 0 for padding.
 
-    A packed row (neat packing) holds several. They show in the mask that LLaMA-Factory's collator made, a number per
-    sequence or one block each, or, where there is no mask, in positions that start again at 0.
+    A packed row (neat packing) holds several sequences. They show in the mask of LLaMA-Factory's collator: a number or
+    a block for each sequence. Without a mask, they show in positions that start again at 0.
     """
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
     if mask is None:

@@ -29,11 +29,14 @@ def sample_responses(
     batch_tokens: int,
     device: torch.device,
 ) -> list[list[list[int]]]:
-    """`count` responses (token ids, the end token included where there is one) to each prompt, equal on every rank.
+    """`count` responses to each prompt, equal on every rank: token ids, with the end token if it was drawn.
 
-    Drawn at `temperature`, each token from the whole distribution, or among the top_k likeliest (0: all), and of these among
-    those that together have the probability top_p. Each batch has random numbers of its own, so the responses depend on
-    seed and `batch_tokens` (tokens of a batch, padded), and not on the number of ranks.
+    Each batch has its own random numbers. So responses depend on `seed` and `batch_tokens`, not on the number of ranks.
+
+    Args:
+        top_k: Draw each token among so many likeliest; 0: all.
+        top_p: Of these, draw among the likeliest that together have this probability.
+        batch_tokens: Padded tokens of a batch.
     """
     config = GenerationConfig(
         do_sample=True,
@@ -54,6 +57,7 @@ def sample_responses(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Batches are dealt to the ranks; dummies keep the number of calls equal.
     lengths = np.array([len(p) for p in prompts], dtype=np.int64)
     batches = token_batches(lengths + max_new_tokens, max(1, batch_tokens // count))
     numbers = list(range(len(batches)))
@@ -76,6 +80,7 @@ def sample_responses(
             if turn < len(mine):
                 answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
+    # Every rank gets the responses of all.
     found = {row: answers for part in gather(found) for row, answers in part.items()}
     return [found[i] for i in range(len(prompts))]
 

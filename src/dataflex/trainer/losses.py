@@ -23,9 +23,10 @@ Reader = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RowLosses:
-    """The stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
+    """The training loss as a weighted sum over rows. With all weights one, it is the training stage's own loss.
 
-    reference_losses: losses of reference models, by the request that asks for them.
+    Args:
+        reference_losses: Losses of reference models, by request.
     """
 
     def __init__(
@@ -199,8 +200,10 @@ def excess_of(tokens: Tokens) -> torch.Tensor | None:
 
 
 def without_broken(objective: torch.Tensor, logits: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """The objective [B, T] with zeros for rows whose loss is not finite, and no gradient from them into the logits: they weigh
-    nothing, but zero times NaN is NaN."""
+    """The objective [B, T] with zeros for rows whose loss is not finite, and no gradient from them into the logits.
+
+    They weigh nothing, but zero times NaN is NaN.
+    """
     broken = ~torch.isfinite(sums)
     if not broken.any():
         return objective

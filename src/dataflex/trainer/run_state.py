@@ -1,4 +1,4 @@
-"""The parts of a run that have a state: how it begins, is saved and taken up, and what it says of itself."""
+"""The parts of a run that have a state: its start, saving, restoring and scalars."""
 
 from __future__ import annotations
 

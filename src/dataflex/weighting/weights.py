@@ -90,7 +90,12 @@ class Weights:
             weighing.compare_with_collected()
 
     def entries_of(self, micro: MicroBatch, losses: torch.Tensor, tokens: Tokens | None) -> LevelEntries:
-        """The entries of each level. losses: of the rows, [B]. tokens: None in training stages of pairs."""
+        """The entries of each level.
+
+        Args:
+            losses: Losses of the rows, [B].
+            tokens: None in training stages of pairs.
+        """
         ids, entry = micro.ids, None
         out = {}
         for level, weighing in self._levels.items():

@@ -90,7 +90,7 @@ class JointUpdateAwareWeighter(Weighter):
             w = (1 - self.damping) * w + self.damping * best
         v = w @ others
         highest = ((s - beta * (others @ v)) / self.tau).max()
-        # A row later than the reference counts as its best at most, so that one row cannot outweigh all the others.
+        # A row later than the comparison batch counts as its best at most, so that one row cannot outweigh all the others.
         return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
     def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -302,8 +302,10 @@ def _drawn(
     draw: np.random.Generator,
     parts: int = 1,
 ) -> tuple[ScoringRows, list[np.ndarray]]:
-    """`count` rows of each of some domains, all where there are fewer, and the indices of each domain's among them, cut into so
-    many `parts` that have no row in common."""
+    """`count` rows of each of some domains, or all where there are fewer.
+
+    Also returns the indices of each domain's rows, cut into `parts` without a common row.
+    """
     data, drawn = rows.rows, list[np.ndarray]()
     learned = data.trainable_tokens() > 0
     for d in domains:

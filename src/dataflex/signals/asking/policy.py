@@ -68,6 +68,7 @@ def policy_rows(
     The policy gradient of a prompt is that of sum_m (r_m - b) / M x (tokens of y_m) x (token-mean loss of y_m). A row without
     a prompt or without a response in its labels stands for itself.
     """
+    # Prompts of the target that can be answered.
     rows = [{k: v for k, v in target[i].items() if k != SAMPLE_IDS} for i in range(len(target))]
     if any(row.get(kind) for row in rows for kind in ("images", "videos", "audios")):
         raise DataflexError("nice answers in text alone, and the target has rows with images, videos or audio")
@@ -82,6 +83,7 @@ def policy_rows(
             raise DataflexError(f"max_new_tokens: the model has {positions} positions; leave some for the prompt")
         longest = min(longest, positions - request.max_new_tokens)
     prompts = [split[i][0][-longest:] for i in usable]
+    # Responses, and their rewards from rank 0.
     answers = sample_responses(
         model, tokenizer, prompts, count=request.samples, max_new_tokens=request.max_new_tokens,
         temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
@@ -111,6 +113,7 @@ def policy_rows(
 
     with isolated(model):  # whatever a reward draws or loads
         rewards = np.array(decide(score)).reshape(len(usable), request.samples)
+    # Each prompt becomes its weighted responses; a row without use of them stays itself.
     items: list[tuple[list[dict[str, Any]], list[float]]] = [
         ([row] * request.samples, _alone(request.samples)) for row in rows
     ]

@@ -20,8 +20,12 @@ _ROWS = 256  # of a piece, for each rank
 
 
 class ReferenceLosses:
-    """values: float32, the cross entropies of the trainable tokens of all rows, laid end to end in the order of ids.
-    offsets: int64 [N + 1], where the tokens of each row begin."""
+    """Cross entropies of all trainable tokens under a reference model.
+
+    Attributes:
+        values: Rows concatenated in the order of ids, float32 [tokens].
+        offsets: Where the tokens of each row begin, int64 [N + 1].
+    """
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
         self.values, self.offsets = values, offsets
@@ -38,8 +42,13 @@ def reference_losses(
     folder: Path,
     key: Mapping[str, Any],
 ) -> ReferenceLosses:
-    """trainable: int64 [N], trainable tokens of each row. load: gives the model and all rows; called when
-    there is something left to measure. Equal on every rank."""
+    """The losses of a reference model, equal on every rank. Only what `folder` does not hold is measured.
+
+    Args:
+        load: Gives the model and all rows. Called only if something is left to measure.
+        trainable: Trainable tokens of each row, int64 [N].
+        key: What the values depend on.
+    """
     offsets = np.concatenate([[0], np.cumsum(trainable)])
     edges = np.unique(np.append(offsets[:: _ROWS * ranks()], offsets[-1]))
     loaded: list[tuple[torch.nn.Module, ScoringRows]] = []

@@ -1,12 +1,13 @@
-"""How well each row's gradient is aligned with the gradients of a target, over a whole rows.
+"""The alignment of each row's gradient with the gradients of a target.
 
-LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z' of
+LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z'
+of
 
-    cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >,
+    cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >.
 
-so one vector per subtask says everything about the target, and the pool needs inner products with these and its own norms:
-no N x P is kept, no projection is needed. The vectors take a backward pass for the norms and another one for the sum, over
-the target's rows.
+So one vector per subtask holds all that is needed of the target. Rows need inner products with these vectors, and their
+own norms. No N x P matrix is kept, and no projection is needed. The vectors take two backward passes over the target's
+rows: one for the norms, one for the sum.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ def alignment(
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """float64 [N, K], NaN for rows without a gradient. subtasks: indices into `target`, one array per subtask.
+    """Alignments of rows with subtasks, float64 [N, K]; NaN for rows without a gradient.
 
-    engine, target_engine: for rows and target, over the same parameters (their directions differ). Memory beyond the model's
-    own: K x P values for exact vectors, or K x proj_dim.
+    Memory beyond the model's own: K x P values for exact vectors, or K x proj_dim.
+
+    Args:
+        subtasks: Indices into `target`, one array per subtask.
+        engine: For the rows.
+        target_engine: For the target, over the same parameters. The directions of the two differ.
     """
     with isolated(engine.model):
         if is_exact(target_engine, len(subtasks), proj_dim):
@@ -56,10 +61,12 @@ def alignment(
             return over_rows(rows, lambda batch: _cosines(*engine.dots(batch, vectors)), "gradients")
         dim = proj_dim or DEFAULT_DIM
         projection = Projection(target_engine.names, dim, seed, formed=engine.direction is not None)
-        features = over_rows(target, lambda batch: _unit(target_engine.features(batch, projection)), "target gradients")
+        features = over_rows(
+            target, lambda batch: _normalised(target_engine.features(batch, projection)), "target gradients"
+        )
         means = np.stack([_mean(features[indices], k) for k, indices in enumerate(subtasks)])
         aim = torch.as_tensor(means, dtype=torch.float32, device=rows.device)
-        return over_rows(rows, lambda batch: _unit(engine.features(batch, projection)) @ aim.T, "gradients")
+        return over_rows(rows, lambda batch: _normalised(engine.features(batch, projection)) @ aim.T, "gradients")
 
 
 def interaction(
@@ -69,8 +76,11 @@ def interaction(
     target_engine: BatchGradients,
     projection: Projection | Concatenation,
 ) -> np.ndarray:
-    """float64 [N, 1 + N]: <g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
-    for an i without one. Keeps the features of all rows at once."""
+    """Inner products of gradients, float64 [N, 1 + N]. Keeps the features of all rows at once.
+
+    Row i holds <g_i, mean gradient of the target>, then <g_i, g_j> for every j. It is NaN for an i without a gradient,
+    and 0 for a j without one.
+    """
     with isolated(engine.model):
         aim = over_rows(target, lambda batch: target_engine.features(batch, projection), "target gradients")
         features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
@@ -96,8 +106,11 @@ def exact_targets(target: ScoringRows, subtasks: Sequence[np.ndarray], engine: B
 def _weighted_sums(
     rows: ScoringRows, groups: Sequence[np.ndarray], scales: Sequence[np.ndarray], engine: BatchGradients
 ) -> Targets:
-    """sum over the rows i at indices `groups[k]` of scales[k][i] gradient_i, float32 [K, numel] by parameter, equal on every
-    rank; rows with a scale that is not finite are left out."""
+    """Sum over the rows i at indices `groups[k]` of scales[k][i] gradient_i: float32 [K, numel] by parameter, equal on
+    every rank.
+
+    Rows with a scale that is not finite are left out.
+    """
     device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
@@ -139,7 +152,7 @@ def _cosines(dots: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     return dots / torch.where(norms > 0, norms, torch.nan)[:, None]
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
+def _normalised(vectors: torch.Tensor) -> torch.Tensor:
     norms = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(norms > 0, norms, torch.nan)
 

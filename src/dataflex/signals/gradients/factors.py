@@ -1,7 +1,7 @@
-"""The gradient of one parameter for every row of a batch, in the form in which it is cheapest to use.
+"""The gradient of one parameter for every row of a batch, in its cheapest form.
 
-A linear layer y = W a sees, for row i, G_i = sum_t g_it a_it^T, with g the gradient of the loss with respect to y. The two
-*factors* g and a say all about G_i: it is formed only where that costs less than what is asked of it.
+A linear layer y = W a has, for row i, G_i = sum_t g_it a_it^T, with g the gradient of the loss with respect to y. The
+two *factors* g and a determine G_i. It is formed only where that is cheaper.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 @dataclass
 class Factors:
-    """One parameter's gradient per row. pieces: pairs (left [B, S, m], right [B, S, n]) for a parameter of shape [m, n],
-    G_i = sum over pieces of left_i^T right_i. lookups: of an embedding, (ids [B, S], gradients [B, S, n], m), the same with a
-    left of ones and zeros. dense: a part that is formed already, [B, *shape], or None."""
+    """One parameter's gradient per row, for a parameter of shape [m, n].
+
+    Attributes:
+        pieces: Pairs (left [B, S, m], right [B, S, n]), with G_i = sum over pairs of left_i^T right_i.
+        lookups: Of an embedding, (ids [B, S], gradients [B, S, n], m): the same with a left of ones and zeros.
+        dense: A part that is formed already, [B, *shape], or None.
+    """
 
     pieces: list[tuple[torch.Tensor, torch.Tensor]]
     dense: torch.Tensor | None = None
@@ -167,8 +171,10 @@ def dots_and_norms(factors: Factors, target: torch.Tensor | None) -> tuple[torch
 
 
 def _ghost_is_cheaper(length: int, m: int, n: int, targets: int) -> bool:
-    """Multiplications per row from the factors, against those to form the gradient and, at the pace of memory (about four
-    times as slow), to read it."""
+    """Whether inner products from the factors are cheaper than a formed gradient, by multiplications per row.
+
+    Reading a formed gradient counts too, at the pace of memory (about four times as slow).
+    """
     return targets * length * m * n + length * length * (m + n) < length * m * n + 4 * (targets + 1) * m * n
 
 

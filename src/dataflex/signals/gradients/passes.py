@@ -1,7 +1,7 @@
-"""What is measured of one batch: norms, inner products with targets, features, and the gradient of a weighted sum.
+"""Measurements of one batch: norms, inner products with targets, features, and the gradient of a weighted sum.
 
-`BatchGradients` is bound to a model, a loss per row and a choice of parameters; each method is one forward and one backward
-pass over one batch, in evaluation mode. Rows without a finite loss or without trainable tokens come out as NaN.
+`BatchGradients` has a model, a loss per row and a choice of parameters. Each method is one forward and one backward
+pass over one batch, in evaluation mode. Rows without a finite loss or without trainable tokens give NaN.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ _HALF_SCALE = 4096.0
 
 
 class BatchGradients:
-    """direction: what a gradient is turned into before it is used (None: itself). half: the pass runs in fp16.
+    """Gradients of the rows of a batch. The value of a row does not depend on the rest of its batch, up to rounding.
 
-    Deterministic and row by row: what is measured of a row does not depend on the rest of its batch, up to rounding.
+    Args:
+        direction: Turns a gradient into the direction that is used; None: the gradient itself.
+        half: Whether the pass runs in fp16.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class BatchGradients:
 
         With `MERGE_WEIGHTS` [rows, count] in the batch, each `count` consecutive rows are merged: sum_j merge_weights_j l_j.
         """
+        # The factor of each row of the batch.
         batch = dict(batch)
         merge_weights = batch.pop(MERGE_WEIGHTS, None)
         scale = torch.full((len(batch["labels"]),), self._scale, device=batch["labels"].device)
@@ -147,6 +150,7 @@ class BatchGradients:
             with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
                 consume(parameter, factors.folded(fold))
 
+        # One forward and backward pass; a merged row is spoilt by any of its rows that weighs something.
         rows, length = batch["input_ids"].shape
         Capture(self.model, self.sites, handed_on).run(loss, rows, length)
         spoilt = (broken & (scale != 0)).unflatten(0, (-1, fold)).any(dim=1)

@@ -1,4 +1,4 @@
-"""Values of a signal on disk: written a piece at a time, taken up again where a measurement was cut off."""
+"""Values of a signal on disk: written piece by piece, and read again after an interruption."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ _ROWS = 4096
 
 
 class PieceFile:
-    """The directory of one signal, for the process that writes it. key: what the values depend on; count: rows in all; order:
-    int64[count], the indices of the rows in the order in which they are measured; None: as they are stored.
+    """The directory of one signal, for the process that writes it. Raises OSError.
 
         key.json       the key
         values.npy     float [count] or [count, K]
-        done.jsonl     a line per piece that is complete, a run of that order, with a hash of its values
+        done.jsonl     a line per complete piece, a run of the order, with a hash of its values
 
-    runs: those that are there as they were written; one that does not match its hash is not. Raises OSError.
+    Args:
+        key: What the values depend on.
+        count: Rows in all.
+        order: Indices of the rows in the order of measurement, int64[count]; None: as they are stored.
+
+    Attributes:
+        runs: The runs on disk whose values match their hash.
     """
 
     def __init__(self, parent: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
@@ -123,15 +128,21 @@ class PieceFile:
 
 
 def rows_of_run(run: Run, order: np.ndarray | None) -> np.ndarray:
-    """Ascending, int64[n]."""
+    """Indices of the rows of a run, ascending, int64[n]."""
     return np.arange(*run) if order is None else np.sort(order[run[0] : run[1]])
 
 
 class DiskCache:
-    """Values in a file below `folder`, which may hold those of many signals. Rank 0 writes; what it finds there it sends to the
-    others, which keep it in a file that nobody else sees. Both are memory-mapped.
+    """Values in a file below `folder`, which may hold those of many signals. DataflexError on every rank if it cannot
+    be written.
 
-    key, count, order: as those of `PieceFile`. DataflexError on every rank if it cannot be written.
+    Rank 0 writes. It sends the values on disk to the other ranks, which keep them in a private file. Both files are
+    memory-mapped.
+
+    Args:
+        key: As that of `PieceFile`.
+        count: As that of `PieceFile`.
+        order: As that of `PieceFile`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:

@@ -18,11 +18,11 @@ _WIDTH = 16  # bytes of a digest
 
 
 def model_fingerprint(*models: torch.nn.Module) -> str | None:
-    """A hash of the names, shapes, types and values of all parameters and stored buffers, equal on every rank; None where some
-    of them are out of reach (on an NVMe).
+    """A hash of the names, shapes, types and values of all parameters and stored buffers, equal on every rank.
 
-    Each rank reads its own parts of what ZeRO-3 or FSDP have split, and every so many of the tensors that all ranks have
-    whole; so a split model has another hash on another number of ranks, and a whole one has not.
+    None if some of them cannot be read (on an NVMe). Each rank reads its own shards under ZeRO-3 or FSDP, and a part of
+    the tensors that all ranks hold whole. So the hash of a sharded model depends on the number of ranks; that of a
+    whole model does not.
     """
     whole: list[tuple[int, bytes]] = []
     split, parts, gone = xxhash.xxh3_128(), 0, False

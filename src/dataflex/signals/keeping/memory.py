@@ -22,7 +22,11 @@ class SignalCache(Protocol):
 
 
 class MemoryCache:
-    """Keeps values in memory. count: rows in all."""
+    """Keeps values in memory.
+
+    Args:
+        count: Rows in all.
+    """
 
     def __init__(self, count: int) -> None:
         self.missing = np.ones(count, dtype=bool)

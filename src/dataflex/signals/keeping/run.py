@@ -1,7 +1,7 @@
-"""Scoring passes of a run, kept piece by piece, so that one that is killed goes on where it was.
+"""Scoring passes of a run, kept piece by piece, so that a killed pass continues.
 
-A run that is resumed trains to the step of the pass again. Where it gets there to the bit, which a hash of the model and of
-the moments tells, what was measured is taken up; else the hash is another one, and all is measured anew.
+A resumed run trains up to the step of the pass. Stored values are used only if a hash of the model and its moments
+equals the stored one. It does if training is bit-exact up to that step.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ _ROOM = 1 << 30
 
 
 class StepFolders:
-    """<output_dir>/dataflex/signals/: a directory per pass, step_<n>/<hash>/. Rank 0 writes. run: what all keys share.
+    """<output_dir>/dataflex/signals/: a directory per pass, step_<n>/<hash>/, written by rank 0.
 
-    What was measured before step n is needed until there is a checkpoint of a later step. Keeping it is a convenience: if it
-    cannot be written, one line says so, and nothing more is.
+    Values measured before step n are needed until a checkpoint of a later step is there. If they cannot be written, one
+    line says so, and nothing more is kept.
+
+    Args:
+        run: A hash that all keys share.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -79,11 +82,13 @@ class StepFolders:
 
 
 class RunCache(MemoryCache):
-    """Values in memory on every rank, and on rank 0 in a file too, as long as that can be written.
+    """Values in memory on every rank, and on rank 0 also in a file while that can be written.
 
-    key: what the values depend on, equal on every rank; None: that cannot be told. It may take seconds to make, so it is made
-    when something of this step is there, or when a first piece is to be written, once the pass has taken about as long as one.
-    at_once: it is made right away. order: as that of `PieceFile`.
+    Args:
+        key: Gives what the values depend on, equal on every rank; None if that is unknown. It may take seconds, so it
+            is called only if there are values of this step, or before the first piece is written.
+        order: As that of `PieceFile`.
+        at_once: Whether `key` is called right away.
     """
 
     def __init__(
@@ -125,8 +130,10 @@ class RunCache(MemoryCache):
         return self._make_order()
 
     def _due(self) -> bool:
-        """Whether another piece like the last would make too much that is not written; what is left at the end, if there is
-        something in the file."""
+        """Whether to write a piece now: with another batch like the last, too much would be unwritten.
+
+        At the end, whether the rest belongs to a file that was begun.
+        """
         if self._folders.gave_up:
             return False
         if not self.missing.any():
@@ -163,9 +170,11 @@ class RunCache(MemoryCache):
 
 
 class RunCaches:
-    """The caches of a training run: one per scoring pass, as long as the next checkpoint has not been written.
+    """The caches of a training run: one per scoring pass, until the next checkpoint is complete.
 
-    identity: what tells this run from others. output_dir: its directory.
+    Args:
+        identity: What tells this run from others.
+        output_dir: Its directory.
     """
 
     def __init__(self, view: TrainerView, identity: Mapping[str, Any], output_dir: str) -> None:
