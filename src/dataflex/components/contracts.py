@@ -137,7 +137,7 @@ class Selector(Component, ABC):
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[np.ndarray, State]:
-        """Positions of the candidates, ascending, that `refines` is to be measured on; asked only where there are such."""
+        """Indices of the candidates, ascending, that `refines` is measured on; asked only if there are any."""
         return np.arange(context.rows), state
 
     @abstractmethod

@@ -212,17 +212,17 @@ class Chooser:
         def run() -> tuple[list[np.ndarray], State]:
             found, state = [], self.component_state
             for part in parts:
-                positions, state = selector.shortlist(state, part.signals, part.context)
-                found.append(np.unique(np.asarray(positions, dtype=np.int64)))
+                indices, state = selector.shortlist(state, part.signals, part.context)
+                found.append(np.unique(np.asarray(indices, dtype=np.int64)))
             return found, state
 
         shortlists, self.component_state = decide(run)
         ids = np.concatenate([part.ids[s] for part, s in zip(parts, shortlists)])
         values = {r.name: self.measure(r, ids) for r in refined}
         ends = np.cumsum([len(s) for s in shortlists])
-        for part, positions, end in zip(parts, shortlists, ends):
-            part.context = replace(part.context, shortlist=positions)
-            part.signals |= {name: v[end - len(positions) : end] for name, v in values.items()}
+        for part, indices, end in zip(parts, shortlists, ends):
+            part.context = replace(part.context, shortlist=indices)
+            part.signals |= {name: v[end - len(indices) : end] for name, v in values.items()}
 
 
 def taken(values: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ _MODES = ("full", "align_only", "diverse_only", "uniform")
 
 @dataclass(frozen=True, kw_only=True)
 class JointUpdateAwareWeighter(Weighter):
-    """The weights on the simplex over the rows referred to that maximise
+    """The weights on the simplex over the comparison batch that maximise
 
         s.w - beta/2 w^T S w + tau H(w),    s_i = z_i.u,  S_ij = z_i.z_j
 
