@@ -8,10 +8,10 @@ for first is next (ties: the first domain). With L the longest row, at every pos
 
     -(1 - p_d) L <= a_d(T) - realized_d(T) <= L.
 
-The lower bound holds by the first rule. The upper bound holds if, for every T, the rows asked for in full by T hold at
-most T + L tokens. If this condition holds at the start of a stage, it holds at every position of it. A change of
-proportions can break it. `honoured` finds that out by following the order, and then the remainders are shrunk.
-docs/proofs.md has the proofs.
+The lower bound holds by the first rule. A change of proportions can leave a domain further ahead, by at most L; it then
+waits. The upper bound holds if, for every T, the rows asked for in full by T hold at most T + L tokens. If this
+condition holds at the start of a stage, it holds at every position of it. A change of proportions can break it.
+`honoured` finds that out by following the order, and then the remainders are shrunk. docs/proofs.md has the proofs.
 
 All arithmetic is on integers (units of 1 / SCALE of a token).
 """
