@@ -53,7 +53,7 @@ def during_run(keys: dict[str, Any], work: Callable[[Any], Any], after: int = 0,
 def pool_of(trainer: Any, rows: Any, ids: Any = None, budget: int | None = None, gradients: bool = False) -> Any:
     """Rows to be measured, as a signal gets them; their ids stay in the batches unless they are for gradients."""
     from dataflex.data.rows import SAMPLE_IDS
-    from dataflex.signals.batching import ScoringRows, token_budget
+    from dataflex.signals.batching import ScoringRows, default_batch_tokens
 
     def prepare(batch: Any) -> Any:
         inputs = trainer._prepare_inputs(batch)
@@ -61,7 +61,7 @@ def pool_of(trainer: Any, rows: Any, ids: Any = None, budget: int | None = None,
 
     device, lengths = trainer.args.device, rows.lengths()
     ids = np.arange(len(rows)) if ids is None else ids
-    budget = budget or trainer.config.scoring_tokens or token_budget(device, gradients)
+    budget = budget or trainer.config.scoring_tokens or default_batch_tokens(device, gradients)
     return ScoringRows(rows, ids, lengths[ids], budget, trainer.data_collator, prepare, device)
 
 

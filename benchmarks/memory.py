@@ -30,7 +30,7 @@ def one(rows: int) -> tuple[float, float]:
     from peft import LoraConfig, get_peft_model
 
     from dataflex.demo.model import build_model
-    from dataflex.signals.batching import token_budget
+    from dataflex.signals.batching import default_batch_tokens
     from dataflex.signals.gradients.alignment import alignment
     from dataflex.signals.gradients.passes import BatchGradients
 
@@ -38,7 +38,7 @@ def one(rows: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         model, _ = build_model(folder, ["a few words"], hidden_size=32, heads=2, kv_heads=1, vocab_size=300)
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    budget = token_budget(torch.device("cpu"), gradients=True)
+    budget = default_batch_tokens(torch.device("cpu"), gradients=True)
     everything, target, small = (
         random_pool(count, 6, 13, 250, seed, budget, "cpu") for seed, count in enumerate((rows, TARGET, 500))
     )

@@ -107,10 +107,10 @@ class Bench:
 
 
 def measure(trainer: Any, count: int) -> str:
-    from dataflex.signals.batching import token_batches, token_budget
+    from dataflex.signals.batching import default_batch_tokens, token_batches
     from dataflex.signals.isolation import isolated
 
-    bench, budget = Bench(trainer, count), token_budget(trainer.args.device)
+    bench, budget = Bench(trainer, count), default_batch_tokens(trainer.args.device)
     lengths, rows = bench.lengths, len(bench.ids)
     with isolated(trainer.model):
         bench.score(budget)  # thread and memory pools

@@ -24,7 +24,7 @@ from dataflex.errors import ConfigError, DataflexError
 from dataflex.signals.asking.policy import PolicyRows, policy_rows, remarks_on
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.generation import model_rewards, sample_responses
-from dataflex.signals.gradients.passes import UNIT_WEIGHTS
+from dataflex.signals.gradients.passes import MERGE_WEIGHTS
 
 Config = dict[str, Any]
 
@@ -189,22 +189,22 @@ def test_responses_do_not_depend_on_padding_and_leave_no_trace(policy: tuple[Any
     settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1e-4, "seed": 3, "device": torch.device("cpu")}
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    together = sample_responses(model, tokenizer, prompts, count=2, budget=10**6, **settings)
+    together = sample_responses(model, tokenizer, prompts, count=2, batch_tokens=10**6, **settings)
     assert torch.equal(before, torch.random.get_rng_state())
-    alone = sample_responses(model, tokenizer, prompts, count=2, budget=1, **settings)
+    alone = sample_responses(model, tokenizer, prompts, count=2, batch_tokens=1, **settings)
     assert together == alone  # so cold that it takes the likeliest token
     assert [len(own) for own in together] == [2, 2, 2] and all(0 < len(a) <= 6 for own in together for a in own)
     for prompt, own in zip(prompts, together, strict=True):
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         assert own[0][0] == int(logits.argmax())
     warm = {**settings, "temperature": 1.0}
-    first, again = (sample_responses(model, tokenizer, prompts, count=3, budget=64, **warm) for _ in range(2))
+    first, again = (sample_responses(model, tokenizer, prompts, count=3, batch_tokens=64, **warm) for _ in range(2))
     assert first == again and first != sample_responses(
-        model, tokenizer, prompts, count=3, budget=64, **{**warm, "seed": 4}
+        model, tokenizer, prompts, count=3, batch_tokens=64, **{**warm, "seed": 4}
     )
     assert len({tuple(a) for a in first[0]}) == 3
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # the likeliest token, however warm
-        assert sample_responses(model, tokenizer, prompts, count=2, budget=64, **warm, **narrow) == together
+        assert sample_responses(model, tokenizer, prompts, count=2, batch_tokens=64, **warm, **narrow) == together
 
 
 def reward_of_length(prompts: Any, responses: Any, references: Any) -> list[float]:
@@ -239,7 +239,7 @@ def test_the_policy_gradient_of_a_prompt(policy: tuple[Any, Any], baseline: Any)
         tokenizer=tokenizer,
         collate=collate,
         step=2,
-        budget=64,
+        batch_tokens=64,
         device=torch.device("cpu"),
     )
     assert isinstance(items, PolicyRows) and len(items) == 3
@@ -247,7 +247,7 @@ def test_the_policy_gradient_of_a_prompt(policy: tuple[Any, Any], baseline: Any)
     assert [r["input_ids"] for r in agreeing[0]] == [data["input_ids"][0]] * 3 and agreeing[1] == [1.0, 0.0, 0.0]
     assert silent[1] == [1.0, 0.0, 0.0] and report["dataflex/reward/agreed"] == 0.5
     batch = items.collate(items.__getitems__([1]))
-    weights = batch[UNIT_WEIGHTS][0]
+    weights = batch[MERGE_WEIGHTS][0]
     texts = [tokenizer.decode(r["input_ids"][2:], skip_special_tokens=True) for r in rewarded[0]]
     rewards = torch.tensor([float(len(t)) for t in texts])
     advantage = rewards - rewards.mean() if baseline == "mean" else rewards

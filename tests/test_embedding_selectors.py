@@ -51,8 +51,8 @@ def test_nearest_is_exact_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     expected = np.argsort(-(queries @ rows.T), axis=1)[:, :20]
     for values in (1 << 26, 1700):
         monkeypatch.setattr("dataflex.components.tools.neighbours._VALUES", values)
-        similarity, places = nearest(queries, rows, 20)
-        assert np.array_equal(places, expected)
+        similarity, indices = nearest(queries, rows, 20)
+        assert np.array_equal(indices, expected)
         assert np.allclose(similarity, np.take_along_axis(queries @ rows.T, expected, axis=1), atol=1e-6)
         assert np.allclose(closeness(queries, rows, np.zeros(70, dtype=int))[:, 0], (rows @ queries.T).max(axis=1))
 
@@ -137,12 +137,12 @@ def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPat
 
 
 def transport_by_hand(
-    d: np.ndarray, places: np.ndarray, rho: np.ndarray, alpha: float, C: float
+    d: np.ndarray, indices: np.ndarray, rho: np.ndarray, alpha: float, C: float
 ) -> tuple[np.ndarray, bool, float]:
     """The greedy algorithm of the paper, one event of one target row at a time: the distribution, whether it stopped, and what
     is left for the last candidates."""
-    M, K = places.shape
-    share = 1 / rho[places]
+    M, K = indices.shape
+    share = 1 / rho[indices]
     heap = [(share[j, 0], 0, j) for j in range(M)]
     heapq.heapify(heap)
     travelled = [d[j, 0] * share[j, 0] for j in range(M)]
@@ -161,9 +161,9 @@ def transport_by_hand(
     for j in range(M):
         left = 1 / M
         for k in range(filled[j]):
-            out[places[j, k]] += share[j, k] / (M * s)
+            out[indices[j, k]] += share[j, k] / (M * s)
             left -= share[j, k] / (M * s)
-        out[places[j, filled[j]]] += max(left, 0)
+        out[indices[j, filled[j]]] += max(left, 0)
         at_the_end += max(left, 0) if filled[j] == K - 1 else 0
     return out / out.sum(), stopped, at_the_end
 
@@ -175,7 +175,7 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
     """Against the algorithm step by step, however few neighbours are looked at first; and rho only where mass gets."""
     monkeypatch.setattr("dataflex.components.selectors.tsds.transport._FIRST_DEPTH", first)
     rows, targets = clusters(120, 9), clusters(7, 10)
-    similarity, places = nearest(targets, rows, 30)
+    similarity, indices = nearest(targets, rows, 30)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))
     rho = density_by_hand(rows, 0.75, 40)
     asked: list[int] = []
@@ -184,8 +184,8 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
         asked.extend(at.tolist())
         return rho[at]
 
-    found = transport(d, places, 120, density, alpha=alpha, C=C)
-    expected, stopped, at_the_end = transport_by_hand(d, places, rho, alpha, C)
+    found = transport(d, indices, 120, density, alpha=alpha, C=C)
+    expected, stopped, at_the_end = transport_by_hand(d, indices, rho, alpha, C)
     p = found.probabilities
     assert p.sum() == pytest.approx(1, abs=1e-12) and np.allclose(p, expected, atol=1e-12)
     assert found.stopped == stopped and found.at_the_end == pytest.approx(at_the_end, abs=1e-12)
@@ -232,7 +232,7 @@ def test_tsds_scales_with_the_distances_of_the_data() -> None:
     """The numbers of 1.1.0 on such vectors: the transport never stops, alpha does nothing, and a good part of the mass goes to
     the rows that fit worst. By default it stops, nothing is left for those, and alpha decides how many rows are reached."""
     rows, targets = like_hidden_states(600, 1), like_hidden_states(12, 2)
-    similarity, places = nearest(targets, rows, 60)
+    similarity, indices = nearest(targets, rows, 60)
     d = np.sqrt(np.maximum(2 - 2 * similarity.astype(float), 0))
     apart = np.sqrt(np.maximum(2 - 2 * np.sort(rows @ rows.T, axis=1)[:, -2].astype(float), 0))
     sigma, C = scale(rows, d)
@@ -247,11 +247,11 @@ def test_tsds_scales_with_the_distances_of_the_data() -> None:
     reached = []
     for alpha in (0.3, 0.5, 0.9):
         p, remarks = TsdsSelector(alpha=alpha).distribution(rows, targets)
-        near = np.unique(places)
+        near = np.unique(indices)
         found_sigma, found_C = scale(rows[near], d)
         rho = np.full(600, np.nan)
         rho[near] = density_by_hand(rows[near], found_sigma, 60)
-        expected, stopped, at_the_end = transport_by_hand(d, places, rho, alpha, found_C)
+        expected, stopped, at_the_end = transport_by_hand(d, indices, rho, alpha, found_C)
         assert np.allclose(p, expected, atol=1e-6) and stopped and at_the_end == 0
         assert set(remarks) == {"scale"} and f"sigma {found_sigma:.3g} and C {found_C:.3g}" in remarks["scale"]
         reached.append(int(np.count_nonzero(p)))

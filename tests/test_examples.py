@@ -236,6 +236,15 @@ def test_the_guide_to_the_invariants_names_tests_that_exist() -> None:
     assert named and named <= tests | files, sorted(named - tests)
 
 
+def test_every_word_of_the_glossary_has_one_line_and_a_module_that_exists() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (?!word|name)([\w -]+) \| (.+) \| (?:`([\w/]+\.py)`|-) \|$", text, re.MULTILINE)
+    words = [word for word, _, _ in lines]
+    assert len(words) > 60 and len(words) == len(set(words))
+    for word, _, module in lines:
+        assert not module or (ROOT / "src" / "dataflex" / module).is_file(), word
+
+
 def test_the_ledger_line_of_the_guide_has_the_keys_of_a_real_one(ground: Path, base: Any, tmp_path: Path) -> None:
     (shown, *_) = [json.loads(text) for text in fences(ROOT / "docs" / "configuration.md", "json")]
     mix = {"name": "odm", "interval": 4, "proportions": [0.5, 0.3, 0.2]}

@@ -128,17 +128,17 @@ def test_no_room_for_what_a_callback_adds_to_a_checkpoint(base: Config, tmp_path
     config |= {"dataflex": {"select": BLOCK["select"]}, "save_strategy": "steps", "save_steps": 3}
     ended = train(config, tmp_path / "full", hooks=["no_room_in_turn:3"])
     found = json.loads((ended.out / "no_room.json").read_text())
-    assert any(what.endswith("value_head.safetensors") for what in found)
+    assert any(name.endswith("value_head.safetensors") for name in found)
     assert_one_line_each(found)
 
 
 def assert_one_line_each(ended: dict[str, str]) -> None:
     assert ended.pop("nothing") == "saved"
     assert len(ended) > 40
-    for what, said in ended.items():
+    for name, said in ended.items():
         assert re.fullmatch(
             r"DataflexError: checkpoint-\d could not be saved \([^\n]+\); the checkpoints before .*", said
         ), (
-            what,
+            name,
             said,
         )

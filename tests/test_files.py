@@ -274,16 +274,16 @@ def test_every_bit_of_a_mark_counts(whole: Path) -> None:
     mark = whole / "dataflex" / "COMPLETE"
     content = mark.read_bytes()
     try:
-        for place in range(0, len(content), 7):
+        for index in range(0, len(content), 7):
             for bit in (1, 16):
                 changed = bytearray(content)
-                changed[place] ^= bit
+                changed[index] ^= bit
                 mark.write_bytes(changed)
-                if chr(content[place]).isspace() and chr(changed[place]).isspace():
+                if chr(content[index]).isspace() and chr(changed[index]).isspace():
                     continue
                 assert completeness.what_is_damaged(whole) is not None, (
-                    place,
-                    changed[max(0, place - 20) : place + 20],
+                    index,
+                    changed[max(0, index - 20) : index + 20],
                 )
     finally:
         mark.write_bytes(content)

@@ -57,8 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def presets(folder: Path, **changes: dict[str, Any]) -> dict[str, str]:
     """A components file; changes: parameters by "<bucket>_<preset>"."""
     content: dict[str, Any] = {b: {n: {"name": n, "params": p} for n, p in own.items()} for b, own in PRESETS.items()}
-    for place, params in changes.items():
-        bucket, _, name = place.partition("_")
+    for key_path, params in changes.items():
+        bucket, _, name = key_path.partition("_")
         content[bucket][name] = {"name": name, "params": params}
     (folder / "components.yaml").write_text(yaml.safe_dump(content))
     return {"components_cfg_file": str(folder / "components.yaml")}

@@ -19,7 +19,7 @@ from dataflex.base.commands.train import load_data
 from dataflex.base.loading_arguments import Loading
 from dataflex.config import RunConfig, parse
 from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
-from dataflex.data.streams import Place
+from dataflex.data.streams import StreamPosition
 from dataflex.errors import ConfigError
 
 SHAREGPT = {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
@@ -112,8 +112,8 @@ def talk(row: int, turns: int, weigh: Any = None) -> list[dict[str, Any]]:
     return found
 
 
-def weights(rows: Any, place: int) -> np.ndarray:
-    return np.array(rows[place][GIVEN_WEIGHTS], dtype=np.float32)
+def weights(rows: Any, index: int) -> np.ndarray:
+    return np.array(rows[index][GIVEN_WEIGHTS], dtype=np.float32)
 
 
 def by_content(rows: Any) -> dict[tuple[int, ...], Any]:
@@ -152,8 +152,8 @@ def test_a_row_weighs_what_its_column_says(bench: Bench, workers: int | None) ->
     bench.write("c", [{"messages": messages, "quality": 3 + i} for i, messages in enumerate(openai)], OPENAI)
     rows = bench.rows({**COLUMN, "column": "quality"}, preprocessing_num_workers=workers)
     expected = [i / 4 for i in range(30)] + list(range(20)) + [3 + i for i in range(20)]
-    for place, weight in enumerate(expected):
-        assert (weights(rows, place) == weight).all()
+    for index, weight in enumerate(expected):
+        assert (weights(rows, index) == weight).all()
     assert len(rows) == len(expected)
 
 
@@ -163,9 +163,9 @@ def test_a_mixture_keeps_the_weights_of_each_data_set(bench: Bench) -> None:
     module = bench.load(block={"mix": {"name": "static", "proportions": [0.5, 0.5]}}, val_size=0.2)
     rows = module["train_dataset"]
     texts = [bench.tokenizer.decode(row["input_ids"]) for row in map(rows.__getitem__, range(len(rows)))]
-    for place, (domain, text) in enumerate(zip(rows.domains.of(np.arange(len(rows))), texts, strict=True)):
+    for index, (domain, text) in enumerate(zip(rows.domains.of(np.arange(len(rows))), texts, strict=True)):
         number = int(re.findall(r"say (\d+)", text)[0])
-        assert (weights(rows, place) == 100 * domain + number / 4).all()
+        assert (weights(rows, index) == 100 * domain + number / 4).all()
     held = [module["eval_dataset"], *module["held_out"].parts]
     assert len(rows) == 24 + 9 and all(GIVEN_WEIGHTS not in part.column_names for part in held)
 
@@ -174,9 +174,9 @@ def test_rows_drawn_or_cut_off_keep_their_weights(bench: Bench) -> None:
     bench.write("a", alpaca(), {"num_samples": 40})
     for keys in ({}, {"max_samples": 25}, {"val_size": 0.3}):
         rows = bench.rows(**keys)
-        for place in range(len(rows)):
-            number = int(re.findall(r"say (\d+)", bench.tokenizer.decode(rows[place]["input_ids"]))[0])
-            assert (weights(rows, place) == number / 4).all()
+        for index in range(len(rows)):
+            number = int(re.findall(r"say (\d+)", bench.tokenizer.decode(rows[index]["input_ids"]))[0])
+            assert (weights(rows, index) == number / 4).all()
         assert len(rows) == {"max_samples": 25, "val_size": 28}.get(next(iter(keys), ""), 40)
 
 
@@ -643,7 +643,7 @@ def test_streams_carry_weights(bench: Bench, keys: dict[str, Any]) -> None:
     def first_block() -> Any:
         streams = bench.rows(block={"mix": {**mix, "stream_block": 100}}, streaming=True, max_steps=3, **options)
         reader = streams.readers(0, shuffle=False)[0]
-        reader.seek(Place())
+        reader.seek(StreamPosition())
         return streams.facts, reader.next().samples
 
     write(0.5)

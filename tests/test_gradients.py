@@ -26,7 +26,7 @@ from dataflex.signals.gradients.directions import (
     optimizer_moments,
 )
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
-from dataflex.signals.gradients.passes import UNIT_WEIGHTS, BatchGradients
+from dataflex.signals.gradients.passes import MERGE_WEIGHTS, BatchGradients
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.gradients.sites import find_sites
 
@@ -295,25 +295,27 @@ def test_several_rows_as_one(models: Any, kind: str) -> None:
     engine = BatchGradients(model, "all")
     targets = random_targets(engine, 2)
     batch = collate(rows()[:6])
-    batch[UNIT_WEIGHTS] = torch.tensor([[1.0, -0.5], [0.0, 2.0], [0.7, 0.3]])  # the empty row stands in the last unit
+    batch[MERGE_WEIGHTS] = torch.tensor(
+        [[1.0, -0.5], [0.0, 2.0], [0.7, 0.3]]
+    )  # the empty row is merged into the last one
     dots, norms = engine.dots(batch, targets)
     reference = one_at_a_time(model, list(engine.names.values()))
     aim = torch.cat([targets[p] for p in engine.names], dim=1).double()
     zero = torch.zeros(aim.shape[1], dtype=torch.float64)
     whole = [zero if g is None else flat({n: g[n] for n in engine.names.values()}) for g in reference[:6]]
-    units = [
+    merged = [
         sum(float(w) * g for w, g in zip(ws, whole[2 * i : 2 * i + 2], strict=True))
-        for i, ws in enumerate(batch[UNIT_WEIGHTS])
+        for i, ws in enumerate(batch[MERGE_WEIGHTS])
     ]
-    size = [float(u.norm()) for u in units]
-    check_rows(norms[:, None], [u.norm()[None] for u in units], size)
-    check_rows(dots, [aim @ u for u in units], [s * float(aim.norm(dim=1).max()) for s in size])
+    size = [float(u.norm()) for u in merged]
+    check_rows(norms[:, None], [u.norm()[None] for u in merged], size)
+    check_rows(dots, [aim @ u for u in merged], [s * float(aim.norm(dim=1).max()) for s in size])
     features = engine.features(batch, Concatenation(engine.sizes))
-    check_rows(features, units, size)
+    check_rows(features, merged, size)
     totals = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
     engine.add_weighted(batch, torch.tensor([2.0, 1.0, float("nan")]), totals)
     found = torch.cat([totals[p] for p in engine.names])
-    assert (found - (2 * units[0] + units[1])).norm() <= 2e-5 * float(found.norm())
+    assert (found - (2 * merged[0] + merged[1])).norm() <= 2e-5 * float(found.norm())
 
 
 def test_a_row_that_is_not_finite_spoils_no_other(models: Any) -> None:
@@ -323,8 +325,8 @@ def test_a_row_that_is_not_finite_spoils_no_other(models: Any) -> None:
     batch = collate(rows()[:4])
     clean = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
     engine.add_weighted(batch, torch.tensor([1.0, 0.0, 2.0, 1.0]), clean)
-    units = {**batch, UNIT_WEIGHTS: torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
-    before = engine.norms(units)
+    merged = {**batch, MERGE_WEIGHTS: torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    before = engine.norms(merged)
 
     def spoil(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(4)[:, None, None] == 1, torch.nan, output)
@@ -332,8 +334,8 @@ def test_a_row_that_is_not_finite_spoils_no_other(models: Any) -> None:
     hook = model.get_input_embeddings().register_forward_hook(spoil)
     found = {p: torch.zeros(p.numel(), dtype=torch.float64) for p in engine.names}
     engine.add_weighted(batch, torch.ones(4) * torch.tensor([1.0, 5.0, 2.0, 1.0]), found)
-    norms, after = engine.norms(batch), engine.norms(units)
-    both = engine.norms({**batch, UNIT_WEIGHTS: torch.tensor([[1.0, 1.0], [1.0, 1.0]])})
+    norms, after = engine.norms(batch), engine.norms(merged)
+    both = engine.norms({**batch, MERGE_WEIGHTS: torch.tensor([[1.0, 1.0], [1.0, 1.0]])})
     hook.remove()
     for p in engine.names:
         assert (found[p] - clean[p]).norm() <= 1e-5 * max(1e-3, float(clean[p].norm()))
@@ -356,11 +358,11 @@ def test_a_row_does_not_depend_on_batch_size_order_or_padding_side(models: Any, 
 
     def measure(batches: list[list[int]], side: str) -> torch.Tensor:
         out = torch.empty(ROWS, 3)
-        for places in batches:
-            batch = collate([data[i] for i in places], side)
+        for indices in batches:
+            batch = collate([data[i] for i in indices], side)
             batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
             dots, norms = engine.dots(batch, targets)
-            out[places] = torch.cat([dots / norms[:, None], norms[:, None]], dim=1)
+            out[indices] = torch.cat([dots / norms[:, None], norms[:, None]], dim=1)
         return out
 
     alone = measure([[i] for i in range(ROWS)], "right")
@@ -559,10 +561,10 @@ def random_rows(count: int, longest: int, seed: int) -> list[list[int]]:
     return [(rng.integers(3, 120, rng.integers(4, longest)) + 110 * (i % 2)).tolist() for i in range(count)]
 
 
-def pool_of(rows: list[list[int]], budget: int) -> ScoringRows:
+def scoring_rows(rows: list[list[int]], batch_tokens: int) -> ScoringRows:
     lengths = np.array([len(row) for row in rows])
     return ScoringRows(
-        rows=rows, ids=np.arange(len(rows)), lengths=lengths, budget=budget, device=torch.device("cpu"),
+        rows=rows, ids=np.arange(len(rows)), lengths=lengths, batch_tokens=batch_tokens, device=torch.device("cpu"),
         collate=lambda some: collate([(row, row) for row in some]), prepare=lambda batch: batch,
     )  # fmt: skip
 
@@ -575,9 +577,12 @@ def test_projected_alignment_is_that_without_a_projection(wide: Any, dim: int, w
     rows = BatchGradients(wide, direction=AdamDirection(lambda p: moments[p]) if with_adam else None)
     aims = BatchGradients(wide)
     assert Projection(aims.names, dim, 0, formed=False).takes_factors(torch.Size((128, 128))) == (dim < 8192)
-    pool, subtasks = pool_of(random_rows(16, 40, 1), 256), [np.array([i]) for i in range(16)]  # each row a target
-    exact = alignment(pool, pool, subtasks, rows, aims)
-    found = alignment(pool, pool, subtasks, rows, aims, proj_dim=dim)
+    measured, subtasks = (
+        scoring_rows(random_rows(16, 40, 1), 256),
+        [np.array([i]) for i in range(16)],
+    )  # each row a target
+    exact = alignment(measured, measured, subtasks, rows, aims)
+    found = alignment(measured, measured, subtasks, rows, aims, proj_dim=dim)
     assert np.diag(exact).mean() > 0.05  # a row with itself
     assert np.abs(found - exact).max() < 4.5 / dim**0.5  # of unit vectors, with a deviation of about 1 / sqrt(dim)
     assert abs((np.diag(found) - np.diag(exact)).mean()) < 4 / (16 * dim) ** 0.5
@@ -594,13 +599,13 @@ def test_products_of_mean_gradients(models: Any, family: str, kind: str) -> None
     groups = [np.array(usable[:2]), np.array(usable[2:3]), np.array(usable[3:])]
     means = torch.stack([torch.stack([flat(gradients[i]) for i in g]).mean(0) for g in groups])  # type: ignore[arg-type]
     lengths = np.array([len(ids) for ids, _ in rows()])
-    pool = ScoringRows(
-        rows=rows(), ids=np.arange(ROWS), lengths=lengths, budget=40, device=torch.device("cpu"), collate=collate,
+    measured = ScoringRows(
+        rows=rows(), ids=np.arange(ROWS), lengths=lengths, batch_tokens=40, device=torch.device("cpu"), collate=collate,
         prepare=lambda batch: batch,
     )  # fmt: skip
     exact = (means @ means.T).detach().numpy()
-    np.testing.assert_allclose(group_products(pool, groups, engine), exact, rtol=2e-4, atol=2e-4 * exact.max())
-    near = group_products(pool, groups, engine, proj_dim=4096)
+    np.testing.assert_allclose(group_products(measured, groups, engine), exact, rtol=2e-4, atol=2e-4 * exact.max())
+    near = group_products(measured, groups, engine, proj_dim=4096)
     norms = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
     assert np.abs((near - exact) / norms).max() < 4.5 / 4096**0.5
 

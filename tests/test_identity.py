@@ -302,9 +302,9 @@ def test_the_same_model_and_files_elsewhere_go_on(ground: Path, saved: Path, tmp
     """Copies with other times, a configuration that says other things of no consequence, defaults spelled out."""
     changes = model_with(ground, tmp_path, transformers_version="4.0.0", use_cache=False, architectures=["Other"])
     for slot, parameter in (("select", "ranking"), ("mix", "folder"), ("weight", "note")):
-        place = tmp_path / slot
-        place.mkdir()
-        changes.setdefault("dataflex", own_files(ground))[slot] = moved(ground, place, slot, parameter)["dataflex"][
+        folder = tmp_path / slot
+        folder.mkdir()
+        changes.setdefault("dataflex", own_files(ground))[slot] = moved(ground, folder, slot, parameter)["dataflex"][
             slot
         ]
     changes |= {"lora_alpha": 8, "lora_target": ["all"], "learning_rate": 1e-3}
@@ -400,8 +400,8 @@ def test_an_encoder_that_was_trained_on_in_its_place_embeds_again(
         def __len__(self) -> int:
             return 2
 
-        def __getitem__(self, place: int) -> str:
-            return f"row {place}"
+        def __getitem__(self, index: int) -> str:
+            return f"row {index}"
 
     def encode() -> None:
         found = text_selection._encoded(str(tmp_path / "encoder"), Two(), tmp_path / "store")  # type: ignore[arg-type]

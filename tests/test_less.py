@@ -70,10 +70,10 @@ def test_what_points_where_the_target_does_is_selected(aimed: Config, tmp_path: 
 
 def test_one_and_two_ranks_decide_the_same_from_one_checkpoint(aimed: Config, tmp_path: Path) -> None:
     """Invariant 5, exact and projected."""
-    for place, changes in enumerate(({}, {"proj_dim": 256, "gradient_type": "sgd"})):
+    for index, changes in enumerate(({}, {"proj_dim": 256, "gradient_type": "sgd"})):
         config = {**with_select(aimed, warmup=4, interval=8, **changes), "per_device_train_batch_size": 2}
         first = {**config, "save_strategy": "steps", "save_steps": 4}
-        folder = tmp_path / str(place)
+        folder = tmp_path / str(index)
         train(first, folder / "start", ranks=2, hooks=["kill_after:4"])
         resume = {**config, "resume_from_checkpoint": str(folder / "start" / "checkpoint-4")}
         one, two = train_all(

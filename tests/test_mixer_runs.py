@@ -28,7 +28,7 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
     return [rng.integers(5, 250, n).tolist() for n in lengths]
 
 
-def pool_of(rows: list[list[int]], side: str) -> ScoringRows:
+def scoring_rows(rows: list[list[int]], side: str) -> ScoringRows:
     def collate(some: list[list[int]]) -> dict[str, torch.Tensor]:
         longest = max(map(len, some))
         gaps = [[0] * (longest - len(r)) for r in some]
@@ -37,7 +37,7 @@ def pool_of(rows: list[list[int]], side: str) -> ScoringRows:
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
 
     return ScoringRows(
-        rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), budget=40, collate=collate,
+        rows=rows, ids=np.arange(len(rows)), lengths=np.array([len(r) for r in rows]), batch_tokens=40, collate=collate,
         prepare=lambda batch: batch, device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_router(experts: dict[str, Path], family: str, s
 
     model, rows = AutoModelForCausalLM.from_pretrained(experts[family]).eval(), rows_of([3, 9, 17, 8, 12])
     for layer in (0, -1):
-        found = expert_counts(model, pool_of(rows, side), layer)
+        found = expert_counts(model, scoring_rows(rows, side), layer)
         gate, seen = model.model.layers[layer].mlp.gate, []
         hook = gate.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))  # noqa: B023
         for row in rows:
@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_router(experts: dict[str, Path], family: str, s
             assert found[i].tolist() == torch.bincount(chosen.flatten(), minlength=EXPERTS).tolist()
         assert found.sum(axis=1).tolist() == [2.0 * len(r) for r in rows]
     with pytest.raises(DataflexError, match="layer 5 is asked for, and 2 layers have a router"):
-        expert_counts(model, pool_of(rows, side), 5)
+        expert_counts(model, scoring_rows(rows, side), 5)
 
 
 @pytest.mark.parametrize("kind", ["doge", "doge_online", "dynamic_moe"])

@@ -191,12 +191,12 @@ def test_stop_ends_the_run_before_the_row_that_may_not_come(base: Config, tmp_pa
     saved = {**base, "save_strategy": "steps", "save_steps": 5}
     on, stopped = train_all(
         *(
-            start(mixing(saved, **EXHAUSTED, when_exhausted=what), tmp_path / what, hooks=["record_ids"])
-            for what in ("repeat", "stop")
+            start(mixing(saved, **EXHAUSTED, when_exhausted=rule), tmp_path / rule, hooks=["record_ids"])
+            for rule in ("repeat", "stop")
         )
     )
-    place = [p for p, d in enumerate(domains(order(on))) if d == "code"][12]
-    steps = place // 4
+    position = [p for p, d in enumerate(domains(order(on))) if d == "code"][12]
+    steps = position // 4
     assert 5 < steps < 12 and len(order(on)) == 48
     assert stopped.ok.ids() == {s: i for s, i in on.ids().items() if s < steps}
     assert stopped.log.count(f"dataflex: the run ends after step {steps}: 'code' has been served as often as") == 1

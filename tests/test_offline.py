@@ -345,9 +345,9 @@ def test_what_is_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypa
     monkeypatch.setattr("dataflex.signals.keeping.disk._ROWS", 4)
     asked: list[list[int]] = []
 
-    def measure(places: np.ndarray) -> np.ndarray:
-        asked.append(places.tolist())
-        return np.stack([places, places**2], axis=1).astype(np.float32)
+    def measure(indices: np.ndarray) -> np.ndarray:
+        asked.append(indices.tolist())
+        return np.stack([indices, indices**2], axis=1).astype(np.float32)
 
     expected = np.stack([np.arange(10), np.arange(10) ** 2], axis=1)
     key = {"model": "a", "signal": "embedding"}

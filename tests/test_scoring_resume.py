@@ -303,11 +303,11 @@ class Clock:
 CPU = torch.device("cpu")
 
 
-def pool_of(lengths: Sequence[int] | np.ndarray, keep: Any = None, budget: int = 8) -> ScoringRows:
+def scoring_rows(lengths: Sequence[int] | np.ndarray, keep: Any = None, batch_tokens: int = 8) -> ScoringRows:
     """Rows whose only token is their id."""
     rows = np.arange(len(lengths))
     return ScoringRows(
-        rows=rows.astype(float).tolist(), ids=rows, lengths=np.asarray(lengths), budget=budget, collate=torch.tensor,
+        rows=rows.astype(float).tolist(), ids=rows, lengths=np.asarray(lengths), batch_tokens=batch_tokens, collate=torch.tensor,
         prepare=lambda batch: batch, device=CPU, cache=keep,
     )  # fmt: skip
 
@@ -319,9 +319,9 @@ class Noted(MemoryCache):
         super().__init__(count)
         self.clock, self.given = clock, list[tuple[float, list[int]]]()
 
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        self.given.append((self.clock.now, places.tolist()))
-        super().put(places, values)
+    def put(self, indices: np.ndarray, values: np.ndarray) -> None:
+        self.given.append((self.clock.now, indices.tolist()))
+        super().put(indices, values)
 
 
 @pytest.mark.parametrize("seconds", [0.001, 1.0, 7.0, 50.0, 130.0])
@@ -335,32 +335,32 @@ def test_a_piece_is_two_minutes_of_work(monkeypatch: pytest.MonkeyPatch, seconds
         clock.now += seconds
         return batch * 2
 
-    assert over_rows(pool_of(lengths, keep), measure, "test").tolist() == (np.arange(300) * 2.0).tolist()
+    assert over_rows(scoring_rows(lengths, keep), measure, "test").tolist() == (np.arange(300) * 2.0).tolist()
     ends = [0.0, *(when for when, _ in keep.given)]
     took = np.diff(ends)
     assert (took <= max(120.0, seconds) + 1e-6).all() and (took[:-1] + 2 * seconds > 60).all()
     assert (len(took) == 1) == (seconds * len(batches) <= 120)
-    order = [places for _, places in keep.given]
-    assert sorted(i for places in order for i in places) == list(range(300))
-    assert sum(len(places) for places in order) == 300
-    assert all(places == sorted(places) for places in order)  # and rows of no batch are torn apart
+    order = [indices for _, indices in keep.given]
+    assert sorted(i for indices in order for i in indices) == list(range(300))
+    assert sum(len(indices) for indices in order) == 300
+    assert all(indices == sorted(indices) for indices in order)  # and rows of no batch are torn apart
     assert all(len({k for k, some in enumerate(order) if set(batch.tolist()) & set(some)}) == 1 for batch in batches)
 
 
 def test_a_piece_has_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So have its values, however fast they come; of a pool that is not kept there is one."""
+    """So have its values, however fast they come; of a pass that is not kept there is one."""
     clock = Clock(monkeypatch)
     monkeypatch.setattr("dataflex.signals.pace.PIECE_TOKENS", 100)
     lengths = np.random.default_rng(0).integers(1, 9, size=300)
     keep = Noted(300, clock)
-    over_rows(pool_of(lengths, keep), lambda batch: batch, "test")
-    tokens = [lengths[places].sum() for _, places in keep.given]
+    over_rows(scoring_rows(lengths, keep), lambda batch: batch, "test")
+    tokens = [lengths[indices].sum() for _, indices in keep.given]
     assert all(100 <= t <= 108 for t in tokens[:-1]) and len(tokens) > 10
     assert [(p.begin, p.most) for p in pieces(np.full(9, 99), None) if list(p)] == [(0, 9)]
 
 
 def test_rows_that_are_there_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are, in the batches that the whole pool has."""
+    """The others are, in the batches of all rows."""
     keep, seen = Noted(6, Clock(monkeypatch)), []
     lengths = [5, 1, 5, 1, 5, 1]
     keep.put(np.array([2, 3]), np.array([20.0, 30.0]))
@@ -369,9 +369,9 @@ def test_rows_that_are_there_are_not_measured(monkeypatch: pytest.MonkeyPatch) -
         seen.append(batch.tolist())
         return batch * 2
 
-    assert over_rows(pool_of(lengths, keep), measure, "test").tolist() == [0.0, 2.0, 20.0, 30.0, 8.0, 10.0]
+    assert over_rows(scoring_rows(lengths, keep), measure, "test").tolist() == [0.0, 2.0, 20.0, 30.0, 8.0, 10.0]
     assert seen == [[0.0], [4.0], [1.0, 5.0]]
-    assert pool_of(lengths, keep).subset(np.array([2, 1])).cache is None
+    assert scoring_rows(lengths, keep).subset(np.array([2, 1])).cache is None
 
 
 def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> None:
@@ -391,7 +391,7 @@ def _on_rank(rank: int, ranks: int, port: int, folder: str, stop_after: int) -> 
         now[0] += 50.0 * (rank == 0)
         return batch * 2
 
-    values = over_rows(pool_of(lengths, keep), measure, "test")
+    values = over_rows(scoring_rows(lengths, keep), measure, "test")
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps([made[0], values.tolist()]))
     torch.distributed.destroy_process_group()
 
@@ -441,7 +441,7 @@ def test_a_short_pass_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return torch.sin(batch)
 
         keep = RunCache(StepFolders(tmp_path / "signals", "run"), step, 300, key, lambda: order_of(lengths))
-        return over_rows(pool_of(lengths, keep), measure, "test")
+        return over_rows(scoring_rows(lengths, keep), measure, "test")
 
     batches = len(token_batches(lengths, 8))
     first = a_pass(1, 59.0 / batches)
@@ -454,7 +454,7 @@ def test_a_short_pass_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(first, second) and first.dtype == second.dtype
 
 
-def place(
+def cache_at(
     passes: StepFolders, step: int, name: str = "loss", parts: int = 1, order: Sequence[int] = (0, 2, 1, 3)
 ) -> RunCache:
     kept_pass = RunCache(passes, step, 4, lambda: {"signal": name}, lambda: np.array(order), at_once=True)
@@ -468,18 +468,18 @@ def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
     passes, other = (StepFolders(tmp_path / "dataflex" / "signals", run) for run in ("a", "b"))
     for step in (2, 6, 10):
-        place(passes, step)
-    place(other, 14)
+        cache_at(passes, step)
+    cache_at(other, 14)
     passes.remove(before=6)
     assert kept(tmp_path) == ["step_6", "step_10"]
     monkeypatch.setattr("dataflex.signals.keeping.run._ROOM", 0)
-    place(passes, 12)
+    cache_at(passes, 12)
     assert kept(tmp_path) == ["step_12"]  # the latest pass, when there is no room for more
-    place(passes, 12, "embedding")
+    cache_at(passes, 12, "embedding")
     assert len(list((tmp_path / "dataflex" / "signals" / "step_12").iterdir())) == 2
     passes.remove(before=13)
     assert not (tmp_path / "dataflex" / "signals").exists()
-    place(passes, 12)
+    cache_at(passes, 12)
     passes.remove()
     assert not (tmp_path / "dataflex" / "signals").exists()
 
@@ -487,17 +487,17 @@ def test_what_is_no_longer_needed_is_removed(tmp_path: Path, monkeypatch: pytest
 def test_a_kept_pass_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataflex.signals.pace.PIECE_SECONDS", 0.0)
     passes = StepFolders(tmp_path, "a")
-    place(passes, 3)
-    again = place(passes, 3, parts=0)
+    cache_at(passes, 3)
+    again = cache_at(passes, 3, parts=0)
     assert again.missing.tolist() == [False, True, False, True]
     again.put(np.array([1, 3]), np.array([10.0, 30.0]))
     assert again.values().tolist() == [0.0, 10.0, 3.0, 30.0]
-    assert not place(passes, 3, parts=0).missing.any()
+    assert not cache_at(passes, 3, parts=0).missing.any()
     for other in (
-        place(passes, 3, parts=0, order=(0, 1, 2, 3)),
-        place(passes, 3, "embedding", parts=0),
-        place(passes, 4, parts=0),
-        place(StepFolders(tmp_path, "b"), 3, parts=0),
+        cache_at(passes, 3, parts=0, order=(0, 1, 2, 3)),
+        cache_at(passes, 3, "embedding", parts=0),
+        cache_at(passes, 4, parts=0),
+        cache_at(StepFolders(tmp_path, "b"), 3, parts=0),
     ):
         assert other.missing.all()
 
@@ -505,8 +505,8 @@ def test_a_kept_pass_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pieces_of_another_order_are_runs_of_it(tmp_path: Path) -> None:
     """Rows that are not neighbours in the order are sealed apart; with one of them damaged the others are still there."""
     order, values = np.array([4, 0, 3, 1, 2, 5]), np.arange(6) * 1.5
-    for places in (np.array([0, 1, 2, 3]), np.array([5])):
-        PieceFile(tmp_path, {}, 6, order).write(places, values[places])
+    for indices in (np.array([0, 1, 2, 3]), np.array([5])):
+        PieceFile(tmp_path, {}, 6, order).write(indices, values[indices])
     file = PieceFile(tmp_path, {}, 6, order)
     assert file.runs == [(1, 5), (5, 6)]
     file.write(np.array([3, 4]), values[[3, 4]])

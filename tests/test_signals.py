@@ -188,17 +188,17 @@ def test_padding_on_the_right_needs_no_mask(family: str) -> None:
     assert "attention_mask" in forward_inputs(model, batch)
 
 
-@pytest.mark.parametrize("budget", [1, 7, 64, 300, 10**9])
+@pytest.mark.parametrize("batch_tokens", [1, 7, 64, 300, 10**9])
 @pytest.mark.parametrize("seed", range(3))
-def test_batches_cover_every_row_once_within_the_budget(budget: int, seed: int) -> None:
+def test_batches_cover_every_row_once_within_the_budget(batch_tokens: int, seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(0, 40, size=97)
-    batches = token_batches(lengths, budget)
+    batches = token_batches(lengths, batch_tokens)
     assert sorted(np.concatenate(batches).tolist()) == list(range(97))
     longest = [int(lengths[b].max()) for b in batches]
-    assert all(len(b) * max(top, 1) <= budget or len(b) == 1 for b, top in zip(batches, longest, strict=True))
+    assert all(len(b) * max(top, 1) <= batch_tokens or len(b) == 1 for b, top in zip(batches, longest, strict=True))
     assert longest == sorted(longest, reverse=True) and longest[0] == lengths.max()
     for batch, top, following in zip(batches, longest, batches[1:], strict=False):  # none could have held one more
-        assert (len(batch) + 1) * max(top, 1) > budget
+        assert (len(batch) + 1) * max(top, 1) > batch_tokens
         assert lengths[batch].min() >= lengths[following].max()
 
 
@@ -277,7 +277,7 @@ def test_isolation_puts_everything_back_after_an_error() -> None:
     assert (generators(), modes(model), torch.is_grad_enabled()) == (before, mode, True)
 
 
-# -- the loss of a pool ----------------------------------------------------------------------------------------------
+# -- the loss of every row -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build_model(tmp_path_factory.mktemp("model"), ["a few words"], attention_dropout=0.3, **sizes)[0]
 
 
-def pool() -> Rows:
+def training_rows() -> Rows:
     """Forty rows of 1 to 30 tokens in two domains; rows 7 and 25 have no trainable token."""
     rng = np.random.default_rng(5)
     tokens = [rng.integers(3, 256, size=n).tolist() for n in rng.integers(2, 31, size=40)]
@@ -307,25 +307,27 @@ def pad(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE), "attention_mask": mask}
 
 
-def measure(model: Any, rows: Rows, budget: int, workers: int = 0, seen: list[list[int]] | None = None) -> np.ndarray:
+def measure(
+    model: Any, rows: Rows, batch_tokens: int, workers: int = 0, seen: list[list[int]] | None = None
+) -> np.ndarray:
     def row_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids = batch.pop(SAMPLE_IDS)
         if seen is not None:
             seen.append(ids.tolist())
         return score_rows(None, "sft", model, batch)
 
-    return stage_losses(model, as_pool(rows, budget, workers), row_loss)
+    return stage_losses(model, scoring_rows(rows, batch_tokens, workers), row_loss)
 
 
-def as_pool(rows: Rows, budget: int, workers: int = 0) -> ScoringRows:
+def scoring_rows(rows: Rows, batch_tokens: int, workers: int = 0) -> ScoringRows:
     ids, device = np.arange(len(rows)), torch.device("cpu")
-    return ScoringRows(rows, ids, rows.lengths(), budget, RowCollator(pad), lambda batch: batch, device, workers)
+    return ScoringRows(rows, ids, rows.lengths(), batch_tokens, RowCollator(pad), lambda batch: batch, device, workers)
 
 
 @pytest.fixture(scope="module")
 def alone(model: Any) -> list[float]:
     """The token mean of each row, one forward each, from the model's own log probabilities."""
-    out, rows = [], pool()
+    out, rows = [], training_rows()
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -338,19 +340,19 @@ def alone(model: Any) -> list[float]:
     return out
 
 
-@pytest.mark.parametrize("budget, workers", [(1, 0), (40, 0), (30, 2), (100_000, 0)])
+@pytest.mark.parametrize("batch_tokens, workers", [(1, 0), (40, 0), (30, 2), (100_000, 0)])
 def test_the_loss_of_a_row_does_not_depend_on_its_batch(
-    model: Any, alone: list[float], budget: int, workers: int
+    model: Any, alone: list[float], batch_tokens: int, workers: int
 ) -> None:
     model.train()  # dropout would show
-    rows = pool()
+    rows = training_rows()
     seen: list[list[int]] = []
-    losses = measure(model, rows, budget, workers, seen)
+    losses = measure(model, rows, batch_tokens, workers, seen)
     assert losses.dtype == np.float64
     assert np.flatnonzero(np.isnan(losses)).tolist() == [7, 25] == np.flatnonzero(np.isnan(alone)).tolist()
     np.testing.assert_allclose(losses, alone, rtol=0, atol=1e-5)
     assert np.nanstd(losses) > 0.01
-    assert seen == [batch.tolist() for batch in token_batches(rows.lengths(), budget)]
+    assert seen == [batch.tolist() for batch in token_batches(rows.lengths(), batch_tokens)]
     assert model.training
 
 
@@ -359,7 +361,7 @@ def test_a_loss_that_is_not_finite_is_no_loss(model: Any) -> None:
         values = torch.tensor([float("inf"), float("-inf"), float("nan"), 1.0])
         return values[batch[SAMPLE_IDS] % 4]
 
-    losses = stage_losses(model, as_pool(pool(), 50), broken)
+    losses = stage_losses(model, scoring_rows(training_rows(), 50), broken)
     assert losses[3::4].tolist() == [1.0] * 10
     assert np.isnan(losses).sum() == 30
 
@@ -369,7 +371,7 @@ def test_measuring_leaves_no_trace(model: Any, workers: int) -> None:
     """Parameters, their gradients, generators, modes: all as before, in the middle of an accumulation too."""
     model.train()
     model.lm_head.eval()
-    rows = pool()
+    rows = training_rows()
     for parameter in model.parameters():
         parameter.grad = None
     score_input = pad([rows[0], rows[1]])
@@ -389,7 +391,7 @@ def test_measuring_leaves_no_trace(model: Any, workers: int) -> None:
 
 def test_scoring_in_between_does_not_change_dropout(model: Any) -> None:
     """The next training forward draws the mask it would have drawn without the pass."""
-    rows = pool()
+    rows = training_rows()
     batch = pad([rows[i] for i in range(4)])
 
     def next_losses(score: bool) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_files import assert_refused
 from harness import Result, start, tiny_run, train, train_all
 
-from dataflex.data.streams import STREAM, BlockReader, Cursor, Place
+from dataflex.data.streams import STREAM, BlockReader, Cursor, StreamPosition
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.plan.quota import SCALE, quantise
 
@@ -40,19 +40,19 @@ def write_data(folder: Path) -> None:
     info: Config = {}
     for name in NAMES:
         rows = [{"text": text, "question": f"Row {i}?"} for i, text in enumerate(texts(name))]
-        half, place = len(rows) // 2, folder / name
+        half, stored = len(rows) // 2, folder / name
         if name == "lists":
-            place = folder / "lists.jsonl"
-            place.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            source: Config = {"file_name": place.name}
+            stored = folder / "lists.jsonl"
+            stored.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            source: Config = {"file_name": stored.name}
         else:
-            place.mkdir(exist_ok=True)
-            source = {"hf_hub_url": str(place)}
+            stored.mkdir(exist_ok=True)
+            source = {"hf_hub_url": str(stored)}
             for part, piece in enumerate((rows[:half], rows[half:])):
                 if name == "notes":
-                    Dataset.from_list(piece).to_parquet(place / f"{part}.parquet", batch_size=3)
+                    Dataset.from_list(piece).to_parquet(stored / f"{part}.parquet", batch_size=3)
                 else:
-                    (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in piece))
+                    (stored / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in piece))
         info[name] = {**source, "columns": {"prompt": "text"}}
         info[f"{name}_sft"] = {**source, "columns": {"prompt": "question", "response": "text"}}
     for name, of in (("held", "notes"), ("lists_held", "lists"), ("sums_held", "sums")):
@@ -580,7 +580,7 @@ class Numbers:
 
 def reader(source: Any, block: int, *, shuffle: bool = False) -> BlockReader:
     found = BlockReader(source, "numbers", 0, block, 7, shuffle=shuffle)
-    found.seek(Place())
+    found.seek(StreamPosition())
     return found
 
 
@@ -592,7 +592,7 @@ def test_blocks_without_a_sample_are_passed_over() -> None:
     assert [(b.begin.epoch, b.begin.block, b.begin.rows, b.begin.samples) for b in found] == [
         (0, 0, 0, 0), (0, 2, 6, 4), (1, 0, 0, 8),
     ]  # fmt: skip
-    assert found[0].end == Place(0, 1, 3, 4, {"at": 3})
+    assert found[0].end == StreamPosition(0, 1, 3, 4, {"at": 3})
 
 
 def test_data_that_makes_no_sample_is_refused() -> None:
@@ -614,7 +614,7 @@ def test_a_cursor_goes_on_from_each_of_its_states() -> None:
 
     def cursor(saved: Any = None) -> Cursor:
         blocks = reader(Numbers(11, lambda row: row % 3), 4, shuffle=True)
-        blocks.seek(Cursor.place(saved))
+        blocks.seek(Cursor.begin_of(saved))
         return Cursor("numbers", blocks.next, saved)
 
     whole = cursor()

@@ -53,8 +53,8 @@ def test_every_field_of_accelerator_config_is_in_one_group() -> None:
 
 def test_what_is_checked_elsewhere_is_checked_there() -> None:
     source = Path(trainer_keys.__file__).parents[2]
-    for key, place in trainer_keys.ELSEWHERE.items():
-        assert f'"{key}"' in (source / place).read_text(), (key, place)
+    for key, file in trainer_keys.ELSEWHERE.items():
+        assert f'"{key}"' in (source / file).read_text(), (key, file)
 
 
 def parsed(block: Config, **keys: Any) -> Any:

@@ -27,7 +27,7 @@ from dataflex.config.schema import WeightPart
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
 from dataflex.weighting.objectives import Objective
-from dataflex.weighting.units import Sample, Tokens
+from dataflex.weighting.units import LossEntries, Tokens
 from dataflex.weighting.weighing import Weighing
 from dataflex.weighting.weights import rounding_of
 
@@ -37,7 +37,7 @@ NONE = torch.zeros(0, dtype=torch.int64)
 
 
 def context(reference: torch.Tensor, step: int = 0, **signals: Any) -> WeightContext:
-    """signals: name=(of the rows, of the reference)"""
+    """signals: name=(of the rows, of the comparison batch)"""
     return WeightContext(
         reference=reference, ids=NONE, domains=NONE, step=step,
         signals={k: v[0] for k, v in signals.items()}, reference_signals={k: v[1] for k, v in signals.items()},
@@ -211,27 +211,27 @@ def weighing(*parts: WeightPart) -> Weighing:
     return Weighing(slots, Domains(("a", "b"), (5, 5)), CPU, "w", equal_counts=True)
 
 
-def sample(*losses: float) -> Sample:
-    return Sample(torch.tensor(losses), torch.arange(len(losses)))
+def entries(*losses: float) -> LossEntries:
+    return LossEntries(torch.tensor(losses), torch.arange(len(losses)))
 
 
-def weigh(found: Weighing, rows: Sample, step: int = 0) -> torch.Tensor | None:
+def weigh(found: Weighing, rows: LossEntries, step: int = 0) -> torch.Tensor | None:
     states: dict[str, dict[str, Any]] = {slot: {} for slot in found.parts}
     return found.weigh(rows, torch.ones(len(rows), dtype=torch.bool), states, step)
 
 
-def test_weights_have_mean_one_over_the_reference() -> None:
+def test_weights_have_mean_one_over_the_comparison_batch() -> None:
     one = weighing(WeightPart(name="x", component=Given()))
-    assert weigh(one, sample(1.0)) is None  # nothing to refer to yet
-    one.refer(sample(1.0, 2.0, 3.0))
-    assert weigh(one, sample(1.0, 2.0, 3.0)).tolist() == [0.5, 1.0, 1.5]
-    assert weigh(one, sample(4.0)).tolist() == [2.0]  # a later row, by the reference of before
+    assert weigh(one, entries(1.0)) is None  # nothing to compare with yet
+    one.compare_with(entries(1.0, 2.0, 3.0))
+    assert weigh(one, entries(1.0, 2.0, 3.0)).tolist() == [0.5, 1.0, 1.5]
+    assert weigh(one, entries(4.0)).tolist() == [2.0]  # a later row, by the same comparison batch
 
 
 def test_several_weighters_multiply_and_are_normalised_once_more() -> None:
     two = weighing(WeightPart(name="x", component=Given()), WeightPart(name="y", component=Given(2.0)))
-    two.refer(sample(1.0, 2.0, 3.0))
-    found = weigh(two, sample(1.0, 2.0, 3.0))
+    two.compare_with(entries(1.0, 2.0, 3.0))
+    found = weigh(two, entries(1.0, 2.0, 3.0))
     cubes = torch.tensor([1.0, 8.0, 27.0])
     torch.testing.assert_close(found, cubes / cubes.mean())
 
@@ -242,20 +242,22 @@ def test_strength_rises_and_falls() -> None:
         0.0, 0.0, 0.0, 0.25, 1.0, 1.0, 1.0, 0.8, pytest.approx(0.2), 0.0, 0.0,
     ]  # fmt: skip
     one = weighing(part)
-    one.refer(sample(1.0, 2.0, 3.0))
-    assert weigh(one, sample(1.0, 2.0, 3.0), step=2) is None
-    one.refer(sample(1.0, 2.0, 3.0))
-    torch.testing.assert_close(weigh(one, sample(1.0, 2.0, 3.0), step=3), torch.tensor([0.875, 1.0, 1.125]))
+    one.compare_with(entries(1.0, 2.0, 3.0))
+    assert weigh(one, entries(1.0, 2.0, 3.0), step=2) is None
+    one.compare_with(entries(1.0, 2.0, 3.0))
+    torch.testing.assert_close(weigh(one, entries(1.0, 2.0, 3.0), step=3), torch.tensor([0.875, 1.0, 1.125]))
     assert WeightPart(name="x", component=Given(), until=3).strength(3) == 0.0
 
 
 def test_rows_that_do_not_count() -> None:
     """NaN losses, rows without tokens and padding: weight zero, not part of any mean; the first two are reported."""
     one = weighing(WeightPart(name="x", component=Given()))
-    rows = Sample(torch.tensor([1.0, torch.nan, 5.0, 3.0]), torch.tensor([0, 1, 2, 3])).padded(6)
-    one.refer(rows)
-    counted = torch.tensor([True, True, False, True, True, True])  # 5.0 has no tokens, but a loss in the reference
-    found = one.weigh(rows, counted, {"weight.0": {}}, 0)
+    rows = LossEntries(torch.tensor([1.0, torch.nan, 5.0, 3.0]), torch.tensor([0, 1, 2, 3])).padded(6)
+    one.compare_with(rows)
+    counting = torch.tensor(
+        [True, True, False, True, True, True]
+    )  # 5.0 has no tokens, but a loss in the comparison batch
+    found = one.weigh(rows, counting, {"weight.0": {}}, 0)
     torch.testing.assert_close(found, torch.tensor([1 / 3, 0.0, 0.0, 1.0, 0.0, 0.0]))
     scalars = one.scalars()
     assert scalars.pop("w/effective_share") == pytest.approx((4 / 3) ** 2 / (1 / 9 + 1) / 2)
@@ -264,21 +266,21 @@ def test_rows_that_do_not_count() -> None:
 
 
 def test_all_weights_zero_stay_zero() -> None:
-    """But a row later than a reference of zeros has nothing to be compared with."""
+    """But a row later than a comparison batch of zeros has nothing to be compared with."""
     one = weighing(WeightPart(name="x", component=Given()))
-    one.refer(sample(0.0, 0.0))
-    assert weigh(one, sample(0.0, 0.0)).tolist() == [0.0, 0.0]
+    one.compare_with(entries(0.0, 0.0))
+    assert weigh(one, entries(0.0, 0.0)).tolist() == [0.0, 0.0]
     assert one.scalars()["w/zero_share"] == 1.0
-    later = one.weigh(sample(50.0, 0.0), torch.ones(2, dtype=torch.bool), {"weight.0": {}}, 0, in_reference=False)
+    later = one.weigh(entries(50.0, 0.0), torch.ones(2, dtype=torch.bool), {"weight.0": {}}, 0, in_comparison=False)
     assert later.tolist() == [1.0, 1.0]
 
 
 def test_what_weights_are_divided_by_is_found_anew_at_every_step() -> None:
-    """Also where the reference stays: a second weighter may have begun to act."""
+    """Also where the comparison batch stays: a second weighter may have begun to act."""
     second = WeightPart(name="y", component=Given(2.0), warmup=1)
     two = weighing(WeightPart(name="x", component=Given()), second)
-    rows = sample(1.0, 2.0, 3.0)
-    two.refer(rows)
+    rows = entries(1.0, 2.0, 3.0)
+    two.compare_with(rows)
     assert weigh(two, rows, step=0).tolist() == [0.5, 1.0, 1.5]
     cubes = torch.tensor([1.0, 8.0, 27.0])
     torch.testing.assert_close(weigh(two, rows, step=1), cubes / cubes.mean())
@@ -305,9 +307,9 @@ class Wrong(Weighter):
 )
 def test_what_is_no_weight_is_refused(found: Any, message: str) -> None:
     one = weighing(WeightPart(name="x", component=Wrong(found)))
-    one.refer(sample(1.0, 2.0))
+    one.compare_with(entries(1.0, 2.0))
     with pytest.raises(DataflexError, match=message):
-        weigh(one, sample(1.0, 2.0))
+        weigh(one, entries(1.0, 2.0))
 
 
 def test_signals_are_gathered_in_one_order_on_all_ranks() -> None:
@@ -317,7 +319,7 @@ def test_signals_are_gathered_in_one_order_on_all_ranks() -> None:
     orders = []
     for keys in (list(values), list(reversed(values))):
         seen: list[tuple[int, ...]] = []
-        rows = Sample(torch.ones(2), torch.arange(2), {k: values[k] for k in keys})
+        rows = LossEntries(torch.ones(2), torch.arange(2), {k: values[k] for k in keys})
         rows.mapped(lambda v, seen=seen: seen.append(tuple(v.shape)) or v)
         orders.append(seen)
     assert orders[0] == orders[1] and len(orders[0]) == 5
@@ -334,12 +336,12 @@ def test_a_file_of_weights_is_read_once(tmp_path: Path) -> None:
     assert weighter.weights({}, rows, given).tolist() == [0.75, 0.25, 0.75]
 
 
-def test_the_reference_survives_a_checkpoint() -> None:
+def test_the_comparison_batch_survives_a_checkpoint() -> None:
     part = WeightPart(name="x", component=ColumnWeighter())
     first, second = weighing(part), weighing(part)
-    rows = Sample(torch.tensor([1.0, 2.0]), torch.tensor([7, 3]), {GIVEN: torch.tensor([1.0, 3.0])})
-    first.see(rows)
-    assert first.close() and not first.close()
+    rows = LossEntries(torch.tensor([1.0, 2.0]), torch.tensor([7, 3]), {GIVEN: torch.tensor([1.0, 3.0])})
+    first.collect(rows)
+    assert first.compare_with_collected() and not first.compare_with_collected()
     second.load_state_dict(first.state_dict())
     assert weigh(second, rows).tolist() == weigh(first, rows).tolist() == [0.5, 1.5]
 
@@ -361,12 +363,12 @@ def packed() -> tuple[Tokens, list[list[slice]]]:
 
 @pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last"])
 def test_sequences_of_packed_rows_are_weighed_by_themselves(pooling: Any) -> None:
-    tokens, places = packed()
+    tokens, sequences = packed()
     request = Embedding(pooling=pooling)
     found, entry = tokens.by_sequence(torch.tensor([11, 22]), frozenset({request, GIVEN}))
     assert found.ids.tolist() == [11, 11, 22, 22]
     number = 0
-    for row, parts in enumerate(places):
+    for row, parts in enumerate(sequences):
         for part in parts:
             own = slice(max(part.start - 1, 0), part.stop - 1)  # a token is predicted from the one before
             learned = tokens.active[row, own]
@@ -396,15 +398,15 @@ def test_neat_packing_shows_sequences_in_its_mask_too() -> None:
 def test_tokens_and_rows() -> None:
     tokens, _ = packed()
     known = ReferenceLoss(model="m")
-    tokens = Tokens(tokens.losses, tokens.active, {}, reference={known: torch.rand(2, 9)}, given=tokens.given)
+    tokens = Tokens(tokens.losses, tokens.active, {}, reference_losses={known: torch.rand(2, 9)}, given=tokens.given)
     by_token = tokens.by_token(torch.tensor([4, 9]), frozenset({known, GIVEN}))
     assert by_token.ids.tolist() == [4, 4, 4, 4, 9, 9]
     assert by_token.losses.tolist() == tokens.losses[tokens.active].tolist()
-    assert by_token.signals[known].tolist() == tokens.reference[known][tokens.active].tolist()
+    assert by_token.signals[known].tolist() == tokens.reference_losses[known][tokens.active].tolist()
     learned = F.pad(tokens.active[:, :-1], (1, 0))
     assert by_token.signals[GIVEN].tolist() == tokens.given[learned].tolist()
     by_row = tokens.by_row(torch.tensor([4, 9]), torch.tensor([1.0, 2.0]), frozenset({known}))
-    torch.testing.assert_close(by_row.signals[known][0], tokens.reference[known][0][tokens.active[0]].mean())
+    torch.testing.assert_close(by_row.signals[known][0], tokens.reference_losses[known][0][tokens.active[0]].mean())
     nothing = Tokens(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), {"input_ids": torch.ones(1, 3).long()})
     assert len(nothing.by_sequence(torch.tensor([0]), frozenset())[0]) == 0
 

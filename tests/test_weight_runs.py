@@ -198,8 +198,8 @@ def test_embeddings_of_the_same_forward_pass(
 
     def embedded(hidden: torch.Tensor) -> np.ndarray:
         """hidden: [n, H] of one row without padding."""
-        places = torch.arange(1.0, len(hidden) + 1) if name == "adapt" else torch.eye(len(hidden))[-1]
-        found = ((places[:, None] * hidden).sum(0) / places.sum()).numpy().astype(float)
+        weights = torch.arange(1.0, len(hidden) + 1) if name == "adapt" else torch.eye(len(hidden))[-1]
+        found = ((weights[:, None] * hidden).sum(0) / weights.sum()).numpy().astype(float)
         return found / np.linalg.norm(found)
 
     with torch.no_grad():

@@ -71,7 +71,7 @@ def _masked_text(text: str) -> str:
 def to_environment(configuration: Mapping[str, Any]) -> dict[str, str]:
     """The secrets of a configuration, as the environment of a process that reads it masked; empty if it has none."""
     original, shown = dict(_leaves(configuration)), dict(_leaves(masked(configuration)))
-    kept = {place: value for place, value in original.items() if shown[place] != value}
+    kept = {path: value for path, value in original.items() if shown[path] != value}
     return {_ENVIRONMENT: json.dumps(kept)} if kept else {}
 
 
@@ -81,30 +81,30 @@ def filled(configuration: dict[str, Any]) -> dict[str, Any]:
     ConfigError for one that is not there."""
     kept = json.loads(os.environ.get(_ENVIRONMENT, "{}"))
 
-    def fill(value: Any, place: str) -> Any:
+    def fill(value: Any, path: str) -> Any:
         if isinstance(value, dict):
-            return {key: fill(below, _join(place, key)) for key, below in value.items()}
+            return {key: fill(below, _join(path, key)) for key, below in value.items()}
         if isinstance(value, list):
-            return [fill(below, _join(place, number)) for number, below in enumerate(value)]
+            return [fill(below, _join(path, number)) for number, below in enumerate(value)]
         if not isinstance(value, str) or MASK not in value:
             return value
-        if place not in kept:
-            raise ConfigError(f"{place}: {value} stands for a secret that is not written down; give its value")
-        return kept[place]
+        if path not in kept:
+            raise ConfigError(f"{path}: {value} stands for a secret that is not written down; give its value")
+        return kept[path]
 
     return dict(fill(configuration, ""))
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, below in value.items():
-            yield from _leaves(below, _join(place, key))
+            yield from _leaves(below, _join(path, key))
     elif isinstance(value, list | tuple):
         for number, below in enumerate(value):
-            yield from _leaves(below, _join(place, number))
+            yield from _leaves(below, _join(path, number))
     else:
-        yield place, value
+        yield path, value
 
 
-def _join(place: str, name: Any) -> str:
-    return f"{place}.{name}" if place else str(name)
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)

@@ -159,14 +159,17 @@ def _reason(error: BaseException, only_full: bool) -> str | None:
     if _of_network(error):
         return None
     if isinstance(error, OSError):
-        number, what = error.errno, f"{error.filename}: {error.strerror}" if error.filename else error.strerror or words
+        number, reason = (
+            error.errno,
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or words,
+        )
     elif (numbered := _RUST.search(words)) is not None:
-        number, what = int(numbered[1]), os.strerror(int(numbered[1]))
+        number, reason = int(numbered[1]), os.strerror(int(numbered[1]))
     elif isinstance(error, RuntimeError) and any(sign in words for sign in _TORCH):
         return f"torch could not write, as on a full disk: {_WHERE.sub('', words)}"
     else:
         return None
-    return what if number in _NO_ROOM or not only_full else None
+    return reason if number in _NO_ROOM or not only_full else None
 
 
 def _of_network(error: BaseException) -> bool:

@@ -460,8 +460,8 @@ def attempt(cases: dict[str, Case], base: Config, ground: Path, names: Sequence[
     from dataflex.cli import main
 
     out: dict[str, tuple[Any, str]] = {}
-    for place, name in enumerate(names):
-        folder = ground / f"case-{place}"
+    for index, name in enumerate(names):
+        folder = ground / f"case-{index}"
         arguments = write(cases[name], base, folder)
         os.chdir(folder)
         said = io.StringIO()

@@ -50,8 +50,8 @@ def assert_close(found: Any, expected: Any, rel: float, where: str) -> None:
             assert_close(found[key], value, rel, f"{where}/{key}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), where
-        for place, (a, b) in enumerate(zip(found, expected)):
-            assert_close(a, b, rel, f"{where}/{place}")
+        for index, (a, b) in enumerate(zip(found, expected)):
+            assert_close(a, b, rel, f"{where}/{index}")
     elif isinstance(expected, float):
         assert found == pytest.approx(expected, rel=rel, abs=rel), where
     else:

@@ -296,16 +296,16 @@ def small_pieces(out: str, tokens: str) -> None:
     from dataflex.signals.asking import context
 
     pace.PIECE_SECONDS, embeddings._TEXTS = 0.0, 50
-    context.token_budget = lambda *args: int(tokens)
+    context.default_batch_tokens = lambda *args: int(tokens)
 
 
 def kill_after_pieces(out: str, argument: str) -> None:
-    """`<count>[=<place>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
-    the one at that place."""
+    """`<count>[=<index>]`: SIGKILL when so many pieces of a signal have been measured, of the first one that is kept or of
+    the one at that index."""
     from dataflex.signals.keeping import disk, run
 
-    count, _, place = argument.partition("=")
-    left = [int(place or 0), int(count)]
+    count, _, index = argument.partition("=")
+    left = [int(index or 0), int(count)]
 
     for kind in (disk.DiskCache, run.RunCache):
 
@@ -314,8 +314,8 @@ def kill_after_pieces(out: str, argument: str) -> None:
             self.counted = left[0] == 0
             left[0] -= 1
 
-        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
-            stock(self, places, values)
+        def put(self: Any, indices: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, indices, values)
             left[1] -= self.counted
             if left[1] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -340,8 +340,8 @@ def count_measured(out: str, _: str) -> None:
             stock(self, *args, **kwargs)
             note()
 
-        def put(self: Any, places: Any, values: Any, stock: Any = kind.put) -> None:
-            stock(self, places, values)
+        def put(self: Any, indices: Any, values: Any, stock: Any = kind.put) -> None:
+            stock(self, indices, values)
             counts[-1] += len(values)
             note()
 
@@ -355,10 +355,10 @@ def count_passes(out: str, _: str) -> None:
 
     stock, counts = batching.batches_of, {}
 
-    def wrapped(pool: Any, what: str, batches: Any = None) -> Any:
-        counts[what] = counts.get(what, 0) + 1
+    def wrapped(rows: Any, name: str, batches: Any = None) -> Any:
+        counts[name] = counts.get(name, 0) + 1
         (Path(out) / "passes.json").write_text(json.dumps(counts))
-        return stock(pool, what, batches)
+        return stock(rows, name, batches)
 
     batching.batches_of = alignment.batches_of = wrapped
 
@@ -379,11 +379,11 @@ def full_store(out: str, pieces: str) -> None:
 
 
 def damage_piece(out: str, argument: str) -> None:
-    """`<step>=<what>`: before the run starts, spoil what is kept of that step: `values`, a byte of them; `line`, the last line
+    """`<step>=<name>`: before the run starts, spoil what is kept of that step: `values`, a byte of them; `line`, the last line
     of what is sealed, which is torn."""
-    step, what = argument.split("=")
+    step, name = argument.split("=")
     (folder,) = (Path(out) / "dataflex" / "signals" / f"step_{step}").iterdir()
-    if what == "line":
+    if name == "line":
         sealed = folder / "done.jsonl"
         sealed.write_text(sealed.read_text()[:-9])
         return
@@ -448,10 +448,10 @@ def record_routing(out: str, _: str) -> None:
 
     stock = measures.expert_counts
 
-    def wrapped(model: Any, pool: Any, layer: int) -> np.ndarray:
+    def wrapped(model: Any, rows: Any, layer: int) -> np.ndarray:
         with (Path(out) / "routing.jsonl").open("a") as handle:
-            handle.write(json.dumps([list(pool.rows[int(i)]["input_ids"]) for i in pool.ids]) + "\n")
-        return stock(model, pool, layer)
+            handle.write(json.dumps([list(rows.rows[int(i)]["input_ids"]) for i in rows.ids]) + "\n")
+        return stock(model, rows, layer)
 
     measures.expert_counts = wrapped
 
@@ -763,13 +763,13 @@ def no_room_in_turn(out: str, step: str) -> None:
         if self.state.global_step != int(step):
             return stock(self, *args, **kwargs)
 
-        def attempt(what: str) -> None:
+        def attempt(name: str) -> None:
             self.control.should_log, self.control.should_evaluate, self.control.should_save = False, False, True
             try:
                 stock(self, *args, **kwargs)
-                ended[what] = "saved"
+                ended[name] = "saved"
             except BaseException as error:
-                ended[what] = f"{type(error).__name__}: {error}"
+                ended[name] = f"{type(error).__name__}: {error}"
             self.checkpoints.unsealed = None
 
         attempt("nothing")

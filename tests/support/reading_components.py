@@ -36,8 +36,8 @@ class RankedSelector(Selector):
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
         assert context.ids is not None
-        places = np.argsort(np.load(self.ranking)[context.ids], kind="stable")
-        return Selection(places[: context.budget]), state
+        indices = np.argsort(np.load(self.ranking)[context.ids], kind="stable")
+        return Selection(indices[: context.budget]), state
 
 
 @dataclass(frozen=True, kw_only=True)

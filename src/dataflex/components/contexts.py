@@ -18,52 +18,58 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """What a selector may know besides its signals.
-
-    budget: rows to return; rows: number of candidates; step: optimizer steps done; update: updates made before this one;
-    updates: those of the whole run; domain: name of the domain the candidates
-    come from, None when all domains are one pool; rng: generator of this decision alone. ids: sample ids of the
-    candidates. learning_rate: that of the next step. shortlist: positions of the candidates that the signals
-    in `refines` were measured on. target_sizes: rows of each data set of the target. raw_rows: for a selector that
-    `reads_raw_rows`, the number that each candidate has among the rows of the data sets as they are stored, laid end to end.
-    """
+    """What a selector may know besides its signals."""
 
     budget: int
+    """Rows to return."""
     rows: int
+    """Number of candidates."""
     step: int
+    """Optimizer steps done."""
     update: int
+    """Updates made before this one."""
     updates: int
+    """Updates of the whole run."""
     domain: str | None
+    """The domain of the candidates; None when all domains are one pool."""
     rng: np.random.Generator
+    """Generator of this decision alone."""
     ids: Int64[np.ndarray, " rows"] | None = None
+    """Sample ids of the candidates."""
     learning_rate: float = 0.0
+    """Learning rate of the next step."""
     shortlist: Int64[np.ndarray, " shortlist"] | None = None
+    """Indices of the candidates that the signals in `refines` were measured on."""
     target_sizes: tuple[int, ...] = ()
+    """Rows of each data set of the target."""
     raw_rows: Int64[np.ndarray, " rows"] | None = None
+    """For a selector that `reads_raw_rows`: the number of each candidate among the stored rows of all data sets."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """chosen: positions among the candidates; scores: of the candidates (None: no score).
-
-    remarks: what a user should know of this decision, a line each under a name of its own. The ledger has all of them; the
-    run's log shows the first under each name."""
+    """What a selector returns."""
 
     chosen: Int[np.ndarray, " budget"]
+    """Indices of the chosen candidates."""
     scores: Float[np.ndarray, " rows"] | None = None
+    """A score for each candidate; None: no scores."""
     remarks: Mapping[str, str] = field(default_factory=dict)
+    """Lines about this decision for the user, each under its own name. The ledger has all of them. The log shows the
+    first one of each name."""
 
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """The domains a mixer decides over: names, sizes and the proportions the run starts with.
-
-    sizes: in the unit of the proportions, rows or tokens. The size of a stream is the `num_samples` of its entry in
-    dataset_info.json, and 0 where it has none."""
+    """The domains of a mixer."""
 
     names: tuple[str, ...]
+    """Names of the data sets."""
     sizes: Shaped[np.ndarray, " domains"]
+    """Rows, or tokens if proportions are shares of tokens. The size of a stream is `num_samples` in dataset_info.json,
+    or 0."""
     proportions: Float[np.ndarray, " domains"]
+    """Proportions at the start of the run."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,63 +77,71 @@ class DomainInfo:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums over all samples and all ranks since the last update.
+    """Observations of a mixer since its last update.
 
-    rows: samples trained on; loss: sum of their losses (token mean of each row); tokens: trainable tokens; token_loss:
-    sum of their cross entropies; excess: sum over tokens of max(cross entropy - that of the reference, 0), zero unless an
-    ExcessLoss is asked for.
-
-    proportions: what was in force in the interval; asked: what the mixer last asked for, which is the same while no domain
-    is exhausted. realized: the share of each domain in what was served in the interval. It is in the unit of the
-    proportions: where these are shares of tokens, prompts count in both. So a mixer compares `realized`, and never `rows`
-    or `tokens`, with `proportions`. It adds up to one, or is zero where nothing was served.
-
-    signals: per-domain arrays of the other signals asked for, one array per domain. learning_rate: that of the next step.
-    rng: generator of this decision alone. position: samples served since training began. names: of the domains.
+    Sums are over all samples and all ranks, one for each domain. Arrays hold a number for each domain, unless stated
+    otherwise.
     """
 
     step: int
+    """Optimizer steps done."""
     update: int
+    """Updates made before this one."""
     proportions: Float64[np.ndarray, " domains"]
+    """Proportions in force in the interval."""
     rows: Float64[np.ndarray, " domains"]
+    """Samples trained on."""
     loss: Float64[np.ndarray, " domains"]
+    """Sum of their losses (token mean of each row)."""
     tokens: Float64[np.ndarray, " domains"]
+    """Trainable tokens."""
     token_loss: Float64[np.ndarray, " domains"]
+    """Sum of their cross entropies."""
     signals: Mapping[str, list[np.ndarray]]
+    """The other signals asked for, by name: a list with one array per domain."""
     rng: np.random.Generator
+    """Generator of this decision alone."""
     excess: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
+    """Sum over tokens of max(cross entropy - that of the reference model, 0). Zero unless an ExcessLoss is asked for."""
     realized: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
+    """The share of each domain in what was served in the interval; zeros where nothing was served. Its unit is that of
+    the proportions: in tokens, prompts count in both. So compare `realized`, not `rows` or `tokens`, with
+    `proportions`."""
     learning_rate: float = 0.0
+    """Learning rate of the next step."""
     asked: Float64[np.ndarray, " domains"] = field(default_factory=lambda: np.zeros(0))
+    """The proportions that the mixer last asked for. They equal `proportions` unless a domain is exhausted."""
     position: int = 0
+    """Samples served since training began."""
     names: tuple[str, ...] = ()
+    """Names of the domains."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """proportions: non-negative, adding up to one. loss_weights: non-negative, of which only ratios matter: what the mean loss
-    over the tokens of each domain counts in the loss of a step until the next decision, however often the domain is drawn
-    and however long its rows are; None: every token counts alike. remarks: as those of a Selection."""
+    """What a mixer returns."""
 
     proportions: Float[np.ndarray, " domains"]
+    """Non-negative, adding up to one."""
     loss_weights: Float[np.ndarray, " domains"] | None = None
+    """How much the mean loss over the tokens of each domain counts until the next decision. It does not depend on how
+    often the domain is drawn, nor on the length of its rows. Only ratios matter. None: all tokens count alike."""
     remarks: Mapping[str, str] = field(default_factory=dict)
+    """As those of a Selection."""
 
 
 @dataclass(frozen=True)
 class OwnPlan:
-    """When a mixer acts that brings a plan of its own, and what the plan is made for.
-
-    steps: the optimizer steps before which it acts, ascending.
-    positions: the same in samples served; each must be a whole number of global batches.
-    unit: what its proportions are shares of (samples, tokens); None: of either.
-    limited: whether it makes sense only with `max_repetition`.
-    """
+    """The times at which a mixer with a plan of its own acts, and what the plan is made for."""
 
     steps: tuple[int, ...] | None = None
+    """The optimizer steps before which it acts, ascending."""
     positions: tuple[int, ...] | None = None
+    """The positions at which it acts, ascending; each a whole number of global batches."""
     unit: str | None = None
+    """What its proportions are shares of (samples, tokens); None: either."""
     limited: bool = False
+    """Whether it makes sense only with `max_repetition`."""
 
     @property
     def timed(self) -> bool:
@@ -137,21 +151,22 @@ class OwnPlan:
 
 @dataclass(frozen=True)
 class WeightContext:
-    """What a weighter may know besides the losses.
-
-    reference: losses of the rows (or tokens) that define the statistics: those of the whole global batch, or with
-    accumulation and `scope: running` those of the global batch before. ids, domains: the row that each loss belongs to,
-    and its domain, on the device of the losses. step: optimizer steps done. names: of the domains. signals: a tensor
-    [losses, ...] for each name in `needs` that is measured on the rows trained on. reference_signals: [references, ...],
-    the same of the reference. rounding: eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10
-    for fp16).
-    """
+    """What a weighter may know besides the losses."""
 
     reference: Float32[Tensor, " references"]
+    """Losses of the comparison batch: the rows (or tokens) of the global batch, or with accumulation and
+    `scope: running` of the global batch before."""
     ids: Int64[Tensor, " losses"]
+    """Sample id of each loss, on the device of the losses."""
     domains: Int64[Tensor, " losses"]
+    """Domain of each loss, on the same device."""
     step: int
+    """Optimizer steps done."""
     names: tuple[str, ...] = ()
+    """Names of the domains."""
     signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By name, the signals in `needs` of the rows trained on, [losses, ...] each."""
     reference_signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By name, the same of the comparison batch, [references, ...] each."""
     rounding: float = 0.0
+    """eps of the coarsest type that the forward pass computes in (2^-7 for bf16, 2^-10 for fp16)."""

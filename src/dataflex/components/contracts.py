@@ -39,10 +39,11 @@ MAX_PROJ_DIM = 1 << 24
 
 
 def declared(fact: Callable[[], T]) -> T:
-    """What a component says of itself: `declared(component.needs)`.
+    """A fact that a component states about itself: `declared(component.needs)`.
 
-    The contract has a method for each fact that may depend on parameters. Components written for earlier versions have a
-    class attribute, a property or a parameter of that name instead; every fact is read here, so both work."""
+    A fact that may depend on parameters is a method. Components written for earlier versions have a class attribute, a
+    property or a parameter of that name instead. Every fact is read here, so both work.
+    """
     return fact() if callable(fact) else fact
 
 
@@ -121,7 +122,7 @@ class Selector(Component, ABC):
         return frozenset()
 
     def reads_raw_rows(self) -> bool:
-        """Whether it goes by the numbers of rows before tokenization, as files made elsewhere do."""
+        """Whether it needs the numbers of stored rows, as files made elsewhere use them."""
         return False
 
     def check_rows(self, raw_rows: int) -> None:
@@ -137,16 +138,20 @@ class Selector(Component, ABC):
     def shortlist(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Int[np.ndarray, " shortlist"], State]:
-        """Positions of the candidates, ascending, that `refines` is to be measured on; asked only where there are such."""
+        """Indices of the candidates, ascending, that `refines` is measured on; asked only if there are any."""
         return np.arange(context.rows), state
 
     @abstractmethod
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        """signals: one float array per name in `needs`, each of length context.rows, aligned with the candidates (those of
-        the target: one value per target row), and one per name in `refines`, aligned with context.shortlist, NaN where a row
-        has no value."""
+        """The rows to train on, and the next state.
+
+        Args:
+            signals: By name, a float array for each signal in `needs`, with a value per candidate (of the target: per
+                target row). Signals in `refines` have a value for each of `context.shortlist`, NaN for a row without
+                one.
+        """
 
 
 # -- mixture -------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ class Mixer(Component, ABC):
     """Whether the proportions of `initial` hold for the whole run, and `update` is never called."""
 
     needs_sizes: ClassVar[bool] = False
-    """Whether it goes by the sizes of the domains, which must be known then even where data is streamed."""
+    """Whether it needs the sizes of the domains. They must then be known even where data is streamed."""
 
     default_interval: ClassVar[int | None] = None
     """Optimizer steps between two updates where the configuration names none; None: it must."""
@@ -214,9 +219,9 @@ class Mixer(Component, ABC):
 class Weighter(Component, ABC):
     """Weighs rows, or their tokens, by a function of their losses. Only ratios matter: the trainer normalises.
 
-    A row is what LLaMA-Factory makes an example of: a sequence of a packed row, a pair of answers. Beside its losses a
-    weighter may ask in `needs` for `embedding`, `reference_loss` and `given_weight`, which come from the forward pass that
-    trains or from the data, and for `target_embedding`, measured every `target_interval` steps.
+    A row is one example of LLaMA-Factory: a sequence of a packed row, or a pair of answers. In `needs` a weighter may
+    ask for `embedding`, `reference_loss` and `given_weight`. These come from the forward pass that trains, or from the
+    data. It may also ask for `target_embedding`, measured every `target_interval` steps.
     """
 
     goes_by_domain: ClassVar[bool] = False
@@ -240,13 +245,21 @@ class Weighter(Component, ABC):
     def weights(
         self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
     ) -> Float32[Tensor, " losses"]:
-        """Non-negative weights of rows (or tokens) with these losses, all finite. Must act on each by itself, given context."""
+        """Non-negative weights of rows (or tokens). Each must depend on its own row and the context alone.
+
+        Args:
+            losses: Finite losses.
+        """
 
     def aim(self, state: State, target: Float32[np.ndarray, "targets dims"]) -> State:
-        """Take in the target's embeddings, measured just now. Called before the first step that is weighed, and again every
-        `target_interval` steps."""
+        """The next state, with what it needs of the target. Called before the first weighed step, then every
+        `target_interval` steps.
+
+        Args:
+            target: Embeddings of the target's rows; NaN for a row without one.
+        """
         return state
 
     def update(self, state: State, context: WeightContext) -> State:
-        """Called once per optimizer step, with the global batch as `context.reference` (and `reference_signals`)."""
+        """The next state. Called once per optimizer step, with its global batch as `context.reference`."""
         return state

@@ -96,9 +96,7 @@ def _check_streams(config: DataflexConfig, lf: dict[str, Any], stage: str) -> It
             " weight"
         )
     if config.mix is None:
-        yield (
-            "streaming with weight alone has an order of LLaMA-Factory's own that cannot be gone on with; add mix: static"
-        )
+        yield "streaming with only weight cannot be resumed (the order is LLaMA-Factory's own); add mix: static"
     if config.mix is None:
         return
     if stage not in _STREAMED_STAGES:

@@ -16,7 +16,7 @@ STEPS_AT_ONCE = 64  # the plan's fixed cost per look-up is that of many rows
 
 
 class _Span(Sampler[list[int]]):
-    """The micro-batches of this rank for a span of optimizer steps; set anew at every decision."""
+    """The micro-batches of this rank for a span of optimizer steps; reset at every decision."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -26,11 +26,18 @@ class _Span(Sampler[list[int]]):
 
 
 class Feed:
-    """Global batch at position t, micro-step m, rank r, row i: the plan's row t + (m * ranks + r) * per_device + i.
+    """The micro-batches of this rank for a span of optimizer steps, up to the next decision.
 
-    rows_at(start, stop): the plan. A span of steps is opened up to the next decision; workers may read ahead inside it,
-    never past it, and are kept from span to span. Nothing is drawn from torch's global generator. lengths: what each row
-    counts as, int[N]; None: one.
+    In the global batch at position t, micro-step m, rank r and row i are the plan's row
+
+        t + (m * ranks + r) * per_device + i.
+
+    Workers read ahead inside a span, never past it, and stay from span to span. Nothing is drawn from torch's global
+    generator.
+
+    Args:
+        rows_at: The plan: (start, stop) -> ids.
+        lengths: The amount that each row counts, int[N]; None: one.
     """
 
     def __init__(

@@ -19,17 +19,17 @@ class MicroBatch:
     """The rows of one micro-batch of an optimizer step."""
 
     ids: torch.Tensor
-    """int64 [B], on the CPU."""
+    """Sample ids, int64 [B], on the CPU."""
     weights: torch.Tensor | None = None
     """The data's own weights, float32 [B] or of tokens [B, T]."""
     tags: torch.Tensor | None = None
     """Stage kto: whether an answer is wanted, bool [B]."""
     number: int = 0
-    """Of this micro-batch among the `count` of its optimizer step."""
+    """The index of this micro-batch in its optimizer step."""
     count: int = 1
     """Micro-batches of the optimizer step."""
     domain_factors: torch.Tensor | None = None
-    """What the losses of each domain are multiplied by in this step, float32 [k]."""
+    """The factor on the losses of each domain in this step, float32 [k]."""
 
     @property
     def alone(self) -> bool:

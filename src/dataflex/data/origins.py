@@ -19,13 +19,13 @@ class Origin:
     """How LLaMA-Factory reads it (DatasetAttr)."""
     stored: Any
     """Its rows as they were read, a Hugging Face `Dataset`."""
-    places: np.ndarray
-    """For each row that is used, its place in `stored`, int64[n]."""
+    indices: np.ndarray
+    """For each row that is used, its index in `stored`, int64[n]."""
 
     @cached_property
     def numbers(self) -> np.ndarray:
         """For each row that is used, its number in the file, int64[n]."""
-        return stored_numbers(self.stored)[self.places]
+        return stored_numbers(self.stored)[self.indices]
 
     @property
     def size(self) -> int:
@@ -34,13 +34,13 @@ class Origin:
 
 
 def stored_numbers(dataset: Any) -> np.ndarray:
-    """The number in the file of each row that was read. It is not the row's place where `num_samples` drew rows."""
+    """The number in the file of each row that was read. It is not the row's index where `num_samples` drew rows."""
     indices = dataset._indices
     return np.arange(len(dataset)) if indices is None else indices.column(0).to_numpy().astype(np.int64)
 
 
 def raw_rows(origins: Sequence[Origin]) -> tuple[np.ndarray, int]:
-    """The numbers of all rows that are used among those of all files laid end to end, int64[N], and how many these are."""
+    """Stored numbers of all used rows, counted over the concatenated files, int64[N]; and the rows of all files."""
     ends = np.cumsum([origin.size for origin in origins])
     numbers = [o.numbers + start for o, start in zip(origins, [0, *ends[:-1]], strict=True)]
     return np.concatenate(numbers).astype(np.int64), int(ends[-1])

@@ -28,8 +28,10 @@ class ReadHere:
 
 
 class ReadAhead:
-    """Process w of `count` holds the streams d with d % count == w. One block of each is read before it is asked for, which
-    changes nothing: what a domain serves does not depend on when it is read."""
+    """Processes that read one block of each stream ahead. Process w of `count` holds the streams d with d % count == w.
+
+    The samples of a domain do not depend on when they are read.
+    """
 
     def __init__(self, readers: Sequence[BlockReader], count: int) -> None:
         context: Any = multiprocessing.get_context()

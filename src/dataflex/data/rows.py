@@ -1,4 +1,4 @@
-"""The training rows of a run, with stable ids: domains laid end to end, and a collator that carries the ids along."""
+"""The training rows of a run, with stable ids: concatenated domains, and a collator that carries the ids."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ _LABELS, _MOST_ROWS = 1 << 21, 1 << 14
 class Rows(Dataset):
     """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
 
-    An id is the row's place in the concatenation of the parts, in the order of `domains.names`. raw: where it is known,
-    the number of each row among the raw_total rows of the data sets as they are stored, laid end to end, int64[N].
+    An id is the row's index in the concatenation of the parts, in the order of `domains.names`.
+
+    Attributes:
+        parts: The data sets.
+        raw: The number of each row among the stored rows of all data sets, int64[N]; None: unknown.
+        raw_total: Stored rows of all data sets.
     """
 
     def __init__(
@@ -56,8 +60,8 @@ class Rows(Dataset):
         for d in np.unique(owner):
             where = np.flatnonzero(owner == d)
             local = (ids[where] - self.domains.offsets[d]).tolist()
-            for place, row in zip(where, self.parts[d].__getitems__(local), strict=True):
-                out[place] = {**row, SAMPLE_IDS: int(ids[place])}
+            for index, row in zip(where, self.parts[d].__getitems__(local), strict=True):
+                out[index] = {**row, SAMPLE_IDS: int(ids[index])}
         return out
 
     @property
@@ -73,14 +77,14 @@ class Rows(Dataset):
         """Tokens of each row, int32[N]; for pairs, of both sides together. Not to be written to."""
         if self._tokens is None:
             out = np.zeros(len(self), dtype=np.int32)
-            for part, place in zip(self.parts, self._places(), strict=True):
+            for part, ids_of_part in zip(self.parts, self._id_ranges(), strict=True):
                 for column in (c for c in self.column_names if c.endswith("input_ids")):
-                    _add_lengths(part, column, out[place])
+                    _add_lengths(part, column, out[ids_of_part])
             out.flags.writeable = False
             self._tokens = out
         return self._tokens
 
-    def _places(self) -> list[slice]:
+    def _id_ranges(self) -> list[slice]:
         """The ids of each part."""
         return [slice(int(a), int(b)) for a, b in pairwise(self.domains.offsets)]
 
@@ -91,9 +95,9 @@ class Rows(Dataset):
             columns = [c for c in self.column_names if c.endswith("labels")]
             if columns:
                 out = np.zeros(len(self), dtype=np.int32)
-                for part, place in zip(self.parts, self._places(), strict=True):
+                for part, ids_of_part in zip(self.parts, self._id_ranges(), strict=True):
                     for column in columns:
-                        _add_trainable(part, column, out[place])
+                        _add_trainable(part, column, out[ids_of_part])
             else:  # pre-training: every token but the first is learned
                 out = self.lengths() - np.int32(1)
                 np.maximum(out, 0, out=out)
@@ -154,8 +158,11 @@ def _weighs_something(part: Any) -> bool:
 
 
 def _add_lengths(part: Any, column: str, out: np.ndarray) -> None:
-    """Add the length of each row's list, from where the lists begin: the tokens themselves are not read. Of a data set that names
-    rows of another one, by their indices, all stored rows are looked at, which is far less work than gathering the lists."""
+    """Add the length of each row's list. The tokens themselves are not read, only the list offsets.
+
+    A data set may name rows of another one by their indices. Then all stored rows are looked at, which is far less work
+    than gathering the lists.
+    """
     stored, indices = part.data.column(column), part._indices
     into = out if indices is None else np.zeros(len(stored), dtype=out.dtype)
     start = 0

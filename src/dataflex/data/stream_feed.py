@@ -15,8 +15,12 @@ from dataflex.data.streams import STREAM, Cursor, Streams
 
 
 class StreamFeed:
-    """Global batches as `Feed` has them, of samples that are taken from streams one after the other. Every rank takes all of
-    them and keeps its own. saved: states of the cursors by domain name, of the run that is gone on with."""
+    """Global batches as those of `Feed`, of samples taken from streams in sequence. Every rank takes all samples and
+    keeps its own.
+
+    Args:
+        saved: States of the cursors in a checkpoint, by domain name.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,7 @@ class StreamFeed:
         self._planned: deque[np.ndarray] = deque()
         readers = streams.readers(seed, shuffle=shuffle)
         for reader in readers:
-            reader.seek(Cursor.place(saved.get(reader.name)))
+            reader.seek(Cursor.begin_of(saved.get(reader.name)))
         self._reading = ReadAhead(readers, workers) if workers else ReadHere(readers)
         self.cursors = [
             Cursor(reader.name, lambda d=d: self._reading.next(d), saved.get(reader.name))  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Data too large to index: a stream of samples per domain, read in blocks that are shuffled within themselves.
 
-A block is `rows_per_block` raw rows that follow one another, made into samples in one go (packing stays within it) and
-served in a permutation keyed by (seed, domain, epoch, block). The sample that a domain serves as its n-th is therefore a
-function of the data and of n; which domain serves at which position is the plan's affair, as it is for rows.
+A block is `rows_per_block` raw rows in sequence, made into samples in one call, so packing stays within it. Its samples
+are served in a permutation keyed by (seed, domain, epoch, block). So the n-th sample of a domain is a function of the
+data and of n. The plan says which domain serves at which position, as for rows.
 """
 
 from __future__ import annotations
@@ -42,24 +42,31 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Between two blocks: `block` of `epoch` comes next. rows: raw rows of the epoch before it; samples: those of all blocks
-    before it, of earlier epochs too; state: the source's own."""
+class StreamPosition:
+    """Where a stream stands between two blocks. Checkpoints store it under the key `place`."""
 
     epoch: int = 0
+    """The epoch of the next block."""
     block: int = 0
+    """The next block in the epoch."""
     rows: int = 0
+    """Raw rows of the epoch before it."""
     samples: int = 0
+    """Samples of all blocks before it, also of earlier epochs."""
     state: dict[str, Any] | None = None
+    """The source's own state; None: its first row."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Samples in the order they are served in, and the places before and after. digest: of its raw rows."""
+    """Samples in the order in which they are served."""
 
-    begin: Place
-    end: Place
+    begin: StreamPosition
+    """The position before the block."""
+    end: StreamPosition
+    """The position after it."""
     digest: str
+    """A hash of its raw rows."""
     samples: list[Sample]
 
 
@@ -74,19 +81,19 @@ class BlockReader:
     ) -> None:
         self.source, self.name, self.domain = source, name, domain
         self.rows_per_block, self.seed, self.shuffle = rows_per_block, seed, shuffle
-        self._place: Place | None = None
+        self._next: StreamPosition | None = None
 
-    def seek(self, place: Place) -> None:
-        """Read on from `place`. Nothing is opened before the first block is asked for."""
-        self._place, self._opened, self._barren = place, False, 0
+    def seek(self, begin: StreamPosition) -> None:
+        """Read on from `begin`. Nothing is opened before the first block is asked for."""
+        self._next, self._opened, self._barren = begin, False, 0
 
     def next(self) -> Block:
-        assert self._place is not None
+        assert self._next is not None
         while True:
-            place = self._place
+            begin = self._next
             try:
                 if not self._opened:
-                    self.source.seek(place.state)
+                    self.source.seek(begin.state)
                     self._opened = True
                 rows = self.source.read(self.rows_per_block)
                 samples = self.source.samples(rows) if rows else []
@@ -94,7 +101,7 @@ class BlockReader:
                 raise
             except Exception as error:  # of the file system, the network, or a row that LLaMA-Factory cannot take
                 raise DataflexError(
-                    f"dataset: {self.name!r} cannot be read after row {place.rows} ({type(error).__name__}:"
+                    f"dataset: {self.name!r} cannot be read after row {begin.rows} ({type(error).__name__}:"
                     f" {' '.join(str(error).split())})"
                 ) from error
             if not rows:
@@ -104,22 +111,22 @@ class BlockReader:
                         f"dataset: no row of {self.name!r} is left after tokenization, in blocks of {self.rows_per_block}"
                         " (dataflex.mix.stream_block)"
                     )
-                self._place, self._opened = Place(place.epoch + 1, samples=place.samples), False
+                self._next, self._opened = StreamPosition(begin.epoch + 1, samples=begin.samples), False
                 continue
-            end = Place(
-                place.epoch, place.block + 1, place.rows + len(rows), place.samples + len(samples), self.source.state()
+            end = StreamPosition(
+                begin.epoch, begin.block + 1, begin.rows + len(rows), begin.samples + len(samples), self.source.state()
             )
-            self._place = end
+            self._next = end
             if samples:
                 self._barren = 0
-                order = self._order(len(samples), place)
-                return Block(place, end, digest(rows), [samples[i] for i in order])
+                order = self._order(len(samples), begin)
+                return Block(begin, end, digest(rows), [samples[i] for i in order])
 
-    def _order(self, n: int, place: Place) -> np.ndarray:
+    def _order(self, n: int, begin: StreamPosition) -> np.ndarray:
         served = np.arange(n, dtype=np.int64)
         if not self.shuffle:
             return served
-        return Permutation(n, derive_key(self.seed, Purpose.STREAM_ORDER, self.domain, place.epoch, place.block))(
+        return Permutation(n, derive_key(self.seed, Purpose.STREAM_ORDER, self.domain, begin.epoch, begin.block))(
             served
         )
 
@@ -133,7 +140,12 @@ def digest(rows: list[dict[str, Any]]) -> str:
 
 
 class Cursor:
-    """What a run has taken of one stream. blocks: gives the next block. saved: `state` of the run that is gone on with."""
+    """The samples that a run has taken of one stream.
+
+    Args:
+        blocks: Gives the next block.
+        saved: The `state` of a checkpoint.
+    """
 
     def __init__(self, name: str, blocks: Callable[[], Block], saved: Mapping[str, Any] | None = None) -> None:
         self.name, self.blocks = name, blocks
@@ -142,9 +154,9 @@ class Cursor:
         self._offset = 0
 
     @staticmethod
-    def place(saved: Mapping[str, Any] | None) -> Place:
-        """Where the block begins that a saved state is in."""
-        return Place() if saved is None else Place(**saved["place"])
+    def begin_of(saved: Mapping[str, Any] | None) -> StreamPosition:
+        """The begin of the block that a saved state is in."""
+        return StreamPosition() if saved is None else StreamPosition(**saved["place"])
 
     def take(self, number: int) -> Sample:
         """Sample `number` of the stream, counted from 0; they must be taken one after the other."""
@@ -153,9 +165,9 @@ class Cursor:
             if self._saved is not None:
                 self._offset = int(self._saved["offset"])
                 if self._saved["digest"] not in (None, self._block.digest):
-                    place = self._block.begin
+                    begin = self._block.begin
                     raise ConfigError(
-                        f"cannot resume: the rows of {self.name!r} after row {place.rows} are not those the run was reading"
+                        f"cannot resume: the rows of {self.name!r} after row {begin.rows} are not those the run was reading"
                     )
         while self._offset >= len(self._block.samples):
             self._offset -= len(self._block.samples)
@@ -168,23 +180,27 @@ class Cursor:
         return self._block.samples[self._offset - 1]
 
     def state(self) -> dict[str, Any]:
-        """As JSON: the place of the block in use, how many of its samples were taken, and a digest to know it by."""
+        """As JSON: the position of the current block, how many of its samples were taken, and its digest."""
         if self._block is None:
-            return dict(self._saved) if self._saved else {"place": asdict(Place()), "offset": 0, "digest": None}
+            return (
+                dict(self._saved) if self._saved else {"place": asdict(StreamPosition()), "offset": 0, "digest": None}
+            )
         if self._offset == len(self._block.samples):
             return {"place": asdict(self._block.end), "offset": 0, "digest": None}
         return {"place": asdict(self._block.begin), "offset": self._offset, "digest": self._block.digest}
 
     @property
     def epoch(self) -> int:
-        """Times that the stream has begun anew."""
-        return self.place(self.state()).epoch
+        """How often the stream was read to its end."""
+        return self.begin_of(self.state()).epoch
 
 
 class Streams:
-    """What a run trains on when its data is not indexed: a source per domain. In the place of `Rows`, but without a length.
+    """The data of a run that is not indexed: a source per domain. It replaces `Rows`, but has no length.
 
-    sizes: rows of each domain as far as they are known, else 0. facts: what the sources are known by, flat keys.
+    Attributes:
+        sizes: Rows of each domain; 0 where unknown.
+        facts: Facts that identify the sources, as flat keys.
     """
 
     def __init__(

@@ -27,19 +27,19 @@ Measure = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When a selector decides."""
+class DecisionPoint:
+    """The time at which a selector decides."""
 
     step: int = 0
     """Optimizer steps done."""
     update: int = 0
     """Updates made before."""
     updates: int = 1
-    """Those of the whole run."""
+    """Updates of the whole run."""
     number: int = 1
-    """Of the stage that will be opened; no other decision has it."""
+    """Number of the stage that will be opened; no other decision has it."""
     learning_rate: float = 0.0
-    """That of the next step."""
+    """Learning rate of the next step."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Available:
-    """The rows there are."""
+    """The rows that a selector chooses from."""
 
     groups: list[Group]
+    """Groups of rows, each chosen from by itself."""
     usable: Callable[[], np.ndarray]
-    """bool [N]: what may be chosen whatever its signals are."""
+    """Gives the rows that may be chosen whatever their signals are, bool [N]."""
     raw: np.ndarray | None = None
-    """The numbers of the rows among those stored, int64 [N]."""
+    """The number of each row among the stored rows, int64 [N]."""
     target_sizes: tuple[int, ...] = ()
     """Rows of each data set of the target."""
 
@@ -71,7 +72,7 @@ class Available:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a selector has decided."""
+    """The decision of a selector."""
 
     ids: list[np.ndarray]
     """The rows taken of each group, in the order of the selector, int64; equal on every rank."""
@@ -92,8 +93,13 @@ class _Candidates:
 
 
 class Chooser:
-    """budget: (candidates, group) -> rows to take. rng: (number of the decision, place of the group) -> its generator.
-    lacking: (budget, candidates, group, step, names of signals) -> what to say where the candidates are too few."""
+    """Asks a selector for rows.
+
+    Args:
+        budget: (candidates, group) -> rows to take.
+        rng: (number of the decision, index of the group) -> its generator.
+        lacking: (budget, candidates, group, step, names of signals) -> the message where there are too few candidates.
+    """
 
     def __init__(
         self,
@@ -108,10 +114,10 @@ class Chooser:
         self.spec, self.available, self.measure = spec, available, measure
         self._budget, self._rng, self._lacking = budget, rng, lacking or self._too_few
         self._optimizer_is_known = False
-        self.state: State = {}
+        self.component_state: State = {}
 
     def init(self) -> None:
-        self.state = self.spec.component.init()
+        self.component_state = self.spec.component.init()
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Once: DataflexError where moments will be read and the optimizer has none that can be."""
@@ -121,10 +127,10 @@ class Chooser:
             optimizer_moments(optimizer)
         self._optimizer_is_known = True
 
-    def choose(self, moment: Moment, optimizer: Any = None) -> Chosen:
+    def choose(self, point: DecisionPoint, optimizer: Any = None) -> Chosen:
         """Called on every rank."""
         selector = self.spec.component
-        wanted, refined = by_name(selector.needs_now(self.state)), by_name(declared(selector.refines))
+        wanted, refined = by_name(selector.needs_now(self.component_state)), by_name(declared(selector.refines))
         values: dict[SignalRequest, np.ndarray] = {r: self.measure(r) for r in wanted}
         target = {r.name: v for r, v in values.items() if r.per == "target row"}
         signals = {r.name: v for r, v in values.items() if r.per != "target row"}
@@ -132,15 +138,15 @@ class Chooser:
         for found in signals.values():
             measured &= finite(found)
         parts = [
-            self._candidates(moment, place, group, signals, target, measured)
-            for place, group in enumerate(self.available.groups)
+            self._candidates(point, group_index, group, signals, target, measured)
+            for group_index, group in enumerate(self.available.groups)
         ]
         if refined:
             self._refine(parts, refined)
         scores = np.full(self.available.count, np.nan)
 
         def run() -> tuple[list[np.ndarray], State, dict[str, str]]:
-            chosen, state, remarks = [], self.state, dict[str, str]()
+            chosen, state, remarks = [], self.component_state, dict[str, str]()
             if any(r.reads_moments() for r in (*wanted, *refined)) and not has_moments(optimizer):
                 remarks["moments"] = _NO_MOMENTS
             for part in parts:
@@ -153,7 +159,7 @@ class Chooser:
                     scores[part.ids] = selection.scores
             return chosen, state, remarks
 
-        chosen, self.state, remarks = decide(run)  # scores stay on rank 0, which writes them
+        chosen, self.component_state, remarks = decide(run)  # scores stay on rank 0, which writes them
         return Chosen(chosen, scores, measured, remarks)
 
     @cached_property
@@ -162,8 +168,8 @@ class Chooser:
 
     def _candidates(
         self,
-        moment: Moment,
-        place: int,
+        point: DecisionPoint,
+        group_index: int,
         group: Group,
         signals: dict[str, np.ndarray],
         target: dict[str, np.ndarray],
@@ -175,17 +181,17 @@ class Chooser:
         ids += group.begin
         budget = self._budget(len(ids), group)
         if not len(ids) or (budget > len(ids) and not declared(selector.with_replacement)):
-            raise DataflexError(self._lacking(budget, len(ids), group, moment.step, sorted(signals)))
+            raise DataflexError(self._lacking(budget, len(ids), group, point.step, sorted(signals)))
         context = SelectionContext(
             budget=budget,
             rows=len(ids),
-            step=moment.step,
-            update=moment.update,
-            updates=moment.updates,
+            step=point.step,
+            update=point.update,
+            updates=point.updates,
             domain=group.name,
-            rng=self._rng(moment.number, place),
+            rng=self._rng(point.number, group_index),
             ids=ids,
-            learning_rate=moment.learning_rate,
+            learning_rate=point.learning_rate,
             target_sizes=available.target_sizes,
             raw_rows=available.raw[ids] if available.raw is not None else None,
         )
@@ -204,19 +210,19 @@ class Chooser:
         selector = self.spec.component
 
         def run() -> tuple[list[np.ndarray], State]:
-            found, state = [], self.state
+            found, state = [], self.component_state
             for part in parts:
-                positions, state = selector.shortlist(state, part.signals, part.context)
-                found.append(np.unique(np.asarray(positions, dtype=np.int64)))
+                indices, state = selector.shortlist(state, part.signals, part.context)
+                found.append(np.unique(np.asarray(indices, dtype=np.int64)))
             return found, state
 
-        shortlists, self.state = decide(run)
+        shortlists, self.component_state = decide(run)
         ids = np.concatenate([part.ids[s] for part, s in zip(parts, shortlists)])
         values = {r.name: self.measure(r, ids) for r in refined}
         ends = np.cumsum([len(s) for s in shortlists])
-        for part, positions, end in zip(parts, shortlists, ends):
-            part.context = replace(part.context, shortlist=positions)
-            part.signals |= {name: v[end - len(positions) : end] for name, v in values.items()}
+        for part, indices, end in zip(parts, shortlists, ends):
+            part.context = replace(part.context, shortlist=indices)
+            part.signals |= {name: v[end - len(indices) : end] for name, v in values.items()}
 
 
 def taken(values: np.ndarray, ids: np.ndarray) -> np.ndarray:

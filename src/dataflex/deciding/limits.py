@@ -17,8 +17,11 @@ EXHAUSTED = "exhausted"
 
 
 class Limits:
-    """When a domain will have served its last row is known to the plan before it happens, so a stage is cut there as soon as
-    rows are to be read that far."""
+    """Ends domains with `max_repetition`.
+
+    The plan knows in advance when a domain serves its last row. A new stage is opened there before rows are read that
+    far.
+    """
 
     def __init__(self, spec: MixConfig, serving: Serving, recorder: Recorder) -> None:
         self.spec, self.serving, self.recorder = spec, serving, recorder

@@ -35,9 +35,12 @@ _OLDER = "the checkpoint was saved by an older version of DataFlex, and this run
 class Mixing:
     """Decides from sums over all ranks and all samples since the last update.
 
-    info: what the mixer is told when it begins. measure: the values of a signal, one array per domain. sums: of the losses
-    trained on. weights: None where the stage has no loss per row that could be weighed. signals: names of those that the
-    mixer takes, for the ledger.
+    Args:
+        info: Gives the domains at the start.
+        measure: Gives the values of a signal, one array per domain.
+        sums: Losses of the rows trained on.
+        weights: Loss weights of domains; None where the training stage has no loss per row.
+        signals: Names of the mixer's signals, for the ledger.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Mixing:
         self.serving, self.recorder, self.sums, self.weights = serving, recorder, sums, weights
         self.signals = signals
         self.limits = Limits(spec, serving, recorder)
-        self.state: State = {}
+        self.component_state: State = {}
         self.names = serving.domains.names
         none = np.zeros(len(self.names))
         self.asked = none
@@ -71,7 +74,7 @@ class Mixing:
         return self.spec.settled(self.serving.global_batch, self.serving.origin)
 
     def init(self) -> None:
-        self.state = self.spec.component.init(self.info())
+        self.component_state = self.spec.component.init(self.info())
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -109,19 +112,19 @@ class Mixing:
         observations = self._observations(step, view.learning_rate)
 
         def run() -> tuple[Decision | None, State]:
-            decision, state = mixer.update(self.state, observations)
+            decision, state = mixer.update(self.component_state, observations)
             if decision is not None:
                 check_decision(self.spec.name, decision, len(self.names))
             return decision, state
 
-        decision, self.state = decide(run)
+        decision, self.component_state = decide(run)
         if decision is not None:
             self._apply(step, decision, observations, begin)
 
     def _observations(self, step: int, learning_rate: float) -> Observations:
         """Of the interval that ends here. A new one begins."""
         mixer, plan, position = self.spec.component, self.serving.plan, self.serving.position(step)
-        measured = {r.name: self.measure(r) for r in by_name(mixer.needs_now(self.state)) if not r.free}
+        measured = {r.name: self.measure(r) for r in by_name(mixer.needs_now(self.component_state)) if not r.free}
         totals, served, self._amounts = self.sums.take(), self._amounts, np.zeros_like(self._amounts)
         return Observations(
             step=step,
@@ -188,7 +191,7 @@ class Mixing:
 
     def write_result(self) -> None:
         """What the finished run recommends, if its mixer was run for that."""
-        found = self.spec.component.result(self.state)
+        found = self.spec.component.result(self.component_state)
         if found is not None:
             text = json.dumps(self._named(found), indent=1)
             write_atomically(self.recorder.files.path / PROPORTIONS, text.encode())
@@ -237,8 +240,11 @@ def check_older(spec: MixConfig, state: Mapping[str, Any], saved: Mapping[str, A
 
 
 def check_decision(name: str, decision: Decision, k: int) -> None:
-    """Raise DataflexError unless the proportions are k finite non-negative numbers adding up to one (to 1e-6), and the loss
-    weights, where there are any, are as `check_loss_weights` wants them."""
+    """Raise DataflexError for a decision that is not valid.
+
+    Proportions must be k finite non-negative numbers that add up to one (to 1e-6). Loss weights must pass
+    `check_loss_weights`.
+    """
     p = np.asarray(decision.proportions, dtype=np.float64)
     if p.shape != (k,) or not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-6:
         raise DataflexError(f"mix: {name} must return {k} proportions that add up to 1, got {p.tolist()}")

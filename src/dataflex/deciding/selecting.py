@@ -9,7 +9,7 @@ import numpy as np
 
 from dataflex.components.contexts import State
 from dataflex.components.contracts import declared
-from dataflex.deciding.choosing import Chooser, Chosen, Moment
+from dataflex.deciding.choosing import Chooser, Chosen, DecisionPoint
 from dataflex.deciding.serving import Serving
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.plan import Pool, chosen_pool
@@ -17,7 +17,11 @@ from dataflex.record.recorder import Recorder
 
 
 class Selecting:
-    """signals: names of those that the selector takes, for the ledger."""
+    """The pools of a selector.
+
+    Args:
+        signals: Names of the selector's signals, for the ledger.
+    """
 
     def __init__(self, chooser: Chooser, serving: Serving, recorder: Recorder, signals: list[str]) -> None:
         self.chooser, self.serving, self.recorder, self.signals = chooser, serving, recorder, signals
@@ -28,12 +32,12 @@ class Selecting:
         self.chooser.init()
 
     @property
-    def state(self) -> State:
-        return self.chooser.state
+    def component_state(self) -> State:
+        return self.chooser.component_state
 
-    @state.setter
-    def state(self, state: State) -> None:
-        self.chooser.state = state
+    @component_state.setter
+    def component_state(self, state: State) -> None:
+        self.chooser.component_state = state
 
     def act(self, step: int, view: TrainerView) -> None:
         """Called on every rank before a step at which a component may be due."""
@@ -41,23 +45,23 @@ class Selecting:
         if not self.schedule.due(step):
             return
         begin, plan = time.perf_counter(), self.serving.plan
-        moment = Moment(
+        point = DecisionPoint(
             step=step,
             update=self.schedule.turn(step),
             updates=self.schedule.turns(view.max_steps),
             number=plan.stages[-1].index + 1,
             learning_rate=view.learning_rate,
         )
-        chosen = self.chooser.choose(moment, view.optimizer)
+        chosen = self.chooser.choose(point, view.optimizer)
         self.recorder.remarks.add(f"select:{self.spec.name}", chosen.remarks)
-        self._open_pools(moment, chosen, begin)
+        self._open_pools(point, chosen, begin)
 
-    def _open_pools(self, moment: Moment, chosen: Chosen, begin: float) -> None:
+    def _open_pools(self, point: DecisionPoint, chosen: Chosen, begin: float) -> None:
         seconds = time.perf_counter() - begin
-        step, scores, without_score = moment.step, chosen.scores, int((~chosen.measured).sum())
+        step, scores, without_score = point.step, chosen.scores, int((~chosen.measured).sum())
         plan, position = self.serving.plan, self.serving.position(step)
         as_given = self.spec.serving_order == "selection" and not plan.shuffle
-        pools: list[Pool] = [chosen_pool(moment.number, ids, as_given=as_given) for ids in chosen.ids]
+        pools: list[Pool] = [chosen_pool(point.number, ids, as_given=as_given) for ids in chosen.ids]
         stage = plan.append(position, pools, plan.stages[-1].proportions)
         selected = np.concatenate(chosen.ids) if len(chosen.ids) > 1 else chosen.ids[0]
         looked_at = None

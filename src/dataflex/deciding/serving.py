@@ -39,17 +39,18 @@ class Delivery:
 
 
 class Serving:
-    """Positions. By itself for a run whose rows LLaMA-Factory orders: nothing is planned, and nothing counted.
+    """Positions. Used alone where LLaMA-Factory orders the rows: nothing is planned, and nothing counted.
 
-    rows: of the run. global_batch: rows of an optimizer step.
+    Attributes:
+        global_batch: Rows of an optimizer step.
+        origin: (step, position) since which this global batch is in force.
+        served: Rows of each domain since training began, int64[k].
     """
 
     def __init__(self, rows: Rows | Streams, plan: Plan, global_batch: int) -> None:
         self.domains, self.plan, self.global_batch = rows.domains, plan, global_batch
         self.origin = (0, 0)
-        """(step, position) that the global batch has been in force since."""
         self.served = np.zeros(len(rows.domains), dtype=np.int64)
-        """Rows of each domain since training began."""
 
     def position(self, step: int) -> int:
         """Samples served when `step` optimizer steps are done."""
@@ -150,7 +151,7 @@ class PlannedServing(Serving):
 
 
 class RowServing(PlannedServing):
-    """Of indexed data."""
+    """Serves indexed data."""
 
     def __init__(self, rows: Rows, plan: Plan, global_batch: int, delivery: Delivery) -> None:
         super().__init__(rows, plan, global_batch, delivery)
@@ -182,13 +183,18 @@ class RowServing(PlannedServing):
 
 
 class StreamServing(PlannedServing):
-    """Of streams: the plan counts the draws of each domain, and the streams say which samples these are. A stream has no length,
-    so steps take the place of epochs. shuffle: samples within their blocks."""
+    """Serves streams. The plan counts the draws of each domain, and the streams say which samples these are.
+
+    A stream has no length, so steps replace epochs.
+
+    Args:
+        shuffle: Whether samples are shuffled within their blocks.
+    """
 
     def __init__(self, streams: Streams, plan: Plan, global_batch: int, delivery: Delivery, *, shuffle: bool) -> None:
         super().__init__(streams, plan, global_batch, delivery)
         self.streams, self.shuffle = streams, shuffle
-        self._saved: Mapping[str, Any] = {}  # cursors of the run that is gone on with
+        self._saved: Mapping[str, Any] = {}  # cursors in the checkpoint
 
     @property
     def extent(self) -> dict[str, int]:

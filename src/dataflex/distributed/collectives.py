@@ -25,8 +25,11 @@ def rank() -> int:
 
 
 def decide(make: Callable[[], T]) -> T:
-    """Run `make` on rank 0 and give its result to all; a DataflexError is raised on every rank, and for any other error the
-    other ranks get one, so that none waits for what does not come."""
+    """Run `make` on rank 0, and give its result to all ranks.
+
+    A DataflexError is raised on every rank. After any other error, the other ranks raise one too, so that none waits
+    forever.
+    """
     if ranks() == 1:
         return make()
     box: list[Any] = [None, None]
@@ -45,17 +48,17 @@ def decide(make: Callable[[], T]) -> T:
 
 
 def by_node(make: Callable[[], T]) -> list[tuple[str, T]]:
-    """What `make` gives on the first rank of every node, with that rank's place, in rank order, on every rank. Errors are dealt
+    """What `make` gives on the first rank of every node, with that rank's label, in rank order, on every rank. Errors are dealt
     with as by `decide`."""
     value: Any = None
     fault: Exception | None = None
     if os.environ.get("LOCAL_RANK", "0") == "0" or rank() == 0:
         try:
-            value = (place(), make())
+            value = (rank_label(), make())
         except DataflexError as error:
             value = error
         except Exception as error:
-            value, fault = DataflexError(f"{place()} failed: {type(error).__name__}: {error}"), error
+            value, fault = DataflexError(f"{rank_label()} failed: {type(error).__name__}: {error}"), error
     found = [v for v in gather(value) if v is not None]
     if fault is not None:
         raise fault
@@ -78,8 +81,8 @@ def host() -> str:
     return socket.gethostname()
 
 
-def place() -> str:
-    """Where this rank is, in words."""
+def rank_label() -> str:
+    """How messages name this rank: `rank 3 (host-b)`."""
     return f"rank {rank()} ({host()})"
 
 

@@ -70,9 +70,9 @@ def generator(*parts: int) -> np.random.Generator:
 class Permutation:
     """A pseudo-random permutation of range(n) that is evaluated point by point.
 
-    A balanced Feistel network over the smallest even number of bits that covers n, with cycle walking: values that fall
-    outside range(n) are sent through again. At most four times n values are covered, so a point costs under four walks
-    on average and no memory. n <= 65536 uses a table of n entries.
+    A balanced Feistel network over the smallest even number of bits that covers n, with cycle walking: values outside
+    range(n) pass through again. At most four times n values are covered. So a point costs under four walks on average,
+    and no memory. n <= 65536 uses a table of n entries.
     """
 
     def __init__(self, n: int, key: int) -> None:

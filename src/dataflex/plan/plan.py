@@ -1,8 +1,8 @@
 """The data of a run as a pure function: sample id at position t = f(seed, ledger, t).
 
 A *plan* is a seed, the domains, and an append-only list of *stages*. A stage says: from position `start` on, draw from
-these pools in these proportions; it records the cursor of every pool and the remainders carried in, so a position is
-found from its own stage alone. Pure numpy, no torch, no I/O.
+these pools in these proportions. It records the cursor and the remainder of every pool. So a position follows from its
+own stage alone. Pure numpy, no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Unit = Literal["samples", "tokens"]
 
 @dataclass(frozen=True)
 class Domains:
-    """Source data sets laid end to end: sample ids [offset_d, offset_d + size_d) belong to domain d."""
+    """Source data sets, concatenated: sample ids [offset_d, offset_d + size_d) belong to domain d."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -50,16 +50,19 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows a domain may draw: a contiguous range of ids, or a list of chosen ids (`ids`).
+    """Rows that a stage may draw: a contiguous range of ids, or a list of chosen ids.
 
-    `key` names the pool in the permutation's key, so the same pool goes on in the same order over any number of stages,
-    and another pool gets another order. Repeated ids are allowed (a selection with replacement).
+    The same pool keeps its order over any number of stages, and another pool has another order. Repeated ids are
+    allowed (a selection with replacement).
     """
 
     key: int
+    """The name of the pool in the key of its permutations."""
     start: int = 0
     size: int = 0
+    """First id and length of a range."""
     ids: np.ndarray | None = None
+    """The chosen ids, int64; None for a range."""
 
     def __len__(self) -> int:
         return self.size if self.ids is None else len(self.ids)
@@ -70,24 +73,24 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """From position `start` on: pools, their proportions and cursors.
-
-    proportions: float per pool (adding up to one); cursors: rows of each pool served before `start`, as
-    epoch * len(pool) + offset; carry: remainders owed to each pool at `start`, in units of 1 / SCALE of a sample, or of a
-    token. unit: what the proportions are shares of. reached: of a stage with several pools that a run is resumed in, how many
-    of its positions were served, and the rows and (in unit tokens) the tokens of each pool in them, so that the order need not
-    be followed from `start` on.
-    """
+    """From position `start` on: pools, their proportions, cursors and remainders."""
 
     index: int
     start: int
     pools: tuple[Pool, ...]
     proportions: tuple[float, ...]
+    """Proportion of each pool, adding up to one."""
     cursors: tuple[int, ...]
+    """Rows of each pool served before `start`, as epoch * len(pool) + offset."""
     carry: tuple[int, ...]
+    """Remainder of each pool at `start`, in units of 1 / SCALE of a sample, or of a token."""
     unit: Unit = "samples"
+    """What the proportions are shares of."""
     reached: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
+    """For a resumed stage with several pools: the positions served in it, and by pool the rows and (in tokens) the
+    tokens served. The order is then computed from there, not from `start`."""
     parts: tuple[int, ...] = field(init=False)
+    """The proportions as integers in units of 1 / SCALE."""
 
     def __post_init__(self) -> None:
         if not len(self.pools) == len(self.proportions) == len(self.cursors) == len(self.carry):
@@ -117,7 +120,7 @@ class Stage:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], chosen: Mapping[tuple[int, int], np.ndarray]) -> Stage:
-        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, place in the stage)."""
+        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, index of the pool in the stage)."""
         pools = tuple(
             Pool(key=p["key"], ids=chosen[(p["key"], d)])
             if p.get("chosen")
@@ -139,10 +142,14 @@ class Stage:
 
 
 class Plan:
-    """f(seed, ledger, t). Holds nothing that is not in `seed`, `domains`, `shuffle`, `lengths` and `stages`, except caches.
+    """f(seed, ledger, t). Its attributes hold everything but caches.
 
-    lengths: tokens of each row, int[N], where proportions are shares of tokens; None: of samples. A resumed run needs the
-    stages from its position on; positions before the first stage held cannot be asked for.
+    A resumed run needs the stages from its position on. Earlier positions cannot be asked for.
+
+    Attributes:
+        shuffle: Whether pools are permuted; otherwise they are served as they are.
+        lengths: Tokens of each row, int32[N], where proportions are shares of tokens; None: shares of samples.
+        stages: The stages, ascending.
     """
 
     def __init__(
@@ -157,9 +164,7 @@ class Plan:
         self.domains, self.seed, self.shuffle = domains, seed, shuffle
         if lengths is not None:
             lengths = np.asarray(lengths).astype(np.int32, copy=False)
-            if (
-                lengths.min(initial=1) < 1
-            ):  # a row without a token counts as one, so that tokens go on with every position
+            if lengths.min(initial=1) < 1:  # a row without a token counts as one: every position adds tokens
                 lengths = np.maximum(lengths, 1)
         self.lengths = lengths
         self.stages: list[Stage] = list(stages)
@@ -236,19 +241,19 @@ class Plan:
 
     def stage_at(self, position: int) -> Stage:
         """The stage that serves `position` (the latest one that starts at or before it)."""
-        return self.stages[self._place(position)]
+        return self.stages[self._index_at(position)]
 
-    def _place(self, position: int) -> int:
-        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
-        if place < 0:
+    def _index_at(self, position: int) -> int:
+        index = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        if index < 0:
             raise IndexError(f"no stage covers position {position}")
-        return place
+        return index
 
     def stages_from(self, position: int) -> list[Stage]:
         """Those that serve `position` or a later one, the first of them as it is at that position."""
         if not self.stages:
             return []
-        first, *later = self.stages[self._place(position) :]
+        first, *later = self.stages[self._index_at(position) :]
         length = position - first.start
         if len(first.pools) > 1 and length:
             quota = self._quota(first, length)
@@ -258,19 +263,19 @@ class Plan:
 
     def forget(self, position: int) -> None:
         """Drop the stages, and the rows chosen for them, that serve no position from this one on."""
-        place = bisect_right(self.stages, position, key=lambda s: s.start) - 1
-        del self.stages[: max(place, 0)]
+        index = bisect_right(self.stages, position, key=lambda s: s.start) - 1
+        del self.stages[: max(index, 0)]
 
     def first_reach(self, counts: Sequence[int | None], stop: int) -> tuple[int, int] | None:
-        """The first position in the latest stage, at most `stop`, by which a pool has been served counts[d] rows in all, and
-        that pool; None if there is none. counts: None for a pool that does not matter."""
+        """The first position by which a pool has served counts[d] rows in all, and that pool; None if no pool gets there.
+        Only the latest stage counts, up to `stop`. A count of None leaves a pool out."""
         stage, found = self.stages[-1], []
         served, length = self._progress(stage, stop)[0], stop - stage.start
         for d, (count, before, after) in enumerate(zip(counts, stage.cursors, served, strict=True)):
             if count is not None and before < count <= after:
-                place = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
-                assert place is not None
-                found.append((stage.start + place, d))
+                reached = count - before if len(stage.pools) == 1 else self._reach(stage, d, count - before, length)
+                assert reached is not None
+                found.append((stage.start + reached, d))
         return min(found, default=None)
 
     def _reach(self, stage: Stage, d: int, count: int, length: int) -> int | None:
@@ -281,9 +286,9 @@ class Plan:
         """Sample ids at positions [start, stop), int64."""
         pieces, position = [], start
         while position < stop:
-            place = self._place(position)
-            stage = self.stages[place]
-            end = min(stop, self.stages[place + 1].start) if place + 1 < len(self.stages) else stop
+            index = self._index_at(position)
+            stage = self.stages[index]
+            end = min(stop, self.stages[index + 1].start) if index + 1 < len(self.stages) else stop
             pieces.append(self._stage_rows(stage, position - stage.start, end - stage.start))
             position = end
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
@@ -340,7 +345,6 @@ class Plan:
 
 
 def chosen_pool(key: int, ids: np.ndarray, *, as_given: bool = False) -> Pool:
-    """A pool of selected rows. ids are sorted, so that its order is that of the plan and not of the selector, unless
-    `as_given`."""
+    """A pool of selected rows. Unless `as_given`, ids are sorted: the order is the plan's, not the selector's."""
     ids = np.asarray(ids, dtype=np.int64)
     return replace(Pool(key=key), ids=ids if as_given else np.sort(ids))

@@ -1,20 +1,17 @@
-"""Which domain comes at each position of a stage, so that no domain is ever a whole sample from its share.
+"""The domain of each position in a stage, so that no domain is ever a whole sample from its share.
 
 This is the chairman assignment problem (R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980):
-k domains with proportions p_d, one served per position, deviation from p_d * positions bounded at *every* position. We
-solve it as unit jobs with release times and deadlines, earliest deadline first: the i-th sample of domain d may come
-once the domain is owed something and must come before it is owed a whole sample.
+k domains with proportions p_d, one served per position. The deviation from p_d * positions is bounded at *every*
+position. We solve it as unit jobs with releases and deadlines. The i-th sample of a domain may come once the domain is
+owed something. It must come before the domain is owed a whole sample. The earliest deadline is first.
 
-With a remainder c_d carried in from the stage before, the samples asked for in the first j positions are
-a_d(j) = c_d + p_d * j, and the bound is |realized_d(j) - a_d(j)| < 1. Earliest deadline first meets it whenever any order
-does. One does if and only if the samples due by j are no more than j, for every j:
+Let c_d be the remainder from the stage before. Then a_d(j) = c_d + p_d * j samples are asked for in the first j
+positions. The bound is |realized_d(j) - a_d(j)| < 1. An order exists if and only if, for every j,
 
     sum_d max(0, floor(a_d(j))) <= j
 
-(later windows hold by themselves: between positions i and j a domain has at most p_d (j - i) samples that are both
-released and due). The left side exceeds j only while the domains served ahead are ahead by a whole sample together, so
-only the first positions need to be looked at. Unchanged proportions always pass, since the order goes on where it was; a
-change of many proportions at once can fail, and then `normalise_carry` shrinks the remainders until it passes.
+Unchanged proportions always pass. A change of many proportions at once can fail; `normalise_carry` then shrinks the
+remainders until it passes. docs/proofs.md has the proofs.
 
 All arithmetic is on integers (units of 1 / SCALE of a sample), so no position depends on rounding.
 """
@@ -84,8 +81,13 @@ def feasible(carry: Sequence[int], parts: Sequence[int]) -> bool:
 class Quota:
     """The domain sequence of one stage, computed forwards and kept (one int32 per position).
 
-    parts: integers from `quantise`; carry: integers from `normalise_carry`, both of length k. begun: positions that were served
-    before, and how often each domain was in them: the sequence is the same from there on, and what came before is not known.
+    Attributes:
+        parts: Integers from `quantise`, k in all.
+        carry: Integers from `normalise_carry`, k in all.
+
+    Args:
+        begun: Positions served before, and the count of each domain in them. The sequence then starts there, and
+            earlier positions are unknown.
     """
 
     def __init__(
@@ -116,15 +118,15 @@ class Quota:
             return
         self._sequence = with_room(self._sequence, self._length - self._first, length - self._first)
         waiting, ready = self._waiting, self._ready
-        for place in range(self._length - self._first, length - self._first):
-            while waiting and waiting[0][0] <= self._first + place + 1:
+        for index in range(self._length - self._first, length - self._first):
+            while waiting and waiting[0][0] <= self._first + index + 1:
                 _, deadline, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (deadline, d))
             _, d = heapq.heappop(ready)
-            self._sequence[place] = d
+            self._sequence[index] = d
             self._served[d] += 1
             self._announce(d)
-            if not (place + 1) % _MARK:
+            if not (index + 1) % _MARK:
                 self._marks.append(self._served.copy())
         self._length = length
 
@@ -136,7 +138,7 @@ class Quota:
         return self._sequence[start - self._first : stop - self._first]
 
     def _since_mark(self, length: int) -> tuple[int, slice]:
-        """The last mark up to `length` positions, and the places between the two."""
+        """The last mark up to `length` positions, and the indices between the two."""
         if length < self._first:
             raise IndexError(f"the sequence is known from position {self._first} on")
         self.extend(length)
@@ -153,8 +155,8 @@ class Quota:
         missing = count - self._marks[0][d]
         if missing < 1:
             raise IndexError(f"the sequence is known from position {self._first} on")
-        places = np.flatnonzero(self.domains(self._first, length) == d)
-        return self._first + int(places[missing - 1]) + 1 if len(places) >= missing else None
+        indices = np.flatnonzero(self.domains(self._first, length) == d)
+        return self._first + int(indices[missing - 1]) + 1 if len(indices) >= missing else None
 
     def remainder(self, length: int) -> list[int]:
         """What each domain is owed after `length` positions (negative: was served ahead), in units of 1 / SCALE."""

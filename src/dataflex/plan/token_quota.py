@@ -1,17 +1,17 @@
-"""Which domain comes at each position of a stage whose proportions are shares of tokens.
+"""The domain of each position in a stage whose proportions are shares of tokens.
 
-This is worst-case fair weighted fair queueing (WF2Q: J. C. R. Bennett and H. Zhang, "WF2Q: worst-case fair weighted fair
-queueing", INFOCOM 1996), with domains as the flows, rows as the packets and tokens as the time on the line. With T tokens
-served and a remainder c_d carried in, domain d has been asked for a_d(T) = c_d + p_d T tokens. Its i-th row occupies
-[S_d(i), S_d(i + 1)) of its own token stream: the row may come once a_d(T) >= S_d(i), and of the rows that may come the one
-that is asked for in full the soonest is next (ties: the first domain). With L the longest row, at every position
+This is worst-case fair weighted fair queueing (WF2Q: J. C. R. Bennett and H. Zhang, "WF2Q: worst-case fair weighted
+fair queueing", INFOCOM 1996). Domains are its flows, rows its packets, and tokens its time. With T tokens served and a
+remainder c_d, domain d has been asked for a_d(T) = c_d + p_d T tokens. Its i-th row occupies [S_d(i), S_d(i + 1)) of
+its own tokens. The row is admissible once a_d(T) >= S_d(i). Of the admissible rows, the row whose last token is asked
+for first is next (ties: the first domain). With L the longest row, at every position
 
     -(1 - p_d) L <= a_d(T) - realized_d(T) <= L.
 
-The lower bound holds by the first rule. The upper one holds whenever the rows asked for in full by T are at most T + L
-tokens for every T, as they are if no domain was served ahead at the start. That condition survives being cut: it holds
-anew at every position of a stage for which it held, so unchanged proportions can always go on as they are. A change of
-proportions can break it, which `honoured` finds out by following the order, and then the remainders are shrunk.
+The lower bound holds by the first rule. A change of proportions can leave a domain further ahead, by at most L; it then
+waits. The upper bound holds if, for every T, the rows asked for in full by T hold at most T + L tokens. If this
+condition holds at the start of a stage, it holds at every position of it. A change of proportions can break it.
+`honoured` finds that out by following the order, and then the remainders are shrunk. docs/proofs.md has the proofs.
 
 All arithmetic is on integers (units of 1 / SCALE of a token).
 """
@@ -35,8 +35,10 @@ _EXACT = 2 * (SCALE.bit_length() - 1)
 class TokenQuota(Quota):
     """The domain sequence of one stage, computed forwards and kept (one int32 and one int64 per position).
 
-    lengths(d, first, count): tokens, at least one each, of rows `first` to `first + count` of those that the stage serves of
-    domain d. begun: as of `Quota`, with the tokens of each domain in these positions.
+    Args:
+        lengths: (d, first, count) -> tokens, at least one each, of `count` rows that the stage serves of domain d, from
+            row `first` on.
+        begun: As that of `Quota`, with the tokens of each domain in these positions.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class TokenQuota(Quota):
         self._sequence = with_room(self._sequence, used, wanted)
         self._ends = with_room(self._ends, used, wanted)
         waiting, ready = self._waiting, self._ready
-        for place in range(used, wanted):
+        for index in range(used, wanted):
             while waiting and waiting[0][0] <= self._total:
                 _, finish, d = heapq.heappop(waiting)
                 heapq.heappush(ready, (finish, d))
@@ -87,9 +89,9 @@ class TokenQuota(Quota):
             self._total += self._head[d]
             self._work[d] += self._head[d]
             self._served[d] += 1
-            self._sequence[place], self._ends[place] = d, self._total
+            self._sequence[index], self._ends[index] = d, self._total
             self._announce(d)
-            if not (place + 1) % _MARK:
+            if not (index + 1) % _MARK:
                 self._marks.append(self._served.copy())
                 self._work_marks.append(self._work.copy())
         self._length = length
@@ -122,11 +124,11 @@ class TokenQuota(Quota):
 def honoured(
     carry: Sequence[int], parts: Sequence[int], lengths: Callable[[int, int, int], np.ndarray], longest: int
 ) -> bool:
-    """Whether, with these remainders, no domain is ever owed or was served ahead more than `longest` tokens, the longest row;
-    HORIZON positions are looked at.
+    """Whether no domain is ever owed, or ahead by, more than `longest` tokens with these remainders.
 
-    A domain is owed the most right before it is served. Once the rows that are next are asked for in full at a time when
-    domains are ahead by no more than `longest` together, the condition above holds for all rows that follow.
+    HORIZON positions are looked at. A domain is owed the most right before it is served. At some time all next rows are
+    asked for in full. If domains are then ahead by at most `longest` in sum, the condition of the module holds for all
+    later rows.
     """
     bound = longest * SCALE
     if any(abs(c) > bound for c in carry):

@@ -72,8 +72,10 @@ def mark_complete(folder: Path) -> None:
 
 
 def what_is_missing(folder: Path) -> str | None:
-    """Why a run cannot go on from a checkpoint (one phrase), or None if it can: all files are there in their sizes, and they are
-    not those of a model alone."""
+    """Why a run cannot resume from a checkpoint, in one phrase; None if it can.
+
+    All files must have their sizes, and must not be those of a model alone.
+    """
     return _what_files_lack(folder) or (_MODEL_ONLY if _model_only(folder) else None)
 
 

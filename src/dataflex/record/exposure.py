@@ -51,11 +51,11 @@ class Exposure:
         last = np.flatnonzero(np.append(ids[1:] != ids[:-1], True))
         first = np.append(0, last[:-1] + 1)
         new_ids, new_seen = ids[last], last - first + 1
-        # Sorting the whole table anew would take seconds at every checkpoint of a long run.
-        place = np.searchsorted(self.ids, new_ids)
-        known = place < len(self.ids)
-        known[known] = self.ids[place[known]] == new_ids[known]
-        gaps = place[~known]
+        # Sorting the whole table again would take seconds at every checkpoint of a long run.
+        index = np.searchsorted(self.ids, new_ids)
+        known = index < len(self.ids)
+        known[known] = self.ids[index[known]] == new_ids[known]
+        gaps = index[~known]
         merged = np.insert(self.ids, gaps, new_ids[~known])
         seen, losses, steps = (
             np.insert(self.seen, gaps, 0), np.insert(self.loss, gaps, np.nan), np.insert(self.step, gaps, 0)

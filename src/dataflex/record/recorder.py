@@ -14,7 +14,11 @@ from dataflex.record.remarks import Remarks
 
 
 class Recorder:
-    """files: of the run."""
+    """Writes decisions and scalars.
+
+    Args:
+        files: The files of the run.
+    """
 
     def __init__(self, files: RunFiles) -> None:
         self.files, self.remarks = files, Remarks()
@@ -33,7 +37,10 @@ class Recorder:
     ) -> None:
         """Write a line of the ledger, with the remarks since the last one.
 
-        position: samples served when it was taken. source: what it was decided on. stage: the one that it opened.
+        Args:
+            position: Samples served at the decision.
+            source: What the decision was based on.
+            stage: The stage that it opened.
         """
         remarks, more = self.remarks.take(), dict[str, Any]()
         detail(f"step {step}: {component} {json.dumps(decided, default=str)} ({seconds:.1f} s)")

@@ -1,7 +1,7 @@
-"""What a checkpoint holds beside LLaMA-Factory's own files, and what a run must share to go on from it.
+"""What a checkpoint holds beside LLaMA-Factory's own files, and what a resumed run must share with it.
 
 checkpoint-<n>/dataflex/
-  state.json        what `Snapshot` holds, but for arrays
+  state.json        what `Snapshot` holds, without arrays
   arrays.npz        its arrays, and the rows of chosen pools
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
@@ -9,11 +9,15 @@ checkpoint-<n>/dataflex/
 
 The state of a part of the trainer is what its `state_dict` gives:
 
-  serving           served: rows of each domain; streams: of each stream, what was taken of it
-  observing         sums: of losses by domain, since the last update
-  mixing            amounts, amounts_decided: what was served since the last update, and since the last that decided; asked: the
-                    proportions asked for; loss_weights, trained_tokens, trained_amounts: see `weighting/domain_weights.py`
-  weights           by level, losses, ids and signals that weights refer to; by slot, when a target was last taken in
+  serving    served              rows of each domain
+             streams             by stream, its position and the samples taken of its block
+  observing  sums                of losses by domain, since the last update
+  mixing     amounts             what was served since the last update
+             amounts_decided     what was served since the last update with a decision
+             asked               the proportions asked for
+             loss_weights, trained_tokens, trained_amounts: see `weighting/domain_weights.py`
+  weights    by level            losses, ids and signals of the comparison batch
+             aimed <slot>        the step at which a target was last given to a weighter
 
 Format 2 held the states of all parts in one dictionary, `extra`. It is still read (`parts_of_extra`).
 """
@@ -48,19 +52,19 @@ class Snapshot:
     global_batch: int
     """Rows of an optimizer step."""
     identity: dict[str, Any]
-    """What must not change on resume, as flat keys."""
+    """The identity of the run, as flat keys."""
     stages: list[Stage]
-    """Those that serve `position` or a later one; none where LLaMA-Factory orders the rows."""
+    """The stages from `position` on; none where LLaMA-Factory orders the rows."""
     components: dict[str, dict[str, Any]]
     """State of each component, by slot."""
     parts: dict[str, dict[str, Any]]
     """State of each part of the trainer, by its name."""
     engine: str | None = None
-    """What the Trainer's own files were saved by; None where an older version did not say."""
+    """The engine that saved the Trainer's own files; None in checkpoints of older versions."""
     ranks: int | None = None
-    """How many ranks saved them; None as above."""
+    """The number of ranks that saved them; None as above."""
     model_only: bool = False
-    """Whether they hold no optimizer."""
+    """Whether the checkpoint holds no optimizer."""
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) -> None:
@@ -110,6 +114,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
         ledger = (source / LEDGER).read_bytes()
         with np.load(source / "arrays.npz") as stored:
             arrays = dict(stored)
+        # Arrays are named by their owner: pools/<key>/<index>, components/<slot>/<name>, parts/<part>/<name>.
         chosen: dict[tuple[int, int], np.ndarray] = {}
         states = {kind: {k: dict(v) for k, v in content.get(kind, {}).items()} for kind in ("components", "parts")}
         extra = dict(content.get("extra", {}))
@@ -122,6 +127,7 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
                 extra[rest] = array
             else:
                 states[kind][owner][key] = array
+        # Format 2 had no parts.
         parts = states["parts"] if content["format"] == FORMAT else parts_of_extra(extra)
         stages = [Stage.from_json(record, chosen) for record in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""Scoring batches: rows of similar length together, as many as a token budget allows, dealt to ranks evenly."""
+"""Scoring batches: rows of similar length together, as many as a number of padded tokens allows, dealt to ranks evenly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 from dataflex.signals.pace import pieces
 
 
-def token_budget(device: torch.device, gradients: bool = False) -> int:
+def default_batch_tokens(device: torch.device, gradients: bool = False) -> int:
     """Padded tokens of a scoring batch where none are configured. A CPU is as busy with 4096 as it gets, and larger
     temporaries cost it page faults; an accelerator idles on small batches. A backward pass keeps activations."""
     if device.type == "cpu":
@@ -26,24 +26,24 @@ def token_budget(device: torch.device, gradients: bool = False) -> int:
     return 8192 if gradients else 16384
 
 
-def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Split range(len(lengths)) into batches whose padded size (rows x longest row) stays within `budget` tokens.
+def token_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Split range(len(lengths)) into batches whose padded size (rows x longest row) stays within `batch_tokens`.
 
-    Sorted by length, longest first, so that a run short of memory fails at the start. A row longer than the budget is a
+    Sorted by length, longest first, so that a run short of memory fails at the start. A row longer than that is a
     batch by itself. Does not depend on the number of ranks.
     """
     order = order_of(lengths)
     batches, start = [], 0
     while start < len(order):
         longest = max(int(lengths[order[start]]), 1)
-        stop = start + max(1, budget // longest)
+        stop = start + max(1, batch_tokens // longest)
         batches.append(order[start:stop])
         start = stop
     return batches
 
 
 def order_of(lengths: np.ndarray) -> np.ndarray:
-    """Places of rows in the order in which they are measured, whatever the budget: longest first."""
+    """Indices of rows in the order in which they are measured, whatever `batch_tokens` is: longest first."""
     if len(lengths) and lengths.max() < 1 << 15:
         lengths = lengths.astype(np.int16)  # numpy sorts these by radix
     return np.argsort(-lengths, kind="stable")
@@ -57,15 +57,15 @@ def share(batches: list[np.ndarray], rank: int, ranks: int) -> tuple[list[np.nda
 
 @dataclass(frozen=True)
 class ScoringRows:
-    """Rows to be measured, and how batches are made of them."""
+    """Rows to be measured, N in all, and how batches are made of them."""
 
     rows: Any
-    """Indexed by `ids`."""
+    """The data, indexed by `ids`."""
     ids: np.ndarray
-    """int64 [N]."""
+    """Sample ids, int64 [N]."""
     lengths: np.ndarray
-    """Tokens of each, int64 [N]."""
-    budget: int
+    """Tokens of each row, int64 [N]."""
+    batch_tokens: int
     """Padded tokens per batch."""
     collate: Callable[[list[dict[str, Any]]], Any]
     """Rows -> batch."""
@@ -73,15 +73,15 @@ class ScoringRows:
     """Batch -> batch on the device."""
     device: torch.device
     workers: int = 0
-    """Of the loader, where there is enough to do."""
+    """Loader workers, used where there are enough batches."""
     cache: SignalCache | None = None
-    """Where values go, piece by piece; None: all at once, in memory."""
+    """Takes the values, piece by piece; None: all at once, in memory."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def subset(self, places: np.ndarray) -> ScoringRows:
-        return replace(self, ids=self.ids[places], lengths=self.lengths[places], cache=None)
+    def subset(self, indices: np.ndarray) -> ScoringRows:
+        return replace(self, ids=self.ids[indices], lengths=self.lengths[indices], cache=None)
 
 
 class _Served:
@@ -99,15 +99,15 @@ class _Served:
 
 
 def batches_of(
-    scored: ScoringRows, what: str, batches: list[np.ndarray] | None = None
+    scored: ScoringRows, name: str, batches: list[np.ndarray] | None = None
 ) -> Generator[tuple[np.ndarray | None, Any], None, None]:
-    """(places among the rows, batch) for this rank's share; places None for a dummy, which only keeps the ranks in step.
+    """(indices among the rows, batch) for this rank's share; indices None for a dummy, which only keeps the ranks in step.
 
     batches: that are dealt to the ranks in turn; None: those of all rows. Every rank makes the same number of forwards.
     Rank 0 shows a progress bar on a terminal.
     """
     if batches is None:
-        batches = token_batches(scored.lengths, scored.budget)
+        batches = token_batches(scored.lengths, scored.batch_tokens)
     own, dummies = share(batches, rank(), ranks())
     mine: list[np.ndarray | None] = [*own, *[None] * dummies]
     served = own + [b[:1] for b in batches[:1]] * dummies
@@ -120,15 +120,15 @@ def batches_of(
         else 0,  # starting them takes longer than a few batches
         generator=torch.Generator().manual_seed(0),
     )
-    total = sum(len(places) for places in mine if places is not None)
-    with tqdm(total=total, desc=what, unit="sample", disable=rank() != 0 or not sys.stderr.isatty()) as bar:
-        for places, batch in zip(mine, loader, strict=True):
-            bar.update(0 if places is None else len(places))
-            yield places, scored.prepare(batch)
+    total = sum(len(indices) for indices in mine if indices is not None)
+    with tqdm(total=total, desc=name, unit="sample", disable=rank() != 0 or not sys.stderr.isatty()) as bar:
+        for indices, batch in zip(mine, loader, strict=True):
+            bar.update(0 if indices is None else len(indices))
+            yield indices, scored.prepare(batch)
 
 
 def over_rows(
-    scored: ScoringRows, measure: Callable[[Any], torch.Tensor], what: str, dtype: torch.dtype = torch.float64
+    scored: ScoringRows, measure: Callable[[Any], torch.Tensor], name: str, dtype: torch.dtype = torch.float64
 ) -> np.ndarray:
     """measure(batch) -> [B] or [B, K] for all rows: float64 (or `dtype`) [N] or [N, K], equal on every rank.
 
@@ -139,24 +139,24 @@ def over_rows(
     if not len(scored):
         return np.empty(0)
     cache, count = scored.cache or MemoryCache(len(scored)), ranks()
-    batches = [b[cache.missing[b]] for b in token_batches(scored.lengths, scored.budget)]
+    batches = [b[cache.missing[b]] for b in token_batches(scored.lengths, scored.batch_tokens)]
     batches = [b for b in batches if len(b)]
     rounds = [batches[k : k + count] for k in range(0, len(batches), count)]
     tokens = np.array([sum(np.maximum(scored.lengths[b], 1).sum() for b in some) for some in rounds], dtype=np.int64)
-    with closing(batches_of(scored, what, batches)) as served:
+    with closing(batches_of(scored, name, batches)) as served:
         for piece in pieces(tokens, None if scored.cache is None else scored.device):
-            rows, out = _places(rounds[piece.begin : piece.most]), None
+            rows, out = _indices_of(rounds[piece.begin : piece.most]), None
             for _ in piece:
-                places, batch = next(served)
+                indices, batch = next(served)
                 values = measure(batch)
                 if out is None:
                     out = torch.zeros((len(rows), *values.shape[1:]), dtype=dtype, device=scored.device)
-                if places is not None:
-                    here = torch.as_tensor(np.searchsorted(rows, places), device=scored.device)
+                if indices is not None:
+                    here = torch.as_tensor(np.searchsorted(rows, indices), device=scored.device)
                     out[here] = values.to(dtype)
             assert out is not None
             if piece.end < piece.most:
-                measured = _places(rounds[piece.begin : piece.end])
+                measured = _indices_of(rounds[piece.begin : piece.end])
                 out = out[torch.as_tensor(np.searchsorted(rows, measured), device=scored.device)]
                 rows = measured
             add_over_ranks(out)
@@ -166,6 +166,6 @@ def over_rows(
     return cache.values()
 
 
-def _places(rounds: list[list[np.ndarray]]) -> np.ndarray:
+def _indices_of(rounds: list[list[np.ndarray]]) -> np.ndarray:
     """Of all rows of some rounds, ascending."""
     return np.sort(np.concatenate([batch for some in rounds for batch in some]))

@@ -44,11 +44,14 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next-token cross entropies, and where there is something to predict.
+    """Next-token cross entropies float32 [B, T], and whether the next token is trainable, bool [B, T].
 
-    logits: [B, T, V], any float type; labels: int64 [B, T], IGNORE where nothing is learned. Returns float32 [B, T], zero
-    where the next token is not learned, and bool [B, T].
-    With gradients, autograd keeps one fp32 [B, T, V] tensor, as the model's own loss does; without, memory is bounded.
+    Losses are zero where the next token is not trainable. With gradients, autograd keeps one fp32 [B, T, V] tensor, as
+    the model's own loss does. Without gradients, memory is bounded.
+
+    Args:
+        logits: [B, T, V], any float type.
+        labels: int64 [B, T], IGNORE where a token is not trainable.
     """
     targets = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].to(logits.device)
     rows, length, vocabulary = logits.shape
@@ -64,9 +67,11 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
 
 
 def forward_inputs(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a forward pass that only measures is given: no labels, no cache of keys and values, and no mask where it hides
-    nothing: padding on the right comes after every token that counts, so a causal model never looks at it, and without a
-    mask torch's attention takes its fastest path."""
+    """The inputs of a forward pass that only measures: no labels, and no cache of keys and values.
+
+    A mask that hides nothing is left out, so that torch's attention takes its fastest path. Padding on the right comes
+    after every token that counts, and a causal model never looks at it.
+    """
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     mask = inputs.get("attention_mask")
     if (
@@ -101,10 +106,10 @@ def forward_row_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tupl
 
 
 def forward_token_losses(model: torch.nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropies of the tokens to be learned, row after row, float32 [M], and bool [B, T]: the positions they are
-    predicted from.
+    """Cross entropies of the trainable tokens, row after row, float32 [M]; and the indices they are predicted from,
+    bool [B, T].
 
-    The hidden states of all other positions are dropped before the output embedding, so prompts and padding cost no
+    The hidden states of all other indices are dropped before the output embedding. So prompts and padding cost no
     logits, and B x T x V is never held. A model without an output embedding that is called on [B, T, hidden] gives all
     its logits.
     """

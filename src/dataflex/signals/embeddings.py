@@ -56,10 +56,10 @@ def row_embeddings(
 
 
 def sequences_of(batch: Mapping[str, Any]) -> Int64[Tensor, "B T"]:
-    """Which sequence of its row a token belongs to, from 1 on; 0 for padding.
+    """The sequence that a token belongs to in its row, from 1 on; 0 for padding.
 
-    A packed row (neat packing) holds several. They show in the mask that LLaMA-Factory's collator made, a number per
-    sequence or one block each, or, where there is no mask, in positions that start again at 0.
+    A packed row (neat packing) holds several sequences. They show in the mask of LLaMA-Factory's collator: a number or
+    a block for each sequence. Without a mask, they show in positions that start again at 0.
     """
     mask, positions = batch.get("attention_mask"), batch.get("position_ids")
     if mask is None:
@@ -78,12 +78,12 @@ def pooling_weights(sequences: Int64[Tensor, "B T"], pooling: str) -> Float32[Te
     """What each token counts; the weights of a sequence add up to 1 / (sequences of the row)."""
     present = sequences > 0
     starts = present & (sequences != torch.nn.functional.pad(sequences, (1, 0))[:, :-1])
-    places = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
+    indices = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
     if pooling == "last":
         raw = (present & (sequences != torch.nn.functional.pad(sequences, (0, 1))[:, 1:])).float()
     elif pooling == "weighted_mean":
-        first = torch.where(starts, places, 0).cummax(dim=1).values
-        raw = (places - first + 1).float() * present
+        first = torch.where(starts, indices, 0).cummax(dim=1).values
+        raw = (indices - first + 1).float() * present
     else:
         raw = present.float()
     totals = torch.zeros(len(raw), int(sequences.max()) + 1, device=raw.device).scatter_add_(1, sequences, raw)
@@ -106,22 +106,22 @@ def load_encoder(name: str, device: torch.device) -> Any:
 def encode_missing(
     model: str, cache: SignalCache, text: Callable[[int], str], device: torch.device
 ) -> Float32[np.ndarray, "rows dims"]:
-    """Vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `cache` does not
-    have are encoded, in pieces."""
-    places = np.flatnonzero(cache.missing)
+    """Vectors of the text encoder `model` for text(0..N-1), equal on every rank. Texts that `cache` does not have are
+    encoded, in pieces."""
+    indices = np.flatnonzero(cache.missing)
     size = _TEXTS * ranks()
-    for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
+    for piece in pieces(np.full(-(-len(indices) // size), size * _TOKENS), device):
         found = []
         for number in piece:
-            here = places[number * size : (number + 1) * size].tolist()
+            here = indices[number * size : (number + 1) * size].tolist()
             own = partial(_nth, text, here)
             found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
-        cache.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
+        cache.put(indices[piece.begin * size : piece.end * size], np.concatenate(found))
     return cache.values()
 
 
-def _nth(text: Callable[[int], str], places: list[int], i: int) -> str:
-    return text(places[i])
+def _nth(text: Callable[[int], str], indices: list[int], i: int) -> str:
+    return text(indices[i])
 
 
 def encoded_texts(

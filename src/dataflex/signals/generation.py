@@ -26,14 +26,17 @@ def sample_responses(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int,
-    budget: int,
+    batch_tokens: int,
     device: torch.device,
 ) -> list[list[list[int]]]:
-    """`count` responses (token ids, the end token included where there is one) to each prompt, equal on every rank.
+    """`count` responses to each prompt, equal on every rank: token ids, with the end token if it was drawn.
 
-    Drawn at `temperature`, each token from the whole distribution, or among the top_k likeliest (0: all), and of these among
-    those that together have the probability top_p. Each batch has random numbers of its own, so the responses depend on
-    seed and `budget` (tokens per batch), and not on the number of ranks.
+    Each batch has its own random numbers. So responses depend on `seed` and `batch_tokens`, not on the number of ranks.
+
+    Args:
+        top_k: Draw each token among so many likeliest; 0: all.
+        top_p: Of these, draw among the likeliest that together have this probability.
+        batch_tokens: Padded tokens of a batch.
     """
     config = GenerationConfig(
         do_sample=True,
@@ -54,13 +57,14 @@ def sample_responses(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Batches are dealt to the ranks; dummies keep the number of calls equal.
     lengths = np.array([len(p) for p in prompts], dtype=np.int64)
-    batches = token_batches(lengths + max_new_tokens, max(1, budget // count))
+    batches = token_batches(lengths + max_new_tokens, max(1, batch_tokens // count))
     numbers = list(range(len(batches)))
     mine, dummies = share([np.array([n]) for n in numbers], rank(), ranks())
     found: dict[int, list[list[int]]] = {}
     with isolated(model):
-        for place, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
+        for turn, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
             rows = batches[number]
             width = int(lengths[rows].max())
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
@@ -73,9 +77,10 @@ def sample_responses(
                 generation_config=config,
                 synced_gpus=ranks() > 1,
             )
-            if place < len(mine):
+            if turn < len(mine):
                 answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
+    # Every rank gets the responses of all.
     found = {row: answers for part in gather(found) for row, answers in part.items()}
     return [found[i] for i in range(len(prompts))]
 
@@ -84,7 +89,7 @@ def _until_end(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-def model_rewards(path: str, device: torch.device, budget: int) -> Callable[..., list[float]]:
+def model_rewards(path: str, device: torch.device, batch_tokens: int) -> Callable[..., list[float]]:
     """The output of a sequence classifier with one output on prompt and response, as a reward. It is loaded when it is asked
     for and given up afterwards; a chat template of its tokenizer renders the two."""
 
@@ -110,7 +115,7 @@ def model_rewards(path: str, device: torch.device, budget: int) -> Callable[...,
         ids = [tokenizer(t, truncation=True, add_special_tokens=special)["input_ids"] for t in texts]
         out = np.empty(len(ids))
         with torch.no_grad():
-            for rows in token_batches(np.array([len(i) for i in ids]), budget):
+            for rows in token_batches(np.array([len(i) for i in ids]), batch_tokens):
                 batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
                 out[rows] = model(**batch).logits[:, 0].float().cpu().numpy()
         return out.tolist()  # type: ignore[no-any-return]

@@ -33,8 +33,11 @@ def isolated(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def loaded_whole() -> Iterator[None]:
-    """Models loaded inside are whole on every rank. Under ZeRO-3 transformers would partition them for an engine that they never
-    have, and under FSDP with memory-efficient loading read their weights on one rank only."""
+    """Models loaded inside are whole on every rank.
+
+    Under ZeRO-3, transformers would partition them for an engine that they never have. Under FSDP with memory-efficient
+    loading, it would read their weights on one rank only.
+    """
     from transformers.integrations import deepspeed
 
     key = "FSDP_CPU_RAM_EFFICIENT_LOADING"

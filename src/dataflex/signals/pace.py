@@ -1,6 +1,6 @@
-"""Cuts a measurement into pieces of about two minutes, at the same places on every rank.
+"""Cuts a measurement into pieces of about two minutes, at the same rounds on every rank.
 
-What a row is given does not depend on where that is: batches are what they are, and a piece is a number of rounds of them.
+A piece is a number of rounds, and batches do not depend on it. So the value of a row does not depend on pieces either.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ class Piece:
 
 
 def pieces(tokens: np.ndarray, device: torch.device | None) -> Iterator[Piece]:
-    """tokens: of each round, int64[n]. device: of the values, by which ranks tell each other; None: all is one piece. Each
-    piece must be iterated over to its end before the next."""
+    """The pieces of a measurement. Each must be iterated over to its end before the next.
+
+    Args:
+        tokens: Tokens of each round, int64[n].
+        device: Device of the values, by which ranks communicate; None: all is one piece.
+    """
     ends, begin = np.cumsum(tokens), 0
     while begin < len(tokens):
         most = len(tokens)

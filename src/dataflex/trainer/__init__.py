@@ -23,8 +23,12 @@ def build_trainer(
     select: type = SelectTrainer,
     **more: Any,
 ) -> type:
-    """The trainer class of a run: `base` (LLaMA-Factory's) under the mixins its configuration asks for. select: the mixin
-    of a selector; more: class attributes of its."""
+    """The trainer class of a run: LLaMA-Factory's `base` under the mixins that the configuration asks for.
+
+    Args:
+        select: The mixin of a selector.
+        more: Class attributes of that mixin.
+    """
     mixins = [
         mixin
         for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer))

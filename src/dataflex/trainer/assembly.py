@@ -95,7 +95,12 @@ def mixing_of(
     weights: DomainWeights | None,
     signals: list[str],
 ) -> Mixing:
-    """weights: None where the stage has no loss per row. signals: names of those that the mixer takes."""
+    """The part that asks a mixer.
+
+    Args:
+        weights: None where the training stage has no loss per row.
+        signals: Names of the mixer's signals.
+    """
 
     def by_domain(request: SignalRequest) -> list[np.ndarray]:
         values = measured.measure(request)
@@ -118,7 +123,12 @@ def mixing_of(
 def weights_of(
     spec: WeightConfig, domains: Domains, args: Any, model: torch.nn.Module, autocast: str, *, packed: bool
 ) -> Weights:
-    """args: TrainingArguments. autocast: bf16, fp16, no, ..."""
+    """The part that asks weighters.
+
+    Args:
+        args: TrainingArguments.
+        autocast: `bf16`, `fp16`, `no`, ...
+    """
     rounding = rounding_of(model, autocast)
     return Weights(spec, domains, args.device, packed=packed, rows=args.train_batch_size, rounding=rounding)
 

@@ -40,7 +40,11 @@ class Saves:
 
 
 class Checkpoints:
-    """exposure: None where rows are not counted."""
+    """Writes our files of checkpoints, and reads them.
+
+    Args:
+        exposure: None where rows are not counted.
+    """
 
     def __init__(self, saves: Saves, files: RunFiles, exposure: Exposure | None) -> None:
         self.saves, self.files, self.exposure = saves, files, exposure
@@ -99,8 +103,10 @@ class Checkpoints:
             )
 
     def write_exposure(self, folder: Path | None = None) -> None:
-        """Collect the notes of all ranks and write the table to the run's files and into `folder`, on every node that keeps
-        checkpoints: another one may have rank 0 when the run goes on."""
+        """Collect the notes of all ranks, and write the table to the run's files and into `folder`.
+
+        Every node that keeps checkpoints writes it, since another node may have rank 0 after a resume.
+        """
         if self.exposure is None:
             return
         self.exposure.collect()
@@ -133,8 +139,11 @@ def _reported(step: int, *, only_full: bool = False) -> Iterator[None]:
 
 
 def load_renamed(model: Any, folder: Path) -> None:
-    """Weights that `save_pretrained` writes under other names than the model has them, as it does for the experts of
-    mixture-of-experts models: the Trainer would leave these as they are and only warn. Read as `from_pretrained` reads them."""
+    """Load weights that `save_pretrained` writes under other names, as it does for experts of mixture-of-experts
+    models.
+
+    The Trainer would only warn and not load them. They are read as `from_pretrained` reads them.
+    """
     files = sorted(folder.glob("model*.safetensors"))
     if not files or not hasattr(type(model), "from_pretrained"):
         return

@@ -9,8 +9,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 
 def settle_steps(args: Any, rows: int, batch: int, *, down: bool) -> bool:
-    """Turn epochs into steps in the Trainer's arguments, which then has one pseudo-epoch that lasts the whole run; whether the
-    length of the run was given in epochs. down: parts of a step are no steps."""
+    """Turn epochs into steps in the Trainer's arguments; whether the length of the run was given in epochs.
+
+    The Trainer then has one pseudo-epoch that lasts the whole run.
+
+    Args:
+        down: Whether a part of a step is no step.
+    """
     per_epoch = steps_per_epoch(rows, batch, down=down or args.dataloader_drop_last)
     in_epochs = bool(args.max_steps <= 0)
     if in_epochs:
@@ -31,10 +36,10 @@ def steps_per_epoch(rows: int, batch: int, *, down: bool) -> int:
 
 
 def steps_left(epochs: float, rows: int, *, position: int, before: int, batch: int, down: bool, drop_last: bool) -> int:
-    """Steps of `batch` rows that are left of so many epochs, once `position` rows were served in steps of `before` rows.
+    """Steps of `batch` rows that are left of so many epochs, after `position` rows in steps of `before` rows.
 
-    An epoch that is rounded down, or drops its last batch, serves fewer than all rows: what was served is counted in such
-    epochs, and what is left becomes steps by the same rule. Otherwise it is the rows that are left.
+    An epoch that is rounded down, or drops its last batch, serves fewer than all rows. Then served rows are counted in
+    such epochs, and the rest becomes steps by the same rule. Otherwise the rest is counted in rows.
     """
     if not (down or drop_last):
         return max(0, ceil((epochs * rows - position) / batch))

@@ -17,15 +17,16 @@ from dataflex.trainer.view import StageView
 from dataflex.weighting.objectives import Objective
 from dataflex.weighting.observing import Observing
 from dataflex.weighting.units import Tokens, forward_with_states
-from dataflex.weighting.weights import Looked, Weights, times
+from dataflex.weighting.weights import LevelEntries, Weights, times
 
 Reader = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RowLosses:
-    """The stage's training loss as a weighted sum over rows, equal to the stage's own loss when all weigh one.
+    """The training loss as a weighted sum over rows. With all weights one, it is the training stage's own loss.
 
-    references: losses of reference models, by the request that asks for them.
+    Args:
+        reference_losses: Losses of reference models, by request.
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class RowLosses:
         view: StageView,
         observing: Observing,
         weights: Weights | None,
-        references: Mapping[SignalRequest, ReferenceLosses],
+        reference_losses: Mapping[SignalRequest, ReferenceLosses],
     ) -> None:
         self.objective, self.view, self.observing = objective, view, observing
-        self.weights, self.references = weights, references
+        self.weights, self.reference_losses = weights, reference_losses
         self._hidden_layers = weights.hidden_layers if weights is not None else frozenset[int]()
         self._reader: Reader | None = (
             None  # while a pass of pairs is made: its method is given the losses, not the batch
@@ -93,17 +94,17 @@ class RowLosses:
         outputs, hidden = forward_with_states(model, self.view.unwrapped(model), inputs, self._hidden_layers)
         given = None if micro.weights is None else micro.weights.to(labels.device)
         objective, losses, active = self.objective.of_tokens(outputs.logits, labels, inputs)
-        reference = self._reference_losses(micro, losses, active)
-        return outputs, objective, Tokens(losses, active, inputs, hidden, reference, given)
+        reference_losses = self._reference_losses_of(micro, losses, active)
+        return outputs, objective, Tokens(losses, active, inputs, hidden, reference_losses, given)
 
-    def _reference_losses(
+    def _reference_losses_of(
         self, micro: MicroBatch, losses: torch.Tensor, active: torch.Tensor
     ) -> dict[SignalRequest, torch.Tensor]:
-        """Those of reference models on the tokens of this micro-batch, [B, T] each."""
+        """Losses of reference models on the tokens of this micro-batch, [B, T] each."""
         out: dict[SignalRequest, torch.Tensor] = {}
-        for request, reference in self.references.items():
+        for request, stored in self.reference_losses.items():
             out[request] = torch.zeros_like(losses)
-            out[request][active] = torch.from_numpy(reference.of(micro.ids.numpy())).to(losses)
+            out[request][active] = torch.from_numpy(stored.of(micro.ids.numpy())).to(losses)
         return out
 
     # -- pairs -------------------------------------------------------------------------------------------------------
@@ -149,27 +150,29 @@ class RowLosses:
     # -- before a step -----------------------------------------------------------------------------------------------
 
     def survey(self, weights: Weights, model: Any, batches: Sequence[Any]) -> None:
-        """Let weights refer to the losses of all micro-batches of this step, found before the first backward: in training mode
-        and with the random state put back, so that they are those of the step itself."""
+        """Compare weights with the losses of all micro-batches of this step, before its first backward.
+
+        The model is in training mode and the random state is restored, so the losses are those of the step itself.
+        """
         self.view.turn_to_training(model)
         with _same_random_state(), torch.no_grad():
             found = []
             for micro, rest in apart(batches):
                 inputs = self.view.on_device(rest)
                 with self.view.autocast():
-                    found.append(self._look(weights, micro, model, inputs))
-        weights.refer_to(found)
+                    found.append(self._entries_of(weights, micro, model, inputs))
+        weights.compare_with_survey(found)
 
-    def _look(self, weights: Weights, micro: MicroBatch, model: Any, inputs: Any) -> Looked:
+    def _entries_of(self, weights: Weights, micro: MicroBatch, model: Any, inputs: Any) -> LevelEntries:
         if self.view.stage in ("pt", "sft"):
             _, _, tokens = self._forward(micro, model, inputs)
-            return weights.look(micro, tokens.losses.sum(dim=1) / tokens.active.sum(dim=1), tokens)
+            return weights.entries_of(micro, tokens.losses.sum(dim=1) / tokens.active.sum(dim=1), tokens)
         if micro.tags is None:
-            return weights.look(micro, self.view.score(model, inputs), None)
-        found: list[Looked] = []
+            return weights.entries_of(micro, self.view.score(model, inputs), None)
+        found: list[LevelEntries] = []
 
         def read(losses: torch.Tensor) -> torch.Tensor:
-            found.append(weights.look(micro, by_answer(micro, losses)[1], None))
+            found.append(weights.entries_of(micro, by_answer(micro, losses)[1], None))
             return losses
 
         with self.reading(read):
@@ -189,16 +192,18 @@ def by_answer(micro: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def excess_of(tokens: Tokens) -> torch.Tensor | None:
-    """Sum over the tokens of each row of what the loss exceeds that of the mixer's reference by, [B]."""
-    for request, reference in tokens.reference.items():
+    """The excess over the mixer's reference model, summed over the tokens of each row, [B]."""
+    for request, reference_losses in tokens.reference_losses.items():
         if request.free:
-            return (tokens.losses - reference).clamp(min=0).sum(dim=1)
+            return (tokens.losses - reference_losses).clamp(min=0).sum(dim=1)
     return None
 
 
 def without_broken(objective: torch.Tensor, logits: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """The objective [B, T] with zeros for rows whose loss is not finite, and no gradient from them into the logits: they weigh
-    nothing, but zero times NaN is NaN."""
+    """The objective [B, T] with zeros for rows whose loss is not finite, and no gradient from them into the logits.
+
+    They weigh nothing, but zero times NaN is NaN.
+    """
     broken = ~torch.isfinite(sums)
     if not broken.any():
         return objective

@@ -11,7 +11,7 @@ import torch
 
 from dataflex.components.tools.files import read_array
 from dataflex.config.schema import OfflineConfig, SelectConfig
-from dataflex.deciding.choosing import Chooser, Chosen, Moment
+from dataflex.deciding.choosing import Chooser, Chosen, DecisionPoint
 from dataflex.errors import DataflexError
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.asking.ask import Signals
@@ -51,14 +51,14 @@ class OfflineTrainer(DynamicTrainer):
             available_of(self.rows, self.target, by_domain=False),
             self.signals.measure,
             budget=lambda candidates, _: wanted(self.offline, candidates),
-            rng=lambda number, place: generator(
-                self.serving.plan.seed, Purpose.SELECTING, spec.component.seed, number, place
+            rng=lambda number, group_index: generator(
+                self.serving.plan.seed, Purpose.SELECTING, spec.component.seed, number, group_index
             ),
         )
         chooser.init()
         update, updates = spec.schedule.turn(0), spec.schedule.turns(1)
-        moment = Moment(update=update, updates=updates, learning_rate=float(self.args.learning_rate))
-        chosen = chooser.choose(moment, self.optimizer)
+        point = DecisionPoint(update=update, updates=updates, learning_rate=float(self.args.learning_rate))
+        chosen = chooser.choose(point, self.optimizer)
         self.recorder.remarks.add(f"select:{spec.name}", chosen.remarks)
         return chosen
 

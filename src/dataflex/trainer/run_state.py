@@ -1,4 +1,4 @@
-"""The parts of a run that have a state: how it begins, is saved and taken up, and what it says of itself."""
+"""The parts of a run that have a state: its start, saving, restoring and scalars."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class RunState:
         """What a checkpoint holds of the run; called on all ranks. facts: about the Trainer's own files."""
         components = {}
         if self.selecting is not None:
-            components["select"] = self.selecting.state
+            components["select"] = self.selecting.component_state
         if self.mixing is not None:
-            components["mix"] = self.mixing.state
+            components["mix"] = self.mixing.component_state
         if self.weights is not None:
-            components |= self.weights.states
+            components |= self.weights.component_states
         position = self.serving.position(step)
         return Snapshot(
             step=step,
@@ -52,11 +52,11 @@ class RunState:
 
     def restore(self, snapshot: Snapshot) -> None:
         if self.selecting is not None:
-            self.selecting.state = snapshot.components["select"]
+            self.selecting.component_state = snapshot.components["select"]
         if self.mixing is not None:
-            self.mixing.state = snapshot.components["mix"]
+            self.mixing.component_state = snapshot.components["mix"]
         if self.weights is not None:
-            self.weights.states = {slot: snapshot.components[slot] for slot in self.weights.spec.slots()}
+            self.weights.component_states = {slot: snapshot.components[slot] for slot in self.weights.spec.slots()}
         for name, part in self._stateful().items():
             part.load_state_dict(snapshot.parts[name])
         self.serving.resume(snapshot.step, snapshot.position, snapshot.stages)

@@ -12,7 +12,11 @@ from dataflex.trainer.scoring import score_rows
 
 
 class StageView(TrainerView):
-    """stage: pt, sft, rm, dpo or kto."""
+    """What parts may know of the Trainer, and the passes of its training stage.
+
+    Args:
+        stage: pt, sft, rm, dpo or kto.
+    """
 
     def __init__(self, trainer: Any, stage: str) -> None:
         super().__init__(trainer)

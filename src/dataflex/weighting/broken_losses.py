@@ -1,4 +1,4 @@
-"""A warning where losses are no numbers for many steps on end: components leave such rows out, so nothing else would show it."""
+"""A warning after many steps in sequence with losses that are not finite. Components leave such rows out in silence."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import torch
 from dataflex.config.schema import DataflexConfig
 from dataflex.distributed.collectives import sum_over_ranks
 
-PATIENCE = 10  # steps on end
+PATIENCE = 10  # steps in sequence
 
 
 class BrokenLosses:
-    """Counts the steps on end in which a row that is trained on had a loss that is not finite, on any rank.
+    """Counts steps in sequence in which a row trained on had a loss that is not finite, on any rank.
 
-    watches: whether anybody goes by these losses. What steps have met stays on the device and is read for `PATIENCE` steps at
-    once, so that no step waits for it.
+    Counts stay on the device and are read for `PATIENCE` steps together, so no step waits for them.
+
+    Args:
+        watches: Whether a component uses these losses.
     """
 
     def __init__(self, device: torch.device, *, watches: bool = True) -> None:
         self._open = torch.zeros(2, device=device)  # rows of this step without a finite loss, and all of them
         self._closed: list[tuple[int, torch.Tensor]] = []  # the same of steps that are over, by their numbers
         self._seen = False
-        self._streak: list[int] = []  # the broken steps on end, up to the last one that was read
+        self._streak: list[int] = []  # broken steps in sequence, up to the last one that was read
         self._watches = watches
 
     def see(self, losses: torch.Tensor, trainable: torch.Tensor) -> None:
@@ -33,9 +35,15 @@ class BrokenLosses:
         self._seen = True
 
     def close(self, step: int, *, last: bool = False) -> tuple[int, int, int] | None:
-        """Step number `step` is over, and the run with it if it is the last; on all ranks. After `PATIENCE` broken steps on end,
-        once in a run and at most as many steps late: the first of them, and of the last one the rows without a finite loss and
-        all rows."""
+        """End step number `step`. Called on all ranks.
+
+        Returns three numbers after `PATIENCE` broken steps in sequence, else None: the first of these steps, and for
+        the last one the rows without a finite loss and all rows. This happens once in a run, and at most `PATIENCE`
+        steps late.
+
+        Args:
+            last: Whether the run ends with this step.
+        """
         if self._seen:
             self._closed.append((step, self._open))
             self._open, self._seen = torch.zeros_like(self._open), False
@@ -52,7 +60,7 @@ class BrokenLosses:
 
 
 def broken_line(config: DataflexConfig, first: int, broken: int, rows: int) -> str | None:
-    """What to say of it; None where no component goes by the losses of the rows that are trained on."""
+    """The line to print; None where no component uses the losses of the rows trained on."""
     acts = []
     if config.mix is not None:
         acts.append(f"mix: {config.mix.name} decides without these rows")

@@ -1,12 +1,12 @@
-"""How a mixer's weights of domains become factors on the losses of tokens.
+"""Weights of domains, set by a mixer, as factors on the losses of tokens.
 
-A mixer that weighs losses asks for sum_i alpha_i l_i, with l_i the mean loss over the tokens of domain i. What is minimised
-is a mean over all tokens of a global batch, in which domain i has the share that its rows and their lengths give it. With tau_i
-that share in the long run, a token of domain i therefore weighs alpha_i / tau_i, and as in the authors' code of DoReMi these
-weights are divided by their mean over the tokens of the batch, so that the scale of the loss is that of a plain run.
+A mixer that weighs losses asks for sum_i alpha_i l_i, with l_i the mean loss over the tokens of domain i. Training
+minimises a mean over all tokens of a global batch. Let tau_i be the long-run share of domain i in these tokens. Then a
+token of domain i weighs alpha_i / tau_i. As in the authors' code of DoReMi, these weights are divided by their mean
+over the tokens of the batch, so the scale of the loss is that of a plain run.
 
-Where the loss of a step is the mean over micro-batches of their means, a token counts one over the tokens of its micro-batch.
-"Tokens" below are such parts then, so that tau and the mean of the weights refer to what is minimised.
+Where the loss of a step is the mean over micro-batches of their means, a token counts one over the tokens of its
+micro-batch. "Tokens" below then means such parts, so that tau and the mean of the weights fit the minimised loss.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from dataflex.weighting.objectives import Objective
 
 
 class TokenShares:
-    """tau: of what carries a loss, the share of each of k domains, up to a factor.
+    """tau: the share of each of k domains in the trained tokens, up to a factor.
 
-    tau_i = p_i m_i, with p_i the proportion in force and m_i the tokens trained on for each unit of it that was served (a row,
-    or a token, prompts included), over all steps so far in which domains had weights. m_i belongs to the data of the domain,
-    so that it holds when proportions change. A selector that changes which rows of a domain are drawn changes it too: m_i
-    then follows only as a mean over all steps. (One begun anew with every selection would rest on a single batch, which
-    may lack domains.)
+    tau_i = p_i m_i. Here p_i is the proportion in force. m_i is the number of tokens trained on per served row, or per
+    served token (prompts included). It covers all steps so far in which domains had weights. m_i belongs to the data of
+    the domain, so it holds when proportions change. A selector changes which rows are drawn, and so m_i; it then
+    follows as a mean over all steps. A fresh count after every selection would rest on a single batch, which may lack
+    domains.
+
+    Attributes:
+        trained: Tokens trained on, float64[k].
+        served: Served rows or tokens, float64[k].
     """
 
     def __init__(self, trained: np.ndarray, served: np.ndarray) -> None:
@@ -46,24 +50,30 @@ class TokenShares:
 
 
 class DomainWeights:
-    """Weights of domains as a mixer last gave them, and the factors on losses that they become in each step.
+    """The last loss weights of a mixer, and the factors on losses that follow in each step.
 
-    pairs: whether a row has one loss, as a pair of answers has.
+    Args:
+        pairs: Whether a row has one loss, as a pair of answers has.
+
+    Attributes:
+        alpha: The loss weight of each domain, float64 [k]; None: all tokens count alike.
     """
 
     def __init__(self, domains: Domains, device: torch.device, objective: Objective, *, pairs: bool) -> None:
         self.domains, self.device, self.objective, self.pairs = domains, device, objective, pairs
         none = np.zeros(len(domains))
         self.alpha: np.ndarray | None = None
-        """What the mean loss of each domain counts in the loss of a step, float64 [k]; None: all tokens count alike."""
         self.shares = TokenShares(none, none)
 
     def factors_of(
         self, batches: list[Any], num_items: Any, amounts: np.ndarray, proportions: np.ndarray
     ) -> torch.Tensor | None:
-        """What the losses of each domain are multiplied by in a step, float32 [k]. Called on every rank.
+        """The factors on the losses of each domain in a step, float32 [k]. Called on every rank.
 
-        batches: of this rank. amounts: what the global batch counts of each domain in the unit of the proportions.
+        Args:
+            batches: Micro-batches of this rank.
+            amounts: What the global batch counts of each domain in the unit of the proportions, float[k].
+            proportions: The proportions in force, float[k].
         """
         if self.alpha is None or not batches:
             return None
@@ -104,16 +114,22 @@ def factors(alpha: np.ndarray, tau: np.ndarray, trained: np.ndarray) -> np.ndarr
 def trained_tokens(
     batches: Iterable[Mapping[str, Any]], domains: Domains, *, pairs: bool, mean_of_each: bool = False
 ) -> np.ndarray:
-    """How many tokens of each domain carry a loss in the micro-batches of one rank, float64[k]; pairs: how many rows do, since
-    a pair of answers, and an answer of kto, has one loss. mean_of_each: the shares of the domains in the tokens of each
-    micro-batch instead, added up, where the loss is a mean of each."""
+    """Trainable tokens of each domain in the micro-batches of one rank, float64[k].
+
+    Args:
+        pairs: Count rows instead: a pair of answers, and an answer of kto, has one loss.
+        mean_of_each: Add up the domains' shares in the tokens of each micro-batch instead, where the loss is a mean of
+            each.
+    """
     out = np.zeros(len(domains))
     for batch in batches:
-        places = domains.of(batch[SAMPLE_IDS].cpu().numpy())
+        domain_of_row = domains.of(batch[SAMPLE_IDS].cpu().numpy())
         counts = (
-            np.ones(len(places), np.int64) if pairs else (batch["labels"][:, 1:] != IGNORE).sum(dim=1).cpu().numpy()
+            np.ones(len(domain_of_row), np.int64)
+            if pairs
+            else (batch["labels"][:, 1:] != IGNORE).sum(dim=1).cpu().numpy()
         )
-        np.add.at(out, places, counts / max(counts.sum(), 1) if mean_of_each else counts)
+        np.add.at(out, domain_of_row, counts / max(counts.sum(), 1) if mean_of_each else counts)
     return out
 
 

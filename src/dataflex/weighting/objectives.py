@@ -29,7 +29,7 @@ class Objective:
     eaft_alpha: float = 1.0
     asft_alpha: float = 0.0
     reference_model: Any = None
-    """Of asft."""
+    """The reference model of asft."""
     accepts_items: bool = True
     """Whether the Trainer tells the model the number of items of the global batch (`model_accepts_loss_kwargs`)."""
     average_tokens: bool = True
@@ -56,8 +56,15 @@ class Objective:
     def of_tokens(
         self, logits: torch.Tensor, labels: torch.Tensor, inputs: Mapping[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What is minimised, with gradients, and the cross entropies, without, both float32 [B, T] and zero where nothing is
-        learned; and bool [B, T], where something is. logits: [B, T, V]; labels: int64 [B, T]."""
+        """The minimised loss of each token, with gradients; its cross entropy, without; and whether the token is
+        trainable.
+
+        Both losses are float32 [B, T], zero where there is no trainable token; the third is bool [B, T].
+
+        Args:
+            logits: [B, T, V].
+            labels: int64 [B, T].
+        """
         losses, active = token_losses(logits, labels)
         plain = losses.detach()
         if self.kind == "cross_entropy":
@@ -81,10 +88,10 @@ class Objective:
         return weighted, plain, active
 
     def divisor(self, num_items: Any, tokens: torch.Tensor) -> tuple[Any, bool]:
-        """What the sum over tokens is divided by, and whether that is a number of the global batch (of all ranks, then).
+        """The divisor of the sum over tokens, and whether it is a number of the global batch over all ranks.
 
-        Plain LLaMA-Factory takes the mean of each micro-batch with label smoothing and asft, and the Trainer then leaves out
-        the division by the number of micro-batches; so do we, unless `fix_scaling` says otherwise.
+        With label smoothing and asft, plain LLaMA-Factory takes the mean of each micro-batch. The Trainer then does not
+        divide by the number of micro-batches. We do the same, unless `fix_scaling` says otherwise.
         """
         takes_items = self.accepts_items or self.kind in ("dft", "eaft", "asft")
         if self.kind in ("smoothed", "asft") and not self.fix_scaling:

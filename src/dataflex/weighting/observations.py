@@ -11,11 +11,11 @@ _ROWS, _LOSS, _TOKENS, _TOKEN_LOSS, _EXCESS = range(5)
 
 
 class DomainSums:
-    """float64 [k, 5] on the training device: rows, sum of row losses, trainable tokens, sum of token cross entropies, and of
-    what these exceed those of a reference by.
+    """Sums of losses by domain, float64 [k, 5], on the training device.
 
-    Rows without a finite loss or without trainable tokens are left out. Each rank adds its own; nothing is synchronised
-    until a total is asked for. A second copy runs since the last log.
+    The columns are rows, sum of row losses, trainable tokens, sum of token cross entropies, and excess over a reference
+    model. Rows without a finite loss or without trainable tokens are left out. Each rank adds its own rows; ranks
+    communicate only for a total. A second copy holds the sums since the last log.
     """
 
     def __init__(self, domains: int, device: torch.device) -> None:
@@ -32,7 +32,15 @@ class DomainSums:
         sums: torch.Tensor,
         excess: torch.Tensor | None = None,
     ) -> None:
-        """domains int64[B]; losses, counts, sums: [B] as in `row_losses` (losses: token means); excess: [B], None for zero."""
+        """Add the rows of a micro-batch.
+
+        Args:
+            domains: int64[B].
+            losses: Token means, [B].
+            counts: Trainable tokens, [B].
+            sums: Sums of token cross entropies, [B].
+            excess: [B]; None for zero.
+        """
         index = torch.as_tensor(domains, device=self._open.device)
         valid = torch.isfinite(losses) & (counts > 0)
         columns = (torch.ones_like(losses), losses, counts, sums, torch.zeros_like(sums) if excess is None else excess)
@@ -41,14 +49,17 @@ class DomainSums:
         self._logged.index_add_(0, index, values)
 
     def take(self) -> np.ndarray:
-        """The totals over all ranks since the last `take`, float64[k, 5]; starts anew."""
+        """The totals over all ranks since the last `take`, float64[k, 5]. Sets the sums to zero."""
         total = sum_over_ranks(self._open).double().cpu().numpy()
         self._open.zero_()
         return total
 
     def fold(self) -> np.ndarray:
-        """The totals so far, for a checkpoint. They stay open: rank 0 goes on from the total and the others from zero,
-        just as a run resumed from the checkpoint does, so that both add up in the same order."""
+        """The totals so far, for a checkpoint. The sums stay open.
+
+        Rank 0 continues from the total, and the others from zero. A resumed run does the same, so both add numbers in
+        the same order.
+        """
         total = sum_over_ranks(self._open)
         self.load(total.double().cpu().numpy() if rank() == 0 else None)
         return total.double().cpu().numpy()

@@ -17,7 +17,12 @@ from dataflex.weighting.observations import DomainSums
 
 
 class Observing:
-    """watches: whether a component goes by the losses. exposure: None where rows are not counted, as in streams."""
+    """Losses and counts of the rows trained on.
+
+    Args:
+        watches: Whether a component uses the losses.
+        exposure: None where rows are not counted, as in streams.
+    """
 
     def __init__(self, domains: Domains, device: torch.device, *, watches: bool, exposure: Exposure | None) -> None:
         self.domains, self.exposure = domains, exposure

@@ -1,4 +1,4 @@
-"""What weighers look at in a micro-batch: its rows, the original sequences of its packed rows, or its tokens."""
+"""The entries of a micro-batch that are weighed: its rows, the sequences of its packed rows, or its tokens."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ _NO_ROW = -1
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Rows or tokens: losses float32 [n], ids of their rows int64 [n], and what else was asked for of each, [n, ...]."""
+class LossEntries:
+    """Rows, sequences or tokens that are weighed."""
 
     losses: torch.Tensor
+    """float32 [n]."""
     ids: torch.Tensor
+    """The sample id of each entry, int64 [n]; -1 for padding."""
     signals: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
+    """Signals of the entries, [n, ...] each."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
-        """In an order that all ranks share, since a change may be a collective: that of a set differs between processes."""
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LossEntries:
+        """The result of `change` on every tensor. All ranks use the same order, since a change may be a collective."""
         signals = {k: change(self.signals[k]) for k in sorted(self.signals, key=str)}
-        return Sample(change(self.losses), change(self.ids), signals)
+        return LossEntries(change(self.losses), change(self.ids), signals)
 
     def finite(self) -> torch.Tensor:
-        """bool [n]: a row, with a loss and everything else."""
+        """bool [n]: entries that are no padding, and have a finite loss and finite signals."""
         out = torch.isfinite(self.losses) & (self.ids != _NO_ROW)
         for values in self.signals.values():
             out = (
@@ -42,13 +45,13 @@ class Sample:
             )
         return out
 
-    def valid(self) -> Sample:
-        """Those that count."""
+    def countable(self) -> LossEntries:
+        """The entries that count."""
         kept = self.finite()
         return self.mapped(lambda v: v[kept])
 
-    def padded(self, length: int) -> Sample:
-        """With rows that do not count at the end."""
+    def padded(self, length: int) -> LossEntries:
+        """With padding at the end, which does not count."""
         missing = length - len(self)
         if missing <= 0:
             return self
@@ -57,50 +60,50 @@ class Sample:
             return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
 
         signals = {k: extended(v, 0.0) for k, v in self.signals.items()}
-        return Sample(extended(self.losses, torch.nan), extended(self.ids, _NO_ROW), signals)
+        return LossEntries(extended(self.losses, torch.nan), extended(self.ids, _NO_ROW), signals)
 
-    def gathered(self, equal_counts: bool) -> Sample:
-        """Of all ranks; equal_counts: every rank has as many."""
+    def gathered(self, equal_counts: bool) -> LossEntries:
+        """The entries of all ranks. equal_counts: whether every rank has as many."""
         if equal_counts:
             return self.mapped(gather_rows)
         counts = gather_rows(torch.tensor([len(self)], device=self.losses.device)).tolist()
         return self.mapped(lambda v: gather_ragged(v, counts))
 
 
-def joined(samples: Sequence[Sample]) -> Sample:
-    first = samples[0]
-    signals = {k: torch.cat([s.signals[k] for s in samples]) for k in first.signals}
-    return Sample(torch.cat([s.losses for s in samples]), torch.cat([s.ids for s in samples]), signals)
+def joined(parts: Sequence[LossEntries]) -> LossEntries:
+    first = parts[0]
+    signals = {k: torch.cat([s.signals[k] for s in parts]) for k in first.signals}
+    return LossEntries(torch.cat([s.losses for s in parts]), torch.cat([s.ids for s in parts]), signals)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a micro-batch. A value stands where its token is predicted from."""
+    """The tokens of a micro-batch. The value of a token is at the index that it is predicted from."""
 
     losses: torch.Tensor
-    """Cross entropies, float32 [B, T], zero where nothing is learned."""
+    """Cross entropies, float32 [B, T]; zero where there is no trainable token."""
     active: torch.Tensor
-    """bool [B, T]: whether something is learned."""
+    """bool [B, T]: whether there is a trainable token."""
     inputs: Mapping[str, Any]
-    """Of the model."""
+    """Inputs of the model."""
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """States asked for, by layer, [B, T, H]."""
-    reference: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
+    """Hidden states, by layer, [B, T, H]."""
+    reference_losses: Mapping[SignalRequest, torch.Tensor] = field(default_factory=dict)
     """Losses of reference models, by request, [B, T]."""
     given: torch.Tensor | None = None
-    """The data's own weights, [B, T], each where its token stands."""
+    """The data's own weights, [B, T], at the indices of the tokens themselves."""
 
     def predicted(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of tokens, [B, T], moved to where the tokens are predicted from."""
+        """Values of tokens, [B, T], moved to the indices that the tokens are predicted from."""
         return F.pad(values[:, 1:], (0, 1))
 
-    def by_token(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> Sample:
-        """One entry for each token that is learned. ids: int64 [B]."""
+    def by_token(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> LossEntries:
+        """One entry for each trainable token. ids: int64 [B]."""
         rows = self.active.nonzero()[:, 0]
         signals = {r: self._token_values(r)[self.active] for r in requests}
-        return Sample(self.losses[self.active], ids.to(rows.device)[rows], signals)
+        return LossEntries(self.losses[self.active], ids.to(rows.device)[rows], signals)
 
-    def by_row(self, ids: torch.Tensor, losses: torch.Tensor, requests: frozenset[SignalRequest]) -> Sample:
+    def by_row(self, ids: torch.Tensor, losses: torch.Tensor, requests: frozenset[SignalRequest]) -> LossEntries:
         """One entry for each row. losses: token means, [B]."""
         counts = self.active.sum(dim=1)
         signals: dict[SignalRequest, torch.Tensor] = {}
@@ -110,21 +113,21 @@ class Tokens:
                 signals[request] = torch.einsum("bt,bth->bh", weights, self.hidden[states[0]].float())
             else:
                 signals[request] = (self._token_values(request) * self.active).sum(dim=1) / counts.clamp_min(1)
-        return Sample(losses, ids.to(losses.device), signals)
+        return LossEntries(losses, ids.to(losses.device), signals)
 
-    def by_sequence(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> tuple[Sample, torch.Tensor]:
-        """One entry for each original sequence with something to learn, and int64 [B, T]: the entry of each token learned."""
+    def by_sequence(self, ids: torch.Tensor, requests: frozenset[SignalRequest]) -> tuple[LossEntries, torch.Tensor]:
+        """One entry for each sequence with a trainable token; and the entry of each trainable token, int64 [B, T]."""
         numbers = sequence_numbers(self.inputs)
         width = int(numbers.max()) + 1
         keys = torch.arange(len(numbers), device=numbers.device)[:, None] * width + numbers
-        learned, entry = torch.unique(self.predicted(keys)[self.active], return_inverse=True)
-        place = torch.zeros_like(keys)
-        place[self.active] = entry
-        counts = torch.bincount(entry, minlength=len(learned))
+        learned, entry_of_trainable = torch.unique(self.predicted(keys)[self.active], return_inverse=True)
+        entry_of_token = torch.zeros_like(keys)
+        entry_of_token[self.active] = entry_of_trainable
+        counts = torch.bincount(entry_of_trainable, minlength=len(learned))
 
         def mean(values: torch.Tensor) -> torch.Tensor:
             total = torch.zeros(len(learned), dtype=torch.float32, device=values.device)
-            return total.index_add(0, entry, values[self.active].float()) / counts
+            return total.index_add(0, entry_of_trainable, values[self.active].float()) / counts
 
         signals: dict[SignalRequest, torch.Tensor] = {}
         for request in requests:
@@ -132,25 +135,25 @@ class Tokens:
                 signals[request] = self._pooled(*states, keys, learned)
             else:
                 signals[request] = mean(self._token_values(request))
-        return Sample(mean(self.losses), ids.to(learned.device)[learned // width], signals), place
+        return LossEntries(mean(self.losses), ids.to(learned.device)[learned // width], signals), entry_of_token
 
     def _pooled(self, layer: int, pooling: str, keys: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
         """[entries, H]: the hidden states of the tokens of each sequence, pooled."""
         if not len(learned):
             return torch.zeros(0, self.hidden[layer].shape[-1], device=keys.device)
-        places = torch.searchsorted(learned, keys).clamp_max(len(learned) - 1)
-        inside = learned[places] == keys
+        entry = torch.searchsorted(learned, keys).clamp_max(len(learned) - 1)
+        inside = learned[entry] == keys
         # Adds up to 1 / sequences of the row.
-        shares = pooling_weights(torch.where(inside, places + 1, 0), pooling)
+        shares = pooling_weights(torch.where(inside, entry + 1, 0), pooling)
         hidden = self.hidden[layer]
         out = torch.zeros(len(learned), hidden.shape[-1], dtype=torch.float32, device=hidden.device)
-        out.index_add_(0, places[inside], shares[inside][:, None] * hidden[inside].float())
+        out.index_add_(0, entry[inside], shares[inside][:, None] * hidden[inside].float())
         total = torch.zeros(len(learned), dtype=torch.float32, device=hidden.device)
-        return out / total.index_add(0, places[inside], shares[inside])[:, None]
+        return out / total.index_add(0, entry[inside], shares[inside])[:, None]
 
     def _token_values(self, request: SignalRequest) -> torch.Tensor:
-        if request in self.reference:
-            return self.reference[request]
+        if request in self.reference_losses:
+            return self.reference_losses[request]
         assert self.given is not None
         return self.predicted(self.given)
 

@@ -1,4 +1,4 @@
-"""Weights of rows, or of tokens: what they refer to, how they are normalised, and what is reported of them."""
+"""Weights of rows, or of tokens: the comparison batch, normalisation, and what is reported."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ from dataflex.config.schema import WeightPart
 from dataflex.distributed.collectives import gather_rows, sum_over_ranks
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
-from dataflex.weighting.units import Sample, joined
+from dataflex.weighting.units import LossEntries, joined
 
-States = Mapping[str, dict[str, Any]]
+ComponentStates = Mapping[str, dict[str, Any]]
+"""States of weighters, by slot."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Means:
-    """What weights are divided by in a step."""
+    """The divisors of the weights in one step."""
 
-    of: Sample
-    """The reference they were found on."""
+    comparison: LossEntries
+    """The comparison batch that the means were taken over."""
     step: int
-    rows: Sample
-    """Those of the reference that count."""
+    """The step that they belong to."""
+    entries: LossEntries
+    """The entries of the comparison batch that count."""
     by_slot: Mapping[str, torch.Tensor]
-    """The mean of each weighter."""
+    """The mean weight of each weighter."""
     product: torch.Tensor | None
-    """The mean of the product of several."""
+    """The mean of the product of several weighters; None for one."""
 
 
 class Weighing:
     """The weighters of one level (rows or tokens), whose weights multiply.
 
-    parts: by slot.
-    equal_counts: every rank has as many rows in every micro-batch, so that ranks need not exchange their numbers.
-    rounding: eps of the forward pass.
-    A weight is divided by its mean over the *reference*, the rows (or tokens) of the global batch, or with accumulation of
-    the step before, and the product of several by its mean there once more: whatever weighters return, weights have mean
-    one over the reference.
+    A weight is divided by its mean over the *comparison batch*: the rows (or tokens) of the global batch, or with
+    accumulation of the step before. The product of several weights is divided by its own mean there. So weights have mean
+    one over the comparison batch, whatever weighters return.
+
+    Attributes:
+        parts: The weighters, by slot.
+        equal_counts: Whether every rank has as many entries in every micro-batch. Then ranks need not exchange the counts.
+        rounding: eps of the forward pass.
+        comparison: The comparison batch of all ranks; None before the first one.
     """
 
     def __init__(
@@ -59,132 +64,149 @@ class Weighing:
     ) -> None:
         self.parts, self.domains, self.device, self.prefix = parts, domains, device, prefix
         self.equal_counts, self.rounding = equal_counts, rounding
-        self.reference: Sample | None = None
-        self._seen: list[Sample] = []
+        self.comparison: LossEntries | None = None
+        self._collected: list[LossEntries] = []
         self._means: _Means | None = None
-        self._statistics = self._nothing()
+        self._statistics = self._no_statistics()
         self._offsets = torch.as_tensor(domains.offsets, device=device)
 
     def requests(self) -> frozenset[SignalRequest]:
-        """What is measured on the rows trained on."""
-        return frozenset(r for part in self.parts.values() for r in self._of_rows(part))
+        """Signals of the rows trained on."""
+        return frozenset(r for part in self.parts.values() for r in self._row_requests(part))
 
     @staticmethod
-    def _of_rows(part: WeightPart) -> frozenset[SignalRequest]:
-        """What one of them is given beside its target."""
+    def _row_requests(part: WeightPart) -> frozenset[SignalRequest]:
+        """The requests of one weighter, without those about its target."""
         return frozenset(r for r in as_requests(declared(part.component.needs)) if r.per != "target row")
 
-    # -- the reference -----------------------------------------------------------------------------------------------
+    # -- the comparison batch ----------------------------------------------------------------------------------------
 
-    def refer(self, sample: Sample) -> None:
-        """Refer to this sample of every rank."""
-        self.reference = sample.gathered(self.equal_counts)
+    def compare_with(self, entries: LossEntries) -> None:
+        """Make the entries of all ranks the comparison batch."""
+        self.comparison = entries.gathered(self.equal_counts)
 
-    def see(self, sample: Sample) -> None:
-        """Keep a micro-batch for the reference of the next step."""
-        self._seen.append(sample)
+    def collect(self, entries: LossEntries) -> None:
+        """Keep a micro-batch for the next comparison batch."""
+        self._collected.append(entries)
 
-    def close(self) -> bool:
-        """The step is over; whether anything was kept of it."""
-        if not self._seen:
+    def compare_with_collected(self) -> bool:
+        """Make the collected micro-batches the comparison batch; whether there were any."""
+        if not self._collected:
             return False
-        self.refer(joined(self._seen))
-        self._seen = []
+        self.compare_with(joined(self._collected))
+        self._collected = []
         return True
 
-    def learn(self, states: dict[str, dict[str, Any]], step: int) -> None:
-        """Let the weighters that learn see the step."""
+    def update_states(self, states: dict[str, dict[str, Any]], step: int) -> None:
+        """Call `update` of the weighters that have one."""
         for slot, part in self.parts.items():
-            if type(part.component).update is Weighter.update or self.reference is None or step < part.warmup:
+            if type(part.component).update is Weighter.update or self.comparison is None or step < part.warmup:
                 continue
-            reference = self.reference.valid()
-            states[slot] = part.component.update(states[slot], self._context(part, reference, reference, step))
+            comparison = self.comparison.countable()
+            states[slot] = part.component.update(states[slot], self._context(part, comparison, comparison, step))
             self._means = None
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def weigh(
-        self, sample: Sample, counted: torch.Tensor, states: States, step: int, in_reference: bool = True
+        self,
+        entries: LossEntries,
+        counting: torch.Tensor,
+        states: ComponentStates,
+        step: int,
+        in_comparison: bool = True,
     ) -> torch.Tensor | None:
-        """float32 [n], zero where not counted, bool [n]; None if all weigh one. in_reference: whether the reference holds the
-        sample."""
+        """Weights of a micro-batch, float32 [n], with mean one over the comparison batch; None if all weigh one.
+
+        Args:
+            counting: bool [n], the entries that may count. All others weigh zero.
+            in_comparison: Whether the comparison batch holds the entries.
+        """
         acting = {slot: part for slot, part in self.parts.items() if part.strength(step) > 0}
-        if not acting or self.reference is None:
+        if not acting or self.comparison is None:
             return None
-        counted = counted & sample.finite()
-        if self._means is None or self._means.of is not self.reference or self._means.step != step:
-            rows = self.reference.valid()
-            if not len(rows):
+        counting = counting & entries.finite()
+        # Means belong to one comparison batch and one step.
+        if self._means is None or self._means.comparison is not self.comparison or self._means.step != step:
+            countable = self.comparison.countable()
+            if not len(countable):
                 return None
-            self._means = self._means_over(self.reference, rows, acting, states, step)
+            self._means = self._means_over(self.comparison, countable, acting, states, step)
         means = self._means
-        # A weighter is given finite values only; what it makes of the rows that do not count is thrown away.
-        filled = sample.mapped(lambda v: torch.where(_aligned(counted, v), v, torch.zeros_like(v)))
-        losses = torch.where(counted, sample.losses, means.rows.losses.mean())
-        filled = Sample(losses, sample.ids.clamp_min(0), filled.signals)
+        # A weighter sees finite values only. The weights of entries that do not count are dropped below.
+        filled = entries.mapped(lambda v: torch.where(_broadcast(counting, v), v, torch.zeros_like(v)))
+        losses = torch.where(counting, entries.losses, means.entries.losses.mean())
+        filled = LossEntries(losses, entries.ids.clamp_min(0), filled.signals)
+        # Each weighter by its own mean, then the product by its mean.
         product = torch.ones_like(losses)
         for slot, part in acting.items():
-            found = self._found(part, filled, means.rows, states[slot], step)
-            product = product * faded(divided(found, means.by_slot[slot], in_reference), part.strength(step))
+            returned = self._returned(part, filled, means.entries, states[slot], step)
+            normalised = divided(returned, means.by_slot[slot], in_comparison)
+            product = product * with_strength(normalised, part.strength(step))
         if means.product is not None:
-            product = divided(product, means.product, in_reference)
-        weights = torch.where(counted, product, 0.0)
-        self._record(weights, counted, sample.ids >= 0)
+            product = divided(product, means.product, in_comparison)
+        weights = torch.where(counting, product, 0.0)
+        self._record(weights, counting, entries.ids >= 0)
         return weights
 
     def _means_over(
-        self, reference: Sample, rows: Sample, acting: Mapping[str, WeightPart], states: States, step: int
+        self,
+        comparison: LossEntries,
+        countable: LossEntries,
+        acting: Mapping[str, WeightPart],
+        states: ComponentStates,
+        step: int,
     ) -> _Means:
-        """rows: those of the reference that count."""
+        """countable: the entries of the comparison batch that count."""
         means: dict[str, torch.Tensor] = {}
-        product = torch.ones_like(rows.losses)
+        product = torch.ones_like(countable.losses)
         for slot, part in acting.items():
-            found = self._found(part, rows, rows, states[slot], step)
-            check_values(found, part.name)
-            means[slot] = found.mean()
-            product = product * faded(divided(found, means[slot]), part.strength(step))
-        return _Means(reference, step, rows, means, product.mean() if len(acting) > 1 else None)
+            returned = self._returned(part, countable, countable, states[slot], step)
+            check_values(returned, part.name)
+            means[slot] = returned.mean()
+            product = product * with_strength(divided(returned, means[slot]), part.strength(step))
+        return _Means(comparison, step, countable, means, product.mean() if len(acting) > 1 else None)
 
-    def _found(
-        self, part: WeightPart, sample: Sample, reference: Sample, state: dict[str, Any], step: int
+    def _returned(
+        self, part: WeightPart, entries: LossEntries, comparison: LossEntries, state: dict[str, Any], step: int
     ) -> torch.Tensor:
         """What a weighter returns, float32 [n]."""
-        found = part.component.weights(state, sample.losses, self._context(part, sample, reference, step))
-        return checked_shape(found, sample, part.name)
+        returned = part.component.weights(state, entries.losses, self._context(part, entries, comparison, step))
+        return checked_shape(returned, entries, part.name)
 
-    def _context(self, part: WeightPart, sample: Sample, reference: Sample, step: int) -> WeightContext:
-        wanted = self._of_rows(part)
+    def _context(self, part: WeightPart, entries: LossEntries, comparison: LossEntries, step: int) -> WeightContext:
+        wanted = self._row_requests(part)
         return WeightContext(
-            reference=reference.losses,
-            ids=sample.ids,
-            domains=torch.searchsorted(self._offsets, sample.ids, right=True) - 1,
+            reference=comparison.losses,
+            ids=entries.ids,
+            domains=torch.searchsorted(self._offsets, entries.ids, right=True) - 1,
             step=step,
             names=self.domains.names,
-            signals={r.name: sample.signals[r] for r in wanted},
-            reference_signals={r.name: reference.signals[r] for r in wanted},
+            signals={r.name: entries.signals[r] for r in wanted},
+            reference_signals={r.name: comparison.signals[r] for r in wanted},
             rounding=self.rounding,
         )
 
     # -- what is reported and saved ----------------------------------------------------------------------------------
 
-    def _nothing(self) -> torch.Tensor:
-        """min, max, sum, sum of squares, rows that count, those of weight zero, rows that do not count"""
+    def _no_statistics(self) -> torch.Tensor:
+        """float32 [7]: min, max, sum, sum of squares, entries that count, those of weight zero, entries that do not count."""
         return torch.tensor([torch.inf, -torch.inf, 0.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float32, device=self.device)
 
-    def _record(self, weights: torch.Tensor, counted: torch.Tensor, present: torch.Tensor) -> None:
+    def _record(self, weights: torch.Tensor, counting: torch.Tensor, present: torch.Tensor) -> None:
         if not len(weights):
             return
         s, w = self._statistics, weights.float()
-        s[0] = torch.minimum(s[0], torch.where(counted, w, torch.inf).min())
-        s[1] = torch.maximum(s[1], torch.where(counted, w, -torch.inf).max())
-        zeros = (counted & (w == 0)).sum()
-        s[2:] += torch.stack([w.sum(), w.square().sum(), counted.sum(), zeros, (present & ~counted).sum()]).float()
+        s[0] = torch.minimum(s[0], torch.where(counting, w, torch.inf).min())
+        s[1] = torch.maximum(s[1], torch.where(counting, w, -torch.inf).max())
+        zeros = (counting & (w == 0)).sum()
+        s[2:] += torch.stack([w.sum(), w.square().sum(), counting.sum(), zeros, (present & ~counting).sum()]).float()
 
     def scalars(self) -> dict[str, float]:
-        """Since the last call, over all ranks."""
+        """Statistics since the last call, over all ranks."""
         low, high = -_max_over_ranks(-self._statistics[0]), _max_over_ranks(self._statistics[1])
         total, squares, rows, zeros, left_out = sum_over_ranks(self._statistics[2:]).tolist()
-        self._statistics = self._nothing()
+        self._statistics = self._no_statistics()
         out = {f"{self.prefix}/left_out": left_out} if left_out else {}
         if not rows:
             return out
@@ -200,11 +222,11 @@ class Weighing:
         return {f"{i}.{r.name}": r for i, r in enumerate(sorted(self.requests(), key=str))}
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The reference, as arrays."""
-        if self.reference is None:
+        """The comparison batch, as arrays."""
+        if self.comparison is None:
             return {}
-        signals = {name: self.reference.signals[r] for name, r in self._saved_names().items()}
-        arrays = {"losses": self.reference.losses, "ids": self.reference.ids, **signals}
+        signals = {name: self.comparison.signals[r] for name, r in self._saved_names().items()}
+        arrays = {"losses": self.comparison.losses, "ids": self.comparison.ids, **signals}
         return {name: values.cpu().numpy() for name, values in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,27 +236,31 @@ class Weighing:
         def read(name: str) -> torch.Tensor:
             return torch.as_tensor(np.asarray(state[name]), device=self.device)
 
-        self.reference = Sample(read("losses"), read("ids"), {r: read(name) for name, r in self._saved_names().items()})
+        signals = {r: read(name) for name, r in self._saved_names().items()}
+        self.comparison = LossEntries(read("losses"), read("ids"), signals)
 
 
-def divided(values: torch.Tensor, mean: torch.Tensor, in_reference: bool = True) -> torch.Tensor:
-    """values / mean. Where the mean is zero, all values of the reference are. They stay zero, and values outside it, which have
-    nothing to be compared with, become one."""
+def divided(values: torch.Tensor, mean: torch.Tensor, in_comparison: bool = True) -> torch.Tensor:
+    """values / mean.
+
+    A mean of zero means that all values of the comparison batch are zero. They stay zero. Values outside it have nothing to
+    be compared with, and become one.
+    """
     ratios = values / torch.where(mean > 0, mean, 1.0)
-    return ratios if in_reference else torch.where(mean > 0, ratios, 1.0)
+    return ratios if in_comparison else torch.where(mean > 0, ratios, 1.0)
 
 
-def faded(weights: torch.Tensor, strength: float) -> torch.Tensor:
-    """Weights with mean one, drawn towards one as far as the strength is below one."""
+def with_strength(weights: torch.Tensor, strength: float) -> torch.Tensor:
+    """1 + strength (w - 1): weights with mean one, moved towards one."""
     return weights if strength == 1 else 1 + strength * (weights - 1)
 
 
-def checked_shape(weights: Any, sample: Sample, name: str) -> torch.Tensor:
+def checked_shape(weights: Any, entries: LossEntries, name: str) -> torch.Tensor:
     """As float32; DataflexError unless there is one weight for each loss."""
-    if not torch.is_tensor(weights) or weights.shape != sample.losses.shape:
+    if not torch.is_tensor(weights) or weights.shape != entries.losses.shape:
         shape = list(weights.shape) if torch.is_tensor(weights) else type(weights).__name__
-        raise DataflexError(f"weight: {name} returned {shape} for {len(sample)} losses; one weight each was expected")
-    return weights.to(sample.losses.dtype)
+        raise DataflexError(f"weight: {name} returned {shape} for {len(entries)} losses; one weight each was expected")
+    return weights.to(entries.losses.dtype)
 
 
 def check_values(weights: torch.Tensor, name: str) -> None:
@@ -243,8 +269,9 @@ def check_values(weights: torch.Tensor, name: str) -> None:
         raise DataflexError(f"weight: {name} returned weights that are negative or not finite")
 
 
-def _aligned(counted: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return counted.reshape(-1, *[1] * (values.ndim - 1))
+def _broadcast(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The mask [n] as [n, 1, ...], to match values [n, ...]."""
+    return mask.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _max_over_ranks(value: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The weighters of a run: what they weigh in a micro-batch, what weights refer to, and their targets."""
+"""The weighters of a run: the entries of a micro-batch, the comparison batch, and targets."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import WeightConfig, WeightPart
 from dataflex.data.micro_batch import MicroBatch
 from dataflex.plan.plan import Domains
-from dataflex.weighting.units import Sample, Tokens
+from dataflex.weighting.units import LossEntries, Tokens
 from dataflex.weighting.weighing import Weighing
 
-Looked = tuple[dict[str, Sample], torch.Tensor | None]
-"""What each level weighs of a micro-batch; and for sequences of packed rows the entry of every token, int64 [B, T]."""
+LevelEntries = tuple[dict[str, LossEntries], torch.Tensor | None]
+"""The entries of a micro-batch, by level. For sequences of packed rows also the entry of every token, int64 [B, T]."""
 
 
 class Weights:
-    """Row and token weights with mean one over what they refer to (see `Weighing`).
+    """Weights of rows and tokens, with mean one over the comparison batch (see `Weighing`).
 
-    Without accumulation that is the global batch: its losses are gathered between forward and backward. With
-    accumulation, `running` uses the global batch of the step before (the first step is unweighted), and `global` the losses
-    of a survey: a pass over the micro-batches of the step before its first backward.
-    packed: rows hold several sequences, each weighed by itself. rows: of a micro-batch. rounding: eps of the forward pass.
+    Without accumulation, the comparison batch is the global batch: its losses are gathered between forward and backward.
+    With accumulation and scope `running`, it is the global batch of the step before; the first step is unweighted. With
+    scope `global`, it is the global batch as a survey finds it: a forward pass over the micro-batches of the step before its
+    first backward.
+
+    Attributes:
+        packed: Whether rows hold several sequences. Each sequence is weighed by itself.
+        rows: Rows of a micro-batch.
+        component_states: States of the weighters, by slot.
+        last_target_step: By slot, the step at which a weighter last got its target.
     """
 
     def __init__(
@@ -41,9 +47,8 @@ class Weights:
         rounding: float,
     ) -> None:
         self.spec, self.packed, self.rows = spec, packed, rows
-        self.states: dict[str, dict[str, Any]] = {}
+        self.component_states: dict[str, dict[str, Any]] = {}
         self.last_target_step: dict[str, int] = {}
-        """By slot: the step at which a weighter has last taken in its target."""
         by_level: dict[str, dict[str, WeightPart]] = {}
         for slot, part in spec.slots().items():
             by_level.setdefault(declared(part.component.level), {})[slot] = part
@@ -59,16 +64,16 @@ class Weights:
             for level, parts in by_level.items()
         }
         self._count = 0  # micro-batches of the step that is open
-        self._surveyed = False  # whether the reference is that of this step
+        self._surveyed = False  # whether the comparison batch is that of this step
 
     def init(self) -> None:
-        self.states = {slot: part.component.init() for slot, part in self.spec.slots().items()}
+        self.component_states = {slot: part.component.init() for slot, part in self.spec.slots().items()}
 
     @property
     def hidden_layers(self) -> frozenset[int]:
-        """Those whose states a weighter reads."""
-        states = [r.hidden_states() for level in self._levels.values() for r in level.requests()]
-        return frozenset(found[0] for found in states if found is not None)
+        """The layers whose hidden states a weighter reads."""
+        found = [r.hidden_states() for level in self._levels.values() for r in level.requests()]
+        return frozenset(layer_and_pooling[0] for layer_and_pooling in found if layer_and_pooling is not None)
 
     # -- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -76,23 +81,28 @@ class Weights:
         acts = any(part.strength(step) > 0 for part in self.spec.parts)
         return acts and not micro.alone and self.spec.scope == "global"
 
-    def refer_to(self, survey: list[Looked]) -> None:
-        """Refer to the micro-batches of this step."""
+    def compare_with_survey(self, survey: list[LevelEntries]) -> None:
+        """Make the micro-batches of this step the comparison batch."""
         self._surveyed = True
         for level, weighing in self._levels.items():
-            for samples, _ in survey:
-                weighing.see(samples[level])
-            weighing.close()
+            for entries, _ in survey:
+                weighing.collect(entries[level])
+            weighing.compare_with_collected()
 
-    def look(self, micro: MicroBatch, losses: torch.Tensor, tokens: Tokens | None) -> Looked:
-        """losses: of the rows, [B]. tokens: None in stages of pairs."""
+    def entries_of(self, micro: MicroBatch, losses: torch.Tensor, tokens: Tokens | None) -> LevelEntries:
+        """The entries of each level.
+
+        Args:
+            losses: Losses of the rows, [B].
+            tokens: None in training stages of pairs.
+        """
         ids, entry = micro.ids, None
         out = {}
         for level, weighing in self._levels.items():
             requests = weighing.requests()
             if tokens is None:
                 given = {r: micro.weights.to(losses) for r in requests if micro.weights is not None}
-                out[level] = Sample(losses.float(), ids.to(losses.device), given)
+                out[level] = LossEntries(losses.float(), ids.to(losses.device), given)
             elif level == "token":
                 out[level] = tokens.by_token(ids, requests)
             elif self.packed:
@@ -111,22 +121,22 @@ class Weights:
         tokens: Tokens | None,
         step: int,
     ) -> torch.Tensor | None:
-        """Weights [B], or of tokens [B, T], with mean one over those that count; None leaves everything at one."""
-        samples, entry = self.look(micro, losses, tokens)
+        """Weights of rows [B] or of tokens [B, T]; None leaves all at one. trainable: rows with a trainable token, bool [B]."""
+        entries, entry = self.entries_of(micro, losses, tokens)
         self._count = micro.count
         out: torch.Tensor | None = None
         for level, weighing in self._levels.items():
-            sample = samples[level]
+            own = entries[level]
             if micro.alone:
-                weighing.refer(sample)
+                weighing.compare_with(own)
             elif self.spec.scope == "running":
-                weighing.see(sample)
-            counted = torch.ones(len(sample), dtype=torch.bool, device=sample.losses.device)
+                weighing.collect(own)
+            counting = torch.ones(len(own), dtype=torch.bool, device=own.losses.device)
             of_rows = level == "row" and entry is None
             if of_rows:
-                counted[: len(trainable)] = trainable
-            in_reference = micro.alone or self.spec.scope == "global"
-            weights = weighing.weigh(sample, counted, self.states, step, in_reference)
+                counting[: len(trainable)] = trainable
+            in_comparison = micro.alone or self.spec.scope == "global"
+            weights = weighing.weigh(own, counting, self.component_states, step, in_comparison)
             if weights is None:
                 continue
             found = (
@@ -140,14 +150,14 @@ class Weights:
         if not self._count:
             return
         for weighing in self._levels.values():
-            if weighing.close() or self._count == 1 or self._surveyed:
-                weighing.learn(self.states, step)
+            if weighing.compare_with_collected() or self._count == 1 or self._surveyed:
+                weighing.update_states(self.component_states, step)
         self._count, self._surveyed = 0, False
 
     # -- targets -----------------------------------------------------------------------------------------------------
 
     def due_targets(self, step: int) -> Iterator[tuple[str, WeightPart, SignalRequest]]:
-        """Slot, weighter, and the request for its target, of those that are to take it in as the model sees it now."""
+        """Slot, weighter and request of each target that is due for measurement."""
         for slot, part in self.spec.slots().items():
             interval, last = declared(part.component.target_interval), self.last_target_step.get(slot)
             if interval is None or part.strength(step) == 0 or (last is not None and step - last < interval):
@@ -156,7 +166,7 @@ class Weights:
             yield slot, part, request
 
     def aim(self, slot: str, target: np.ndarray, step: int) -> None:
-        self.states[slot] = self.spec.slots()[slot].component.aim(self.states[slot], target)
+        self.component_states[slot] = self.spec.slots()[slot].component.aim(self.component_states[slot], target)
         self.last_target_step[slot] = step
 
     # -- what is saved and reported ----------------------------------------------------------------------------------
@@ -182,7 +192,7 @@ class Weights:
 
 
 def _on_tokens(weights: torch.Tensor, tokens: Tokens | None, entry: torch.Tensor | None) -> torch.Tensor:
-    """Weights of the tokens that are learned, or of the sequences that `entry` tells of each token, as [B, T]."""
+    """Weights as [B, T]: of trainable tokens, or of sequences. entry: the sequence of each token."""
     assert tokens is not None
     out = torch.zeros_like(tokens.losses)
     out[tokens.active] = weights if entry is None else weights[entry[tokens.active]]

@@ -13,7 +13,7 @@ from dataflex import Request, Selection, SelectionContext, Selector, State
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumSelector(Selector):
-    """Draws `budget` rows uniformly from the easiest share of the pool.
+    """Draws `budget` rows uniformly from the easiest share of the candidates.
 
     The share grows in equal steps from first_share at the first update to 1 at update number growth (counted from 0).
     """

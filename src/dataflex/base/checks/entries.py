@@ -28,8 +28,8 @@ def refused_data_sets(key: str, names: list[str], folder: Any, *, once: bool, st
             return
         where = str(Path(str(folder)) / "dataset_info.json")
         info = read_info(folder)
-    for place, name in enumerate(names):
-        if name in names[:place]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
             if once:
                 yield f"{key}: {name!r} is listed twice{_MORE_OFTEN if key == 'dataset' else ''}"
         elif name not in info:

@@ -67,7 +67,7 @@ def settle_checkpoint(training_args: Any, asked: Any) -> None:
     automatic = str(asked).lower() in ("none", "true", "false")
     own, output = training_args.resume_from_checkpoint or None, Path(training_args.output_dir)
     training_args.resume_from_checkpoint = own
-    record: dict[str, Any] = {"place": collectives.place(), "output": str(output.absolute()), "steps": {}}
+    record: dict[str, Any] = {"label": collectives.rank_label(), "output": str(output.absolute()), "steps": {}}
     if own and automatic:
         record["steps"] = {step: _digest(path) for step, path in complete_checkpoints(output)}
     elif own:
@@ -93,9 +93,9 @@ def check_contents(folder: Path) -> None:
     """Raise ConfigError, on every rank, if a checkpoint that is named does not hold on a node what was saved there. One without a
     mark, of another program, says nothing about that."""
     marked = (folder / DIRECTORY / MARK).is_file()
-    for place, reason in collectives.by_node(lambda: what_is_damaged(folder) if marked else None):
+    for rank_label, reason in collectives.by_node(lambda: what_is_damaged(folder) if marked else None):
         if reason is not None:
-            where = f" on {place}" if collectives.ranks() > 1 else ""
+            where = f" on {rank_label}" if collectives.ranks() > 1 else ""
             raise ConfigError(f"resume_from_checkpoint: {folder} is damaged{where} ({reason}); name another checkpoint")
 
 
@@ -106,7 +106,7 @@ def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
         step = _newest_common(found)
         folder = output / f"checkpoint-{step}"
         checked = collectives.by_node(partial(what_is_damaged, folder))
-        damaged = [(place, reason) for place, reason in checked if reason is not None]
+        damaged = [(rank_label, reason) for rank_label, reason in checked if reason is not None]
         if not damaged:
             for other in found:
                 folders = (f"{r['output']}/checkpoint-{step}" for r in (found[0], other))
@@ -114,9 +114,9 @@ def _newest_whole(found: list[dict[str, Any]], output: Path) -> int:
                     found[0], next(folders), found[0]["steps"][step], other, next(folders), other["steps"][step]
                 )
             return step
-        place, reason = damaged[0]
-        there = next(r["output"] for r in found if r["place"] == place)
-        damage = f"{there}/{folder.name} is damaged{f' on {place}' if len(found) > 1 else ''} ({reason})"
+        rank_label, reason = damaged[0]
+        there = next(r["output"] for r in found if r["label"] == rank_label)
+        damage = f"{there}/{folder.name} is damaged{f' on {rank_label}' if len(found) > 1 else ''} ({reason})"
         for record in found:
             record["steps"] = {older: digest for older, digest in record["steps"].items() if older < step}
         if not any(record["steps"] for record in found):
@@ -131,7 +131,7 @@ def check_generators(training_args: Any, saved_ranks: int | None) -> None:
     """One line where the state of a rank's random numbers is not among the files of its node."""
     ranks, folder = collectives.ranks(), training_args.resume_from_checkpoint
     name = "rng_state.pth" if ranks == 1 else f"rng_state_{collectives.rank()}.pth"
-    missing = collectives.gather(None if (Path(folder) / name).is_file() else f"{name} on {collectives.place()}")
+    missing = collectives.gather(None if (Path(folder) / name).is_file() else f"{name} on {collectives.rank_label()}")
     if saved_ranks == ranks and any(missing):
         say(
             f"{Path(folder).name} lacks {', '.join(filter(None, missing))}; rows and decisions go on as they would have,"
@@ -144,21 +144,21 @@ def _newest_common(found: list[dict[str, Any]]) -> int:
         if not other["steps"]:
             having = next(r for r in found if r["steps"])
             raise ConfigError(
-                f"output_dir: {other['output']} on {other['place']} has no complete checkpoint, and {having['place']} would"
+                f"output_dir: {other['output']} on {other['label']} has no complete checkpoint, and {having['label']} would"
                 f" go on from {having['output']}/checkpoint-{max(having['steps'])}{_hint(found)}"
             )
     common = set.intersection(*(set(r["steps"]) for r in found))
     if not common:
         raise ConfigError(
             "output_dir: no checkpoint is complete on every node: "
-            + ", ".join(f"{r['place']} has step {max(r['steps'])}" for r in found)
+            + ", ".join(f"{r['label']} has step {max(r['steps'])}" for r in found)
             + _hint(found)
         )
     step = max(common)
     newest = max(found, key=lambda r: max(r["steps"]))
     if max(newest["steps"]) > step:
         say(
-            f"checkpoint-{max(newest['steps'])} is complete on {newest['place']} but not on every node;"
+            f"checkpoint-{max(newest['steps'])} is complete on {newest['label']} but not on every node;"
             f" checkpoint-{step} is used"
         )
     return step
@@ -169,7 +169,7 @@ def _check_same(
 ) -> None:
     if its_digest != digest:
         raise ConfigError(
-            f"resume_from_checkpoint: {its} on {other['place']} is not the checkpoint that {folder} is on {one['place']}; copy"
+            f"resume_from_checkpoint: {its} on {other['label']} is not the checkpoint that {folder} is on {one['label']}; copy"
             " one of them to every node"
         )
 
@@ -183,7 +183,7 @@ def _check_writers(writes: bool, output: Path) -> None:
     if writes:
         output.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    marks = collectives.gather((collectives.place(), mark.name if writes else ""))
+    marks = collectives.gather((collectives.rank_label(), mark.name if writes else ""))
     shared = [where for where, name in marks if writes and name not in ("", mark.name) and (output / name).exists()]
     found = collectives.gather((shared, str(output.absolute())))
     mark.unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def _digest(folder: Path) -> str:
 
 
 def _on(other: dict[str, Any], found: list[dict[str, Any]]) -> str:
-    return f" on {other['place']}" if len(found) > 1 else ""
+    return f" on {other['label']}" if len(found) > 1 else ""
 
 
 def _hint(found: list[dict[str, Any]]) -> str:

@@ -108,7 +108,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
         if loading.training_args.resume_from_checkpoint:
             check_contents(Path(loading.training_args.resume_from_checkpoint))
-        module = load_domains(loading, Carried(places=True))
+        module = load_domains(loading, Carried(row_index=True))
         origins[:], rows = module.pop("origins"), module["train_dataset"]
         same_rows(rows.fingerprints, "dataset")
         _check(dataflex, rows.raw_total, len(rows))

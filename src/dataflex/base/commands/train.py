@@ -186,7 +186,7 @@ def _dynamic(config: RunConfig) -> Any:
                     loading,
                     key=f"dataflex.{slot}.reference_model_path",
                     folder=Path(request.own_folder() or Path(training_args.output_dir) / "dataflex" / "reference"),
-                    budget=dataflex.scoring_tokens,
+                    batch_tokens=dataflex.scoring_tokens,
                 )
         return {**module, "references": references}
 

@@ -3,11 +3,11 @@
 Rows are given the columns once they are read. A processor of LLaMA-Factory drops columns that it does not know, so it is
 replaced by a `CarryingProcessor`, which hands them on to the rows that the processor makes:
 
-    RAW_ROW        the place of the row in the data set as it was read; handed on as it is
+    RAW_ROW        the index of the row in the data set as it was read; handed on as it is
     RAW_WEIGHTS    what the row weighs, or each of its messages; becomes GIVEN_WEIGHTS, one number for each token
                    (rm, dpo, kto: one for the row)
 
-A row that carries its place makes one row or none, so packing and the stage kto are out.
+A row that carries its index makes one row or none, so packing and the stage kto are out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RAW_ROW, RAW_WEIGHTS = "dataflex_raw_row", "dataflex_raw_weights"
 class Carried:
     """Which columns the rows that are trained on, or selected from, carry."""
 
-    places: bool = False
+    row_index: bool = False
     """Whether RAW_ROW is one of them."""
     weights: tuple[str, str] | None = None
     """The column that RAW_WEIGHTS is read from, and whether it is one of rows ("row") or of messages ("message")."""
@@ -64,7 +64,7 @@ def without_carried(rows: Any) -> Any:
     return rows.remove_columns([c for c in (RAW_ROW, RAW_WEIGHTS) if c in rows.column_names])
 
 
-def places_of(rows: Any) -> np.ndarray:
+def row_indices(rows: Any) -> np.ndarray:
     """The column RAW_ROW, int64[n]."""
     return np.asarray(rows.with_format("arrow")[:][RAW_ROW])
 
@@ -78,7 +78,7 @@ class CarryingProcessor:
     @ours
     def preprocess_dataset(self, examples: Mapping[str, list[Any]]) -> dict[str, Any]:
         examples = {column: examples[column] for column in examples}
-        places, weights = examples.pop(RAW_ROW, None), examples.pop(RAW_WEIGHTS, None)
+        row_index, weights = examples.pop(RAW_ROW, None), examples.pop(RAW_WEIGHTS, None)
         by_token = not isinstance(self.inner, PairwiseDatasetProcessor | FeedbackDatasetProcessor)
         marks = Marks() if weights is not None and by_token else None
         inner, kept = self._observed(examples["_prompt"], weights, marks)
@@ -89,8 +89,8 @@ class CarryingProcessor:
             out |= marks.taken_off(out)
         elif weights is not None:
             out[GIVEN_WEIGHTS] = [weights[row][0] for row in kept]
-        if places is not None:
-            out[RAW_ROW] = [places[row] for row in kept]
+        if row_index is not None:
+            out[RAW_ROW] = [row_index[row] for row in kept]
         return out
 
     def _observed(

@@ -21,7 +21,7 @@ from dataflex.base.loading.carried import (
     Carried,
     CarryingProcessor,
     carries,
-    places_of,
+    row_indices,
     without_carried,
 )
 from dataflex.base.loading.faults import reading, untokenized
@@ -55,7 +55,7 @@ def load_domains(loading: Loading, carried: Carried) -> dict[str, Any]:
 
     Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
     train. They are the `validation` set, or with `eval_on_each_dataset` one set per domain. By domain, each an example by
-    itself, they are the `Rows` `held_out`. If rows carry their places, `origins` is a list of one `Origin` per domain.
+    itself, they are the `Rows` `held_out`. If rows carry their index, `origins` is a list of one `Origin` per domain.
     """
     data_args, training_args = loading.data_args, loading.training_args
     names = list(data_args.dataset)
@@ -85,10 +85,10 @@ def load_domains(loading: Loading, carried: Carried) -> dict[str, Any]:
         evaluation = load_evaluation(loading, evaluated) if evaluated else _evaluation_held_out(loading, held_out)
         if store is not None and training_args.should_save:
             store.write(parts, list(examples.values()), evaluation)
-    if not carried.places:
+    if not carried.row_index:
         return _module(names, parts, list(examples.values()), evaluation)
     origins = [
-        Origin(name, read[name].attributes, read[name].stored, places_of(part))
+        Origin(name, read[name].attributes, read[name].stored, row_indices(part))
         for name, part in zip(names, parts, strict=True)
     ]
     parts = [part.remove_columns(RAW_ROW) for part in parts]
@@ -179,7 +179,7 @@ def read_data(loading: Loading, name: str, key: str, carried: Carried = NOTHING)
         aligned = loader.align_dataset(stored, attributes, loading.data_args, loading.training_args)
     if weights is not None:
         aligned = aligned.add_column(RAW_WEIGHTS, weights)
-    if carried.places:
+    if carried.row_index:
         aligned = aligned.add_column(RAW_ROW, np.arange(len(stored)))
     return ReadData(attributes, stored, aligned)
 

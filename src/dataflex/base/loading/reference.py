@@ -16,12 +16,12 @@ from dataflex.data.rows import Rows, without_ours
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
 from dataflex.signals.asking.reference_losses import ReferenceLosses, reference_losses
-from dataflex.signals.batching import ScoringRows, token_budget
+from dataflex.signals.batching import ScoringRows, default_batch_tokens
 from dataflex.signals.isolation import loaded_whole
 
 
 def load_reference(
-    path: str, rows: Rows, loading: Loading, *, key: str, folder: Path, budget: int | None
+    path: str, rows: Rows, loading: Loading, *, key: str, folder: Path, batch_tokens: int | None
 ) -> ReferenceLosses:
     """Token losses of the model at `path`, which `key` names, on `rows`; what `folder` holds of the same model and rows is not
     measured again."""
@@ -42,7 +42,7 @@ def load_reference(
             rows=rows,
             ids=np.arange(len(rows), dtype=np.int64),
             lengths=lengths,
-            budget=budget or token_budget(training_args.device),
+            batch_tokens=batch_tokens or default_batch_tokens(training_args.device),
             collate=_collator(model, loading),
             prepare=lambda batch: {k: v.to(training_args.device) for k, v in batch.items() if torch.is_tensor(v)},
             device=training_args.device,

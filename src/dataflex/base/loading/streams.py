@@ -22,7 +22,7 @@ from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config.schema import MixConfig
-from dataflex.data.streams import BlockReader, Place, Sample, Streams
+from dataflex.data.streams import BlockReader, Sample, StreamPosition, Streams
 from dataflex.errors import ConfigError, DataflexError
 
 _LOOKED_AT = 1 << 30  # bytes of the files of a stream that are hashed when a run starts
@@ -151,7 +151,7 @@ def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[An
 def _first_block(source: StreamedData, name: str, rows: int, processor: Any) -> str:
     """The digest of the first block that has a sample, an example of which is shown as LLaMA-Factory does."""
     reader = BlockReader(source, name, 0, rows, 0, shuffle=False)
-    reader.seek(Place())
+    reader.seek(StreamPosition())
     try:
         block = reader.next()
     except ConfigError:

@@ -10,7 +10,7 @@ from dataflex.base.checks.contents import digest
 from dataflex.base.loading.texts import Texts
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import raw_rows
-from dataflex.deciding.choosing import Available, Chooser, Chosen, Group, Moment
+from dataflex.deciding.choosing import Available, Chooser, Chosen, DecisionPoint, Group
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.signals.embeddings import encode_missing
 from dataflex.signals.keeping.disk import DiskCache
@@ -34,7 +34,7 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
         ),
     )
     chooser.init()
-    return chooser.choose(Moment())
+    return chooser.choose(DecisionPoint())
 
 
 def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: Path) -> dict[str, np.ndarray]:

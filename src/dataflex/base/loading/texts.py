@@ -31,7 +31,7 @@ class Texts:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return tuple(len(origin.places) for origin in self.origins)
+        return tuple(len(origin.indices) for origin in self.origins)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -40,8 +40,8 @@ class Texts:
         """What a row says: its messages, a line each."""
         ends = np.cumsum(self.sizes)
         part = int(np.searchsorted(ends, row, side="right"))
-        place = self.origins[part].places[row - (ends[part] - self.sizes[part])]
-        found = self.aligned[part][int(place)]
+        index = self.origins[part].indices[row - (ends[part] - self.sizes[part])]
+        found = self.aligned[part][int(index)]
         return "\n".join(m["content"] for m in (*found["_prompt"], *found["_response"]) if m["content"])
 
     def fingerprint(self) -> str:
@@ -71,11 +71,11 @@ def read_texts(config: RunConfig, key: str) -> Texts:
     aligned, origins = [], []
     for name in names:
         read = read_data(loading, name, spelled)
-        places = _valid_rows(read.aligned, 0 if stage == "pt" else 1)
+        indices = _valid_rows(read.aligned, 0 if stage == "pt" else 1)
         aligned.append(read.aligned)
-        origins.append(Origin(name, read.attributes, read.stored, places))
+        origins.append(Origin(name, read.attributes, read.stored, indices))
     for origin in origins:
-        if len(origin.places) == 0:
+        if len(origin.indices) == 0:
             raise ConfigError(f"{spelled}: no row of {origin.name!r} can be used")
     return Texts(aligned, origins, training_args)
 

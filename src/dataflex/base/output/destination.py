@@ -210,17 +210,17 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
     """(name, source text) of each member of a valid JSON object."""
     decode, between = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
 
-    def skipped(place: int) -> int:
-        found = between.match(text, place)
+    def skipped(offset: int) -> int:
+        found = between.match(text, offset)
         assert found is not None
         return found.end()
 
-    place = skipped(text.index("{") + 1)
-    while text[place] != "}":
-        name, stop = decode(text, place)
+    offset = skipped(text.index("{") + 1)
+    while text[offset] != "}":
+        name, stop = decode(text, offset)
         _, stop = decode(text, skipped(stop))
-        yield name, text[place:stop]
-        place = skipped(stop)
+        yield name, text[offset:stop]
+        offset = skipped(stop)
 
 
 def _names(datasets: Sequence[str], selector: str) -> dict[str, str]:

@@ -34,14 +34,14 @@ def write_selection(
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
-    ends = np.cumsum([len(origin.places) for origin in outcome.origins])
+    ends = np.cumsum([len(origin.indices) for origin in outcome.origins])
     entries, lines = {}, []
     for origin, stop in zip(outcome.origins, ends, strict=True):
-        start = stop - len(origin.places)
+        start = stop - len(origin.indices)
         own = outcome.chosen[(outcome.chosen >= start) & (outcome.chosen < stop)] - start
         name = names[origin.name]
         drawn = "" if len(np.unique(own)) == len(own) else f" ({len(np.unique(own))} different ones)"
-        file = write_rows(folder, name, origin.stored.select(origin.places[own])) if len(own) else None
+        file = write_rows(folder, name, origin.stored.select(origin.indices[own])) if len(own) else None
         lines.append(f"{origin.name}: {len(own)}{drawn} of {len(origin.stored)} rows, {file or 'no file'}")
         if file is not None:
             entries[name] = _entry(file, origin.attributes)
@@ -69,7 +69,7 @@ def _entry(file: str, attributes: Any) -> dict[str, Any]:
 
 
 def _write_scores(path: Path, outcome: Outcome, times: np.ndarray) -> None:
-    owner = np.repeat(np.arange(len(outcome.origins)), [len(s.places) for s in outcome.origins]).astype(np.int32)
+    owner = np.repeat(np.arange(len(outcome.origins)), [len(s.indices) for s in outcome.origins]).astype(np.int32)
     table = pa.table(
         {
             "dataset": pa.DictionaryArray.from_arrays(owner, pa.array([s.name for s in outcome.origins])),

@@ -41,13 +41,13 @@ def summary(outcome: Outcome, times: np.ndarray, lines: list[str], examples: int
 
 
 def _heading(outcome: Outcome, row: int, selected: bool) -> str:
-    place = row
+    index = row
     for origin in outcome.origins:
-        if place < len(origin.places):
+        if index < len(origin.indices):
             break
-        place -= len(origin.places)
+        index -= len(origin.indices)
     mark = ", selected" if selected else ""
-    return f"**{origin.name}, row {origin.numbers[place]}**: {outcome.scores[row]:.6g}{mark}"
+    return f"**{origin.name}, row {origin.numbers[index]}**: {outcome.scores[row]:.6g}{mark}"
 
 
 def _quoted(text: str) -> list[str]:

@@ -116,8 +116,8 @@ def fit_law(n: Float[np.ndarray, " points"], losses: Float[np.ndarray, " points"
     arXiv 2203.15556, and the authors' code. Bounds stand for the penalties of the latter: alpha in [0.001, 0.8], beta at most
     e^6.5, eps positive and at most the smallest loss seen.
     """
-    places = np.unique(np.linspace(0, len(n) - 1, min(len(n), _POINTS)).astype(int))
-    log_n, y = np.log(n[places]), np.log(np.maximum(losses[places], 1e-8))
+    indices = np.unique(np.linspace(0, len(n) - 1, min(len(n), _POINTS)).astype(int))
+    log_n, y = np.log(n[indices]), np.log(np.maximum(losses[indices], 1e-8))
 
     def objective(law: Float[np.ndarray, " 3"]) -> tuple[float, Float[np.ndarray, " 3"]]:
         a, e, alpha = law

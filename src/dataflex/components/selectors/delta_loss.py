@@ -67,7 +67,7 @@ class DeltaLossSelector(Selector):
         return Selection(draw(weights, context.budget, context.rng, replacement=False), delta), state
 
     def window(self, delta: Float[np.ndarray, " rows"], context: SelectionContext) -> tuple[int, int]:
-        """First place of the window in the order, and the place after its last."""
+        """The window in the order: its first index, and the index after its last."""
         progress = context.update / max(context.updates - 1, 1)
         share = 1 / (1 + exp(-10 * (progress - 0.5)))
         width = max(1, round(self.window_size * context.rows))
@@ -80,5 +80,5 @@ def _before(
     ids: Int[np.ndarray, " measured"], losses: Float[np.ndarray, " measured"], wanted: Int[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
     """l_0 of the rows `wanted`, NaN where it was not measured. ids: ascending."""
-    place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return np.where(ids[place] == wanted, losses[place], np.nan)
+    index = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[index] == wanted, losses[index], np.nan)

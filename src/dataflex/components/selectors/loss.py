@@ -22,7 +22,7 @@ _FOCUS = ("low", "medium", "high")
 class LossSelector(Selector):
     """Sample rows with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere.
 
-    The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium <= q2 < high.
+    The buckets are cut at the two `quantiles` of the candidates' losses: low <= q1 < medium <= q2 < high.
     """
 
     focus: str = "medium"

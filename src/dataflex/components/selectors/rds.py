@@ -29,9 +29,9 @@ class RdsSelector(EmbeddingSelector):
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        rows, targets, places = comparable(signals)
+        rows, targets, indices = comparable(signals)
         sizes = context.target_sizes or (len(signals["target_embedding"]),)
-        owner = np.repeat(np.arange(len(sizes)), sizes)[places]
+        owner = np.repeat(np.arange(len(sizes)), sizes)[indices]
         tasks = np.unique(owner, return_inverse=True)[1]
         score = closeness(targets, rows, tasks)
         if score.shape[1] == 1:

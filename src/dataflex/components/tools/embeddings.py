@@ -85,17 +85,17 @@ def distance(cosine: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape
 def comparable(
     signals: Mapping[str, np.ndarray],
 ) -> tuple[Float32[np.ndarray, "rows dims"], Float32[np.ndarray, "targets dims"], Int[np.ndarray, " targets"]]:
-    """Embeddings of the rows, those of the target rows that have one, and the positions of these in the target.
+    """Embeddings of the rows, those of the target rows that have one, and the indices of these in the target.
 
     All have length one. DataflexError if no target row has one, or if they are not vectors of one space."""
     rows, target = signals["embedding"], signals["target_embedding"]
-    places = np.flatnonzero(np.isfinite(target).all(axis=1))
-    if not len(places):
+    indices = np.flatnonzero(np.isfinite(target).all(axis=1))
+    if not len(indices):
         raise DataflexError("select: no row of the target has a finite embedding")
     if rows.shape[1] != target.shape[1]:
         widths = f"{rows.shape[1]} and {target.shape[1]}"
         raise DataflexError(f"select: embeddings of rows and of the target have different lengths, {widths}")
-    return unit(rows), unit(target[places]), places
+    return unit(rows), unit(target[indices]), indices
 
 
 def unit_vectors(target: Float32[np.ndarray, "targets dims"]) -> Float32[np.ndarray, "usable dims"]:

@@ -20,17 +20,17 @@ _QUERIES = 64
 def nearest(
     queries: Float32[np.ndarray, "queries dims"], rows: Float32[np.ndarray, "rows dims"], count: int
 ) -> tuple[Float32[np.ndarray, "queries count"], Int64[np.ndarray, "queries count"]]:
-    """For each query the `count` largest inner products with rows, best first, and the places of these rows."""
+    """For each query the `count` largest inner products with rows, best first, and the indices of these rows."""
     found = []
     for _, block in _blocks(queries, _QUERIES):
-        values, places = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
+        values, indices = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
         for start, part in _blocks(rows, max(_VALUES // len(block), count)):
             top = torch.topk(block @ part.T, min(count, len(part)), dim=1)
             values = torch.cat([values, top.values], dim=1)
-            places = torch.cat([places, top.indices + start], dim=1)
+            indices = torch.cat([indices, top.indices + start], dim=1)
             best = torch.topk(values, min(count, values.shape[1]), dim=1)
-            values, places = best.values, places.gather(1, best.indices)
-        found.append((values, places))
+            values, indices = best.values, indices.gather(1, best.indices)
+        found.append((values, indices))
     return torch.cat([v for v, _ in found]).numpy(), torch.cat([p for _, p in found]).numpy()
 
 

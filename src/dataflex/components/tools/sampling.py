@@ -34,8 +34,8 @@ def lowest(values: Float[np.ndarray, " rows"], count: int) -> Int64[np.ndarray, 
     if 0 < count < len(values):
         edge = np.partition(values, count - 1)[count - 1]
         if not np.isnan(edge):
-            places = np.flatnonzero(values <= edge)
-            return places[np.argsort(values[places], kind="stable")[:count]]
+            indices = np.flatnonzero(values <= edge)
+            return indices[np.argsort(values[indices], kind="stable")[:count]]
     return np.argsort(values, kind="stable")[:count]
 
 

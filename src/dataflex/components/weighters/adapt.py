@@ -24,9 +24,9 @@ class AdaptWeighter(Weighter):
     """w_i proportional to sigmoid(s_i / tau), s_i = mean over the anchors a of cos(phi_i, phi_a).
 
     phi: hidden states of the current model, token i of n weighing i in their mean (`weighted_mean`). Anchors are the rows of
-    the target, embedded anew every refresh_interval steps; since cosines are linear in the unit vector of an anchor, the mean
-    of these vectors is all that is kept. clip: a weight above so many times the mean one of the rows referred to is cut to that,
-    before weights are normalised.
+    the target, embedded again every refresh_interval steps. Cosines are linear in the unit vector of an anchor, so only the
+    mean of these vectors is kept. clip: a weight above so many times the mean of the comparison batch is cut to that, before
+    weights are normalised.
     """
 
     tau: float = 1.0

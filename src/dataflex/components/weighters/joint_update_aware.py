@@ -24,7 +24,7 @@ _MODES = ("full", "align_only", "diverse_only", "uniform")
 
 @dataclass(frozen=True, kw_only=True)
 class JointUpdateAwareWeighter(Weighter):
-    """The weights on the simplex over the rows referred to that maximise
+    """The weights on the simplex over the comparison batch that maximise
 
         s.w - beta/2 w^T S w + tau H(w),    s_i = z_i.u,  S_ij = z_i.z_j
 
@@ -97,7 +97,7 @@ class JointUpdateAwareWeighter(Weighter):
             w = (1 - self.damping) * w + self.damping * best
         v = w @ others
         highest = ((s - beta * (others @ v)) / self.tau).max()
-        # A row later than the reference counts as its best at most, so that one row cannot outweigh all the others.
+        # A row later than the comparison batch counts as its best at most, so that one row cannot outweigh all the others.
         return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
     def _scaled(self, embeddings: Float[Tensor, "losses dims"]) -> Float[Tensor, "losses dims"]:

@@ -29,7 +29,7 @@ class LossWeighter(Weighter):
         extremes   f = |h|                         favour both ends
         uniform    no reweighting at all
 
-    min and max are those of `context.reference`; a loss outside them (a row later than the statistics) counts as the
+    min and max are those of `context.reference`; a loss outside them (a row later than the comparison batch) counts as the
     nearer bound. r is the temperature of the softmax, the strength of the KL term that keeps weights together (1 in the
     paper). r_schedule anneals it: pairs (step, r), r linear between them and constant outside.
     """

@@ -28,13 +28,14 @@ _TYPICAL = _ROUNDING / 4
 
 @dataclass(frozen=True, kw_only=True)
 class Rho1Weighter(Weighter):
-    """Only the `keep_ratio` of tokens with the greatest excess loss L_theta(x) - L_ref(x) are trained on (equations 3 to 5).
+    """Trains only on the `keep_ratio` of tokens with the greatest excess loss L_theta(x) - L_ref(x) (equations 3 to 5).
 
-    Tokens are ranked within what the weights refer to: the global batch, or with accumulation and `scope: running` the one
-    before, whose threshold then holds. With the mean of the weights at one the loss is that over the tokens kept. The losses
-    of the reference are measured once, before training. Tokens whose excess equals the threshold are kept. So are, where most
-    excess losses are no more than the rounding of the forward pass (a run begins with its reference), the tokens below the
-    threshold by no more than that: they could as well be above it.
+    Tokens are ranked within the comparison batch: the global batch, or with accumulation and `scope: running` the one
+    before, whose threshold then holds. Weights have mean one, so the loss is that over the tokens kept. The losses of
+    the reference model are measured once, before training. Tokens whose excess equals the threshold are kept.
+
+    A run may begin with its reference model. Most excess losses are then no more than the rounding of the forward pass.
+    In that case tokens within that rounding below the threshold are kept too: they could as well be above it.
     """
 
     reference_model_path: str

@@ -1,4 +1,4 @@
-"""What components ask to have measured, measured once per optimizer step and put back without a trace."""
+"""Measures the requests of components, once per optimizer step and without a trace."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ class Caches(Protocol):
 class Signals:
     """Answers the requests of components.
 
-    caches: what is kept beyond a step. files: functions that read the values of a signal from a file, by its name.
-    keeps_encoder: a text encoder stays in memory from one request to the next.
+    Args:
+        caches: Values that are kept beyond a step.
+        files: Functions that read the values of a signal from a file, by its name.
+        keeps_encoder: Whether a text encoder stays in memory between requests.
     """
 
     def __init__(

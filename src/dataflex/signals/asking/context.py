@@ -16,7 +16,7 @@ from dataflex.data.rows import GIVEN_WEIGHTS, SAMPLE_IDS, RowCollator, Rows
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.errors import DataflexError
 from dataflex.notices import Once
-from dataflex.signals.batching import ScoringRows, token_budget
+from dataflex.signals.batching import ScoringRows, default_batch_tokens
 
 T = TypeVar("T")
 
@@ -30,23 +30,23 @@ class MeasureContext:
     """Rows -> batch, as they are trained on."""
     tokenizer: Any
     row_loss: Callable[[torch.nn.Module, Any], torch.Tensor]
-    """(model, batch) -> the stage's own loss of each row, float32 [B], NaN for a row without one."""
+    """(model, batch) -> the training stage's own loss of each row, float32 [B], NaN for a row without one."""
     stage: str
     """pt, sft, rm, dpo or kto."""
     seed: int
-    """Of the run's data."""
+    """Seed of the run's data."""
     target: Rows | None = None
-    """The rows that selectors and weighters aim at."""
+    """The target of selectors and weighters."""
     held_out: Rows | None = None
-    """One part per domain."""
+    """Held-out rows, one part per domain."""
     held_out_named: bool = False
     """Whether the held-out rows are those that a mixer's `eval_dataset` names."""
     scoring_tokens: int | None = None
-    """Padded tokens of a scoring batch; None: by the device."""
+    """Padded tokens of a scoring batch; None: chosen by the device."""
     remark: Callable[[Mapping[str, str]], None] = lambda _: None
-    """Takes lines for people about what the selector is given."""
+    """Takes remarks on what the selector is given."""
     scalars: dict[str, float] = field(default_factory=dict)
-    """What is to be logged."""
+    """Scalars for the next log."""
     _of_step: tuple[int, dict[Any, Any]] = field(default=(-1, {}), init=False)
     _once: Once = field(default_factory=Once, init=False)
 
@@ -91,7 +91,7 @@ class MeasureContext:
             rows=rows,
             ids=np.arange(len(rows), dtype=np.int64) if ids is None else ids,
             lengths=lengths if ids is None else lengths[ids],
-            budget=self.scoring_tokens or token_budget(self.view.device, request.takes_gradients),
+            batch_tokens=self.scoring_tokens or default_batch_tokens(self.view.device, request.takes_gradients),
             collate=self.collator if own else self.collate_single,
             prepare=prepare,
             device=self.view.device,

@@ -35,14 +35,14 @@ def loss_sums(model: torch.nn.Module, rows: ScoringRows) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of some rows."""
+    """Sums over some rows."""
 
     loss: float
     """Sum of the cross entropies of their trainable tokens, in nats."""
     tokens: int
-    """These tokens."""
+    """The number of these tokens."""
     bytes: int
-    """Of their text."""
+    """Bytes of their text."""
 
     def measures(self) -> dict[str, float]:
         """Token-mean loss, its exponential, and bits per byte where there are bytes; nothing without a token."""
@@ -100,12 +100,15 @@ def micro(totals: Sequence[Totals]) -> Totals:
 
 
 def trainable_bytes(rows: Rows, tokenizer: Any) -> np.ndarray:
-    """UTF-8 bytes of the text that the trainable tokens of each row decode to, all of them at once and special tokens left out,
-    int64 [N]. The first token of a row is predicted from nothing and does not count."""
+    """UTF-8 bytes of the text of the trainable tokens of each row, int64 [N].
+
+    All trainable tokens of a row are decoded at once, without special tokens. The first token of a row is predicted
+    from nothing and does not count.
+    """
     out = np.zeros(len(rows), dtype=np.int64)
-    for place in range(len(rows)):
-        row = rows[place]
+    for index in range(len(rows)):
+        row = rows[index]
         learned = [t for t in row["labels"][1:] if t != IGNORE] if "labels" in row else row["input_ids"][1:]
         text = tokenizer.decode(learned, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        out[place] = len(str(text).encode(errors="replace"))
+        out[index] = len(str(text).encode(errors="replace"))
     return out

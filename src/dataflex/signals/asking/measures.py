@@ -145,8 +145,8 @@ def embedding(context: MeasureContext, request: Embedding, rows: ScoringRows) ->
     if request.model is None:
         return model_embeddings(context.view.model, rows, layer=request.layer, pooling=request.pooling)
 
-    def text(place: int) -> str:
-        row = rows.rows[int(rows.ids[place])]
+    def text(index: int) -> str:
+        row = rows.rows[int(rows.ids[index])]
         ids = row.get("input_ids", row.get("chosen_input_ids"))
         return str(context.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
@@ -188,7 +188,7 @@ def responses(context: MeasureContext, request: PolicyAlignment) -> ScoringRows:
         target = context.batches(request, context.target_rows)
         rows, report = policy_rows(
             request, context.target_rows, model=context.view.model, tokenizer=context.tokenizer,
-            collate=context.collate_single, step=context.view.step, budget=target.budget, device=context.view.device,
+            collate=context.collate_single, step=context.view.step, batch_tokens=target.batch_tokens, device=context.view.device,
         )  # fmt: skip
         context.scalars.update(report)
         context.remark(remarks_on(request, report))
@@ -227,7 +227,7 @@ def _alignment(
 
 
 def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarray]:
-    """Places of each subtask's rows in the target: one per data set, or as many as `boundaries` cuts."""
+    """Indices of each subtask's rows in the target: one per data set, or as many as `boundaries` cuts."""
     offsets = target.domains.offsets if boundaries is None else np.concatenate([[0], np.cumsum(boundaries)])
     return [np.arange(a, b, dtype=np.int64) for a, b in pairwise(offsets)]
 
@@ -304,8 +304,10 @@ def _drawn(
     draw: np.random.Generator,
     parts: int = 1,
 ) -> tuple[ScoringRows, list[np.ndarray]]:
-    """`count` rows of each of some domains, all where there are fewer, and the places of each domain's among them, cut into so
-    many `parts` that have no row in common."""
+    """`count` rows of each of some domains, or all where there are fewer.
+
+    Also returns the indices of each domain's rows, cut into `parts` without a common row.
+    """
     data, drawn = rows.rows, list[np.ndarray]()
     learned = data.trainable_tokens() > 0
     for d in domains:

@@ -17,7 +17,7 @@ from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.generation import model_rewards, sample_responses
-from dataflex.signals.gradients.passes import UNIT_WEIGHTS
+from dataflex.signals.gradients.passes import MERGE_WEIGHTS
 from dataflex.signals.isolation import isolated
 
 
@@ -34,14 +34,14 @@ class PolicyRows:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitems__(self, places: Sequence[int]) -> list[Any]:
-        return [self.items[i] for i in places]
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return [self.items[i] for i in indices]
 
     def collate(self, items: list[Any]) -> Any:
         batch = self.collate_rows(
             [dict(row) for rows, _ in items for row in rows]
         )  # collators take keys off their rows
-        return {**batch, UNIT_WEIGHTS: torch.tensor([weights for _, weights in items])}
+        return {**batch, MERGE_WEIGHTS: torch.tensor([weights for _, weights in items])}
 
     def fingerprint(self) -> str:
         """A hash of all tokens, labels and weights."""
@@ -60,7 +60,7 @@ def policy_rows(
     tokenizer: Any,
     collate: Callable[[list[dict[str, Any]]], Any],
     step: int,
-    budget: int,
+    batch_tokens: int,
     device: torch.device,
 ) -> tuple[PolicyRows, dict[str, float]]:
     """One item per row of the target, and what to report of the rewards. Equal on every rank.
@@ -68,6 +68,7 @@ def policy_rows(
     The policy gradient of a prompt is that of sum_m (r_m - b) / M x (tokens of y_m) x (token-mean loss of y_m). A row without
     a prompt or without a response in its labels stands for itself.
     """
+    # Prompts of the target that can be answered.
     rows = [{k: v for k, v in target[i].items() if k != SAMPLE_IDS} for i in range(len(target))]
     if any(row.get(kind) for row in rows for kind in ("images", "videos", "audios")):
         raise DataflexError("nice answers in text alone, and the target has rows with images, videos or audio")
@@ -82,10 +83,11 @@ def policy_rows(
             raise DataflexError(f"max_new_tokens: the model has {positions} positions; leave some for the prompt")
         longest = min(longest, positions - request.max_new_tokens)
     prompts = [split[i][0][-longest:] for i in usable]
+    # Responses, and their rewards from rank 0.
     answers = sample_responses(
         model, tokenizer, prompts, count=request.samples, max_new_tokens=request.max_new_tokens,
         temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
-        seed=request.seed * 1_000_003 + step * 7919, budget=budget, device=device,
+        seed=request.seed * 1_000_003 + step * 7919, batch_tokens=batch_tokens, device=device,
     )  # fmt: skip
 
     def score() -> list[float]:
@@ -93,7 +95,9 @@ def policy_rows(
             return str(tokenizer.decode(ids, skip_special_tokens=True))
 
         model_path = request.reward_model
-        reward = resolve_reward(request.reward) if model_path is None else model_rewards(model_path, device, budget)
+        reward = (
+            resolve_reward(request.reward) if model_path is None else model_rewards(model_path, device, batch_tokens)
+        )
         asked = [text(p) for p, own in zip(prompts, answers) for _ in own]
         wanted = [text(split[i][1]) for i, own in zip(usable, answers) for _ in own]
         try:
@@ -109,18 +113,19 @@ def policy_rows(
 
     with isolated(model):  # whatever a reward draws or loads
         rewards = np.array(decide(score)).reshape(len(usable), request.samples)
+    # Each prompt becomes its weighted responses; a row without use of them stays itself.
     items: list[tuple[list[dict[str, Any]], list[float]]] = [
         ([row] * request.samples, _alone(request.samples)) for row in rows
     ]
     agreed = 0
-    for place, i in enumerate(usable):
-        r, own = rewards[place], answers[place]
+    for index, i in enumerate(usable):
+        r, own = rewards[index], answers[index]
         if (request.samples > 1 and np.ptp(r) == 0) or not r.any():
             agreed += 1
             continue  # the row itself
         advantage = r - r.mean() if request.baseline == "mean" else r
         weights = [float(a) * len(y) / request.samples for a, y in zip(advantage, own)]
-        items[i] = [_row(prompts[place], y) for y in own], weights
+        items[i] = [_row(prompts[index], y) for y in own], weights
     report = {"dataflex/reward/mean": float(rewards.mean()), "dataflex/reward/agreed": agreed / len(usable)}
     return PolicyRows(items, collate), report
 

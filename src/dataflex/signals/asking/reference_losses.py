@@ -20,8 +20,12 @@ _ROWS = 256  # of a piece, for each rank
 
 
 class ReferenceLosses:
-    """values: float32, the cross entropies of the trainable tokens of all rows, laid end to end in the order of ids.
-    offsets: int64 [N + 1], where the tokens of each row begin."""
+    """Cross entropies of all trainable tokens under a reference model.
+
+    Attributes:
+        values: Rows concatenated in the order of ids, float32 [tokens].
+        offsets: Where the tokens of each row begin, int64 [N + 1].
+    """
 
     def __init__(self, values: np.ndarray, offsets: np.ndarray) -> None:
         self.values, self.offsets = values, offsets
@@ -38,17 +42,22 @@ def reference_losses(
     folder: Path,
     key: Mapping[str, Any],
 ) -> ReferenceLosses:
-    """trainable: int64 [N], trainable tokens of each row. load: gives the model and all rows; called when
-    there is something left to measure. Equal on every rank."""
+    """The losses of a reference model, equal on every rank. Only what `folder` does not hold is measured.
+
+    Args:
+        load: Gives the model and all rows. Called only if something is left to measure.
+        trainable: Trainable tokens of each row, int64 [N].
+        key: What the values depend on.
+    """
     offsets = np.concatenate([[0], np.cumsum(trainable)])
     edges = np.unique(np.append(offsets[:: _ROWS * ranks()], offsets[-1]))
     loaded: list[tuple[torch.nn.Module, ScoringRows]] = []
 
-    def measure(places: np.ndarray) -> np.ndarray:
+    def measure(indices: np.ndarray) -> np.ndarray:
         if not loaded:
             loaded.append(load())
         model, rows = loaded[0]
-        first, last = np.searchsorted(offsets, [places[0], places[-1] + 1])
+        first, last = np.searchsorted(offsets, [indices[0], indices[-1] + 1])
         here = np.arange(first, last)
         return _token_losses(model, rows.subset(here), offsets[first : last + 1] - offsets[first])
 
@@ -59,14 +68,14 @@ def _token_losses(model: torch.nn.Module, rows: ScoringRows, offsets: np.ndarray
     """float32 [offsets[-1]], equal on every rank. DataflexError if a loss is not finite: nothing could be compared with it."""
     out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=rows.device)
     with isolated(model):
-        for places, batch in batches_of(rows, "reference"):
+        for indices, batch in batches_of(rows, "reference"):
             losses, active = forward_token_losses(model, batch)
-            if places is None:
+            if indices is None:
                 continue
-            counts = np.diff(offsets)[places]
+            counts = np.diff(offsets)[indices]
             if not np.array_equal(active.sum(dim=1).cpu().numpy(), counts):
                 raise DataflexError("the rows of the reference do not have the tokens that they are trained on with")
-            where = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in places])
+            where = np.concatenate([np.arange(offsets[p], offsets[p + 1]) for p in indices])
             out[torch.as_tensor(where, device=out.device)] = losses
     add_over_ranks(out)
     if not torch.isfinite(out).all():

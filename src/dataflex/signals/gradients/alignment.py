@@ -1,12 +1,13 @@
-"""How well each row's gradient is aligned with the gradients of a target, over a whole rows.
+"""The alignment of each row's gradient with the gradients of a target.
 
-LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z' of
+LESS (arXiv 2402.04333, equations 6 and 7): the alignment of row z with subtask k is the mean over the subtask's rows z'
+of
 
-    cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >,
+    cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >.
 
-so one vector per subtask says everything about the target, and the pool needs inner products with these and its own norms:
-no N x P is kept, no projection is needed. The vectors take a backward pass for the norms and another one for the sum, over
-the target's rows.
+So one vector per subtask holds all that is needed of the target. Rows need inner products with these vectors, and their
+own norms. No N x P matrix is kept, and no projection is needed. The vectors take two backward passes over the target's
+rows: one for the norms, one for the sum.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from dataflex.distributed.collectives import add_over_ranks
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import ScoringRows, batches_of, over_rows
-from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
+from dataflex.signals.gradients.passes import BatchGradients, Targets, row_count
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 
@@ -43,17 +44,21 @@ def is_exact(engine: BatchGradients, subtasks: int, proj_dim: int | None) -> boo
 def alignment(
     rows: ScoringRows,
     target: ScoringRows,
-    subtasks: Sequence[Int64[np.ndarray, " places"]],
+    subtasks: Sequence[Int64[np.ndarray, " indices"]],
     engine: BatchGradients,
     target_engine: BatchGradients,
     *,
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> Float64[np.ndarray, "rows subtasks"]:
-    """NaN for rows without a gradient. subtasks: places in `target`, one array per subtask.
+    """Alignments of rows with subtasks; NaN for rows without a gradient.
 
-    engine, target_engine: for rows and target, over the same parameters (their directions differ). Memory beyond the model's
-    own: K x P values for exact vectors, or K x proj_dim.
+    Memory beyond the model's own: K x P values for exact vectors, or K x proj_dim.
+
+    Args:
+        subtasks: Indices into `target`, one array per subtask.
+        engine: For the rows.
+        target_engine: For the target, over the same parameters. The directions of the two differ.
     """
     with isolated(engine.model):
         if is_exact(target_engine, len(subtasks), proj_dim):
@@ -61,10 +66,12 @@ def alignment(
             return over_rows(rows, lambda batch: _cosines(*engine.dots(batch, vectors)), "gradients")
         dim = proj_dim or DEFAULT_DIM
         projection = Projection(target_engine.names, dim, seed, formed=engine.direction is not None)
-        features = over_rows(target, lambda batch: _unit(target_engine.features(batch, projection)), "target gradients")
-        means = np.stack([_mean(features[places], k) for k, places in enumerate(subtasks)])
+        features = over_rows(
+            target, lambda batch: _normalised(target_engine.features(batch, projection)), "target gradients"
+        )
+        means = np.stack([_mean(features[indices], k) for k, indices in enumerate(subtasks)])
         aim = torch.as_tensor(means, dtype=torch.float32, device=rows.device)
-        return over_rows(rows, lambda batch: _unit(engine.features(batch, projection)) @ aim.T, "gradients")
+        return over_rows(rows, lambda batch: _normalised(engine.features(batch, projection)) @ aim.T, "gradients")
 
 
 def interaction(
@@ -74,8 +81,11 @@ def interaction(
     target_engine: BatchGradients,
     projection: Projection | Concatenation,
 ) -> Float64[np.ndarray, "rows 1+rows"]:
-    """<g_i, mean gradient of the target>, then <g_i, g_j> for every j, 0 for a j without a gradient; NaN
-    for an i without one. Keeps the features of all rows at once."""
+    """Inner products of gradients. Keeps the features of all rows at once.
+
+    Row i holds <g_i, mean gradient of the target>, then <g_i, g_j> for every j. It is NaN for an i without a gradient,
+    and 0 for a j without one.
+    """
     with isolated(engine.model):
         aim = over_rows(target, lambda batch: target_engine.features(batch, projection), "target gradients")
         features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
@@ -87,12 +97,12 @@ def interaction(
 
 
 def exact_targets(
-    target: ScoringRows, subtasks: Sequence[Int64[np.ndarray, " places"]], engine: BatchGradients
+    target: ScoringRows, subtasks: Sequence[Int64[np.ndarray, " indices"]], engine: BatchGradients
 ) -> Targets:
     """For each subtask the mean of its rows' unit gradients, equal on every rank."""
     norms, scales = over_rows(target, engine.norms, "target norms"), []
-    for k, places in enumerate(subtasks):
-        here = norms[places]
+    for k, indices in enumerate(subtasks):
+        here = norms[indices]
         usable = np.isfinite(here) & (here > 0)
         if not usable.any():
             raise DataflexError(_NO_GRADIENT.format(k))
@@ -102,21 +112,23 @@ def exact_targets(
 
 def _weighted_sums(
     rows: ScoringRows,
-    groups: Sequence[Int64[np.ndarray, " places"]],
-    scales: Sequence[Float64[np.ndarray, " places"]],
+    groups: Sequence[Int64[np.ndarray, " indices"]],
+    scales: Sequence[Float64[np.ndarray, " indices"]],
     engine: BatchGradients,
 ) -> Targets:
-    """sum over the rows i at places `groups[k]` of scales[k][i] gradient_i, equal on every rank; rows with a scale
-    that is not finite are left out."""
+    """Sum over the rows i at indices `groups[k]` of scales[k][i] gradient_i, equal on every rank.
+
+    Rows with a scale that is not finite are left out.
+    """
     device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
-    for k, places in enumerate(groups):
+    for k, indices in enumerate(groups):
         totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        for own, batch in batches_of(rows.subset(places), "mean gradients"):
-            some = np.full(units_of(batch), np.nan) if own is None else scales[k][own]
+        for own, batch in batches_of(rows.subset(indices), "mean gradients"):
+            some = np.full(row_count(batch), np.nan) if own is None else scales[k][own]
             engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
         for p, total in totals.items():
             add_over_ranks(total)
@@ -126,13 +138,13 @@ def _weighted_sums(
 
 def group_products(
     rows: ScoringRows,
-    groups: Sequence[Int64[np.ndarray, " places"]],
+    groups: Sequence[Int64[np.ndarray, " indices"]],
     engine: BatchGradients,
     *,
     proj_dim: int | None = None,
     seed: int = 0,
 ) -> Float64[np.ndarray, "groups groups"]:
-    """<g_i, g_j>, g_k the mean gradient of the rows at places `groups[k]`; exact where K gradients fit."""
+    """<g_i, g_j>, g_k the mean gradient of the rows at indices `groups[k]`; exact where K gradients fit."""
     with isolated(engine.model):
         if is_exact(engine, len(groups), proj_dim):
             scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
@@ -140,7 +152,7 @@ def group_products(
             return np.asarray(sum((m.double() @ m.double().T).cpu().numpy() for m in means.values()))
         projection = Projection(engine.names, proj_dim or DEFAULT_DIM, seed, formed=engine.direction is not None)
         features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")
-    vectors = np.stack([_mean(features[places], k) for k, places in enumerate(groups)])
+    vectors = np.stack([_mean(features[indices], k) for k, indices in enumerate(groups)])
     return np.asarray(vectors @ vectors.T)
 
 
@@ -149,7 +161,7 @@ def _cosines(dots: Float[Tensor, "rows subtasks"], norms: Float[Tensor, " rows"]
     return dots / torch.where(norms > 0, norms, torch.nan)[:, None]
 
 
-def _unit(vectors: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
+def _normalised(vectors: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
     norms = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(norms > 0, norms, torch.nan)
 

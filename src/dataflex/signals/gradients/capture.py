@@ -1,7 +1,7 @@
-"""Runs one forward and backward pass and hands on the factors of every parameter's per-row gradient as they appear.
+"""One forward and backward pass that delivers the factors of every parameter's per-row gradient as they appear.
 
-The gradient is taken with respect to layer *outputs*, by `torch.autograd.grad` through the inner module: no `param.grad`, no
-reducer of DDP and no DeepSpeed engine is touched. Hooks are there for the length of one pass only.
+The gradient is taken with respect to layer *outputs*, by `torch.autograd.grad` through the inner module. No
+`param.grad`, no reducer of DDP and no DeepSpeed engine is touched. Hooks exist during one pass only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Consume = Callable[[torch.nn.Parameter, Factors], None]
 
 
 class Capture:
-    """consume(parameter, factors) is called once per parameter that the loss depends on, during the backward pass.
+    """Calls consume(parameter, factors) once per parameter that the loss depends on, during the backward pass.
 
-    Under gradient checkpointing the inputs of a layer are taken when it is computed again, so they are not kept alive in
-    between; such a layer may be called once per pass.
+    Under gradient checkpointing, the inputs of a layer are taken when it is computed again. So they are not kept alive
+    in between. Such a layer may be called once per pass.
     """
 
     def __init__(self, model: Any, sites: Sites, consume: Consume) -> None:
@@ -110,8 +110,10 @@ class Capture:
             self._ends.append(output)
 
     def _is_aside(self, module: torch.nn.Module, x: torch.Tensor) -> bool:
-        """Whether this call is one of DoRA's own, of lora_A and then lora_B on an identity matrix, to see its weight; nothing
-        is learned from those."""
+        """Whether this call is one of DoRA's own: lora_A and then lora_B on an identity matrix, to see its weight.
+
+        Nothing is learned from such calls.
+        """
         square = x.ndim == 2 and x.shape[0] == x.shape[1] and not x.requires_grad
         return module in self._aside or (square and module in self._dora)
 

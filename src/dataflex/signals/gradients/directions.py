@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
     from torch import Tensor
 
-# Values of moments that are kept once gathered; beyond it they are gathered anew for every batch.
+# Values of moments that are kept once gathered; beyond it they are gathered again for every batch.
 _KEPT = 1 << 27
 
 
@@ -42,12 +42,12 @@ class Direction(ABC):
 
 
 class AdamDirection(Direction):
-    """Gamma(g) = (m' / (1 - beta1^t)) / (sqrt(v' / (1 - beta2^t)) + eps), the step that Adam would take on g alone:
+    """The step that Adam would take on g alone (LESS, arXiv 2402.04333, section 2.2; Kingma & Ba, algorithm 1):
 
+        Gamma(g) = (m' / (1 - beta1^t)) / (sqrt(v' / (1 - beta2^t)) + eps)
         m' = beta1 m + (1 - beta1) g        v' = beta2 v + (1 - beta2) g^2        t = steps taken + 1
 
-    (LESS, arXiv 2402.04333, section 2.2; Kingma & Ba, algorithm 1.) Before the first step m = v = 0. Weight decay, which
-    does not depend on the row, is left out.
+    Before the first step m = v = 0. Weight decay does not depend on the row, and is left out.
     """
 
     def __init__(self, moments: Callable[[torch.nn.Parameter], Moments]) -> None:
@@ -70,10 +70,12 @@ class AdamDirection(Direction):
 
 
 class AuthorsDirection(Direction):
-    """Gamma(g) = m' / sqrt(v' + 1e-8),    m' = 0.9 m + 0.1 g,    v' = 0.999 v + 0.001 g^2
+    """The step as the authors of LESS compute it (princeton-nlp/LESS, less/data_selection/collect_grad_reps.py):
 
-    as the authors of LESS compute it (princeton-nlp/LESS, less/data_selection/collect_grad_reps.py): betas and eps are fixed,
-    eps is inside the root, where it is a floor of 1e-4 under its value, and nothing corrects the bias of the first steps.
+        Gamma(g) = m' / sqrt(v' + 1e-8),    m' = 0.9 m + 0.1 g,    v' = 0.999 v + 0.001 g^2
+
+    Betas and eps are fixed. eps is inside the root, where it is a floor of 1e-4 under its value. Nothing corrects the
+    bias of the first steps.
     """
 
     beta1, beta2, eps = 0.9, 0.999, 1e-8
@@ -105,9 +107,9 @@ def has_moments(optimizer: Any) -> bool:
 
 
 def optimizer_moments(optimizer: Any) -> Callable[[torch.nn.Parameter], Moments]:
-    """Reads an Adam or AdamW of torch or DeepSpeed, through accelerate's wrapper, also under ZeRO and FSDP 2; a sharded moment
-    is gathered when it is asked for.
+    """A function that reads the moments of a parameter from an Adam or AdamW of torch or DeepSpeed.
 
+    It works through accelerate's wrapper, and under ZeRO and FSDP 2. A sharded moment is gathered when it is asked for.
     DataflexError, at once, for an optimizer without full-precision moments.
     """
     inner = getattr(optimizer, "optimizer", optimizer)

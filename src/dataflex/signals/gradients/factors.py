@@ -1,7 +1,7 @@
-"""The gradient of one parameter for every row of a batch, in the form in which it is cheapest to use.
+"""The gradient of one parameter for every row of a batch, in its cheapest form.
 
-A linear layer y = W a sees, for row i, G_i = sum_t g_it a_it^T, with g the gradient of the loss with respect to y. The two
-*factors* g and a say all about G_i: it is formed only where that costs less than what is asked of it.
+A linear layer y = W a has, for row i, G_i = sum_t g_it a_it^T, with g the gradient of the loss with respect to y. The
+two *factors* g and a determine G_i. It is formed only where that is cheaper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 @dataclass
 class Factors:
-    """One parameter's gradient G for each of B rows."""
+    """One parameter's gradient G per row, for a parameter of shape [m, n]."""
 
     pieces: list[tuple[Float[Tensor, "B S m"], Float[Tensor, "B S n"]]]
     """Pairs (left, right) for a parameter of shape [m, n]: G_i = sum over pieces of left_i^T right_i."""
@@ -150,8 +150,8 @@ def looked_up(
     """The gradient of an embedding of `entries` vectors for every row."""
     rows, width = len(ids), gradients.shape[-1]
     out = torch.zeros((rows * entries, width), dtype=torch.float32, device=gradients.device)
-    place = ids + entries * torch.arange(rows, device=ids.device)[:, None]
-    return out.index_add_(0, place.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
+    cell = ids + entries * torch.arange(rows, device=ids.device)[:, None]
+    return out.index_add_(0, cell.flatten(), gradients.reshape(-1, width).float()).view(rows, -1)
 
 
 def dots_and_norms(
@@ -176,8 +176,10 @@ def dots_and_norms(
 
 
 def _ghost_is_cheaper(length: int, m: int, n: int, targets: int) -> bool:
-    """Multiplications per row from the factors, against those to form the gradient and, at the pace of memory (about four
-    times as slow), to read it."""
+    """Whether inner products from the factors are cheaper than a formed gradient, by multiplications per row.
+
+    Reading a formed gradient counts too, at the pace of memory (about four times as slow).
+    """
     return targets * length * m * n + length * length * (m + n) < length * m * n + 4 * (targets + 1) * m * n
 
 

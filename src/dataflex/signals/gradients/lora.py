@@ -1,8 +1,8 @@
-"""A LoRA layer with its gradient per row as one operation, for the length of one pass.
+"""A LoRA layer with its gradient per row as one operation, during one pass.
 
-peft computes y = W x + s B A x as six operations, each of which autograd records. Here it is one, on the same values: forward
-two matrix products more than the base layer, added in place; backward g B, which is what the gradient of A needs, and the two
-products that lead on to x. The factors of both gradients are by-products:
+peft computes y = W x + s B A x as six operations, each recorded by autograd. Here it is one, on the same values. The
+forward pass takes two matrix products more than the base layer, added in place. The backward pass takes g B, which the
+gradient of A needs, and the two products that lead on to x. The factors of both gradients are by-products:
 
     grad A = (s g B)^T x        grad B = g^T (s A x)
 """

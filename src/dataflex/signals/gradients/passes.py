@@ -1,7 +1,7 @@
-"""What is measured of one batch: norms, inner products with targets, features, and the gradient of a weighted sum.
+"""Measurements of one batch: norms, inner products with targets, features, and the gradient of a weighted sum.
 
-`BatchGradients` is bound to a model, a loss per row and a choice of parameters; each method is one forward and one backward
-pass over one batch, in evaluation mode. Rows without a finite loss or without trainable tokens come out as NaN.
+`BatchGradients` has a model, a loss per row and a choice of parameters. Each method is one forward and one backward
+pass over one batch, in evaluation mode. Rows without a finite loss or without trainable tokens give NaN.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ if TYPE_CHECKING:
 Targets = dict[torch.nn.Parameter, torch.Tensor]
 """By parameter, one vector per target: float32 [targets, numel]."""
 
-UNIT_WEIGHTS = "dataflex_unit_weights"
+MERGE_WEIGHTS = "dataflex_merge_weights"
+"""The key of a batch with the weights of rows that are merged: [rows, count]."""
 
 # fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
 _HALF_SCALE = 4096.0
 
 
 class BatchGradients:
-    """direction: what a gradient is turned into before it is used (None: itself). half: the pass runs in fp16.
+    """Gradients of the rows of a batch. The value of a row does not depend on the rest of its batch, up to rounding.
 
-    Deterministic and row by row: what is measured of a row does not depend on the rest of its batch, up to rounding.
+    Args:
+        direction: Turns a gradient into the direction that is used; None: the gradient itself.
+        half: Whether the pass runs in fp16.
     """
 
     def __init__(
@@ -64,10 +67,10 @@ class BatchGradients:
         self, batch: dict[str, Any], targets: Targets | None
     ) -> tuple[Float32[Tensor, "B targets"], Float32[Tensor, " B"]]:
         """<direction_i, M_k> and |direction_i|."""
-        units, device = units_of(batch), batch["labels"].device
+        rows, device = row_count(batch), batch["labels"].device
         count = len(next(iter(targets.values()))) if targets else 0
-        dots = torch.zeros((units, count), dtype=torch.float32, device=device)
-        squares = torch.zeros(units, dtype=torch.float32, device=device)
+        dots = torch.zeros((rows, count), dtype=torch.float32, device=device)
+        squares = torch.zeros(rows, dtype=torch.float32, device=device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             target = targets[parameter] if targets else None
@@ -88,7 +91,7 @@ class BatchGradients:
         self, batch: dict[str, Any], projection: Projection | Concatenation
     ) -> Float32[Tensor, "B projection.dim"]:
         """The projected directions."""
-        out = torch.zeros((units_of(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
+        out = torch.zeros((row_count(batch), projection.dim), dtype=torch.float32, device=batch["labels"].device)
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             if isinstance(projection, Projection) and projection.takes_factors(factors.shape):
@@ -131,16 +134,17 @@ class BatchGradients:
     ) -> Bool[Tensor, " B"]:
         """Capture of sum_i weights_i l_i, l_i the token mean of row i; returns which rows count.
 
-        With `UNIT_WEIGHTS` [units, count] in the batch, each `count` consecutive rows make one: sum_j unit_weights_j l_j.
+        With `MERGE_WEIGHTS` [rows, count] in the batch, each `count` consecutive rows are merged: sum_j merge_weights_j l_j.
         """
+        # The factor of each row of the batch.
         batch = dict(batch)
-        within = batch.pop(UNIT_WEIGHTS, None)
+        merge_weights = batch.pop(MERGE_WEIGHTS, None)
         scale = torch.full((len(batch["labels"]),), self._scale, device=batch["labels"].device)
-        fold = 1 if within is None else within.shape[1]
+        fold = 1 if merge_weights is None else merge_weights.shape[1]
         if weights is not None:
             scale = scale * weights.to(scale).repeat_interleave(fold)
-        if within is not None:
-            scale = scale * within.to(scale).flatten()
+        if merge_weights is not None:
+            scale = scale * merge_weights.to(scale).flatten()
         valid, broken = (torch.zeros(len(scale), dtype=torch.bool, device=scale.device) for _ in range(2))
 
         def loss() -> torch.Tensor:
@@ -161,12 +165,13 @@ class BatchGradients:
             with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
                 consume(parameter, factors.folded(fold))
 
+        # One forward and backward pass; a merged row is spoilt by any of its rows that weighs something.
         rows, length = batch["input_ids"].shape
         Capture(self.model, self.sites, handed_on).run(loss, rows, length)
         spoilt = (broken & (scale != 0)).unflatten(0, (-1, fold)).any(dim=1)
         return valid.unflatten(0, (-1, fold)).any(dim=1) & ~spoilt
 
 
-def units_of(batch: dict[str, Any]) -> int:
-    """Rows of a batch, several rows that stand for one counted once."""
-    return len(batch[UNIT_WEIGHTS]) if UNIT_WEIGHTS in batch else len(batch["labels"])
+def row_count(batch: dict[str, Any]) -> int:
+    """Rows of a batch; merged rows count once."""
+    return len(batch[MERGE_WEIGHTS]) if MERGE_WEIGHTS in batch else len(batch["labels"])

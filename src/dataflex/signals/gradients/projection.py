@@ -1,16 +1,16 @@
 """Random projection of all parameters' gradients of a row into one vector of `dim` values.
 
-Every parameter is projected into *all* of the vector, with random signs of its own, and the projections are added. That is
-one Johnson-Lindenstrauss transform of the concatenated gradient: inner products are kept without bias, with a variance of
-about (|x|^2 |y|^2 + <x, y>^2) / dim.
+Every parameter is projected into *all* of the vector, with random signs of its own, and the projections are added. That
+is one Johnson-Lindenstrauss transform of the concatenated gradient. Inner products are kept without bias. Their
+variance is about (|x|^2 |y|^2 + <x, y>^2) / dim. There are two ways:
 
 - Formed gradients: a sparse transform with one non-zero per coordinate (count sketch; Charikar et al. 2002, Weinberger et
-  al. arXiv 0902.2206), which costs one addition per value.
-- Factors: left R and right Q with random signs, before the outer product, so that no gradient is ever formed; the
+  al. arXiv 0902.2206). It costs one addition per value.
+- Factors: left R and right Q with random signs, before the outer product, so no gradient is ever formed. This is the
   Kronecker product of the two projections.
 
-The two are different random maps, so what is compared must have been through the same one: it is chosen by the shape of a
-parameter and by whether any of what is compared has to be formed, and by nothing that a batch brings along.
+The two are different random maps, so both sides of an inner product must use the same one. It is chosen per parameter,
+from its shape and from whether either side needs formed gradients.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ _TOKENS = 256
 
 
 class Projection:
-    """dim: length of the vector. names: of parameters, which key their signs together with `seed`. formed: whether any of the
-    gradients that are compared must be formed (Adam's directions must)."""
+    """A projection of gradients.
+
+    Attributes:
+        names: Names of the parameters. They key the random signs, with `seed`.
+        dim: Length of the vector.
+        formed: Whether either side of an inner product needs formed gradients, as Adam's directions do.
+    """
 
     def __init__(self, names: dict[torch.nn.Parameter, str], dim: int, seed: int, *, formed: bool) -> None:
         self.names, self.dim, self.seed, self.formed = names, dim, seed, formed
@@ -42,7 +47,7 @@ class Projection:
         self._signs: dict[tuple[torch.nn.Parameter, str], torch.Tensor] = {}
 
     def takes_factors(self, shape: torch.Size) -> bool:
-        """Whether a parameter of this shape goes by its factors: fewer operations than to form the gradient and sketch it."""
+        """Whether factors take fewer operations for a parameter of this shape than a formed gradient and its sketch."""
         if self.formed or len(shape) != 2:
             return False
         m, n = shape
@@ -93,7 +98,11 @@ class Projection:
 
 
 class Concatenation:
-    """No projection: the gradients of all parameters, one after the other. sizes: values of each parameter."""
+    """No projection: the gradients of all parameters, concatenated.
+
+    Args:
+        sizes: Values of each parameter.
+    """
 
     def __init__(self, sizes: dict[torch.nn.Parameter, int]) -> None:
         self.starts: dict[torch.nn.Parameter, int] = {}

@@ -25,8 +25,13 @@ class Site:
 
 @dataclass
 class Sites:
-    """covered: parameters with a per-sample gradient by their full name, in the order of the model; a tied parameter
-    stands once. left_out: trainable parameters without one."""
+    """The parameters whose gradients are taken.
+
+    Attributes:
+        covered: Parameters with a gradient per row and their full names, in the order of the model; a tied parameter
+            once.
+        left_out: Trainable parameters without one.
+    """
 
     sites: list[Site] = field(default_factory=list)
     covered: dict[str, torch.nn.Parameter] = field(default_factory=dict)
@@ -57,9 +62,14 @@ def shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
 
 
 def find_sites(model: torch.nn.Module, parameters: Literal["linear", "all"] = "linear") -> Sites:
-    """linear: weights and biases of linear layers (`nn.Linear`, GPT-2's `Conv1D`; so both factors of LoRA), the output
-    embedding aside. all: input and output embeddings and every leaf module with one input too (norms). What is trainable
-    and neither is left out: fused expert weights, LoRA on embeddings, DoRA's magnitudes.
+    """The layers and parameters of a model whose gradients are taken.
+
+    Fused expert weights, LoRA on embeddings and DoRA's magnitudes are always left out.
+
+    Args:
+        parameters: `linear`: weights and biases of linear layers (`nn.Linear`, GPT-2's `Conv1D`; so both factors of
+            LoRA), without the output embedding. `all`: also the embeddings and every leaf module with one input
+            (norms).
     """
     head = output_embedding(model)
     tied = {id(p) for p in head.parameters()} if head is not None else set()

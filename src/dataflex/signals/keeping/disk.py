@@ -1,4 +1,4 @@
-"""Values of a signal on disk: written a piece at a time, taken up again where a measurement was cut off."""
+"""Values of a signal on disk: written piece by piece, and read again after an interruption."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ _ROWS = 4096
 
 
 class PieceFile:
-    """The directory of one signal, for the process that writes it. key: what the values depend on; count: rows in all; order:
-    int64[count], the places of the rows in the order in which they are measured; None: as they are stored.
+    """The directory of one signal, for the process that writes it. Raises OSError.
 
         key.json       the key
         values.npy     float [count] or [count, K]
-        done.jsonl     a line per piece that is complete, a run of that order, with a hash of its values
+        done.jsonl     a line per complete piece, a run of the order, with a hash of its values
 
-    runs: those that are there as they were written; one that does not match its hash is not. Raises OSError.
+    Args:
+        key: What the values depend on.
+        count: Rows in all.
+        order: Indices of the rows in the order of measurement, int64[count]; None: as they are stored.
+
+    Attributes:
+        runs: The runs on disk whose values match their hash.
     """
 
     def __init__(self, parent: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
@@ -45,16 +50,16 @@ class PieceFile:
         self._values = self._found()
         self.runs = self._verified()
 
-    def places(self, run: Run) -> np.ndarray:
+    def indices(self, run: Run) -> np.ndarray:
         """Of the rows of a run, ascending."""
-        return places_of(run, self.order)
+        return rows_of_run(run, self.order)
 
     def read(self, run: Run) -> np.ndarray:
         """The values of a run that is there."""
         assert self._values is not None
-        return np.array(self._values[self.places(run)])
+        return np.array(self._values[self.indices(run)])
 
-    def write(self, places: np.ndarray, values: np.ndarray) -> None:
+    def write(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Not through the map: a full disk would then end the process instead of raising OSError."""
         path = self.folder / "values.npy"
         if self._values is None:
@@ -66,12 +71,12 @@ class PieceFile:
                 file.truncate(file.tell() + self.count * values[:1].nbytes)
             self._values = np.load(path, mmap_mode="r")
         with path.open("r+b") as file:
-            _write_rows(file, int(self._values.offset), places, values)  # type: ignore[union-attr]
+            _write_rows(file, int(self._values.offset), indices, values)  # type: ignore[union-attr]
             file.flush()
             os.fsync(file.fileno())
         lines = []
-        for run in self._runs_of(places):
-            own = values if run[1] - run[0] == len(places) else values[np.searchsorted(places, self.places(run))]
+        for run in self._runs_of(indices):
+            own = values if run[1] - run[0] == len(indices) else values[np.searchsorted(indices, self.indices(run))]
             lines.append(json.dumps({"from": run[0], "to": run[1], "hash": _hash(own)}) + "\n")
         with (self.folder / "done.jsonl").open("a") as done:
             done.write("".join(lines))
@@ -91,8 +96,8 @@ class PieceFile:
         found[self.order] = np.arange(self.count)
         return found
 
-    def _runs_of(self, places: np.ndarray) -> list[Run]:
-        at = places if self._position is None else np.sort(self._position[places])
+    def _runs_of(self, indices: np.ndarray) -> list[Run]:
+        at = indices if self._position is None else np.sort(self._position[indices])
         edges = np.flatnonzero(np.diff(at) != 1) + 1
         return [(int(part[0]), int(part[-1]) + 1) for part in np.split(at, edges) if len(part)]
 
@@ -122,16 +127,22 @@ class PieceFile:
         return found
 
 
-def places_of(run: Run, order: np.ndarray | None) -> np.ndarray:
-    """Ascending, int64[n]."""
+def rows_of_run(run: Run, order: np.ndarray | None) -> np.ndarray:
+    """Indices of the rows of a run, ascending, int64[n]."""
     return np.arange(*run) if order is None else np.sort(order[run[0] : run[1]])
 
 
 class DiskCache:
-    """Values in a file below `folder`, which may hold those of many signals. Rank 0 writes; what it finds there it sends to the
-    others, which keep it in a file that nobody else sees. Both are memory-mapped.
+    """Values in a file below `folder`, which may hold those of many signals. DataflexError on every rank if it cannot
+    be written.
 
-    key, count, order: as those of `PieceFile`. DataflexError on every rank if it cannot be written.
+    Rank 0 writes. It sends the values on disk to the other ranks, which keep them in a private file. Both files are
+    memory-mapped.
+
+    Args:
+        key: As that of `PieceFile`.
+        count: As that of `PieceFile`.
+        order: As that of `PieceFile`.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], count: int, order: np.ndarray | None = None) -> None:
@@ -145,14 +156,14 @@ class DiskCache:
             return self._file.runs
 
         for run in decide(lambda: self._or_end(begin)):
-            places = places_of(run, order)
-            self._put_elsewhere(places, decide(lambda: self._file.read(run)))  # type: ignore[union-attr]  # noqa: B023
-            self.missing[places] = False
+            indices = rows_of_run(run, order)
+            self._put_elsewhere(indices, decide(lambda: self._file.read(run)))  # type: ignore[union-attr]  # noqa: B023
+            self.missing[indices] = False
 
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        decide(lambda: self._or_end(lambda: self._file.write(places, values)))  # type: ignore[union-attr]
-        self._put_elsewhere(places, values)
-        self.missing[places] = False
+    def put(self, indices: np.ndarray, values: np.ndarray) -> None:
+        decide(lambda: self._or_end(lambda: self._file.write(indices, values)))  # type: ignore[union-attr]
+        self._put_elsewhere(indices, values)
+        self.missing[indices] = False
 
     def values(self) -> np.ndarray:
         if self._file is not None:
@@ -160,7 +171,7 @@ class DiskCache:
         assert self._elsewhere is not None
         return self._elsewhere
 
-    def _put_elsewhere(self, places: np.ndarray, values: np.ndarray) -> None:
+    def _put_elsewhere(self, indices: np.ndarray, values: np.ndarray) -> None:
         if rank() == 0:
             return
         if self._elsewhere is None:
@@ -169,7 +180,7 @@ class DiskCache:
             size = len(self.missing) * values[:1].nbytes
             self._or_end(lambda: os.posix_fallocate(file.fileno(), 0, size))  # a map of a full disk ends the process
             self._elsewhere = np.memmap(file, values.dtype, "w+", shape=shape)
-        self._elsewhere[places] = values
+        self._elsewhere[indices] = values
 
     def _or_end(self, act: Callable[[], Any]) -> Any:
         try:
@@ -188,7 +199,7 @@ def kept_values(
     measure: Callable[[np.ndarray], np.ndarray],
     edges: np.ndarray | None = None,
 ) -> np.ndarray:
-    """measure(places) for all of range(count), equal on every rank; only what `folder` does not have yet is measured.
+    """measure(indices) for all of range(count), equal on every rank; only what `folder` does not have yet is measured.
 
     edges: where pieces begin and the last one ends, ascending from 0 to `count`; None: every 4096 values.
     """

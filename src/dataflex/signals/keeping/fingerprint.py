@@ -18,15 +18,15 @@ _WIDTH = 16  # bytes of a digest
 
 
 def model_fingerprint(*models: torch.nn.Module) -> str | None:
-    """A hash of the names, shapes, types and values of all parameters and stored buffers, equal on every rank; None where some
-    of them are out of reach (on an NVMe).
+    """A hash of the names, shapes, types and values of all parameters and stored buffers, equal on every rank.
 
-    Each rank reads its own parts of what ZeRO-3 or FSDP have split, and every so many of the tensors that all ranks have
-    whole; so a split model has another hash on another number of ranks, and a whole one has not.
+    None if some of them cannot be read (on an NVMe). Each rank reads its own shards under ZeRO-3 or FSDP, and a part of
+    the tensors that all ranks hold whole. So the hash of a sharded model depends on the number of ranks; that of a
+    whole model does not.
     """
     whole: list[tuple[int, bytes]] = []
     split, parts, gone = xxhash.xxh3_128(), 0, False
-    for place, (name, tensor) in enumerate(t for m in models for t in _tensors(m)):
+    for index, (name, tensor) in enumerate(t for m in models for t in _tensors(m)):
         part = own_part(tensor)
         if part is None:
             gone = True
@@ -36,14 +36,14 @@ def model_fingerprint(*models: torch.nn.Module) -> str | None:
             split.update(said)
             _add(split, part)
             parts += 1
-        elif place % ranks() == rank():
+        elif index % ranks() == rank():
             digest = xxhash.xxh3_128(said)
             _add(digest, part)
-            whole.append((place, digest.digest()))
+            whole.append((index, digest.digest()))
     if any(other.any() for other in gather(np.array([gone]))):
         return None
     found = dict(_gathered(whole))
-    digests = b"".join(found[place] for place in sorted(found))
+    digests = b"".join(found[index] for index in sorted(found))
     return xxhash.xxh3_128_hexdigest(digests + (_of_all(split) if parts else b""))
 
 
@@ -104,8 +104,8 @@ def _of_all(digest: Any) -> bytes:
 
 
 def _gathered(digests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """(place, digest) of all ranks."""
-    own = b"".join(place.to_bytes(8, "big") + digest for place, digest in digests)
+    """(index, digest) of all ranks."""
+    own = b"".join(index.to_bytes(8, "big") + digest for index, digest in digests)
     for part in gather(np.frombuffer(own, np.uint8)):
         text = part.tobytes()
         for at in range(0, len(text), 8 + _WIDTH):

@@ -1,7 +1,7 @@
-"""Scoring passes of a run, kept piece by piece, so that one that is killed goes on where it was.
+"""Scoring passes of a run, kept piece by piece, so that a killed pass continues.
 
-A run that is resumed trains to the step of the pass again. Where it gets there to the bit, which a hash of the model and of
-the moments tells, what was measured is taken up; else the hash is another one, and all is measured anew.
+A resumed run trains up to the step of the pass. Stored values are used only if a hash of the model and its moments
+equals the stored one. It does if training is bit-exact up to that step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataflex.record.ledger import DIRECTORY
 from dataflex.signals import pace
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.keeping.dependencies import Dependencies, order_in
-from dataflex.signals.keeping.disk import PieceFile, Run, places_of
+from dataflex.signals.keeping.disk import PieceFile, Run, rows_of_run
 from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 
 # Bytes of other passes beside which a pass is kept; the oldest go first.
@@ -34,10 +34,13 @@ _ROOM = 1 << 30
 
 
 class StepFolders:
-    """<output_dir>/dataflex/signals/: a directory per pass, step_<n>/<hash>/. Rank 0 writes. run: what all keys share.
+    """<output_dir>/dataflex/signals/: a directory per pass, step_<n>/<hash>/, written by rank 0.
 
-    What was measured before step n is needed until there is a checkpoint of a later step. Keeping it is a convenience: if it
-    cannot be written, one line says so, and nothing more is.
+    Values measured before step n are needed until a checkpoint of a later step is there. If they cannot be written, one
+    line says so, and nothing more is kept.
+
+    Args:
+        run: A hash that all keys share.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -79,11 +82,13 @@ class StepFolders:
 
 
 class RunCache(MemoryCache):
-    """Values in memory on every rank, and on rank 0 in a file too, as long as that can be written.
+    """Values in memory on every rank, and on rank 0 also in a file while that can be written.
 
-    key: what the values depend on, equal on every rank; None: that cannot be told. It may take seconds to make, so it is made
-    when something of this step is there, or when a first piece is to be written, once the pass has taken about as long as one.
-    at_once: it is made right away. order: as that of `PieceFile`.
+    Args:
+        key: Gives what the values depend on, equal on every rank; None if that is unknown. It may take seconds, so it
+            is called only if there are values of this step, or before the first piece is written.
+        order: As that of `PieceFile`.
+        at_once: Whether `key` is called right away.
     """
 
     def __init__(
@@ -106,9 +111,9 @@ class RunCache(MemoryCache):
         if there and known:
             self._take_up()
 
-    def put(self, places: np.ndarray, values: np.ndarray) -> None:
-        super().put(places, values)
-        self._unwritten.append(places)
+    def put(self, indices: np.ndarray, values: np.ndarray) -> None:
+        super().put(indices, values)
+        self._unwritten.append(indices)
         if decide(self._due):
             if self._key is not None and rank() == 0:  # every rank takes part in making the key
                 self._folders.attempt(self._write)
@@ -125,8 +130,10 @@ class RunCache(MemoryCache):
         return self._make_order()
 
     def _due(self) -> bool:
-        """Whether another piece like the last would make too much that is not written; what is left at the end, if there is
-        something in the file."""
+        """Whether to write a piece now: with another batch like the last, too much would be unwritten.
+
+        At the end, whether the rest belongs to a file that was begun.
+        """
         if self._folders.gave_up:
             return False
         if not self.missing.any():
@@ -143,8 +150,8 @@ class RunCache(MemoryCache):
         return self._file
 
     def _write(self) -> None:
-        places = np.sort(np.concatenate(self._unwritten))
-        self._open().write(places, self.values()[places])
+        indices = np.sort(np.concatenate(self._unwritten))
+        self._open().write(indices, self.values()[indices])
         self._begun = True
 
     def _take_up(self) -> None:
@@ -155,7 +162,7 @@ class RunCache(MemoryCache):
             return found
 
         for run in decide(look):
-            super().put(places_of(run, self._order), decide(lambda: self._open().read(run)))  # noqa: B023
+            super().put(rows_of_run(run, self._order), decide(lambda: self._open().read(run)))  # noqa: B023
         if found:
             self._begun = True
             count, there, signal = len(self.missing), int((~self.missing).sum()), self._key["signal"]  # type: ignore[index]
@@ -163,9 +170,11 @@ class RunCache(MemoryCache):
 
 
 class RunCaches:
-    """The caches of a training run: one per scoring pass, as long as the next checkpoint has not been written.
+    """The caches of a training run: one per scoring pass, until the next checkpoint is complete.
 
-    identity: what tells this run from others. output_dir: its directory.
+    Args:
+        identity: What tells this run from others.
+        output_dir: Its directory.
     """
 
     def __init__(self, view: TrainerView, identity: Mapping[str, Any], output_dir: str) -> None:
@@ -180,7 +189,7 @@ class RunCaches:
         def key() -> dict[str, Any] | None:
             found = self._dependencies.of(request, rows)
             # Sums over the target's rows round differently on another number of ranks.
-            return None if found is None else {**found, **more(), "ranks": ranks(), "batches of": rows.budget}
+            return None if found is None else {**found, **more(), "ranks": ranks(), "batches of": rows.batch_tokens}
 
         # Of a model that is split each rank reads its part alone, and what is read may be another thing once it has run.
         split = engine_of(self.view.args) != "DDP"

@@ -107,7 +107,7 @@ class ClusterLessSelector(GradientSelector):
         if clusters is None:
             clusters = self.clusters(signals["embedding"], context)
             state = {**state, **clusters.entries(context)}
-        places, owner, distance = clusters.among(context.ids)
+        indices, owner, distance = clusters.among(context.ids)
         strategy, count = STRATEGIES[self.representative_strategy], self.samples_per_cluster
         last = 0
         match strategy:
@@ -118,7 +118,7 @@ class ClusterLessSelector(GradientSelector):
             case _:  # nearest; mixed
                 order, last = distance, count // 2 if strategy == "mixed" else 0
         chosen = first_and_last(owner, order, first=count - last, last=last)
-        return np.sort(places[chosen]), state
+        return np.sort(indices[chosen]), state
 
     def clusters(self, embedding: Float[np.ndarray, "rows dims"], context: SelectionContext) -> Clusters:
         count = min(self.num_clusters or ceil(context.rows / self.cluster_size), context.rows)
@@ -135,9 +135,9 @@ class ClusterLessSelector(GradientSelector):
         """Steps 4 and 5."""
         clusters = Clusters.read(state, context)
         assert clusters is not None and context.ids is not None and context.shortlist is not None
-        places, owner, _ = clusters.among(context.ids)
+        indices, owner, _ = clusters.among(context.ids)
         cluster_of = np.full(context.rows, -1, dtype=np.int64)
-        cluster_of[places] = owner
+        cluster_of[indices] = owner
         of_cluster = cluster_scores(cluster_of[context.shortlist], signals["target_alignment"], int(owner.max()) + 1)
         score = np.where(cluster_of >= 0, of_cluster[cluster_of], np.nan)
         usable = np.flatnonzero(np.isfinite(score))
@@ -174,9 +174,9 @@ class Clusters:
         self, ids: Int64[np.ndarray, " rows"]
     ) -> tuple[Int64[np.ndarray, " some"], Int32[np.ndarray, " some"], Float32[np.ndarray, " some"]]:
         """Positions of the candidates that were clustered, their clusters and their distances. ids: of the candidates."""
-        places = np.flatnonzero(np.isin(ids, self.ids))
-        known = np.searchsorted(self.ids, ids[places])
-        return places, self.owner[known], self.distance[known]
+        indices = np.flatnonzero(np.isin(ids, self.ids))
+        known = np.searchsorted(self.ids, ids[indices])
+        return indices, self.owner[known], self.distance[known]
 
 
 def first_and_last(

@@ -58,15 +58,15 @@ class Density:
         self.position[by_list] = np.arange(len(by_list))
         self.starts = np.searchsorted(self.lists.owner[by_list], np.arange(len(self.lists.near) + 1))
 
-    def __call__(self, places: Int[np.ndarray, " some"]) -> Float64[np.ndarray, " some"]:
-        """rho of rows[places]."""
-        rho, owner = np.empty(len(places)), self.lists.owner[places]
+    def __call__(self, indices: Int[np.ndarray, " some"]) -> Float64[np.ndarray, " some"]:
+        """rho of rows[indices]."""
+        rho, owner = np.empty(len(indices)), self.lists.owner[indices]
         for a in np.unique(owner):
             mine = np.flatnonzero(owner == a)
             others = self._rows_of(self.lists.near[a])
             for start in range(0, len(mine), _ROWS_AT_ONCE):
                 some = mine[start : start + _ROWS_AT_ONCE]
-                rho[some] = kernel_sums(self.rows[self.position[places[some]]], others, self.sigma, self.kde_K)
+                rho[some] = kernel_sums(self.rows[self.position[indices[some]]], others, self.sigma, self.kde_K)
         return rho
 
     def _rows_of(self, lists: Int[np.ndarray, " lists"]) -> Float32[Tensor, "rows dims"]:

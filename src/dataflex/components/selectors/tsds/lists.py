@@ -99,8 +99,8 @@ def _near_by_samples(
     for a in range(lists):
         members = np.flatnonzero(owner == a)
         sampled.append(rng.choice(members, size=min(_SAMPLED_ROWS, len(members)), replace=False))
-    places = np.concatenate(sampled)
-    sample, of = torch.from_numpy(rows[places]), torch.from_numpy(owner[places])
+    indices = np.concatenate(sampled)
+    sample, of = torch.from_numpy(rows[indices]), torch.from_numpy(owner[indices])
     near = torch.zeros(lists, lists, dtype=torch.bool)
     for start in range(0, len(sample), _PAIRS_AT_ONCE):
         a, b = torch.nonzero(sample[start : start + _PAIRS_AT_ONCE] @ sample.T >= least).T

@@ -84,7 +84,7 @@ def stop(
 
 def transport(
     distances: Float[np.ndarray, "M K"],
-    places: Int[np.ndarray, "M K"],
+    indices: Int[np.ndarray, "M K"],
     rows: int,
     density: Callable[[Int[np.ndarray, " some"]], Float64[np.ndarray, " some"]],
     *,
@@ -93,15 +93,15 @@ def transport(
 ) -> Transported:
     """Solve the problem for M target rows with K candidates each.
 
-    distances, places: of the candidates of each target row, nearest first. rows: number of all candidates. density: rho,
-    positive, at some places; asked only where mass can reach.
+    distances, indices: of the candidates of each target row, nearest first. rows: number of all candidates. density: rho,
+    positive, at some candidates; asked only where mass can reach.
     """
-    M, K = places.shape
+    M, K = indices.shape
     d, rho = distances.astype(np.float64), np.full(rows, np.nan)
     known = np.full(M, min(_FIRST_DEPTH, K))
     while True:
         within = np.arange(known.max()) < known[:, None]
-        i = places[:, : known.max()]
+        i = indices[:, : known.max()]
         new = np.unique(i[within])
         new = new[np.isnan(rho[new])]
         rho[new] = density(new)
@@ -120,6 +120,6 @@ def transport(
     for j, n in enumerate(filled):  # the n nearest candidates are full, the next one takes what is left
         np.add.at(probabilities, i[j, :n], gamma_full[j, :n])
         left = max(1 / M - gamma_full[j, :n].sum(), 0.0)
-        probabilities[places[j, n]] += left
+        probabilities[indices[j, n]] += left
         at_the_end += left if n == K - 1 else 0.0
     return Transported(probabilities / probabilities.sum(), stopped, at_the_end)

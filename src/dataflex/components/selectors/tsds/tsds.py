@@ -101,9 +101,9 @@ class TsdsSelector(EmbeddingSelector):
     ) -> tuple[Float64[np.ndarray, " rows"], dict[str, str]]:
         """Probability of each row, steps 1 to 4, and remarks. All vectors have length one."""
         tenth = max(len(rows) // 10, min(len(rows), 2))  # as in the authors' program; mass needs two places to go
-        cosine, places = nearest(targets, rows, min(self.max_K, tenth))
+        cosine, indices = nearest(targets, rows, min(self.max_K, tenth))
         d = distance(cosine)
-        reachable = np.unique(places)  # rho counts these alone, as in the authors' program
+        reachable = np.unique(indices)  # rho counts these alone, as in the authors' program
         candidates = np.ascontiguousarray(rows[reachable])
         sigma, C, remarks = self.scaled(candidates, d)
         kde = Density(candidates, sigma, min(self.kde_K, tenth), exact=self.exact) if sigma else None
@@ -111,8 +111,8 @@ class TsdsSelector(EmbeddingSelector):
         def rho(at: Int[np.ndarray, " some"]) -> Float64[np.ndarray, " some"]:
             return np.ones(len(at)) if kde is None else kde(np.searchsorted(reachable, at))
 
-        gamma = transport(d, places, len(rows), rho, alpha=self.alpha, C=C)
-        return gamma.probabilities, remarks | self.remarks_on(gamma, places.shape[1])
+        gamma = transport(d, indices, len(rows), rho, alpha=self.alpha, C=C)
+        return gamma.probabilities, remarks | self.remarks_on(gamma, indices.shape[1])
 
     def scaled(
         self, candidates: Float32[np.ndarray, "candidates dims"], d: Float64[np.ndarray, "targets K"]
