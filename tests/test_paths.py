@@ -13,8 +13,8 @@ from test_files import checkpoint
 
 from dataflex.base.commands.train import _refuse_to_restart
 from dataflex.config import load
-from dataflex.config.paths import at_home
 from dataflex.errors import ConfigError
+from dataflex.values.paths import at_home
 
 Config = dict[str, Any]
 

@@ -16,11 +16,11 @@ from typing import Any
 from dataflex.base.checks.contents import digest, sampled_all
 from dataflex.components.requests import Embedding, PolicyAlignment, ReferenceLoss, Request
 from dataflex.config import RunConfig
-from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
 from dataflex.masking import masked
+from dataflex.values.paths import is_file, is_folder
 
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")

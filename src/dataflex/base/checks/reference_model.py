@@ -9,8 +9,8 @@ from pathlib import Path
 import xxhash
 
 from dataflex.base.checks.nodes import same_everywhere
-from dataflex.config.paths import is_folder
 from dataflex.errors import ConfigError
+from dataflex.values.paths import is_folder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
