@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
-from dataflex.config.heldout import assign
-from dataflex.config.mixture import Names, domain_names, proportions
-from dataflex.config.paths import at_home
-from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import integer, number, truth, words
+from dataflex.values.domains import Names, domain_names, proportions
+from dataflex.values.paths import at_home
 
 FLAT_KEYS = (
     "train_type",
@@ -130,7 +129,7 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
         spec = _mixture(flat, spec, preset, domain_names(llamafactory), notices)
         if flat.get("mixer_eval_dataset"):
             given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
-            spec["eval_dataset"] = assign(given, domains, "mixer_eval_dataset")
+            spec["eval_dataset"] = _assign(given, domains, "mixer_eval_dataset")
 
     extra: dict[str, Any] = {
         "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
@@ -205,6 +204,19 @@ def _after_warmup(
         f" {', '.join(f'{share:.4g}' for share in last)}"
     )
     return {"name": "schedule", "points": [[0, first], [warmup, last]]}
+
+
+def _assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
+    """{domain: data set} for names of dataflex 1.1.0: that of the domain once "_eval" is taken out of it."""
+    out: dict[str, str] = {}
+    for name in names:
+        domain = name if name in domains else name.replace("_eval", "")
+        if domain not in domains:
+            raise ConfigError(f"{key}: {name!r} belongs to no data set{nearest(name, [f'{d}_eval' for d in domains])}")
+        if domain in out:
+            raise ConfigError(f"{key}: {out[domain]!r} and {name!r} both belong to {domain!r}")
+        out[domain] = name
+    return out
 
 
 def _listed(given: Any, key: str, names: Names) -> Sequence[Any]:

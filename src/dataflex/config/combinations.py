@@ -10,8 +10,8 @@ from dataflex.components.contracts import declared
 from dataflex.components.requests import streamed_by
 from dataflex.config.llamafactory.trainer_keys import trainer_key_refusals
 from dataflex.config.schema import DataflexConfig, WeightConfig, WeightPart
-from dataflex.config.values import integer, number, truth, words
 from dataflex.errors import Mistakes
+from dataflex.values import integer, number, truth, words
 
 _STAGES = ("pt", "sft", "rm", "dpo", "kto")
 # Losses of LLaMA-Factory made from the cross entropy.

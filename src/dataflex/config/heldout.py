@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import number, truth, words
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import number, truth, words
 
 # What LLaMA-Factory's `eval_dataset` may append to the name of a domain.
 _SUFFIXES = ("_eval", ".heldout", "_heldout", "_validation", "_val", "_test")
@@ -66,19 +66,6 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
         notices.append(
             f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
         )
-
-
-def assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
-    """{domain: data set} for names of dataflex 1.1.0: that of the domain once "_eval" is taken out of it."""
-    out: dict[str, str] = {}
-    for name in names:
-        domain = name if name in domains else name.replace("_eval", "")
-        if domain not in domains:
-            raise ConfigError(f"{key}: {name!r} belongs to no data set{nearest(name, [f'{d}_eval' for d in domains])}")
-        if domain in out:
-            raise ConfigError(f"{key}: {out[domain]!r} and {name!r} both belong to {domain!r}")
-        out[domain] = name
-    return out
 
 
 def _given(given: tuple[str, ...] | Mapping[str, str], domains: list[str], key: str) -> tuple[str | None, ...]:

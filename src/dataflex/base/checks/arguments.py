@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from dataflex.base.checks.entries import refused_data_sets
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
+from dataflex.config.files import read
 from dataflex.config.llamafactory.ranges import check_range
 from dataflex.config.llamafactory.trainer_keys import refused_accelerator
 from dataflex.config.llamafactory.typed import read_typed
-from dataflex.config.load import read
-from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig, RunConfig
-from dataflex.config.values import dataset_names, truth, words
 from dataflex.errors import ConfigError, Mistakes, nearest
+from dataflex.values import dataset_names, truth, words
+from dataflex.values.paths import is_file, is_folder
 
 _Read = TypeVar("_Read")
 

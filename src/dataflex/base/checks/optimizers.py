@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError
+from dataflex.values import truth
 
 # All state is in `state_dict`, as tensors and numbers; `tests/test_optimizers.py` goes on with those that run on a CPU.
 WHOLE = frozenset({

@@ -10,8 +10,8 @@ import xxhash
 
 from dataflex.base.checks.contents import add_content
 from dataflex.base.checks.nodes import same_everywhere
-from dataflex.config.paths import is_folder
 from dataflex.errors import ConfigError
+from dataflex.values.paths import is_folder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 

@@ -16,11 +16,11 @@ from dataflex.config import RunConfig, load
 from dataflex.config.combinations import hides_row_losses
 from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.masking import masked
 from dataflex.notices import say
+from dataflex.values import truth
 from dataflex.version import __version__
 from dataflex.writing import failed_writes_reported
 

@@ -10,11 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import truth
 
 # They say what a step is, or which model and rows it works on, and mean what they mean in the Trainer's own run.
 HONOURED = frozenset({
@@ -58,15 +57,25 @@ ELSEWHERE: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _plans(config: DataflexConfig) -> bool:
+class Block(Protocol):
+    """What of the `dataflex` block decides here."""
+
+    @property
+    def plans_data(self) -> bool: ...
+
+    @property
+    def components(self) -> Mapping[str, Any]: ...
+
+
+def _plans(config: Block) -> bool:
     return config.plans_data
 
 
-def _weighs_alone(config: DataflexConfig) -> bool:
+def _weighs_alone(config: Block) -> bool:
     return not config.plans_data
 
 
-def _always(config: DataflexConfig) -> bool:
+def _always(config: Block) -> bool:
     return True
 
 
@@ -77,7 +86,7 @@ class Refusal:
 
     holds: Callable[[Any, str], bool]
     why: str
-    with_: Callable[[DataflexConfig], bool] = _always
+    with_: Callable[[Block], bool] = _always
 
 
 def _is(*words: str) -> Callable[[Any, str], bool]:
@@ -126,7 +135,7 @@ ACCELERATOR_REFUSED: Mapping[str, tuple[Refusal, ...]] = {
 }
 
 
-def trainer_key_refusals(config: DataflexConfig, given: Mapping[str, Any]) -> Iterator[str]:
+def trainer_key_refusals(config: Block, given: Mapping[str, Any]) -> Iterator[str]:
     """Why each key whose effect on a step cannot be honoured is refused."""
     what = " and ".join(config.components)
     for key, refusals in REFUSED.items():
@@ -149,7 +158,7 @@ def trainer_key_refusals(config: DataflexConfig, given: Mapping[str, Any]) -> It
         )
 
 
-def _refused(config: DataflexConfig, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> Iterator[str]:
+def _refused(config: Block, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> Iterator[str]:
     for refusal in refusals:
         if value is not None and refusal.with_(config) and refusal.holds(value, key):
             yield f"{refusal.why} and cannot be combined with {what}"
@@ -193,7 +202,7 @@ def _num_steps(accelerator: Mapping[str, Any]) -> int | None:
     return steps
 
 
-def settle_batch(config: DataflexConfig, training_args: Any) -> None:
+def settle_batch(config: Block, training_args: Any) -> None:
     """Give the keys that all else counts by the values that `accelerator_config` makes of them, before anything counts.
 
     num_steps is another spelling of gradient_accumulation_steps. With split_batches, per_device_train_batch_size is what all
@@ -215,7 +224,7 @@ def settle_batch(config: DataflexConfig, training_args: Any) -> None:
         training_args.per_device_train_batch_size = rows // ranks
 
 
-def global_batch(config: DataflexConfig, training_args: Any) -> int:
+def global_batch(config: Block, training_args: Any) -> int:
     """Rows of an optimizer step over all ranks, once `settle_batch` has seen the arguments: with weight alone the loader is the
     Trainer's, and splits what it reads for one rank."""
     split = training_args.accelerator_config.split_batches and not config.plans_data
