@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import integer, number, truth, words
 from dataflex.values.domains import Names, domain_names, proportions
@@ -67,11 +68,11 @@ def _is_preset(preset: Any) -> bool:
 
 @dataclass(frozen=True)
 class Translation:
-    """block: the nested block; empty for a static run. extra: fields of DataflexConfig that the block cannot say. spelled: how
-    the user wrote a key of the block. presets: of the components file, by slot."""
+    """block: the nested block; empty for a static run. compat: what the block cannot say. spelled: how the user wrote a key of
+    the block. presets: of the components file, by slot."""
 
     block: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    compat: Compatibility = AS_THE_BLOCK
     spelled: dict[str, str] = field(default_factory=dict)
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -131,18 +132,16 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
             given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
             spec["eval_dataset"] = _assign(given, domains, "mixer_eval_dataset")
 
-    extra: dict[str, Any] = {
-        "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
-        "early_stopping_min_delta": number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
-        "epoch_rounding": "down" if slot == "mix" else "up",
-    }
-    if "eval_dataset" in spec:
-        extra["held_out_key"] = "mixer_eval_dataset"
-    block: dict[str, Any] = {slot: spec}
+    block: dict[str, Any] = {slot: spec, "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate")}
+    compat = Compatibility(
+        early_stopping_min_delta=number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
+        epoch_rounding="down" if slot == "mix" else "up",
+        held_out_key="mixer_eval_dataset" if "eval_dataset" in spec else Compatibility.held_out_key,
+    )
     total = _total_steps(slot, flat, llamafactory)
     if total is not None:
         block["total_steps"] = total
-    return Translation(block, extra, spelled, presets)
+    return Translation(block, compat, spelled, presets)
 
 
 def _mixture(

@@ -29,7 +29,8 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None
     domains, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
     found = None
     if config.mix is not None and config.mix.eval_dataset:
-        found = HeldOut(config.held_out_key, _given(config.mix.eval_dataset, domains, config.held_out_key))
+        key = config.compat.held_out_key
+        found = HeldOut(key, _given(config.mix.eval_dataset, domains, key))
     elif evaluated and (named := _by_name(domains, evaluated)):
         found = HeldOut("eval_dataset", named)
     elif not evaluated and number(lf.get("val_size") or 0, "val_size") > 0:
@@ -64,7 +65,8 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
         return
     elif not (config.evaluate_domains and evaluates(lf)):
         notices.append(
-            f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
+            f"{config.compat.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated"
+            " by domain"
         )
 
 

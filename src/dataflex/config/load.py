@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dataflex.compat.behaviour import AS_THE_BLOCK
 from dataflex.compat.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.block import parse_block
 from dataflex.config.combinations import check_combinations
@@ -49,16 +50,16 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         said = translate(flat, raw, notices)
         if not said.block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
-        block, presets, spelled, extra = said.block, said.presets, said.spelled, said.extra
+        block, presets, spelled, compat = said.block, said.presets, said.spelled, said.compat
     else:
-        presets, spelled, extra = None, {}, {}
+        presets, spelled, compat = None, {}, AS_THE_BLOCK
         with mistakes.noting():
             presets = read_presets(flat.get("components_cfg_file"))
     settled = parse_block(block, presets or {}, spelled, notices, domain_names(raw), mistakes)
     if settled is None or presets is None:
         mistakes.settle()
         raise AssertionError("a block that cannot be read has a mistake")
-    config = replace(settled, **extra)
+    config = replace(settled, compat=compat)
     if not config.components and block and not mistakes:
         mistakes.note(ConfigError("dataflex: the block has no component; add select, mix or weight"))
     if not config.components:
@@ -72,7 +73,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         config = replace(config, offline=None)
     if not offline and truth(raw.get("save_only_model"), "save_only_model"):
         notices.append("save_only_model: checkpoints cannot be resumed from")
-    if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
+    if config.compat.early_stopping_min_delta and not raw.get("early_stopping_steps"):
         notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:

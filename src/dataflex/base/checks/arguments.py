@@ -63,7 +63,7 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
         if dataflex.mix is not None and dataflex.mix.eval_dataset:
             given = dataflex.mix.eval_dataset
             names = list(given.values()) if isinstance(given, dict) else list(given)
-            mistakes.gather(refused_data_sets(dataflex.held_out_key, names, folder, once=True, stage=stage))
+            mistakes.gather(refused_data_sets(dataflex.compat.held_out_key, names, folder, once=True, stage=stage))
         mistakes.gather(_refused_models(dataflex, values))
         key, target = dataflex.target
         if target:

@@ -59,11 +59,11 @@ def _train(config: RunConfig) -> None:
     _settle_resume(arguments)
     block = masked(config.dataflex.to_json())
     callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
-    if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
+    if config.dataflex.compat.early_stopping_min_delta and arguments.get("early_stopping_steps"):
         from transformers import EarlyStoppingCallback
 
         patience = int(arguments.pop("early_stopping_steps"))
-        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.early_stopping_min_delta))
+        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.compat.early_stopping_min_delta))
     with _dynamic(config):
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
 

@@ -4,20 +4,20 @@ The tables of docs/configuration.md, the JSON schema and the errors are made fro
 the components. A meaning is Markdown, with links as from `docs/`.
 """
 
+# ruff: noqa: RUF009  (a call of `field`, of which each key has its own)
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
-from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.llamafactory.ranges import MOST_STEPS
 
-STRICT = ConfigDict(extra="forbid")
 _INT64 = (1 << 63) - 1
 
 
@@ -40,11 +40,16 @@ Names = tuple[str, ...]
 def _key(default: Any, meaning: str, *, unset: str = "", kind: str = "") -> Any:
     """A key. unset: what its absence does, where the default does not say it. kind: its type in words, where the annotation
     does not say what a user may write."""
-    return Field(default=default, description=meaning, json_schema_extra={"unset": unset, "kind": kind})
+    more = {"unset": unset, "kind": kind}
+    return field(default=default, metadata={"description": meaning, "json_schema_extra": more})
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class BlockKeys:
+class _Keys:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKeys(_Keys):
     """The block itself, but for the components."""
 
     total_steps: SomeSteps | None = _key(
@@ -65,8 +70,8 @@ class BlockKeys:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ScheduleKeys:
+@dataclass(frozen=True, kw_only=True)
+class ScheduleKeys(_Keys):
     """When a selector or a mixer acts."""
 
     warmup: Steps = _key(
@@ -82,8 +87,8 @@ class ScheduleKeys:
     updates: SomeSteps | None = _key(None, "how many updates are made", unset="none: to the end")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SelectKeys:
+@dataclass(frozen=True, kw_only=True)
+class SelectKeys(_Keys):
     """How a selection is used."""
 
     keep_ratio: Share = _key(
@@ -97,8 +102,8 @@ class SelectKeys:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MixKeys:
+@dataclass(frozen=True, kw_only=True)
+class MixKeys(_Keys):
     """How a mixture is served."""
 
     # By the names of the data sets, so read once these are known.
@@ -139,8 +144,8 @@ class MixKeys:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PartKeys:
+@dataclass(frozen=True, kw_only=True)
+class PartKeys(_Keys):
     """When one weighter acts."""
 
     warmup: Steps = _key(0, "optimizer steps before its weights are applied")
@@ -151,8 +156,8 @@ class PartKeys:
     fade: Steps = _key(0, "steps in which it falls to 0, beginning at `until`, which it needs", unset="0: at once")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class WeightKeys:
+@dataclass(frozen=True, kw_only=True)
+class WeightKeys(_Keys):
     """What is about all weighters together."""
 
     scope: Literal["running", "global"] = _key(
@@ -169,8 +174,8 @@ class WeightKeys:
     )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class OfflineConfig:
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(_Keys):
     """The block `dataflex.offline`: how much a selection before training takes, and from what."""
 
     budget: SomeOf | None = _key(None, "rows to select", unset="one of the two")
@@ -207,8 +212,8 @@ DOREMI_STEPS: tuple[str, ...] = get_args(DoremiStep)
 _STEP = "keys of LLaMA-Factory that differ in the step `{}`, and `total_steps`"
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DoremiKeys:
+@dataclass(frozen=True, kw_only=True)
+class DoremiKeys(_Keys):
     """The block `dataflex.doremi`."""
 
     steps: SkipValidation[Sequence[DoremiStep] | str] = _key(
@@ -229,4 +234,4 @@ SLOT_KEYS: Mapping[str, tuple[type, ...]] = {
 
 def own_keys(*models: type) -> list[str]:
     """The keys of models, in their order."""
-    return [field.name for model in models for field in fields(model)]
+    return [key.name for model in models for key in fields(model)]

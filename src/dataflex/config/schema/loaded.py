@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import bisect_left
-from dataclasses import asdict, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
-from pydantic import ConfigDict, SkipValidation
-from pydantic.dataclasses import dataclass
-
+from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
 from dataflex.components.requests import Request, as_requests
 from dataflex.components.signal_request import SignalRequest
@@ -24,17 +21,15 @@ from dataflex.config.schema.keys import (
 )
 from dataflex.errors import ConfigError
 
-_LOADED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class Schedule(ScheduleKeys):
     """When a component acts, in optimizer steps: at `warmup`, then every `interval`, `updates` times (None: to the end).
 
     interval None: never (a static mixture). at: the steps themselves, ascending, where a component names its own.
     """
 
-    at: SkipValidation[tuple[int, ...] | None] = None
+    at: tuple[int, ...] | None = None
 
     def due(self, step: int) -> bool:
         """Whether an update falls before optimizer step `step` (counted from 0)."""
@@ -72,16 +67,16 @@ class Schedule(ScheduleKeys):
         return (step - self.warmup) // self.interval
 
 
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class SelectConfig(SelectKeys):
     """A selector, and how its selections are used."""
 
     name: str
-    component: SkipValidation[Selector]
+    component: Selector
     schedule: Schedule
 
 
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class MixConfig(MixKeys):
     """A mixer, and how its mixtures are served.
 
@@ -91,7 +86,7 @@ class MixConfig(MixKeys):
     """
 
     name: str
-    component: SkipValidation[Mixer]
+    component: Mixer
     schedule: Schedule
     proportions: tuple[float, ...] | None = None
     max_repetition: float | tuple[float | None, ...] | None = None
@@ -127,13 +122,13 @@ class MixConfig(MixKeys):
         return most
 
 
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class WeightPart(PartKeys):
     """One weighter and when it acts, in optimizer steps: from `warmup` on, with a strength that rises over `ramp` steps to one
     and from `until` on falls over `fade` steps to zero (None: it stays)."""
 
     name: str
-    component: SkipValidation[Weighter]
+    component: Weighter
 
     def strength(self, step: int) -> float:
         """Between 0, where everything weighs one, and 1, where the weighter alone decides, before optimizer step `step`."""
@@ -145,7 +140,7 @@ class WeightPart(PartKeys):
         return min(risen, max(0.0, 1 - (step - self.until) / self.fade)) if self.fade else 0.0
 
 
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class WeightConfig(WeightKeys):
     """parts: weighters whose weights multiply."""
 
@@ -164,24 +159,15 @@ class WeightConfig(WeightKeys):
 _BEFORE = {"serving_order": "rows", "adam_step": "optimizer"}
 
 
-@dataclass(frozen=True, kw_only=True, config=_LOADED)
+@dataclass(frozen=True, kw_only=True)
 class DataflexConfig(BlockKeys):
-    """The `dataflex` block.
-
-    The last three are keys of dataflex 1.1.0 alone.
-    epoch_rounding: whether a partial last batch counts as a step of an epoch, and a part of a step as one of the run ("up", as
-    the Trainer does), or neither ("down", as dataflex 1.1.0 did for mixtures).
-    early_stopping_min_delta: how much better an evaluation must be to count as better.
-    held_out_key: how the user wrote `mix.eval_dataset`.
-    """
+    """The `dataflex` block. compat: what differs where it was written in the flat keys of dataflex 1.1.0."""
 
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
     offline: OfflineConfig | None = None
-    epoch_rounding: Literal["up", "down"] = "up"
-    early_stopping_min_delta: float = 0.0
-    held_out_key: str = "dataflex.mix.eval_dataset"
+    compat: Compatibility = AS_THE_BLOCK
 
     @property
     def plans_data(self) -> bool:
@@ -245,8 +231,12 @@ class DataflexConfig(BlockKeys):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""
-        plain = ("total_steps", "epoch_rounding", "freeze_gate", "early_stopping_min_delta")
-        out: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        out: dict[str, Any] = {
+            "total_steps": self.total_steps,
+            "epoch_rounding": self.compat.epoch_rounding,
+            "freeze_gate": self.freeze_gate,
+            "early_stopping_min_delta": self.compat.early_stopping_min_delta,
+        }
         weights = self.weight.slots() if self.weight is not None else {}
         for slot, spec in {"select": self.select, "mix": self.mix, **weights}.items():
             if spec is None:
@@ -274,7 +264,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """dataflex: None for a plain LLaMA-Factory run. llamafactory: every other key. notices: lines to show once."""
 
