@@ -344,7 +344,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
         {**nested("mix", proportions=[1]), "dataset": ["a", "b"]},
         "dataflex.mix.proportions: 1 given for 2 data sets (a, b)",
     ),
-    ({**nested("mix"), "train_sampling_strategy": "group_by_length"}, "group_by_length orders rows itself"),
+    (
+        {**nested("mix"), "train_sampling_strategy": "group_by_length"},
+        "train_sampling_strategy: group_by_length orders rows itself",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from dataflex.components.registry import names, resolve
 from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
 from dataflex.config.offline import read_offline
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import (
     SLOT_KEYS,
     BlockKeys,
@@ -86,7 +87,7 @@ def _weights(
     """One block, or a list of them whose weights multiply."""
     blocks = given if isinstance(given, list) else [given]
     if not blocks:
-        raise ConfigError(f"{key('dataflex.weight')} is an empty list; name a weighter, or leave it out")
+        raise refused.NO_WEIGHTER.error(key=key("dataflex.weight"))
     parts, shared = [], dict[str, Any]()
     for place, block in enumerate(blocks):
         path = "dataflex.weight" if not isinstance(given, list) else f"dataflex.weight[{place}]"
@@ -98,24 +99,16 @@ def _weights(
             parts.append(part)
             for name, value in common.items():
                 if shared.setdefault(name, value) != value:
-                    raise ConfigError(
-                        f"{path}.{name} is {value!r}, but it is about all weighters, and another one says {shared[name]!r}"
-                    )
+                    raise refused.OTHER_SHARED.error(key=f"{path}.{name}", given=value, shared=shared[name])
     return WeightConfig(parts=tuple(parts), **shared) if len(parts) == len(blocks) else None
 
 
 def _part(name: str, component: Weighter, own: dict[str, Any], path: str, key: Any, mistakes: Mistakes) -> WeightPart:
     if "fade" in own and "until" not in own:
-        mistakes.note(
-            ConfigError(f"{key(f'{path}.fade')} needs until, the step from which the weights fall"), once=True
-        )
+        mistakes.note(refused.NO_UNTIL.error(key=key(f"{path}.fade")), once=True)
     if "until" in own and own["until"] <= own.get("warmup", 0):
-        mistakes.note(
-            ConfigError(
-                f"{key(f'{path}.until')} must be above warmup ({own.get('warmup', 0)}), got {own['until']}: nothing would"
-                " be weighed"
-            )
-        )
+        found = {"warmup": own.get("warmup", 0), "until": own["until"]}
+        mistakes.note(refused.EARLY_UNTIL.error(key=key(f"{path}.until"), **found))
     return WeightPart(name=name, component=component, **own)
 
 

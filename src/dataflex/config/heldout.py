@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import number, truth, words
@@ -39,7 +40,7 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None
         return None
     for name in found.names:
         if name in domains:
-            raise ConfigError(f"{found.key}: {name!r} is also in dataset, and what is held out must not be trained on")
+            raise refused.HELD_OUT_TRAINED.error(key=found.key, name=name)
     return found
 
 
@@ -57,10 +58,7 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
         names = found.names or domains if found else [None] * len(domains)
         lacking = [d for d, name in zip(domains, names) if name is None]
         if lacking:
-            raise ConfigError(
-                f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
-                f" {', '.join(lacking)}"
-            )
+            raise refused.NOT_HELD_OUT.error(mixer=config.mix.name, domains=", ".join(lacking))
     elif config.routes_held_out or config.mix is None or not config.mix.eval_dataset:
         return
     elif not (config.evaluate_domains and evaluates(lf)):

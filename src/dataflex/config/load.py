@@ -10,9 +10,9 @@ from typing import Any
 from dataflex.compat.behaviour import AS_THE_BLOCK
 from dataflex.compat.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.block import parse_block
-from dataflex.config.combinations import check_combinations
 from dataflex.config.files import CONFIG_SUFFIXES, read, read_file
 from dataflex.config.heldout import check_held_out, evaluates
+from dataflex.config.refusals.table import check_combinations
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values import integer, truth

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.components.contracts import Mixer, Weighter
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values.domains import Names
@@ -19,13 +20,9 @@ def check_mixer(
         check_domains(component, names, key("dataflex.mix"))
     unit, plan = own.get("unit", "samples"), component.own_plan()
     if plan.unit not in (None, unit):
-        mistakes.note(ConfigError(f"dataflex.mix.unit: {name} takes shares of {plan.unit}, and unit is {unit}"))
+        mistakes.note(refused.OTHER_UNIT.error(name=name, own=plan.unit, unit=unit))
     if plan.limited and not limited:
-        mistakes.note(
-            ConfigError(
-                f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
-            )
-        )
+        mistakes.note(refused.NO_LIMIT.error(name=name))
 
 
 def check_domains(component: Mixer | Weighter, names: Names, key: str) -> None:

@@ -82,7 +82,7 @@ class ScheduleKeys(_Keys):
     interval: SomeSteps | None = _key(
         None,
         "optimizer steps between two updates",
-        unset="required; `doremi`: 1; none for mixers that act once, or bring their own steps",
+        unset="required; for `mix: doremi` 1, none for mixers that act once or bring their own steps",
     )
     updates: SomeSteps | None = _key(None, "how many updates are made", unset="none: to the end")
 
@@ -224,6 +224,20 @@ class DoremiKeys(_Keys):
     final: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("final"))
 
 
+# Blocks of the block: what each may be, in words, and what it is for.
+BLOCKS: Mapping[str, tuple[str, str]] = {
+    "select": ("block or name", "which rows are drawn"),
+    "mix": ("block or name", "how much of each domain is drawn"),
+    "weight": ("block, name, or list of them", "how hard each row or token pulls"),
+    "offline": (
+        "block",
+        "how much `dataflex-cli select` selects ([offline.md](offline.md#keys)); no effect on `train`, which is said",
+    ),
+    "doremi": (
+        "block",
+        "the runs of `dataflex-cli doremi` ([doremi.md](doremi.md#keys)); no effect on `train`, which is said",
+    ),
+}
 # The keys that a component's block may hold beside its name and its parameters.
 SLOT_KEYS: Mapping[str, tuple[type, ...]] = {
     "select": (ScheduleKeys, SelectKeys),
