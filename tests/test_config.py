@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dataflex.compat.behaviour import Compatibility
 from dataflex.compat.flat import FLAT_KEYS
 from dataflex.components import registry
 from dataflex.components.mixers.fixed import StaticMixer
@@ -116,9 +117,10 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_the_flat_spelling_means_the_nested_one(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Except for the total, which the flat spelling implies, and for how 1.1.0 rounded the steps of a mixture's epoch."""
     rounding: Any = "down" if "mix" in new["dataflex"] else "up"
-    assert replace(config(old), total_steps=None) == replace(config(new), epoch_rounding=rounding)
+    assert replace(config(old), total_steps=None) == replace(config(new), compat=Compatibility(epoch_rounding=rounding))
     assert set(parse(old).llamafactory) - {"max_steps"} == set(old) & {*LF, "num_train_epochs"}
-    assert config({**old, "early_stopping_min_delta": 0.5}) == replace(config(old), early_stopping_min_delta=0.5)
+    stopping = replace(config(old).compat, early_stopping_min_delta=0.5)
+    assert config({**old, "early_stopping_min_delta": 0.5}) == replace(config(old), compat=stopping)
 
 
 @pytest.mark.parametrize("key", [k for k in FLAT_KEYS if k not in ("train_type", "component_name", "update_step")])
@@ -342,7 +344,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
         {**nested("mix", proportions=[1]), "dataset": ["a", "b"]},
         "dataflex.mix.proportions: 1 given for 2 data sets (a, b)",
     ),
-    ({**nested("mix"), "train_sampling_strategy": "group_by_length"}, "group_by_length orders rows itself"),
+    (
+        {**nested("mix"), "train_sampling_strategy": "group_by_length"},
+        "train_sampling_strategy: group_by_length orders rows itself",
+    ),
 ]
 
 

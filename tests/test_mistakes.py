@@ -15,12 +15,12 @@ from harness import Run, train
 from dataflex.compat.flat import FLAT_KEYS
 from dataflex.components.registry import resolve
 from dataflex.config import parse
-from dataflex.config.block import _SLOT_KEYS
 from dataflex.config.llamafactory.ranges import RANGES, check_range
 from dataflex.config.llamafactory.typed import read_typed
 from dataflex.config.load import load, load_offline
-from dataflex.config.values import integer, number
+from dataflex.config.schema import SLOT_KEYS, own_keys
 from dataflex.errors import ConfigError, Mistakes
+from dataflex.values import integer, number
 
 Config = dict[str, Any]
 LF: Config = {"stage": "sft", "do_train": True}
@@ -169,11 +169,11 @@ def test_no_value_of_the_block_ends_in_anything_but_a_refusal(value: Any) -> Non
     for slot, names in tables.items():
         for name in names:
             cls = resolve(slot, name, slot)
-            for key in {*(f.name for f in fields(cls) if f.init), *_SLOT_KEYS[slot], "name"}:
+            for key in {*(f.name for f in fields(cls) if f.init), *own_keys(*SLOT_KEYS[slot]), "name"}:
                 part = {"name": name, **own[slot], key: value}
                 with suppress(ConfigError):
                     parse({**raw, "dataflex": {slot: part}})
-    for key in (*_SLOT_KEYS, "offline", "total_steps", "scoring_tokens", "freeze_gate", "evaluate_domains", "doremi"):
+    for key in (*SLOT_KEYS, "offline", "total_steps", "scoring_tokens", "freeze_gate", "evaluate_domains", "doremi"):
         with suppress(ConfigError):
             parse({**raw, "dataflex": {"mix": "static", key: value}})
     for key in (*raw, "eval_dataset", "streaming", "val_size", "packing", "eval_strategy", "buffer_size", "optim"):

@@ -12,8 +12,8 @@ from harness import Result, Run
 
 from dataflex.base.commands.train import _refuse_to_restart
 from dataflex.config import load
-from dataflex.config.paths import at_home
 from dataflex.errors import ConfigError
+from dataflex.values.paths import at_home
 
 Config = dict[str, Any]
 

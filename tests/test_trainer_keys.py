@@ -13,6 +13,7 @@ from harness import plain, start, train, train_all
 
 from dataflex.config.llamafactory import trainer_keys
 from dataflex.config.load import parse
+from dataflex.config.refusals.run import ACCELERATOR_FIELDS, TRAINER_KEYS
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
@@ -29,7 +30,7 @@ def groups() -> dict[str, set[str]]:
         "honoured": set(trainer_keys.HONOURED),
         "free": set(trainer_keys.FREE),
         "elsewhere": set(trainer_keys.ELSEWHERE),
-        "refused": set(trainer_keys.REFUSED),
+        "refused": {refusal.key for refusal in TRAINER_KEYS},
     }
 
 
@@ -47,7 +48,8 @@ def test_every_key_of_the_trainer_is_in_one_group() -> None:
 def test_every_field_of_accelerator_config_is_in_one_group() -> None:
     from transformers.trainer_pt_utils import AcceleratorConfig
 
-    known = [*trainer_keys.ACCELERATOR_HONOURED, *trainer_keys.ACCELERATOR_FREE, *trainer_keys.ACCELERATOR_REFUSED]
+    refused = [refusal.key.removeprefix("accelerator_config.") for refusal in ACCELERATOR_FIELDS]
+    known = [*trainer_keys.ACCELERATOR_HONOURED, *trainer_keys.ACCELERATOR_FREE, *refused]
     assert sorted(known) == sorted(f.name for f in fields(AcceleratorConfig))
 
 
@@ -68,7 +70,7 @@ REFUSED: list[tuple[Config, list[Config], str]] = [
     ({"enable_jit_checkpoint": True}, BOTH, "enable_jit_checkpoint saves in the middle of a step"),
     ({"ignore_data_skip": "true"}, ORDERED, "ignore_data_skip makes an exact resume impossible"),
     ({"group_by_length": True}, ORDERED, "group_by_length orders rows itself"),
-    ({"train_sampling_strategy": "group_by_length"}, ORDERED, "group_by_length orders rows itself"),
+    ({"train_sampling_strategy": "group_by_length"}, ORDERED, "train_sampling_strategy: group_by_length orders"),
     ({"train_sampling_strategy": "sequential"}, ORDERED, "train_sampling_strategy: sequential has no effect"),
     ({"accelerator_config": {"dispatch_batches": True}}, ALONE, "accelerator_config.dispatch_batches joins batches"),
     ({"accelerator_config": {"even_batches": False}}, ALONE, "accelerator_config.even_batches: false gives ranks"),

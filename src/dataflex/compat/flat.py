@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from dataflex.config.heldout import assign
-from dataflex.config.mixture import Names, domain_names, proportions
-from dataflex.config.paths import at_home
-from dataflex.config.values import integer, number, truth, words
+from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import integer, number, truth, words
+from dataflex.values.domains import Names, domain_names, proportions
+from dataflex.values.paths import at_home
 
 FLAT_KEYS = (
     "train_type",
@@ -68,11 +68,11 @@ def _is_preset(preset: Any) -> bool:
 
 @dataclass(frozen=True)
 class Translation:
-    """block: the nested block; empty for a static run. extra: fields of DataflexConfig that the block cannot say. spelled: how
-    the user wrote a key of the block. presets: of the components file, by slot."""
+    """block: the nested block; empty for a static run. compat: what the block cannot say. spelled: how the user wrote a key of
+    the block. presets: of the components file, by slot."""
 
     block: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    compat: Compatibility = AS_THE_BLOCK
     spelled: dict[str, str] = field(default_factory=dict)
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -130,20 +130,18 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
         spec = _mixture(flat, spec, preset, domain_names(llamafactory), notices)
         if flat.get("mixer_eval_dataset"):
             given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
-            spec["eval_dataset"] = assign(given, domains, "mixer_eval_dataset")
+            spec["eval_dataset"] = _assign(given, domains, "mixer_eval_dataset")
 
-    extra: dict[str, Any] = {
-        "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate"),
-        "early_stopping_min_delta": number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
-        "epoch_rounding": "down" if slot == "mix" else "up",
-    }
-    if "eval_dataset" in spec:
-        extra["held_out_key"] = "mixer_eval_dataset"
-    block: dict[str, Any] = {slot: spec}
+    block: dict[str, Any] = {slot: spec, "freeze_gate": truth(flat.get("freeze_gate"), "freeze_gate")}
+    compat = Compatibility(
+        early_stopping_min_delta=number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta"),
+        epoch_rounding="down" if slot == "mix" else "up",
+        held_out_key="mixer_eval_dataset" if "eval_dataset" in spec else Compatibility.held_out_key,
+    )
     total = _total_steps(slot, flat, llamafactory)
     if total is not None:
         block["total_steps"] = total
-    return Translation(block, extra, spelled, presets)
+    return Translation(block, compat, spelled, presets)
 
 
 def _mixture(
@@ -205,6 +203,19 @@ def _after_warmup(
         f" {', '.join(f'{share:.4g}' for share in last)}"
     )
     return {"name": "schedule", "points": [[0, first], [warmup, last]]}
+
+
+def _assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
+    """{domain: data set} for names of dataflex 1.1.0: that of the domain once "_eval" is taken out of it."""
+    out: dict[str, str] = {}
+    for name in names:
+        domain = name if name in domains else name.replace("_eval", "")
+        if domain not in domains:
+            raise ConfigError(f"{key}: {name!r} belongs to no data set{nearest(name, [f'{d}_eval' for d in domains])}")
+        if domain in out:
+            raise ConfigError(f"{key}: {out[domain]!r} and {name!r} both belong to {domain!r}")
+        out[domain] = name
+    return out
 
 
 def _listed(given: Any, key: str, names: Names) -> Sequence[Any]:

@@ -1,6 +1,7 @@
 """The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
 
-from dataflex.config.load import CONFIG_SUFFIXES, SET_BY_SELECT, load, load_offline, parse
+from dataflex.config.files import CONFIG_SUFFIXES
+from dataflex.config.load import SET_BY_SELECT, load, load_offline, parse
 from dataflex.config.schema import (
     DataflexConfig,
     MixConfig,

@@ -4,48 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from dataflex.components.contracts import Component, Mixer, Weighter, declared
-from dataflex.components.registry import FAMILIES, names, resolve
+from dataflex.components.registry import names, resolve
 from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
-from dataflex.config.llamafactory.ranges import MOST_STEPS
 from dataflex.config.offline import read_offline
-from dataflex.config.parameters import bounded, typed, typed_keys
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import (
+    SLOT_KEYS,
+    BlockKeys,
     DataflexConfig,
     MixConfig,
     Schedule,
     SelectConfig,
     WeightConfig,
     WeightPart,
+    own_keys,
 )
-from dataflex.config.values import shown, words
+from dataflex.config.schema.keys import ScheduleKeys, WeightKeys
 from dataflex.errors import ConfigError, Mistakes, nearest
-
-_TOP = {"total_steps": int, "scoring_tokens": int, "freeze_gate": bool, "evaluate_domains": bool}
-_SCHEDULE = {"warmup": int, "interval": int, "updates": int}
-_SLOT_KEYS: dict[str, dict[str, Any]] = {
-    "select": {
-        **{**_SCHEDULE, "keep_ratio": float, "target_dataset": tuple[str, ...]},
-        **{"serving_order": Literal["rows", "selection"]},
-    },
-    "mix": {
-        **_SCHEDULE,
-        **{"proportions": Any, "max_repetition": Any, "initial": Literal["uniform", "stratified"]},
-        **{"unit": Literal["samples", "tokens"], "when_exhausted": Literal["renormalise", "repeat", "stop"]},
-        **{"eval_dataset": tuple[str, ...] | dict[str, str], "stream_block": int},
-    },
-    "weight": {
-        **{"warmup": int, "ramp": int, "until": int, "fade": int, "scope": Literal["running", "global"]},
-        **{"target_dataset": tuple[str, ...], "fix_scaling": bool},
-    },
-}
-
-
-# Keys of a weighter that are about all of them.
-_SHARED = ("scope", "target_dataset", "fix_scaling")
+from dataflex.values import shown, words
+from dataflex.values.domains import Names, proportions, repetition
+from dataflex.values.validated import read_keys, typed
 
 
 def parse_block(
@@ -53,7 +35,7 @@ def parse_block(
     presets: Mapping[str, Mapping[str, Any]],
     spelled: Mapping[str, str],
     notices: list[str],
-    domains: mixture.Names,
+    domains: Names,
     mistakes: Mistakes,
 ) -> DataflexConfig | None:
     """What is wrong is noted in `mistakes`, and what can be read without it stands for the rest; None where nothing can.
@@ -70,11 +52,8 @@ def parse_block(
     def key(path: str) -> str:
         return spelled.get(path, path)
 
-    allowed = (*_TOP, *_SLOT_KEYS, "offline")
-    for unknown in [k for k in block if k not in allowed]:
-        mistakes.note(ConfigError(f"dataflex.{unknown}: unknown key{nearest(str(unknown), allowed)}"))
-    top = typed_keys({k: v for k, v in block.items() if k in _TOP}, _TOP, "dataflex", key, mistakes)
-    bounded(top, {"total_steps": (1, MOST_STEPS), "scoring_tokens": (1, None)}, "dataflex", key, mistakes)
+    blocks = (*SLOT_KEYS, "offline")
+    top = read_keys(BlockKeys, {k: v for k, v in block.items() if k not in blocks}, "dataflex", key, mistakes, blocks)
     slots: dict[str, Any] = {}
     for slot in ("select", "mix"):
         if block.get(slot) is not None:
@@ -90,7 +69,7 @@ def parse_block(
     offline = None
     if block.get("offline") is not None:
         offline = read_offline(block["offline"], mistakes)
-    asked = [slot for slot in _SLOT_KEYS if block.get(slot) is not None]
+    asked = [slot for slot in SLOT_KEYS if block.get(slot) is not None]
     if any(slots.get(slot) is None for slot in asked):
         return None
     return DataflexConfig(**top, **slots, offline=offline)
@@ -102,16 +81,16 @@ def _weights(
     key: Any,
     notices: list[str],
     flat: bool,
-    domains: mixture.Names,
+    domains: Names,
     mistakes: Mistakes,
 ) -> WeightConfig | None:
     """One block, or a list of them whose weights multiply."""
     blocks = given if isinstance(given, list) else [given]
     if not blocks:
-        raise ConfigError(f"{key('dataflex.weight')} is an empty list; name a weighter, or leave it out")
+        raise refused.NO_WEIGHTER.error(key=key("dataflex.weight"))
     parts, shared = [], dict[str, Any]()
-    for place, block in enumerate(blocks):
-        path = "dataflex.weight" if not isinstance(given, list) else f"dataflex.weight[{place}]"
+    for index, block in enumerate(blocks):
+        path = "dataflex.weight" if not isinstance(given, list) else f"dataflex.weight[{index}]"
         with mistakes.noting():
             found = _slot("weight", block, presets, key, notices, flat, domains, mistakes, path)
             if found is None:
@@ -120,25 +99,16 @@ def _weights(
             parts.append(part)
             for name, value in common.items():
                 if shared.setdefault(name, value) != value:
-                    raise ConfigError(
-                        f"{path}.{name} is {value!r}, but it is about all weighters, and another one says {shared[name]!r}"
-                    )
+                    raise refused.OTHER_SHARED.error(key=f"{path}.{name}", given=value, shared=shared[name])
     return WeightConfig(parts=tuple(parts), **shared) if len(parts) == len(blocks) else None
 
 
 def _part(name: str, component: Weighter, own: dict[str, Any], path: str, key: Any, mistakes: Mistakes) -> WeightPart:
-    bounded(own, {number: (0, MOST_STEPS) for number in ("ramp", "until", "fade")}, path, key, mistakes)
     if "fade" in own and "until" not in own:
-        mistakes.note(
-            ConfigError(f"{key(f'{path}.fade')} needs until, the step from which the weights fall"), once=True
-        )
+        mistakes.note(refused.NO_UNTIL.error(key=key(f"{path}.fade")), once=True)
     if "until" in own and own["until"] <= own.get("warmup", 0):
-        mistakes.note(
-            ConfigError(
-                f"{key(f'{path}.until')} must be above warmup ({own.get('warmup', 0)}), got {own['until']}: nothing would"
-                " be weighed"
-            )
-        )
+        found = {"warmup": own.get("warmup", 0), "until": own["until"]}
+        mistakes.note(refused.EARLY_UNTIL.error(key=key(f"{path}.until"), **found))
     return WeightPart(name=name, component=component, **own)
 
 
@@ -149,7 +119,7 @@ def _slot(
     key: Any,
     notices: list[str],
     flat: bool,
-    domains: mixture.Names,
+    domains: Names,
     mistakes: Mistakes,
     path: str = "",
 ) -> Any:
@@ -178,8 +148,9 @@ def _slot(
         cls = _own_class(slot, name, params.pop("class", None), key(f"{path}.class"))
     else:
         cls = resolve(slot, class_name, key(f"{path}.name"))
-    own = {k: v for k, v in params.items() if k in _SLOT_KEYS[slot]}
-    rest = {k: v for k, v in params.items() if k not in _SLOT_KEYS[slot]}
+    keys = own_keys(*SLOT_KEYS[slot])
+    own = {k: v for k, v in params.items() if k in keys}
+    rest = {k: v for k, v in params.items() if k not in keys}
     if slot == "select" and "cache_dir" in rest and "cache_dir" not in given and not _has(cls, "cache_dir"):
         del rest["cache_dir"]  # every selector of 1.1.0 took one, and so has every preset
         notices.append(f"components_cfg_file: cache_dir of the preset {name!r} has no effect: nothing is cached there")
@@ -191,14 +162,10 @@ def _slot(
             if not own[given_names]:
                 mistakes.note(ConfigError(f"{key(f'{path}.{given_names}')} names no data set"))
     timed = own.get("interval") is not None
-    own = typed_keys(own, _SLOT_KEYS[slot], path, key, mistakes)
-    steps = {
-        "warmup": (0, MOST_STEPS),
-        "interval": (1, MOST_STEPS),
-        "updates": (1, MOST_STEPS),
-        "stream_block": (1, None),
-    }
-    bounded(own, steps, path, key, mistakes)
+    given_keys, own = own, {}
+    for model in SLOT_KEYS[slot]:
+        of_model = {k: v for k, v in given_keys.items() if k in own_keys(model)}
+        own |= read_keys(model, of_model, path, key, mistakes)
     strangers = set(rest) - {f.name for f in fields(cls)} - set(cls.retired)
     if slot != "weight" and (timed or strangers):
         own.setdefault("interval", 1)  # in the place of one that is noted, or misspelt
@@ -216,16 +183,14 @@ def _slot(
     if slot == "weight":
         with mistakes.noting():
             mixture.check_domains(component, domains, key(path))  # type: ignore[arg-type]
-        shared = {k: own.pop(k) for k in _SHARED if k in own}
+        shared = {k: own.pop(k) for k in own_keys(WeightKeys) if k in own}
         return _part(name, component, own, path, key, mistakes), shared  # type: ignore[arg-type]
 
-    schedule = Schedule(**{k: own.pop(k) for k in _SCHEDULE if k in own})
+    schedule = Schedule(**{k: own.pop(k) for k in own_keys(ScheduleKeys) if k in own})
     if slot == "mix":
         return _mix(name, component, schedule, own, key, [] if flat else notices, domains, mistakes)  # type: ignore[arg-type]
     if schedule.interval is None:
         mistakes.note(ConfigError(_interval_missing(name, path, key)))
-    if "keep_ratio" in own and not 0 < own["keep_ratio"] <= 1:
-        mistakes.note(ConfigError(f"{key(f'{path}.keep_ratio')} must be in (0, 1], got {own.pop('keep_ratio')}"))
     return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]
 
 
@@ -236,11 +201,11 @@ def _mix(
     own: dict[str, Any],
     key: Any,
     notices: list[str],
-    domains: mixture.Names,
+    domains: Names,
     mistakes: Mistakes,
 ) -> MixConfig:
     limited = own.get("max_repetition") is not None
-    for parameter, read in (("proportions", mixture.proportions), ("max_repetition", mixture.repetition)):
+    for parameter, read in (("proportions", proportions), ("max_repetition", repetition)):
         if parameter in own:
             given = own.pop(parameter)
             with mistakes.noting():
@@ -294,7 +259,7 @@ def _component(
         if param in cls.retired and param not in known:
             notices.append(f"{where} has no effect: {cls.retired[param]}")
         elif param not in known:
-            near = nearest(str(param), [*known, *_SLOT_KEYS[slot]])
+            near = nearest(str(param), [*known, *own_keys(*SLOT_KEYS[slot])])
             mistakes.note(ConfigError(f"{where}: {name} has no such parameter{near}"))
         else:
             with mistakes.noting():
@@ -318,6 +283,3 @@ def _component(
 
 def _cause(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-assert set(_SLOT_KEYS) == set(FAMILIES)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.load import CONFIG_SUFFIXES, parse, read_file
-from dataflex.config.schema import RunConfig
+from dataflex.config.files import CONFIG_SUFFIXES, read_file
+from dataflex.config.load import parse
+from dataflex.config.schema import DoremiKeys, RunConfig, own_keys
+from dataflex.config.schema.keys import DOREMI_STEPS
 from dataflex.errors import ConfigError, Mistakes, nearest
 
-STEPS = ("reference", "proxy", "final")
+STEPS = DOREMI_STEPS
 _SAMPLING = ("proportions", "initial")
 
 
@@ -55,9 +57,10 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
     own = block.pop("doremi", None) or {}
     if not isinstance(own, Mapping):
         raise ConfigError(f"dataflex.doremi must be a block of keys, got {own!r}")
-    unknown = [key for key in own if key not in ("steps", *STEPS)]
+    known = own_keys(DoremiKeys)
+    unknown = [key for key in own if key not in known]
     if unknown:
-        raise ConfigError(f"dataflex.doremi.{unknown[0]}: unknown key{nearest(str(unknown[0]), ('steps', *STEPS))}")
+        raise ConfigError(f"dataflex.doremi.{unknown[0]}: unknown key{nearest(str(unknown[0]), known)}")
     extra = [slot for slot in ("select", "weight", "offline") if block.get(slot) is not None]
     if extra:
         raise ConfigError(f"dataflex.{extra[0]} cannot be part of doremi; train with the proportions it finds instead")

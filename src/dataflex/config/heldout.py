@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import number, truth, words
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import number, truth, words
 
 # What LLaMA-Factory's `eval_dataset` may append to the name of a domain.
 _SUFFIXES = ("_eval", ".heldout", "_heldout", "_validation", "_val", "_test")
@@ -29,7 +30,8 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None
     domains, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
     found = None
     if config.mix is not None and config.mix.eval_dataset:
-        found = HeldOut(config.held_out_key, _given(config.mix.eval_dataset, domains, config.held_out_key))
+        key = config.compat.held_out_key
+        found = HeldOut(key, _given(config.mix.eval_dataset, domains, key))
     elif evaluated and (named := _by_name(domains, evaluated)):
         found = HeldOut("eval_dataset", named)
     elif not evaluated and number(lf.get("val_size") or 0, "val_size") > 0:
@@ -38,7 +40,7 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None
         return None
     for name in found.names:
         if name in domains:
-            raise ConfigError(f"{found.key}: {name!r} is also in dataset, and what is held out must not be trained on")
+            raise refused.HELD_OUT_TRAINED.error(key=found.key, name=name)
     return found
 
 
@@ -56,29 +58,14 @@ def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[
         names = found.names or domains if found else [None] * len(domains)
         lacking = [d for d, name in zip(domains, names) if name is None]
         if lacking:
-            raise ConfigError(
-                f"dataflex.mix.eval_dataset: {config.mix.name} needs held-out rows of every domain, and there are none of"
-                f" {', '.join(lacking)}"
-            )
+            raise refused.NOT_HELD_OUT.error(mixer=config.mix.name, domains=", ".join(lacking))
     elif config.routes_held_out or config.mix is None or not config.mix.eval_dataset:
         return
     elif not (config.evaluate_domains and evaluates(lf)):
         notices.append(
-            f"{config.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated by domain"
+            f"{config.compat.held_out_key} has no effect: {config.mix.name} reads no held-out rows, and nothing is evaluated"
+            " by domain"
         )
-
-
-def assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
-    """{domain: data set} for names of dataflex 1.1.0: that of the domain once "_eval" is taken out of it."""
-    out: dict[str, str] = {}
-    for name in names:
-        domain = name if name in domains else name.replace("_eval", "")
-        if domain not in domains:
-            raise ConfigError(f"{key}: {name!r} belongs to no data set{nearest(name, [f'{d}_eval' for d in domains])}")
-        if domain in out:
-            raise ConfigError(f"{key}: {out[domain]!r} and {name!r} both belong to {domain!r}")
-        out[domain] = name
-    return out
 
 
 def _given(given: tuple[str, ...] | Mapping[str, str], domains: list[str], key: str) -> tuple[str | None, ...]:

@@ -1,28 +1,23 @@
-"""Reads a configuration file and overrides, and splits it into our block and LLaMA-Factory's keys."""
+"""Splits the keys of a command into our block and LLaMA-Factory's, and settles what one says about the other."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType
-from yaml import YAMLError
-
+from dataflex.compat.behaviour import AS_THE_BLOCK
 from dataflex.compat.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.block import parse_block
-from dataflex.config.combinations import check_combinations
+from dataflex.config.files import CONFIG_SUFFIXES, read, read_file
 from dataflex.config.heldout import check_held_out, evaluates
-from dataflex.config.mixture import domain_names
-from dataflex.config.paths import at_home, is_file
+from dataflex.config.refusals.table import check_combinations
 from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
-from dataflex.config.values import integer, truth
 from dataflex.errors import ConfigError, Mistakes
-from dataflex.masking import filled
+from dataflex.values import integer, truth
+from dataflex.values.domains import domain_names
+from dataflex.values.paths import is_file
 
 STREAM_BLOCK = 2048  # raw rows
 # So that nothing is trained, saved or packed by a selection before training.
@@ -31,7 +26,6 @@ SET_BY_SELECT: Mapping[str, Any] = {
     "overwrite_output_dir": True, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "max_steps": 1,
     "plot_loss": False, "tokenized_path": None,
 }  # fmt: skip
-CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def load(arguments: Sequence[str]) -> RunConfig:
@@ -53,19 +47,19 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         other = sorted(set(flat) - {"components_cfg_file"})[0]
         raise ConfigError(f"dataflex and {other} are two spellings of one block: keep one of them")
     if block is None:
-        read = translate(flat, raw, notices)
-        if not read.block:  # static: LLaMA-Factory's run, untouched
+        said = translate(flat, raw, notices)
+        if not said.block:  # static: LLaMA-Factory's run, untouched
             return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
-        block, presets, spelled, extra = read.block, read.presets, read.spelled, read.extra
+        block, presets, spelled, compat = said.block, said.presets, said.spelled, said.compat
     else:
-        presets, spelled, extra = None, {}, {}
+        presets, spelled, compat = None, {}, AS_THE_BLOCK
         with mistakes.noting():
             presets = read_presets(flat.get("components_cfg_file"))
     settled = parse_block(block, presets or {}, spelled, notices, domain_names(raw), mistakes)
     if settled is None or presets is None:
         mistakes.settle()
         raise AssertionError("a block that cannot be read has a mistake")
-    config = replace(settled, **extra)
+    config = replace(settled, compat=compat)
     if not config.components and block and not mistakes:
         mistakes.note(ConfigError("dataflex: the block has no component; add select, mix or weight"))
     if not config.components:
@@ -79,7 +73,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         config = replace(config, offline=None)
     if not offline and truth(raw.get("save_only_model"), "save_only_model"):
         notices.append("save_only_model: checkpoints cannot be resumed from")
-    if config.early_stopping_min_delta and not raw.get("early_stopping_steps"):
+    if config.compat.early_stopping_min_delta and not raw.get("early_stopping_steps"):
         notices.append("early_stopping_min_delta has no effect without early_stopping_steps")
     given = block.get("select") if isinstance(block, dict) else None
     if isinstance(given, dict) and "keep_ratio" in given and config.mix is None:
@@ -205,98 +199,3 @@ def _refused_selector(config: RunConfig, checkpoint: Any) -> Iterator[str]:
             )
         elif not is_file(str(Path(str(checkpoint)) / "optimizer.pt")):
             yield f"resume_from_checkpoint: {checkpoint} has no optimizer.pt, whose moments are asked for"
-
-
-def read(arguments: Sequence[str]) -> dict[str, Any]:
-    """The keys that a command is given: `<file.yaml|.yml|.json> [key=value ...]`, or LLaMA-Factory's `--key value ...`."""
-    if arguments and arguments[0].endswith(CONFIG_SUFFIXES):
-        return read_file(Path(arguments[0]), list(arguments[1:]))
-    return _read_flags(arguments)
-
-
-def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The keys of a .yaml or .json file, with `key=value` overrides."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"no such configuration file: {path}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no UTF-8 text ({_one_line(error)})") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{ascii(str(path))[1:-1]}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        content = json.loads(text, object_pairs_hook=_once_each) if path.suffix == ".json" else text
-        if not isinstance(content, str | dict) and content is not None:
-            raise TypeError
-        # OmegaConf takes a text that is one word for a key
-        base = OmegaConf.create({} if content is None or not str(content).strip() else content)
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply") from None
-    except (TypeError, UnsupportedValueType):
-        raise ConfigError(f"{path} must hold keys and values") from None
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from None
-    if not isinstance(base, DictConfig) or (path.suffix != ".json" and _is_word(text)):
-        raise ConfigError(f"{path} must hold keys and values")
-    if not base:
-        raise ConfigError(f"{path} holds no key")
-    for override in overrides:
-        base = _overridden(base, override, path)
-    merged = OmegaConf.to_container(base)
-    assert isinstance(merged, dict)
-    return filled({str(k): v for k, v in at_home(merged).items()})
-
-
-def _overridden(base: Any, override: str, path: Path) -> Any:
-    key, equals, _ = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {override!r} is not of the form key=value")
-    return _set(base, override, f"{path}: override {override!r} cannot be read")
-
-
-def _set(base: Any, pair: str, fault: str) -> Any:
-    """`base` with the key and the value of `key=value`; ConfigError that begins with `fault` if that is none."""
-    try:
-        return OmegaConf.merge(base, OmegaConf.from_dotlist([pair]))
-    except RecursionError:
-        raise ConfigError(f"{fault[:200]}: it is nested too deeply") from None
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"{fault[:200]}: {_one_line(error)}") from None
-
-
-def _is_word(text: str) -> bool:
-    """Whether a YAML text is one value, without a key."""
-    return not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return out
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """`--key value`, `--key=value`, `--key a b` (a list) and `--key` (true), values typed as YAML does."""
-    content = OmegaConf.create({})
-    index = 0
-    while index < len(arguments):
-        word = arguments[index]
-        if not word.startswith("--"):
-            raise ConfigError(f"expected a .yaml, .yml or .json file or --key value, got {word!r}")
-        key, equals, value = word[2:].partition("=")
-        if not key:
-            raise ConfigError(f"{word!r} has no key; expected --key value")
-        index += 1
-        values = [value] if equals else []
-        while not equals and index < len(arguments) and not arguments[index].startswith("--"):
-            values.append(arguments[index])
-            index += 1
-        joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
-        content = _set(content, f"{key}={joined}", f"--{key} cannot be read")
-    return {str(k): v for k, v in at_home(OmegaConf.to_container(content)).items()}  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The keys of `dataflex.mix` that are about domains: which value is whose, once the names in `dataset` are known."""
+"""What a mixer, and a weighter, asks of the names of the domains and of the other keys."""
 
 from __future__ import annotations
 
@@ -6,58 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.components.contracts import Mixer, Weighter
-from dataflex.components.tools.proportions import check_names, checked, in_order, read_proportions
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import Schedule
-from dataflex.config.values import number
 from dataflex.errors import ConfigError, Mistakes
-
-Names = tuple[str, ...] | None
-
-
-def domain_names(lf: Mapping[str, Any]) -> Names:
-    """The data sets of `dataset`; None if they are not given as LLaMA-Factory takes them, which it says itself."""
-    given = lf.get("dataset")
-    if isinstance(given, str) and given:
-        return tuple(n.strip() for n in given.split(","))
-    return tuple(map(str, given)) if isinstance(given, list) and given else None
-
-
-def proportions(given: Any, names: Names, key: str) -> tuple[float, ...]:
-    """A mapping by name, a file that holds one, or a list in the order of `dataset`, whose length is checked with the data."""
-    if isinstance(given, str):
-        given = read_proportions(key, given)
-    if isinstance(given, Mapping):
-        return in_order(key, given, _known(names, key))
-    if not isinstance(given, list | tuple):
-        raise ConfigError(f"{key} must be a list of numbers, a mapping of names to numbers, or a file, got {given!r}")
-    return checked(key, given)
-
-
-def repetition(given: Any, names: Names, key: str) -> float | tuple[float | None, ...] | None:
-    """One number for all domains, a list with one each, or a mapping by name; null, and a name left out: without limit."""
-    if isinstance(given, Mapping):
-        known = _known(names, key)
-        check_names(key, given, known)
-        given = [given.get(n) for n in known]
-    if not isinstance(given, list):
-        return _limit(given, key)
-    if names is not None and len(given) != len(names):
-        raise ConfigError(f"{key}: {len(given)} given for {len(names)} data sets ({', '.join(names)})")
-    limits = tuple(_limit(m, key) for m in given)
-    return limits if any(m is not None for m in limits) else None
-
-
-def _limit(given: Any, key: str) -> float | None:
-    limit = None if given is None else number(given, key)
-    if limit is not None and not 0 < limit < float("inf"):
-        raise ConfigError(f"{key} must be positive and finite, got {given!r}")
-    return limit
-
-
-def _known(names: Names, key: str) -> tuple[str, ...]:
-    if names is None:
-        raise ConfigError(f"{key} names data sets, and dataset names none")
-    return names
+from dataflex.values.domains import Names
 
 
 def check_mixer(
@@ -68,13 +20,9 @@ def check_mixer(
         check_domains(component, names, key("dataflex.mix"))
     unit, plan = own.get("unit", "samples"), component.own_plan()
     if plan.unit not in (None, unit):
-        mistakes.note(ConfigError(f"dataflex.mix.unit: {name} takes shares of {plan.unit}, and unit is {unit}"))
+        mistakes.note(refused.OTHER_UNIT.error(name=name, own=plan.unit, unit=unit))
     if plan.limited and not limited:
-        mistakes.note(
-            ConfigError(
-                f"dataflex.mix.max_repetition is required: in the run that {name} takes up, domains were exhausted"
-            )
-        )
+        mistakes.note(refused.NO_LIMIT.error(name=name))
 
 
 def check_domains(component: Mixer | Weighter, names: Names, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dataflex.config.values import truth
+from dataflex.values import truth
 
 
 def engine_of(training_args: Any) -> str:

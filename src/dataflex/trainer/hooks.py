@@ -91,7 +91,7 @@ class DynamicTrainer(Host):  # type: ignore[misc]
         self.state_of_run = RunState(self.serving, self.observing, self.selecting, self.mixing, self.weights)
         self.checkpoints = Checkpoints(Saves.of(self.args), self.recorder.files, exposure)
         self.in_epochs = isinstance(self.serving, RowServing) and settle_steps(
-            self.args, len(self.rows), self.serving.global_batch, down=config.epoch_rounding == "down"
+            self.args, len(self.rows), self.serving.global_batch, down=config.compat.epoch_rounding == "down"
         )
         self.step_batches: list[Any] = []
         if config.freeze_gate:
@@ -182,7 +182,7 @@ class DynamicTrainer(Host):  # type: ignore[misc]
         if before != batch and self.in_epochs:
             self.args.max_steps = snapshot.step + steps_left(
                 self.args.num_train_epochs, len(self.rows), position=snapshot.position, before=before, batch=batch,
-                down=self.config.epoch_rounding == "down", drop_last=self.args.dataloader_drop_last,
+                down=self.config.compat.epoch_rounding == "down", drop_last=self.args.dataloader_drop_last,
             )  # fmt: skip
         if before != batch:
             say(

@@ -13,14 +13,15 @@ from typing import Any, TypeVar
 from dataflex.base.checks.entries import refused_data_sets
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
+from dataflex.config.files import read
 from dataflex.config.llamafactory.ranges import check_range
 from dataflex.config.llamafactory.trainer_keys import refused_accelerator
 from dataflex.config.llamafactory.typed import read_typed
-from dataflex.config.load import read
-from dataflex.config.paths import is_file, is_folder
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig, RunConfig
-from dataflex.config.values import dataset_names, truth, words
 from dataflex.errors import ConfigError, Mistakes, nearest
+from dataflex.values import dataset_names, truth, words
+from dataflex.values.paths import is_file, is_folder
 
 _Read = TypeVar("_Read")
 
@@ -63,7 +64,7 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
         if dataflex.mix is not None and dataflex.mix.eval_dataset:
             given = dataflex.mix.eval_dataset
             names = list(given.values()) if isinstance(given, dict) else list(given)
-            mistakes.gather(refused_data_sets(dataflex.held_out_key, names, folder, once=True, stage=stage))
+            mistakes.gather(refused_data_sets(dataflex.compat.held_out_key, names, folder, once=True, stage=stage))
         mistakes.gather(_refused_models(dataflex, values))
         key, target = dataflex.target
         if target:
@@ -268,10 +269,7 @@ def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[
             layers = _of_model(values.get("model_name_or_path"), lambda c: c.get_text_config().num_hidden_layers)
             if layers is not None and not -layers - 1 <= states[0] <= layers:
                 key = "embed_layer" if hasattr(config.components[slot], "embed_layer") else "embedding_layer"
-                yield (
-                    f"dataflex.{slot}.{key} must be between {-layers - 1} and {layers} (the last; 0 is the input),"
-                    f" got {states[0]}"
-                )
+                yield refused.NO_LAYER.line(slot=slot, parameter=key, least=-layers - 1, most=layers, layer=states[0])
         if "reward model" in others:
             path = others["reward model"]
             if _is_local(path) and not is_folder(path):
@@ -279,16 +277,14 @@ def _refused_models(config: DataflexConfig, values: dict[str, Any]) -> Iterator[
                 continue
             outputs = _of_model(path, lambda c: c.num_labels)
             if outputs not in (None, 1):
-                yield f"dataflex.select.reward_model_path: {path} has {outputs} outputs; a reward has one"
+                yield refused.NOT_A_REWARD.line(path=path, outputs=outputs)
         if request.needs_experts:
             experts = _of_model(
                 values.get("model_name_or_path"), lambda c: getattr(c.get_text_config(), "num_experts_per_tok", 0) or 0
             )
             if experts == 0:
-                yield (
-                    f"dataflex.mix.name: {config.mix.name if config.mix else slot} goes by the routers of a mixture of"
-                    f" experts, and {values.get('model_name_or_path')} has none"
-                )
+                name = config.mix.name if config.mix else slot
+                yield refused.NO_EXPERTS.line(name=name, model=values.get("model_name_or_path"))
 
 
 def _of_model(path: Any, ask: Callable[[Any], int]) -> int | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.values import shown
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import shown
 
 _HOSTED = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _FORMATS = ("alpaca", "sharegpt", "openai")

@@ -17,11 +17,11 @@ from dataflex.base.checks.contents import digest, sampled_all
 from dataflex.base.loading_arguments import Loading
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config import RunConfig
-from dataflex.config.paths import is_file, is_folder
 from dataflex.config.schema import DataflexConfig
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
 from dataflex.masking import masked
+from dataflex.values.paths import is_file, is_folder
 
 # Keys of the block that say where something is: what is there counts.
 _PATHS = ("eval_dataset", "store", "reference_store")

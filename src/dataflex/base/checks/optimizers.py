@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.values import truth
-from dataflex.errors import ConfigError
+from dataflex.config.refusals import loaded as refused
+from dataflex.values import truth
 
 # All state is in `state_dict`, as tensors and numbers; `tests/test_optimizers.py` goes on with those that run on a CPU.
 WHOLE = frozenset({
@@ -68,10 +68,7 @@ def check_resumable(given: Mapping[str, Any], folder: Path) -> None:
     """ConfigError where the state of the optimizer is not in the checkpoint: the run would go on as another one."""
     reason = lost_state(given)
     if reason is not None:
-        raise ConfigError(
-            f"cannot resume from {folder}: {reason}; train from its weights in another output_dir, or start over with"
-            " overwrite_output_dir"
-        )
+        raise refused.LOST_OPTIMIZER.error(folder=folder, reason=reason)
 
 
 def _name(given: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ import xxhash
 
 from dataflex.base.checks.contents import add_content
 from dataflex.base.checks.nodes import same_everywhere
-from dataflex.config.paths import is_folder
+from dataflex.config.refusals import loaded as refused
 from dataflex.errors import ConfigError
+from dataflex.values.paths import is_folder
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
@@ -25,12 +26,10 @@ def check_reference(path: str, tokenizer_of_run: str, key: str) -> None:
     if not is_folder(path):
         return
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ConfigError(f"{key}: {path} holds no model (neither config.json nor adapter_config.json)")
+        raise refused.NO_MODEL.error(key=key, path=path)
     theirs, ours = folder / "tokenizer.json", Path(tokenizer_of_run) / "tokenizer.json"
     if theirs.is_file() and ours.is_file() and _vocabulary(theirs) != _vocabulary(ours):
-        raise ConfigError(
-            f"{key}: the tokenizer of {path} is not that of {tokenizer_of_run}; both models must read the same tokens"
-        )
+        raise refused.OTHER_TOKENIZER.error(key=key, path=path, own=tokenizer_of_run)
 
 
 def _vocabulary(file: Path) -> object:

@@ -15,6 +15,7 @@ from datasets import load_from_disk
 from dataflex.base.checks.contents import described, first_change
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals, refusing
+from dataflex.config.refusals import loaded as refused
 from dataflex.errors import ConfigError
 from dataflex.notices import say
 from dataflex.writing import write_atomically
@@ -49,9 +50,7 @@ class TokenizedStore:
         if (self.folder / MANIFEST).is_file():
             return True
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise ConfigError(
-                f"tokenized_path: {self.folder} holds data that was not tokenized per domain; point it to a new directory"
-            )
+            raise refused.NOT_BY_DOMAIN.error(folder=self.folder)
         return False
 
     def describe_sources(self) -> None:
@@ -77,16 +76,12 @@ class TokenizedStore:
             manifest = json.loads((self.folder / MANIFEST).read_text())
         before = manifest.get("format") == _FORMAT_BEFORE
         if manifest.get("format") != _FORMAT and not before:
-            raise ConfigError(
-                f"tokenized_path: {self.folder} was written by another version; point it to a new directory"
-            )
+            raise refused.OTHER_VERSION.error(folder=self.folder)
         stored = manifest.get("signature", {})
         _check_signature(self.folder, _of_format_before(stored) if before else stored, self._signature)
         if manifest["domains"] != self.names:
-            raise ConfigError(
-                f"tokenized_path: {self.folder} holds {', '.join(manifest['domains'])}, this run asks for"
-                f" {', '.join(self.names)}"
-            )
+            stored, asked = ", ".join(manifest["domains"]), ", ".join(self.names)
+            raise refused.OTHER_DOMAINS.error(folder=self.folder, stored=stored, asked=asked)
         if self._reads and before:
             self._sources.check_before(self.folder, stored)
         elif self._reads:
@@ -108,9 +103,7 @@ def noted(loading: Loading) -> Iterator[None]:
         yield
         return
     if (folder / MANIFEST).is_file():
-        raise ConfigError(
-            f"tokenized_path: {folder} holds data tokenized per domain, for select or mix; point it to a new directory"
-        )
+        raise refused.BY_DOMAIN.error(folder=folder)
     sources = _Sources(data_args)
     signature = tokenization_signature(loading) | sources.definitions
     if folder.is_dir() and any(folder.iterdir()):
@@ -173,9 +166,7 @@ class _Sources:
         for name, paths in self._paths.items():
             changed = first_change(paths, known.get(name, {}))
             if changed is not None:
-                raise ConfigError(
-                    f"tokenized_path: {folder} was made from other rows of {name!r}: {changed}; point it to a new directory"
-                )
+                raise refused.OTHER_ROWS.error(folder=folder, name=name, change=changed)
 
     def check_before(self, folder: Path, signature: Mapping[str, Any]) -> None:
         """Of a directory that notes no contents: as many bytes, and nothing that is newer than the directory."""
@@ -184,10 +175,7 @@ class _Sources:
             for file, now in described(paths).items():
                 bytes_then = signature[f"source of {name}"].get("bytes")
                 if bytes_then not in (None, now["bytes"]) or now["modified"] > made:
-                    raise ConfigError(
-                        f"tokenized_path: {folder} was made by an earlier version, and {file} of {name!r} has changed since;"
-                        " point it to a new directory"
-                    )
+                    raise refused.EDITED.error(folder=folder, file=file, name=name)
         say(
             f"tokenized_path: {folder} was made by an earlier version, which noted no contents of data sets; sizes and"
             " times say that they are the same. A new directory makes sure of it"
@@ -201,10 +189,7 @@ def _of_format_before(signature: Mapping[str, Any]) -> dict[str, Any]:
 def _check_signature(folder: Path, stored: Mapping[str, Any], signature: Mapping[str, Any]) -> None:
     for key, value in signature.items():
         if stored.get(key) != value:
-            raise ConfigError(
-                f"tokenized_path: {folder} was made with {key} {stored.get(key)!r}, this run has {value!r};"
-                " point it to a new directory"
-            )
+            raise refused.OTHER_TOKENS.error(folder=folder, setting=key, stored=stored.get(key), asked=value)
 
 
 def tokenization_signature(loading: Loading) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from dataflex.config.values import words
 from dataflex.errors import nearest
+from dataflex.values import words
 
 
 def refused_trackers(given: Any) -> Iterator[str]:

@@ -15,13 +15,13 @@ from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
 from dataflex.components.contracts import declared
 from dataflex.config import RunConfig
-from dataflex.config.combinations import hides_row_losses
+from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
-from dataflex.config.values import dataset_names
 from dataflex.data.origins import Origin
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.notices import say
+from dataflex.values import dataset_names
 
 
 def select(config: RunConfig) -> None:

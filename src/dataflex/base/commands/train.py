@@ -13,14 +13,14 @@ from dataflex.base.checks.optimizers import check_resumable, optimizer_notices
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours
 from dataflex.config import RunConfig, load
-from dataflex.config.combinations import hides_row_losses
 from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
+from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.masking import masked
 from dataflex.notices import say
+from dataflex.values import truth
 from dataflex.version import __version__
 from dataflex.writing import failed_writes_reported
 
@@ -59,11 +59,11 @@ def _train(config: RunConfig) -> None:
     _settle_resume(arguments)
     block = masked(config.dataflex.to_json())
     callbacks: list[Any] = [StepReporter(), BlockReporter(block, bool(arguments.get("use_swanlab")))]
-    if config.dataflex.early_stopping_min_delta and arguments.get("early_stopping_steps"):
+    if config.dataflex.compat.early_stopping_min_delta and arguments.get("early_stopping_steps"):
         from transformers import EarlyStoppingCallback
 
         patience = int(arguments.pop("early_stopping_steps"))
-        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.early_stopping_min_delta))
+        callbacks.append(EarlyStoppingCallback(patience, config.dataflex.compat.early_stopping_min_delta))
     with _dynamic(config):
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
 

@@ -16,6 +16,7 @@ from dataflex.base.processes import progress
 from dataflex.base.processes.stopping import on_stop
 from dataflex.config import SET_BY_SELECT, RunConfig, load, load_offline
 from dataflex.config.doremi import load_doremi
+from dataflex.config.refusals import loaded as refused
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.locking import release_all
 
@@ -134,7 +135,7 @@ def _wants_ray(config: RunConfig) -> bool:
     if find_spec("ray") is None:
         raise ConfigError("USE_RAY: the package ray is not installed; it comes with the extra ray (dataflex[ray])")
     if config.dataflex is not None and (enabled("FORCE_TORCHRUN") or "LOCAL_RANK" in os.environ):
-        raise ConfigError("USE_RAY starts the ranks by Ray and FORCE_TORCHRUN by torchrun; leave one of them out")
+        raise refused.RAY_AND_TORCHRUN.error()
     return config.dataflex is not None
 
 

@@ -28,7 +28,7 @@ from dataflex.base.loading.marks import MarkingTemplate, MarkingTokenizer, Marks
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.refusals import ours, theirs
 from dataflex.components.contracts import declared
-from dataflex.config.combinations import given_column
+from dataflex.config.losses import given_column
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import GIVEN_WEIGHTS
 

@@ -28,6 +28,7 @@ from dataflex.base.loading.faults import reading, untokenized
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import is_ours, ours, refusals
 from dataflex.components.contracts import declared
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import Origin, raw_rows
 from dataflex.data.rows import Rows
@@ -280,18 +281,16 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
         usable = [int(learned[a:b].sum()) for a, b in pairwise(domains.offsets)]
         for name, count in zip(domains.names, usable, strict=True):
             if count == 0 and (mix is not None or not any(usable)):
-                raise ConfigError(f"dataset: no row of {name!r} has a token to learn within cutoff_len")
+                raise refused.NOTHING_TO_LEARN.error(key="dataset", name=name)
         budget, most = (select.schedule.interval or 0) * global_batch, sum(usable) // global_batch
         if mix is None and not declared(select.component.with_replacement) and budget > sum(usable):
-            raise ConfigError(
-                f"dataflex.select.interval: {select.schedule.interval} steps of {global_batch} rows ask for {budget} rows,"
-                f" but the data has {sum(usable)}; use at most {most} step{'' if most == 1 else 's'}"
-            )
+            raise refused.LONG_INTERVAL.error(
+                interval=select.schedule.interval, batch=global_batch, budget=budget, rows=sum(usable),
+                most=f"{most} step{'' if most == 1 else 's'}",
+            )  # fmt: skip
     if mix is not None:
         mix.most_rows(domains.names, domains.sizes)
     if mix is not None and mix.proportions is not None and len(mix.proportions) != len(domains):
-        raise ConfigError(
-            f"dataflex.mix.proportions: {len(mix.proportions)} given for {len(domains)} data sets ({', '.join(domains.names)})"
-        )
+        raise refused.OTHER_COUNT.error(**refused.count_of(mix.proportions, domains.names))
     if mix is not None:
         mix.component.init(domain_info(mix, rows))  # refuses parameters that do not fit the domains

@@ -10,10 +10,10 @@ from dataflex.base.checks.nodes import same_rows
 from dataflex.base.loading.data import process_named
 from dataflex.base.loading_arguments import Loading
 from dataflex.config.heldout import evaluates, held_out_of
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.data.rows import Rows
 from dataflex.distributed.collectives import decide
-from dataflex.errors import ConfigError
 
 
 def load_held_out(
@@ -56,11 +56,9 @@ def _check(config: DataflexConfig, key: str, held_out: Rows, trained: Mapping[st
     """Raise ConfigError for held-out rows that are trained on, or without which the mixer cannot be."""
     for name, digest in same_rows(held_out.fingerprints, key).items():
         if digest in trained:
-            raise ConfigError(
-                f"{key}: what is held out of {name!r} has the rows of {trained[digest]!r}, which is trained on"
-            )
+            raise refused.HELD_OUT_SAME_ROWS.error(key=key, name=name, trained=trained[digest])
     if config.reads_held_out or config.routes_held_out:
         learned = held_out.trainable_tokens() > 0
         for name, (a, b) in zip(held_out.domains.names, pairwise(held_out.domains.offsets), strict=True):
             if not learned[a:b].any() and (config.reads_held_out or a < b):
-                raise ConfigError(f"{key}: no held-out row of {name!r} has a token to learn within cutoff_len")
+                raise refused.NO_HELD_OUT_TOKEN.error(key=key, name=name)

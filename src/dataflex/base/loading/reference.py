@@ -12,6 +12,7 @@ import torch
 
 from dataflex.base.checks.reference_model import fingerprint
 from dataflex.base.loading_arguments import Loading
+from dataflex.config.refusals import loaded as refused
 from dataflex.data.rows import Rows, without_ours
 from dataflex.distributed.collectives import decide
 from dataflex.errors import ConfigError
@@ -95,10 +96,7 @@ def _load(path: str, key: str, loading: Loading) -> torch.nn.Module:
         raise ConfigError(f"{key}: {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     entries = model.get_input_embeddings().num_embeddings
     if entries < len(tokenizer):
-        raise ConfigError(
-            f"{key}: {path} knows {entries} tokens and the run's tokenizer has {len(tokenizer)}; both models must read the"
-            " same tokens"
-        )
+        raise refused.FEWER_TOKENS.error(key=key, path=path, entries=entries, tokens=len(tokenizer))
     return model.to(loading.training_args.device).eval()
 
 

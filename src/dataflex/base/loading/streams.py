@@ -21,6 +21,7 @@ from dataflex.base.loading.data import load_evaluation, read_data, read_stored
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import MixConfig
 from dataflex.data.streams import BlockReader, Sample, StreamPosition, Streams
 from dataflex.errors import ConfigError, DataflexError
@@ -142,10 +143,7 @@ def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[An
                 )
                 if mix.component.default_initial == "stratified":
                     asks += f", the default of {mix.name},"
-            raise ConfigError(
-                f"{asks} goes by the number of rows, which a stream does not have: give num_samples of {name!r} in"
-                f" dataset_info.json, or {instead}"
-            )
+            raise refused.NO_SIZE.error(key=asks, name=name, other=instead)
 
 
 def _first_block(source: StreamedData, name: str, rows: int, processor: Any) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 from dataflex.base.loading.data import process_named
 from dataflex.base.loading_arguments import Loading
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import Rows
-from dataflex.errors import ConfigError
 from dataflex.notices import say
 
 
@@ -34,7 +34,7 @@ def _trainable(target: Rows, key: str) -> Rows:
     learned = target.trainable_tokens() > 0
     for name, start, size in zip(target.domains.names, target.domains.offsets[:-1], target.domains.sizes, strict=True):
         if not learned[start : start + size].any():
-            raise ConfigError(f"{key}: no row of {name!r} has a token to learn within cutoff_len")
+            raise refused.NOTHING_TO_LEARN.error(key=key, name=name)
     return target
 
 
@@ -46,11 +46,13 @@ def check_apart(config: DataflexConfig, target: Rows, rows: Rows) -> None:
     for name, digest in target.fingerprints().items():
         if digest not in trained:
             continue
-        shared = f"{key}: {name!r} has the rows of {trained[digest]!r}"
         if "select" in config.aiming():
-            raise ConfigError(f"{shared}, and what is aimed at must not be trained on")
+            raise refused.TARGET_SAME_ROWS.error(key=key, name=name, trained=trained[digest])
         if name != trained[digest]:  # which the configuration shows, and which has been said
-            say(f"{shared}, which is trained on, so rows are compared with a target they are part of")
+            say(
+                f"{key}: {name!r} has the rows of {trained[digest]!r}, which is trained on, so rows are compared with a target"
+                " they are part of"
+            )
 
 
 def check_cut(config: DataflexConfig, target: Rows) -> None:
@@ -58,6 +60,4 @@ def check_cut(config: DataflexConfig, target: Rows) -> None:
     for request in config.requests("select"):
         cut = getattr(request, "boundaries", None)
         if cut is not None and sum(cut) != len(target):
-            raise ConfigError(
-                f"dataflex.select.task_boundaries add up to {sum(cut)} rows, but the target has {len(target)}"
-            )
+            raise refused.OTHER_SUM.error(sum=sum(cut), rows=len(target))

@@ -14,9 +14,9 @@ from dataflex.base.loading.data import read_data
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config import RunConfig
-from dataflex.config.values import dataset_names
 from dataflex.data.origins import Origin
 from dataflex.errors import ConfigError
+from dataflex.values import dataset_names
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex.config.combinations import given_column
+from dataflex.config.losses import given_column
+from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import stored_numbers
 from dataflex.data.rows import Rows
 from dataflex.errors import ConfigError, nearest
 
-_KEY = "dataflex.weight.column"
 _LARGEST = float(np.finfo(np.float32).max)
 _WITH_MESSAGES = ("sharegpt", "openai")
 
@@ -37,10 +37,7 @@ class WeightColumn:
         Raises ConfigError for the first row without a usable weight, named by its number in the file.
         """
         if self.per == "message" and self.attributes.formatting not in _WITH_MESSAGES:
-            raise ConfigError(
-                f"dataflex.weight.per: {self.dataset!r} has no messages to weigh (formatting:"
-                f" {self.attributes.formatting}); use per: row"
-            )
+            raise refused.NO_MESSAGES.error(name=self.dataset, formatting=self.attributes.formatting)
         column = self.column if self.per == "row" else self.attributes.messages
         if column in stored.column_names:
             rows = zip(stored_numbers(stored), stored.select_columns([column]), strict=True)
@@ -55,7 +52,7 @@ class WeightColumn:
             if self.column not in row:
                 raise self._missing(row)
             if row[self.column] is None:
-                raise ConfigError(f"{_KEY}: {called} of {self.dataset!r} has no {self.column!r}")
+                raise refused.NO_WEIGHT.error(row=called, name=self.dataset, column=self.column)
             return [self._number(row[self.column], called)]
         messages = row[self.attributes.messages]
         if messages and not any(self.column in message for message in messages):
@@ -78,19 +75,16 @@ class WeightColumn:
 
     def _number(self, value: Any, called: str) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
-            raise ConfigError(
-                f"{_KEY}: {called} of {self.dataset!r} has {self.column} {value!r}, which is not a finite non-negative number"
-            )
+            raise refused.NO_NUMBER.error(row=called, name=self.dataset, column=self.column, value=value)
         return abs(float(value))  # -0.0 has a sign
 
     def _missing(self, keys: Any, parts: str = "rows") -> ConfigError:
-        return ConfigError(
-            f"{_KEY}: the {parts} of {self.dataset!r} have no {self.column!r}{nearest(self.column, keys)}"
-        )
+        near = nearest(self.column, keys)
+        return refused.NO_COLUMN.error(parts=parts, name=self.dataset, column=self.column, near=near)
 
 
 def check_weights(config: DataflexConfig, rows: Any) -> None:
     """Raise ConfigError if nothing that is learned weighs anything."""
     asked = given_column(config)
     if asked is not None and isinstance(rows, Rows) and not rows.weigh_something():
-        raise ConfigError(f"{_KEY}: {asked[0]!r} is zero wherever there is something to learn")
+        raise refused.ALL_ZERO.error(column=asked[0])

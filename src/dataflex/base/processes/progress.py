@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config import RunConfig
-from dataflex.config.values import truth
+from dataflex.values import truth
 
 STEP_FILE = "DATAFLEX_STEP_FILE"  # where the launcher of several ranks looks
 GOES_ON = "DATAFLEX_GOES_ON"  # set where the command of a run is given again without overwrite_output_dir

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataflex.config.values import shown
 from dataflex.errors import ConfigError
+from dataflex.values import shown
 
 # More than any run: a step of a hundredth of a second would go on for months.
 MOST_STEPS = 10**9

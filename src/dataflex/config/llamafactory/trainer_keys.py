@@ -7,13 +7,11 @@ that are installed. Keys that change what a step is are honoured exactly or refu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dataflex.config.schema import DataflexConfig
-from dataflex.config.values import truth
 from dataflex.errors import ConfigError, nearest
 
 # They say what a step is, or which model and rows it works on, and mean what they mean in the Trainer's own run.
@@ -51,108 +49,23 @@ FREE = frozenset({
 
 # Checked where what they go with is.
 ELSEWHERE: Mapping[str, str] = {
-    "do_train": "config/combinations.py", "push_to_hub": "config/combinations.py", "hub_strategy": "config/combinations.py",
-    "parallelism_config": "config/combinations.py", "save_only_model": "config/load.py",
-    "use_liger_kernel": "config/combinations.py",
-    "accelerator_config": "config/llamafactory/trainer_keys.py", "optim": "base/checks/optimizers.py",
+    "do_train": "config/refusals/run.py", "push_to_hub": "config/refusals/run.py", "hub_strategy": "config/refusals/run.py",
+    "parallelism_config": "config/refusals/run.py", "save_only_model": "config/load.py",
+    "use_liger_kernel": "config/losses.py",
+    "accelerator_config": "config/refusals/record.py", "optim": "base/checks/optimizers.py",
 }  # fmt: skip
 
 
-def _plans(config: DataflexConfig) -> bool:
-    return config.plans_data
+class Block(Protocol):
+    """What of the `dataflex` block decides here."""
 
+    @property
+    def plans_data(self) -> bool: ...
 
-def _weighs_alone(config: DataflexConfig) -> bool:
-    return not config.plans_data
-
-
-def _always(config: DataflexConfig) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """holds: of the value, whether it is refused; with_: in which runs. why: the key and what it does, before what it cannot be
-    combined with."""
-
-    holds: Callable[[Any, str], bool]
-    why: str
-    with_: Callable[[DataflexConfig], bool] = _always
-
-
-def _is(*words: str) -> Callable[[Any, str], bool]:
-    return lambda value, key: str(value).rsplit(".", 1)[-1].lower() in words
-
-
-def _is_false(value: Any, key: str) -> bool:
-    return value is not None and not truth(value, key)
-
-
-REFUSED: Mapping[str, tuple[Refusal, ...]] = {
-    "auto_find_batch_size": (Refusal(truth, "auto_find_batch_size changes the global batch mid-run"),),
-    "enable_jit_checkpoint": (
-        Refusal(truth, "enable_jit_checkpoint saves in the middle of a step, from where nothing goes on exactly,"),
-    ),
-    "ignore_data_skip": (Refusal(truth, "ignore_data_skip makes an exact resume impossible", _plans),),
-    "group_by_length": (Refusal(truth, "group_by_length orders rows itself", _plans),),
-    "train_sampling_strategy": (
-        Refusal(_is("group_by_length"), "group_by_length orders rows itself", _plans),
-        Refusal(
-            _is("sequential"),
-            "train_sampling_strategy: sequential has no effect (set disable_shuffling instead)",
-            _plans,
-        ),
-    ),
-}
 
 # Fields of `accelerator_config`. split_batches and num_steps are honoured: see `settle_batch`.
 ACCELERATOR_HONOURED = frozenset({"split_batches", "gradient_accumulation_kwargs"})
 ACCELERATOR_FREE = frozenset({"non_blocking", "use_configured_state"})
-ACCELERATOR_REFUSED: Mapping[str, tuple[Refusal, ...]] = {
-    # The loader of select and mix is not accelerate's: every global batch is whole, and every rank reads its own.
-    "dispatch_batches": (
-        Refusal(truth, "accelerator_config.dispatch_batches joins batches that are padded differently", _weighs_alone),
-    ),
-    "even_batches": (
-        Refusal(
-            _is_false, "accelerator_config.even_batches: false gives ranks different numbers of rows", _weighs_alone
-        ),
-    ),
-    "use_seedable_sampler": (
-        Refusal(
-            _is_false, "accelerator_config.use_seedable_sampler: false orders rows by what is not saved", _weighs_alone
-        ),
-    ),
-}
-
-
-def trainer_key_refusals(config: DataflexConfig, given: Mapping[str, Any]) -> Iterator[str]:
-    """Why each key whose effect on a step cannot be honoured is refused."""
-    what = " and ".join(config.components)
-    for key, refusals in REFUSED.items():
-        yield from _refused(config, key, given.get(key), refusals, what)
-    accelerator = accelerator_fields(given.get("accelerator_config"))
-    for name, refusals in ACCELERATOR_REFUSED.items():
-        yield from _refused(config, f"accelerator_config.{name}", accelerator.get(name), refusals, what)
-    steps, accumulation = _num_steps(accelerator), given.get("gradient_accumulation_steps")
-    if steps is not None and accumulation not in (None, 1, "1", steps, str(steps)):
-        yield (
-            f"accelerator_config.gradient_accumulation_kwargs.num_steps: {steps} contradicts gradient_accumulation_steps:"
-            f" {accumulation}; keep one of them"
-        )
-    splits = truth(accelerator.get("split_batches"), "accelerator_config.split_batches")
-    if given.get("deepspeed") and (splits or steps not in (None, 1)):
-        key = "split_batches" if splits else "gradient_accumulation_kwargs.num_steps"
-        yield (
-            f"accelerator_config.{key} is not known to deepspeed, which counts rows itself; set per_device_train_batch_size and"
-            " gradient_accumulation_steps"
-        )
-
-
-def _refused(config: DataflexConfig, key: str, value: Any, refusals: tuple[Refusal, ...], what: str) -> Iterator[str]:
-    for refusal in refusals:
-        if value is not None and refusal.with_(config) and refusal.holds(value, key):
-            yield f"{refusal.why} and cannot be combined with {what}"
 
 
 def accelerator_fields(given: Any) -> dict[str, Any]:
@@ -179,7 +92,8 @@ def refused_accelerator(given: Any) -> Iterator[str]:
             yield f"accelerator_config.{name}: unknown key{nearest(str(name), known)}"
 
 
-def _num_steps(accelerator: Mapping[str, Any]) -> int | None:
+def num_steps(accelerator: Mapping[str, Any]) -> int | None:
+    """Steps that `gradient_accumulation_kwargs` asks for; None where it says nothing, ConfigError where it is no number."""
     kwargs = accelerator.get("gradient_accumulation_kwargs")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ConfigError(f"accelerator_config.gradient_accumulation_kwargs must hold keys and values, got {kwargs!r}")
@@ -193,7 +107,7 @@ def _num_steps(accelerator: Mapping[str, Any]) -> int | None:
     return steps
 
 
-def settle_batch(config: DataflexConfig, training_args: Any) -> None:
+def settle_batch(config: Block, training_args: Any) -> None:
     """Give the keys that all else counts by the values that `accelerator_config` makes of them, before anything counts.
 
     num_steps is another spelling of gradient_accumulation_steps. With split_batches, per_device_train_batch_size is what all
@@ -215,7 +129,7 @@ def settle_batch(config: DataflexConfig, training_args: Any) -> None:
         training_args.per_device_train_batch_size = rows // ranks
 
 
-def global_batch(config: DataflexConfig, training_args: Any) -> int:
+def global_batch(config: Block, training_args: Any) -> int:
     """Rows of an optimizer step over all ranks, once `settle_batch` has seen the arguments: with weight alone the loader is the
     Trainer's, and splits what it reads for one rank."""
     split = training_args.accelerator_config.split_batches and not config.plans_data

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dataflex.config.values import integer, number, shown, truth
 from dataflex.errors import ConfigError, nearest
+from dataflex.values import integer, number, shown, truth
 
 # Texts with commas that may be a list, too. The first two stay a list.
 _LISTS = (

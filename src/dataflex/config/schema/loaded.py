@@ -1,27 +1,34 @@
-"""The typed configuration every spelling ends in."""
+"""The typed configuration every spelling ends in: the keys that a user writes, and what is made of them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
+from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
 from dataflex.components.requests import Request, as_requests
 from dataflex.components.signal_request import SignalRequest
+from dataflex.config.schema.keys import (
+    BlockKeys,
+    MixKeys,
+    OfflineConfig,
+    PartKeys,
+    ScheduleKeys,
+    SelectKeys,
+    WeightKeys,
+)
 from dataflex.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(ScheduleKeys):
     """When a component acts, in optimizer steps: at `warmup`, then every `interval`, `updates` times (None: to the end).
 
     interval None: never (a static mixture). at: the steps themselves, ascending, where a component names its own.
     """
 
-    warmup: int = 0
-    interval: int | None = None
-    updates: int | None = None
     at: tuple[int, ...] | None = None
 
     def due(self, step: int) -> bool:
@@ -35,8 +42,8 @@ class Schedule:
     def next_due(self, step: int) -> int | None:
         """The first step at or after `step` at which an update is due; None if there is none."""
         if self.at is not None:
-            place = bisect_left(self.at, step)
-            return self.at[place] if place < len(self.at) else None
+            index = bisect_left(self.at, step)
+            return self.at[index] if index < len(self.at) else None
         if self.interval is None:
             return None
         turn = max(0, -(-(step - self.warmup) // self.interval))
@@ -61,38 +68,28 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectConfig:
-    """keep_ratio: share of each domain's rows that stays when a mixer is present too. target: data sets a selector aims
-    at; none: the evaluation data. serving_order: of what is selected, where nothing is shuffled: that of the rows in the data,
-    or that in which the selector gave them."""
+class SelectConfig(SelectKeys):
+    """A selector, and how its selections are used."""
 
     name: str
     component: Selector
     schedule: Schedule
-    keep_ratio: float = 0.5
-    target_dataset: tuple[str, ...] = ()
-    serving_order: Literal["rows", "selection"] = "rows"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig:
-    """proportions: per data set, in the order of `dataset`; None: by `initial` (uniform, or stratified: by size).
+class MixConfig(MixKeys):
+    """A mixer, and how its mixtures are served.
 
-    unit: what proportions are shares of. max_repetition: how often the rows of a domain may be served, of all of them or of
-    each (None: without limit), and when_exhausted, what happens then. eval_dataset: data sets of held-out rows, in the order
-    of `dataset` or by domain. stream_block: raw rows of a block where the data is streamed; None: it is not.
+    proportions: per data set, in the order of `dataset`; None: by `initial`.
+    max_repetition: of the rows of every domain, or of each; None: without limit.
+    stream_block: None where the data is not streamed.
     """
 
     name: str
     component: Mixer
     schedule: Schedule
     proportions: tuple[float, ...] | None = None
-    initial: Literal["uniform", "stratified"] = "uniform"
-    eval_dataset: tuple[str, ...] | dict[str, str] = ()
-    unit: Literal["samples", "tokens"] = "samples"
     max_repetition: float | tuple[float | None, ...] | None = None
-    when_exhausted: Literal["renormalise", "repeat", "stop"] = "renormalise"
-    stream_block: int | None = None
 
     @property
     def needs_sizes(self) -> bool:
@@ -126,16 +123,12 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightPart:
+class WeightPart(PartKeys):
     """One weighter and when it acts, in optimizer steps: from `warmup` on, with a strength that rises over `ramp` steps to one
     and from `until` on falls over `fade` steps to zero (None: it stays)."""
 
     name: str
     component: Weighter
-    warmup: int = 0
-    ramp: int = 0
-    until: int | None = None
-    fade: int = 0
 
     def strength(self, step: int) -> float:
         """Between 0, where everything weighs one, and 1, where the weighter alone decides, before optimizer step `step`."""
@@ -148,15 +141,10 @@ class WeightPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightConfig:
-    """parts: whose weights multiply. scope: what the statistics cover when gradients are accumulated (no difference without
-    accumulation). target: data sets whose rows weighters compare with; none: the evaluation data. fix_scaling: divide a loss
-    by the tokens of the global batch where LLaMA-Factory itself forgets to."""
+class WeightConfig(WeightKeys):
+    """parts: weighters whose weights multiply."""
 
     parts: tuple[WeightPart, ...]
-    scope: Literal["running", "global"] = "running"
-    target_dataset: tuple[str, ...] = ()
-    fix_scaling: bool = False
 
     @property
     def name(self) -> str:
@@ -167,54 +155,19 @@ class WeightConfig:
         return {f"weight[{i}]" if i else "weight": part for i, part in enumerate(self.parts)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class OfflineConfig:
-    """Selection before training. budget: rows to select; or keep_ratio, their share of the rows that can be chosen.
-
-    store: directory where what is measured is kept (default: signals/ in the output directory). embeddings,
-    target_embeddings: .npy files of float [N, d] over the rows as stored and of [M, d], which are not measured then.
-    examples: rows shown from each end of the order.
-    """
-
-    budget: int | None = None
-    keep_ratio: float | None = None
-    store: str | None = None
-    embeddings: str | None = None
-    target_embeddings: str | None = None
-    examples: int = 10
-
-    def file_of(self, request: SignalRequest) -> str | None:
-        """The file that holds the values of a request, if one is named."""
-        return None if request.file_key is None else getattr(self, request.file_key)
-
-
 # Keys that are new, with the value that earlier versions went by.
 _BEFORE = {"serving_order": "rows", "adam_step": "optimizer"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataflexConfig:
-    """The `dataflex` block.
+class DataflexConfig(BlockKeys):
+    """The `dataflex` block. compat: what differs where it was written in the flat keys of dataflex 1.1.0."""
 
-    total_steps: optimizer steps, None: LLaMA-Factory's max_steps or epochs. epoch_rounding: whether a partial last batch
-    counts as a step of an epoch, and a part of a step as one of the run ("up", as the Trainer does), or neither ("down", as
-    dataflex 1.1.0 did for mixtures).
-    scoring_tokens: tokens of a scoring batch, padding counted; None: by the device. freeze_gate: keep
-    mixture-of-experts routers fixed. evaluate_domains: whether an evaluation also measures held-out rows by domain.
-    held_out_key: how the user wrote `mix.eval_dataset`.
-    """
-
-    total_steps: int | None = None
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
     offline: OfflineConfig | None = None
-    scoring_tokens: int | None = None
-    epoch_rounding: Literal["up", "down"] = "up"
-    freeze_gate: bool = False
-    early_stopping_min_delta: float = 0.0
-    evaluate_domains: bool = True
-    held_out_key: str = "dataflex.mix.eval_dataset"
+    compat: Compatibility = AS_THE_BLOCK
 
     @property
     def plans_data(self) -> bool:
@@ -278,8 +231,12 @@ class DataflexConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what config.yaml shows and what a resumed run is compared with."""
-        plain = ("total_steps", "epoch_rounding", "freeze_gate", "early_stopping_min_delta")
-        out: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        out: dict[str, Any] = {
+            "total_steps": self.total_steps,
+            "epoch_rounding": self.compat.epoch_rounding,
+            "freeze_gate": self.freeze_gate,
+            "early_stopping_min_delta": self.compat.early_stopping_min_delta,
+        }
         weights = self.weight.slots() if self.weight is not None else {}
         for slot, spec in {"select": self.select, "mix": self.mix, **weights}.items():
             if spec is None:
@@ -287,16 +244,19 @@ class DataflexConfig:
             record: dict[str, Any] = {"name": spec.name}
             if not isinstance(spec, WeightPart):
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
-            record |= {k: v for k, v in vars(spec).items() if k not in ("name", "component", "schedule")}
+            record |= _fields(spec, "name", "component", "schedule")
             record |= asdict(spec.component)
             for key, only in _BEFORE.items():  # earlier versions, whose checkpoints are gone on from, had no other
                 if record.get(key) == only:
                     del record[key]
             out[slot] = {k: _plain(v) for k, v in record.items()}
         if self.weight is not None:
-            shared = {k: v for k, v in vars(self.weight).items() if k != "parts"}
-            out["weight"] |= {k: _plain(v) for k, v in shared.items()}
+            out["weight"] |= {k: _plain(v) for k, v in _fields(self.weight, "parts").items()}
         return out
+
+
+def _fields(spec: Any, *but: str) -> dict[str, Any]:
+    return {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in but}
 
 
 def _plain(value: Any) -> Any:

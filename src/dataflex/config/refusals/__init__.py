@@ -1,0 +1,1 @@
+"""What a run cannot have, as data: each refusal with its key, why, what to write instead, and when it applies."""

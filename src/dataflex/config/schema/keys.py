@@ -1,0 +1,251 @@
+"""The keys of the `dataflex` block: the one place of their types, ranges, defaults and meanings.
+
+The tables of docs/configuration.md, the JSON schema and the errors are made from here. Parameters of components are fields of
+the components. A meaning is Markdown, with links as from `docs/`.
+"""
+
+# ruff: noqa: RUF009  (a call of `field`, of which each key has its own)
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
+from pydantic_core import PydanticCustomError
+
+from dataflex.components.signal_request import SignalRequest
+from dataflex.config.llamafactory.ranges import MOST_STEPS
+
+_INT64 = (1 << 63) - 1
+
+
+def _no_switch(value: Any) -> Any:
+    """YAML's `true` is a number to Python."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("switch", "must be a number")
+    return value
+
+
+# What a number counts: steps of the optimizer from 0 or from 1 on, other things, or a share of something.
+Steps = Annotated[int, Field(ge=0, le=MOST_STEPS), BeforeValidator(_no_switch)]
+SomeSteps = Annotated[int, Field(ge=1, le=MOST_STEPS), BeforeValidator(_no_switch)]
+Count = Annotated[int, Field(ge=0, le=_INT64), BeforeValidator(_no_switch)]
+SomeOf = Annotated[int, Field(ge=1, le=_INT64), BeforeValidator(_no_switch)]
+Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_switch)]
+Names = tuple[str, ...]
+
+
+def _key(default: Any, meaning: str, *, unset: str = "", kind: str = "") -> Any:
+    """A key. unset: what its absence does, where the default does not say it. kind: its type in words, where the annotation
+    does not say what a user may write."""
+    more = {"unset": unset, "kind": kind}
+    return field(default=default, metadata={"description": meaning, "json_schema_extra": more})
+
+
+class _Keys:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockKeys(_Keys):
+    """The block itself, but for the components."""
+
+    total_steps: SomeSteps | None = _key(
+        None, "optimizer steps of the run; see [The number of steps](configuration.md#the-number-of-steps)"
+    )
+    scoring_tokens: SomeOf | None = _key(
+        None,
+        "tokens of a scoring batch, padding counted; a longer row is a batch by itself",
+        unset="losses, embeddings: 4096 on a CPU, else 16384; gradients: 2048 on a CPU, else 8192",
+    )
+    freeze_gate: bool = _key(
+        False, "keep the routers of a mixture-of-experts model fixed: modules named `gate` or `router`"
+    )
+    evaluate_domains: bool = _key(
+        True,
+        "with `select` or `mix`: whether an evaluation also measures"
+        " [held-out rows by domain](configuration.md#held-out-rows-by-domain), where there are any",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleKeys(_Keys):
+    """When a selector or a mixer acts."""
+
+    warmup: Steps = _key(
+        0,
+        "optimizer steps before the first update ([why](components.md#gradients))",
+        unset="0; with `gradient_type: adam` 10",
+    )
+    interval: SomeSteps | None = _key(
+        None,
+        "optimizer steps between two updates",
+        unset="required; for `mix: doremi` 1, none for mixers that act once or bring their own steps",
+    )
+    updates: SomeSteps | None = _key(None, "how many updates are made", unset="none: to the end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectKeys(_Keys):
+    """How a selection is used."""
+
+    keep_ratio: Share = _key(
+        0.5, "with `mix`: the share of each domain's rows that is kept; without `mix` it does nothing"
+    )
+    target_dataset: Names = _key((), "data sets that a selector aims at", unset="none: see below")
+    serving_order: Literal["rows", "selection"] = _key(
+        "rows",
+        "with `disable_shuffling`: the order in which a selection is served, that of its rows in the data, or that in which"
+        " the selector gave them; otherwise it does nothing, which is said",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixKeys(_Keys):
+    """How a mixture is served."""
+
+    # By the names of the data sets, so read once these are known.
+    proportions: SkipValidation[Sequence[float] | Mapping[str, float] | str | None] = _key(
+        None,
+        "the mixture the run starts with, adding up to 1: one number per data set in the order of `dataset`; or"
+        " `{name: number}`; or the path of a JSON or YAML file that holds such a mapping",
+        kind="list, mapping or file",
+    )
+    initial: Literal["uniform", "stratified"] = _key(
+        "uniform",
+        "the mixture the run starts with where `proportions` is not given: equal shares, or by size, in the `unit` of the"
+        " proportions",
+        unset="`uniform`; `stratified` for `ado`",
+    )
+    eval_dataset: Names | dict[str, str] = _key(
+        (),
+        "data sets of [held-out rows](configuration.md#held-out-rows-by-domain): one per data set, in the order of `dataset`,"
+        " or by domain, where some may have none",
+        unset="none",
+        kind="string with commas, list, or `{domain: data set}`",
+    )
+    unit: Literal["samples", "tokens"] = _key("samples", "what proportions are shares of")
+    max_repetition: SkipValidation[float | Sequence[float | None] | Mapping[str, float | None] | None] = _key(
+        None,
+        "how often the rows of a domain may be served: 1.0 each once, 2.5 two and a half times; for all domains, one number"
+        " each, or `{name: number}` (null, and a name left out: no limit)",
+        unset="none: no limit",
+        kind="number > 0, list or mapping",
+    )
+    when_exhausted: Literal["renormalise", "repeat", "stop"] = _key(
+        "renormalise", "what happens when a domain has reached `max_repetition`"
+    )
+    stream_block: SomeOf | None = _key(
+        None,
+        "with `streaming: true`: raw rows that are packed and shuffled together; see [Streams](configuration.md#streams)",
+        unset="LLaMA-Factory's `buffer_size` where it is set, else 2048",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartKeys(_Keys):
+    """When one weighter acts."""
+
+    warmup: Steps = _key(0, "optimizer steps before its weights are applied")
+    ramp: Steps = _key(0, "steps in which its strength rises from 0 to 1, beginning at `warmup`")
+    until: Steps | None = _key(
+        None, "the step from which its strength falls", unset="none: to the end", kind="integer > `warmup`"
+    )
+    fade: Steps = _key(0, "steps in which it falls to 0, beginning at `until`, which it needs", unset="0: at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightKeys(_Keys):
+    """What is about all weighters together."""
+
+    scope: Literal["running", "global"] = _key(
+        "running", "with accumulation: the comparison batch of the weights of a step"
+    )
+    target_dataset: Names = _key(
+        (),
+        "data sets that a weighter aims at; a run has one target, for `select` and `weight`. They may be in `dataset` where no"
+        " selector aims at them; that rows are then compared with a target they are part of is said",
+        unset="none: as for `select`",
+    )
+    fix_scaling: bool = _key(
+        False, "divide a loss by the tokens of the global batch where LLaMA-Factory does not; see below"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(_Keys):
+    """The block `dataflex.offline`: how much a selection before training takes, and from what."""
+
+    budget: SomeOf | None = _key(None, "rows to select", unset="one of the two")
+    keep_ratio: Share | None = _key(
+        None, "instead: the share of the rows that can be selected, rounded up", unset="one of the two"
+    )
+    store: str | None = _key(
+        None,
+        "where what is measured is kept, see [Resuming](offline.md#resuming)",
+        unset="`signals` in `output_dir`",
+        kind="directory",
+    )
+    embeddings: str | None = _key(
+        None,
+        "float [N, d], the vectors of the rows as they are stored",
+        unset="none: measured",
+        kind="path of an `.npy` file",
+    )
+    target_embeddings: str | None = _key(
+        None,
+        "float [M, d], the vectors of the target; no target is named then",
+        unset="none: measured",
+        kind="path of an `.npy` file",
+    )
+    examples: Count = _key(10, "rows that the summary shows from each end of the scores")
+
+    def file_of(self, request: SignalRequest) -> str | None:
+        """The file that holds the values of a request, if one is named."""
+        return None if request.file_key is None else getattr(self, request.file_key)
+
+
+DoremiStep = Literal["reference", "proxy", "final"]
+DOREMI_STEPS: tuple[str, ...] = get_args(DoremiStep)
+_STEP = "keys of LLaMA-Factory that differ in the step `{}`, and `total_steps`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoremiKeys(_Keys):
+    """The block `dataflex.doremi`."""
+
+    steps: SkipValidation[Sequence[DoremiStep] | str] = _key(
+        DOREMI_STEPS, "which steps to run", unset="all of them", kind="string with commas, or list"
+    )
+    reference: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("reference"))
+    proxy: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("proxy"))
+    final: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("final"))
+
+
+# Blocks of the block: what each may be, in words, and what it is for.
+BLOCKS: Mapping[str, tuple[str, str]] = {
+    "select": ("block or name", "which rows are drawn"),
+    "mix": ("block or name", "how much of each domain is drawn"),
+    "weight": ("block, name, or list of them", "how hard each row or token pulls"),
+    "offline": (
+        "block",
+        "how much `dataflex-cli select` selects ([offline.md](offline.md#keys)); no effect on `train`, which is said",
+    ),
+    "doremi": (
+        "block",
+        "the runs of `dataflex-cli doremi` ([doremi.md](doremi.md#keys)); no effect on `train`, which is said",
+    ),
+}
+# The keys that a component's block may hold beside its name and its parameters.
+SLOT_KEYS: Mapping[str, tuple[type, ...]] = {
+    "select": (ScheduleKeys, SelectKeys),
+    "mix": (ScheduleKeys, MixKeys),
+    "weight": (PartKeys, WeightKeys),
+}
+
+
+def own_keys(*models: type) -> list[str]:
+    """The keys of models, in their order."""
+    return [key.name for model in models for key in fields(model)]
