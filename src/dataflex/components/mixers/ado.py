@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from scipy.optimize import minimize
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
@@ -113,6 +112,8 @@ def fit_law(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
     arXiv 2203.15556, and the authors' code. Bounds stand for the penalties of the latter: alpha in [0.001, 0.8], beta at most
     e^6.5, eps positive and at most the smallest loss seen.
     """
+    from scipy.optimize import minimize
+
     places = np.unique(np.linspace(0, len(n) - 1, min(len(n), _POINTS)).astype(int))
     log_n, y = np.log(n[places]), np.log(np.maximum(losses[places], 1e-8))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class AdaptWeighter(Weighter):
         return {"anchor": anchors.mean(axis=0)}
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        import torch
+
         anchor = torch.as_tensor(state["anchor"], dtype=torch.float32, device=losses.device)
         found = self._near(context.signals["embedding"], anchor)
         if self.clip is not None:
@@ -60,4 +64,6 @@ class AdaptWeighter(Weighter):
         return found
 
     def _near(self, embeddings: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(torch.nn.functional.normalize(embeddings, dim=1) @ anchor / self.tau)
+        from torch.nn.functional import normalize
+
+        return (normalize(embeddings, dim=1) @ anchor / self.tau).sigmoid()

@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.tools.proportions import check_names, read_proportions
 from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,5 +63,5 @@ class DomainWeighter(Weighter):
         )
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        values = torch.tensor(self._in_order(context.names), dtype=losses.dtype, device=losses.device)
+        values = losses.new_tensor(self._in_order(context.names))
         return values[context.domains]

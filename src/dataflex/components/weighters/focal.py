@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +29,4 @@ class FocalWeighter(Weighter):
         return "token"
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        return (-torch.expm1(-losses)) ** self.gamma
+        return (-(-losses).expm1()) ** self.gamma

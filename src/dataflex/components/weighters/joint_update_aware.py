@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    import torch
 
 _MODES = ("full", "align_only", "diverse_only", "uniform")
 
@@ -75,6 +77,8 @@ class JointUpdateAwareWeighter(Weighter):
         return {"u": vectors.mean(axis=0)}
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        import torch
+
         if self.objective_mode == "uniform":
             return torch.ones_like(losses)
         z, others = self._scaled(context.signals["embedding"]), self._scaled(context.reference_signals["embedding"])
@@ -94,4 +98,6 @@ class JointUpdateAwareWeighter(Weighter):
         return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
     def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(embeddings, dim=1) if self.embed_normalize else embeddings
+        from torch.nn.functional import normalize
+
+        return normalize(embeddings, dim=1) if self.embed_normalize else embeddings

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+
+if TYPE_CHECKING:
+    import torch
 
 _STRATEGIES = ("linupper", "upper", "quadratic", "extremes", "uniform")
 
@@ -55,6 +57,8 @@ class LossWeighter(Weighter):
         return self.r_schedule[-1][1]
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        import torch
+
         if self.strategy == "uniform":
             return torch.ones_like(losses)
         low, high = context.reference.min(), context.reference.max()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.requests import ReferenceLoss, Request
+
+if TYPE_CHECKING:
+    import torch
 
 # How far rounding alone may set the excess losses of a token apart, in eps (1 - p), p the probability of the token: with an
 # error of at most e in every logit a loss is off by at most 2 (1 - p) e, and two losses are subtracted. In a bf16 model of 30
@@ -60,4 +61,4 @@ class Rho1Weighter(Weighter):
 
 def _noise(losses: torch.Tensor, reference: torch.Tensor, eps: float) -> torch.Tensor:
     """eps (1 - p) of each token, and the rounding of the losses themselves."""
-    return eps * -torch.expm1(-torch.maximum(losses, reference)) + _FP32
+    return eps * -(-losses.maximum(reference)).expm1() + _FP32

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
-from dataflex.components.selectors.tsds.density import Density
 from dataflex.components.selectors.tsds.transport import transport
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.files import read_array
@@ -102,6 +101,8 @@ class TsdsSelector(EmbeddingSelector):
 
     def distribution(self, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
         """Probability of each row, float64 [N], and remarks. rows, targets: float32 [N, d] and [M, d] of length one."""
+        from dataflex.components.selectors.tsds.density import Density
+
         limit = max(len(rows) // 10, min(len(rows), 2))
         cosine, places = nearest(targets, rows, min(self.max_K, limit))
         distances = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))
