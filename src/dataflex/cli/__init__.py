@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from dataflex import notices
 from dataflex.base.processes import children
-from dataflex.base.processes.stopping import stoppable
+from dataflex.base.processes.stopping import exit_status, stoppable
 from dataflex.cli.parsing import parser_of
 from dataflex.cli.tree import COMMANDS, overview
 from dataflex.errors import DataflexError, nearest
@@ -41,3 +43,8 @@ def _run(argv: list[str]) -> int:
     except DataflexError as error:
         notices.error(str(error))
         return error.exit_status
+    except BrokenPipeError:  # of a command that prints: `head` has seen enough
+        if command.has_levels:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return exit_status(signal.SIGPIPE)
