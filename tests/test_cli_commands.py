@@ -185,11 +185,16 @@ def test_env_names_versions_devices_and_plug_ins_and_no_secret(tmp_path: Path) -
 
 
 def test_env_says_what_is_missing(tmp_path: Path) -> None:
-    """deepspeed and ray come with extras; here a package that is asked for is hidden."""
-    hidden = "import importlib.metadata as m\nreal = m.version\n" + (
-        "def version(name):\n    if name == 'peft':\n        raise m.PackageNotFoundError(name)\n    return real(name)\nm.version = version\n"
+    """deepspeed and ray come with extras; here peft is hidden."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.metadata as metadata\n"
+        "real = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'peft':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.version = version\n"
     )
-    (tmp_path / "sitecustomize.py").write_text(hidden)
     assert "peft                   not installed\n" in command("env", PYTHONPATH=path_with(tmp_path)).stdout
 
 

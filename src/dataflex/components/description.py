@@ -130,6 +130,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
         for statement, below in pairwise(body):
             if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
                 continue
+            if ast.unparse(statement.annotation).startswith("ClassVar"):  # a fact of the class, and no field
+                continue
             if (
                 isinstance(below, ast.Expr)
                 and isinstance(below.value, ast.Constant)
