@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -50,7 +51,6 @@ class Description:
     departures: str
     """How it differs from the program or the text of its authors; empty where the docstring does not say."""
     paper: Paper | None
-    parameters: tuple[Parameter, ...]
     signals: tuple[str, ...]
     """Names of the signals that it asks for."""
     needs: tuple[str, ...]
@@ -59,6 +59,12 @@ class Description:
     """The most that one of its signals takes."""
     cost: tuple[str, ...]
     """What each of them takes, in words."""
+    component: type[Component]
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The required ones first. They are found in the source, which takes longer than all else."""
+        return parameters(self.component)
 
 
 def describe(family: str, name: str, cls: type[Component]) -> Description:
@@ -75,11 +81,11 @@ def describe(family: str, name: str, cls: type[Component]) -> Description:
         text=text,
         departures=departures,
         paper=_stated(cls, "paper", Paper, None),
-        parameters=parameters(cls),
         signals=tuple(sorted({request.name for request in requests})),
         needs=_needs(family, requests),
         work=max((work for work, _ in costs), key=works.index, default="none"),
         cost=tuple(dict.fromkeys(words for _, words in costs)),
+        component=cls,
     )
 
 
@@ -105,12 +111,12 @@ def unchecked(cls: type[Component]) -> Component:
 
 def parameters(cls: type[Component]) -> tuple[Parameter, ...]:
     """Those of a component class, the required ones first."""
-    hints, meanings, demands = _hints(cls), field_docstrings(cls), _demands(cls)
+    hints, meanings, demands, values = _hints(cls), field_docstrings(cls), _demands(cls), unchecked(cls)
     found = []
     for field in _fields(cls):
         expectations, choices = demands.get(field.name, ((), ()))
         required = field.default is MISSING and field.default_factory is MISSING
-        default = None if required else getattr(unchecked(cls), field.name)
+        default = None if required else getattr(values, field.name)
         kind = " | ".join(map(str, choices)) or type_in_words(hints.get(field.name, Any))
         found.append(Parameter(field.name, kind, required, default, expectations, meanings.get(field.name, "")))
     return tuple(sorted(found, key=lambda parameter: not parameter.required))

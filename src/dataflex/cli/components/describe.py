@@ -51,10 +51,10 @@ def _record(found: Found) -> dict[str, Any]:
     from dataflex.cli.blocks import plain
 
     told = found.describe()
-    record = asdict(told) | {"package": found.package, "block": _block(found)}
-    record["parameters"] = [
-        asdict(p) | {"default": plain(p.default), "expectations": list(p.expectations)} for p in told.parameters
-    ]
+    record = {name: value for name, value in vars(told).items() if name not in ("component", "parameters")}
+    record["paper"] = asdict(told.paper) if told.paper else None
+    record["parameters"] = [asdict(p) | {"default": plain(p.default)} for p in told.parameters]
+    record |= {"package": found.package, "block": _block(found)}
     return record
 
 

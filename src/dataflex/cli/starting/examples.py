@@ -37,8 +37,9 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     if options.name is None and options.copy is not None:
         parser.error("--copy needs the name of an example")
     if options.name is None:
-        width = max(map(len, example_names()))
-        notices.show("\n".join(f"{name:<{width}}  {_about(_find(name))}" for name in example_names()))
+        root, names = shipped(_FOLDER), example_names()
+        width = max(map(len, names))
+        notices.show("\n".join(f"{name:<{width}}  {_about(root / f'{name}.yaml')}" for name in names))
     elif options.copy is None:
         notices.show(_find(options.name).read_text(encoding="utf-8").rstrip("\n"))
     else:
