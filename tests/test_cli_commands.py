@@ -15,7 +15,7 @@ from commands import command, environment
 from plug_ins import install, path_with, plug_in
 
 from dataflex import __version__, shipped
-from dataflex.base.environment import tested_versions
+from dataflex.base.environment import report, tested_versions
 from dataflex.cli.starting.examples import example_names
 from dataflex.cli.tree import COMMANDS, grouped
 from dataflex.errors import DataflexError
@@ -182,6 +182,20 @@ def test_env_names_versions_devices_and_plug_ins_and_no_secret(tmp_path: Path) -
     assert facts["trackers"] == "wandb 0.5"
     assert facts["device"].startswith("CPU")
     assert "not_to_be_told" not in ended.stdout + ended.stderr and str(tmp_path) not in ended.stdout
+
+
+def test_env_names_every_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    card = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    lines = [value for name, value in report() if name == "device"]
+    assert lines == [f"cuda {index}: NVIDIA H100, 80 GiB, CUDA {torch.version.cuda}" for index in (0, 1)]
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1 / 0)
+    assert [value for name, value in report() if name == "device"] == ["unknown (ZeroDivisionError: division by zero)"]
 
 
 def test_env_says_what_is_missing(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_list_signals() -> None:
     written = {record["written as"] for record in records}
     assert {'"loss"', '"train_loss"', "Embedding", "TargetAlignment", "PolicyAlignment"} <= written
     assert all(record["work"] in WORK and record["value"] for record in records)
-    assert "a forward pass over the held-out rows per update" in command("list", "signals").stdout
+    assert table(command("list", "signals").stdout)["loss"][:3] == ['"loss"', "select, mix", "forward"]
 
 
 def test_components_of_plug_ins_are_listed_and_described(tmp_path: Path) -> None:

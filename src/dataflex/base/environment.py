@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from dataflex.components.registry import FAMILIES, plug_ins
+from dataflex.components.registry import FAMILIES, package_of, plug_ins
 from dataflex.errors import DataflexError
 from dataflex.notices import first_line
 from dataflex.shipped import shipped
@@ -100,6 +100,5 @@ def _plug_ins() -> list[str]:
     added: dict[str, list[str]] = {}
     for family in FAMILIES:
         for entry in plug_ins(family):
-            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value.partition(":")[0]
-            added.setdefault(package, []).append(f"{family} {entry.name}")
+            added.setdefault(package_of(entry), []).append(f"{family} {entry.name}")
     return [f"{package}: {', '.join(names)}" for package, names in sorted(added.items())]

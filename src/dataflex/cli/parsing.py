@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from typing import NoReturn
 
 from dataflex import notices
 from dataflex.cli.tree import Command
 
 PROGRAM = "dataflex-cli"
+_WIDTH = 100
 OPTIONS_OF_LEVEL = (
     ("-q", "--quiet", "errors only"),
     ("-v", "--verbose", "every decision, and where an error comes from"),
@@ -28,6 +30,7 @@ def parser_of(command: Command, parser: argparse.ArgumentParser | None = None) -
     parser = parser or Parser(prog=f"{PROGRAM} {command.name}")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     command.load().configure(parser)
+    parser.description = textwrap.fill(parser.description or "", _WIDTH)
     if command.has_levels:
         for short, long, meaning in OPTIONS_OF_LEVEL:  # taken from the line before it is parsed
             parser.add_argument(short, long, action="store_true", help=meaning)

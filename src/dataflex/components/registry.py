@@ -78,6 +78,11 @@ def plug_ins(slot: str) -> list[EntryPoint]:
     return [entry for entry in entry_points(group=f"dataflex.{family}") if entry.name not in table]
 
 
+def package_of(entry: EntryPoint) -> str:
+    """Name and version of the package that an entry point belongs to."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value.partition(":")[0]
+
+
 def names(slot: str) -> list[str]:
     """Every name that a slot accepts, `module:Class` aside; `custom` stands for the class that the key `class` names."""
     return sorted({"custom", *FAMILIES[slot][0], *(entry.name for entry in plug_ins(slot))})

@@ -36,7 +36,7 @@ class _Plain(SignalRequest):
 
 @dataclass(frozen=True)
 class Loss(_Plain):
-    """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model; one forward pass."""
+    """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model."""
 
     name = "loss"
     slots = ("select", "mix")
@@ -49,7 +49,7 @@ class Loss(_Plain):
 
 @dataclass(frozen=True)
 class Tokens(_Plain):
-    """float64 [rows]: tokens of each row, those of its prompt included; read from the data."""
+    """float64 [rows]: tokens of each row, those of its prompt included."""
 
     name = "tokens"
     slots = ("select",)
@@ -60,7 +60,7 @@ class Tokens(_Plain):
 
 @dataclass(frozen=True)
 class TrainableTokens(_Plain):
-    """float64 [rows]: tokens of each row that carry a loss; read from the data."""
+    """float64 [rows]: tokens of each row that carry a loss."""
 
     name = "trainable_tokens"
     slots = ("select",)
@@ -71,7 +71,7 @@ class TrainableTokens(_Plain):
 
 @dataclass(frozen=True)
 class TrainLoss(_Plain):
-    """Per-domain sums of the losses of the rows trained on since the last update; free."""
+    """Per-domain sums of the losses of the rows trained on since the last update."""
 
     name = "train_loss"
     slots = ("mix",)
@@ -96,7 +96,7 @@ class GivenWeight(_Plain):
 
 @dataclass(frozen=True)
 class HeldOutLoss(_Plain):
-    """float64 [held-out rows]: token-mean cross entropy of each, domain after domain; one forward pass over them."""
+    """float64 [held-out rows]: token-mean cross entropy of each, domain after domain."""
 
     name = "heldout_loss"
     slots = ("mix",)
@@ -109,7 +109,7 @@ class HeldOutLoss(_Plain):
 
 @dataclass(frozen=True)
 class HeldOutTokens(_Plain):
-    """float64 [held-out rows]: tokens of each that carry a loss (a pair counts as one); the same pass."""
+    """float64 [held-out rows]: tokens of each that carry a loss (a pair counts as one)."""
 
     name = "heldout_tokens"
     slots = ("mix",)

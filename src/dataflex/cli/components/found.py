@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 
 from dataflex.components.contracts import Component
 from dataflex.components.description import Description, describe
-from dataflex.components.registry import FAMILIES, plug_ins, resolve
+from dataflex.components.registry import FAMILIES, package_of, plug_ins, resolve
 from dataflex.errors import ConfigError, nearest
 
 KINDS = {"select": "selector", "mix": "mixer", "weight": "weighter"}
@@ -55,11 +54,6 @@ def find(name: str, family: str | None = None) -> list[Found]:
 def component_names() -> list[str]:
     """Every name, once."""
     return sorted({found.name for family in FAMILIES for found in found_in(family)})
-
-
-def package_of(entry: EntryPoint) -> str:
-    """Name and version of the package that an entry point belongs to."""
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value.partition(":")[0]
 
 
 def _class_of(path: str, families: list[str]) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from dataclasses import fields
 from typing import Any
 
 from dataflex import notices
@@ -32,7 +33,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.what == _SIGNALS:
         records = _signals()
-        headings, columns = {"": records}, ["name", "written as", "families", "cost", "value"]
+        headings, columns = {"": records}, ["name", "written as", "families", "work", "value"]
     else:
         wanted = [options.what] if options.what else list(_FAMILIES)
         headings = {f"{name} (dataflex.{_FAMILIES[name]})": _components(_FAMILIES[name]) for name in wanted}
@@ -66,9 +67,8 @@ def _signals() -> list[dict[str, Any]]:
     records = []
     for kind in REQUESTS:
         if kind.slots:
-            plain = not getattr(kind, "__annotations__", {}) and str(kind.__mro__[1].__name__) == "_Plain"
             summary = " ".join((kind.__doc__ or "").split()).partition(". ")[0].removesuffix(".")
-            written = f'"{kind.name}"' if plain else kind.__name__
+            written = kind.__name__ if fields(kind) else f'"{kind.name}"'  # type: ignore[arg-type]
             records.append(
                 {
                     "name": kind.name,
