@@ -178,7 +178,9 @@ def test_env_names_versions_devices_and_plug_ins_and_no_secret(tmp_path: Path) -
         assert facts[name].partition(" ")[0].partition("+")[0] == tested[name]
     assert facts["accelerate"] == f"0.0.7 (tested: {tested['accelerate']})"
     assert f"others that differ     xxhash 99.1 ({tested['xxhash']})" in ended.stdout
-    assert "last-rows 1.2: select last" in ended.stdout and "broken-rows 0.1: select broken" in ended.stdout
+    assert (
+        "last-rows 1.2: select last" in ended.stdout and "broken-rows 0.1: select broken, select raises" in ended.stdout
+    )
     assert facts["trackers"] == "wandb 0.5"
     assert facts["device"].startswith("CPU")
     assert "not_to_be_told" not in ended.stdout + ended.stderr and str(tmp_path) not in ended.stdout

@@ -83,6 +83,7 @@ def test_components_of_plug_ins_are_listed_and_described(tmp_path: Path) -> None
     rows = table(found.stdout)
     assert rows["last"] == ["none", "nothing", "The last rows [plug-in: last-rows 1.2]"]
     assert "a_package_that_is_not_there" in rows["broken"][-1] and "[plug-in: broken-rows 0.1]" in rows["broken"][-1]
+    assert rows["raises"] == ["?", "?", "RuntimeError: no default today [plug-in: broken-rows 0.1]"]
     assert rows["rds"][-1] == told("select", "rds").summary
     page = command("describe", "last", PYTHONPATH=path).stdout
     assert page.startswith(

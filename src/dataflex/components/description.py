@@ -101,12 +101,7 @@ def example_of(cls: type[Component]) -> Mapping[str, Any]:
 
 def unchecked(cls: type[Component]) -> Component:
     """An object with defaults and, where there are none, values of the example. `check` is left out: it may read files."""
-    instance = object.__new__(cls)
-    example = example_of(cls)
-    for field in fields(cls):
-        value = field.default if field.default_factory is MISSING else field.default_factory()
-        object.__setattr__(instance, field.name, example[field.name] if value is MISSING else value)
-    return instance
+    return _filled(object.__new__(cls), cls)
 
 
 def parameters(cls: type[Component]) -> tuple[Parameter, ...]:
@@ -235,11 +230,21 @@ def _demands(cls: type[Component]) -> dict[str, tuple[tuple[str, ...], tuple[str
         found[parameter] = (found.get(parameter, ((), ()))[0], tuple(choices))
 
     noting = type(cls.__name__, (cls,), {"require": require, "require_choice": require_choice})
-    instance: Component = object.__new__(noting)
-    vars(instance).update(vars(unchecked(cls)))
+    instance = _filled(object.__new__(noting), cls)
     with suppress(Exception):  # a file that is not there, or whatever a user's class does
         instance.check()
     return found
+
+
+def _filled(instance: Component, cls: type[Component]) -> Component:
+    """The object, with the values of `unchecked`. A field that is computed while an object is made stays without."""
+    example = example_of(cls)
+    for field in fields(cls):
+        value = field.default if field.default_factory is MISSING else field.default_factory()
+        value = example.get(field.name, MISSING) if value is MISSING else value
+        if value is not MISSING:
+            object.__setattr__(instance, field.name, value)
+    return instance
 
 
 def _placeholder(hint: Any) -> Any:

@@ -55,8 +55,11 @@ def _components(family: str) -> list[dict[str, Any]]:
         try:
             told = found.describe()
             record |= {"summary": told.summary, "work": told.work, "needs": list(told.needs)}
-        except ConfigError as error:  # of a plug-in: what else there is can still be listed
-            record |= {"summary": str(error), "work": "?", "needs": ["?"]}
+        except Exception as error:  # whatever a plug-in does: what else there is can still be listed
+            if found.package is None:
+                raise
+            reason = str(error) if isinstance(error, ConfigError) else notices.first_line(error)
+            record |= {"summary": reason, "work": "?", "needs": ["?"]}
         records.append(record)
     return records
 
