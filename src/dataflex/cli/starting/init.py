@@ -90,9 +90,13 @@ def starter(file: Path, chosen: dict[str, str]) -> str:
     from dataflex.cli.blocks import DOMAINS, block_lines
     from dataflex.cli.components.found import find
 
+    classes = {family: find(name, family)[0].load() for family, name in chosen.items()}
+    if list(classes) == ["weight"] and getattr(classes["weight"], "goes_by_domain", False):
+        # it must know the data set of each row, which a run without select or mix does not
+        chosen = {"mix": "static", **chosen}
+        classes["mix"] = find("static", "mix")[0].load()
     lines: list[str] = []
     for family, name in chosen.items():
-        (found,) = find(name, family)
-        lines += [f"  {line}" for line in block_lines(family, name, found.load())]
+        lines += [f"  {line}" for line in block_lines(family, name, classes[family])]
     head = _HEAD.format(file=file, domains=",".join(DOMAINS), steps=_STEPS, stem=file.stem)
     return head + _BLOCK + "\n".join(lines) + "\n"
