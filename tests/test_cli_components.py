@@ -196,14 +196,15 @@ def test_the_readme_names_the_components_there_are() -> None:
 
 
 @pytest.mark.parametrize("family, name", BUILT_IN)
-def test_the_page_of_components_names_the_paper_of_the_class(family: str, name: str) -> None:
-    """What is written by hand there: the first paragraph of an entry names the number that the class states, and no other."""
-    name = "proportional" if name == "stratified" else name
+def test_the_page_and_the_module_name_the_paper_of_the_class(family: str, name: str) -> None:
+    """What is written by hand: the entry's first paragraph and the first line of the module name no other number."""
+    entry_name = "proportional" if name == "stratified" else name
     page = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
-    (entry,) = re.findall(rf"^### {family}: {name}\n\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    (entry,) = re.findall(rf"^### {family}: {entry_name}\n\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    cls = resolve(family, name, name)
+    text = f"{entry} {sys.modules[cls.__module__].__doc__}".replace("\n", " ")
     paper = told(family, name).paper
-    numbers = set(re.findall(r"arXiv (\d{4}\.\d{5})", entry.replace("\n", " ")))
-    assert numbers <= ({paper.arxiv} if paper else set())
+    assert set(re.findall(r"arXiv (\d{4}\.\d{5})", text)) <= ({paper.arxiv} if paper else set())
 
 
 def test_descriptions_of_types() -> None:
