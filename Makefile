@@ -1,4 +1,4 @@
-# demo, test, test-slow, lint: each installs what it needs into .venv first, once per change of the two files named below.
+# demo, test, test-slow, lint, docs: each installs what it needs into .venv first, once per change of the two files named below.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,13 +10,14 @@ export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint clean distclean
+.PHONY: help demo test test-slow lint docs clean distclean
 
 help:
 	@echo "make demo       a short demonstration on the CPU"
 	@echo "make test       the tests, without the slow ones"
 	@echo "make test-slow  the slow tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the pages that are rendered from commands, components, keys and refusals"
 	@echo "make clean      remove caches and build output (distclean: .venv too)"
 
 demo: $(VENV)/.stamp-base
@@ -35,6 +36,10 @@ lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(VENV)/.stamp-base
+	$(PY) docs/render.py
+	$(PY) docs/generate.py
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

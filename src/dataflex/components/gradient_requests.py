@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from dataflex.components.signal_request import SignalRequest
+from dataflex.components.signal_request import SignalRequest, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,8 @@ class Gradient(SignalRequest):
 
     takes_gradients = True
     needs_tokens = True
+    work: ClassVar[Work] = "forward and backward"
+    cost = "a forward and backward pass over the data per update"
 
     gradient_type: Literal["adam", "sgd"] = "adam"
     """`sgd`: the gradient itself. `adam`: the step that Adam would take on it, with the moments of the run."""
@@ -42,6 +44,7 @@ class TargetAlignment(Gradient):
     name = "target_alignment"
     slots = ("select",)
     aim = "target"
+    cost = "a forward and backward pass over the data per update, and two over the target"
     kept = True
 
     boundaries: tuple[int, ...] | None = None
@@ -55,6 +58,10 @@ class PolicyAlignment(Gradient):
     name = "target_alignment"
     slots = ("select",)
     aim = "target"
+    work = "generation"
+    cost = (
+        "responses to the prompts of the target, a forward and backward pass over the data, and two over the responses"
+    )
     needs_prompts = True
     kept = True
 
@@ -90,6 +97,7 @@ class Interaction(Gradient):
     name = "interaction"
     slots = ("select",)
     aim = "target"
+    cost = "a forward and backward pass over the rows measured and the rows of the target; their gradients all at once"
 
     target_rows: int | None = None
     """Rows of the target used, drawn afresh at every step; None: all."""
@@ -102,6 +110,7 @@ class Features(Gradient):
     name = "features"
     slots = ("select",)
     kept = True
+    cost = "a forward and backward pass over the data per update; rows x values in fp64"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,7 @@ class DomainGradients(Gradient):
     name = "domain_gradients"
     slots = ("mix",)
     per = "domain"
+    cost = "a forward and backward pass over some rows of each domain per update"
 
     rows: int = 8
     """Of each domain, in both halves together."""

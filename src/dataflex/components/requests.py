@@ -19,7 +19,7 @@ from dataflex.components.gradient_requests import (
     PolicyAlignment,
     TargetAlignment,
 )
-from dataflex.components.signal_request import SignalRequest
+from dataflex.components.signal_request import SignalRequest, Work
 from dataflex.errors import DataflexError
 
 Request = str | SignalRequest
@@ -36,7 +36,7 @@ class _Plain(SignalRequest):
 
 @dataclass(frozen=True)
 class Loss(_Plain):
-    """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model; one forward pass."""
+    """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model."""
 
     name = "loss"
     slots = ("select", "mix")
@@ -49,31 +49,37 @@ class Loss(_Plain):
 
 @dataclass(frozen=True)
 class Tokens(_Plain):
-    """float64 [rows]: tokens of each row, those of its prompt included; read from the data."""
+    """float64 [rows]: tokens of each row, those of its prompt included."""
 
     name = "tokens"
     slots = ("select",)
     from_losses = False
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
 class TrainableTokens(_Plain):
-    """float64 [rows]: tokens of each row that carry a loss; read from the data."""
+    """float64 [rows]: tokens of each row that carry a loss."""
 
     name = "trainable_tokens"
     slots = ("select",)
     from_losses = False
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
 class TrainLoss(_Plain):
-    """Per-domain sums of the losses of the rows trained on since the last update; free."""
+    """Per-domain sums of the losses of the rows trained on since the last update."""
 
     name = "train_loss"
     slots = ("mix",)
     per = "domain"
     streamed = True
     free = True
+    work = "none"
+    cost = "none: training sums it up"
 
 
 @dataclass(frozen=True)
@@ -84,28 +90,32 @@ class GivenWeight(_Plain):
     slots = ("weight",)
     per = "token"
     streamed = True
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
 class HeldOutLoss(_Plain):
-    """float64 [held-out rows]: token-mean cross entropy of each, domain after domain; one forward pass over them."""
+    """float64 [held-out rows]: token-mean cross entropy of each, domain after domain."""
 
     name = "heldout_loss"
     slots = ("mix",)
     per = "held-out row"
     aim = "held out"
+    cost = "a forward pass over the held-out rows per update"
     stage_loss = True
     streamed = True
 
 
 @dataclass(frozen=True)
 class HeldOutTokens(_Plain):
-    """float64 [held-out rows]: tokens of each that carry a loss (a pair counts as one); the same pass."""
+    """float64 [held-out rows]: tokens of each that carry a loss (a pair counts as one)."""
 
     name = "heldout_tokens"
     slots = ("mix",)
     per = "held-out row"
     aim = "held out"
+    cost = "a forward pass over the held-out rows per update"
     stage_loss = True
     streamed = True
 
@@ -118,6 +128,7 @@ class HeldOutSums(_Plain):
     name = "heldout_sums"
     per = "held-out row"
     aim = "held out"
+    cost = "a forward pass over the held-out rows per update"
 
 
 # -- of other kinds --------------------------------------------------------------------------------------------------
@@ -136,6 +147,7 @@ class RouterLoad(SignalRequest):
     needs_tokens = True
     needs_experts = True
     from_losses = False
+    cost = "a forward pass over some rows of each domain per update"
 
     rows: int = 1000
     """In all, as many of each domain."""
@@ -165,6 +177,13 @@ class Embedding(SignalRequest):
     model: str | None = None
     """A sentence-transformers model that reads the text of the row instead; layer and pooling are then its own."""
 
+    def work_for(self, slot: str) -> tuple[Work, str]:
+        if self.model is not None:
+            return "text encoder", "a text encoder reads every row, once in a run"
+        if slot == "weight" and self.aim is None:
+            return "none", "none: the pass that trains has it"
+        return self.work, self.cost
+
     def reads(self) -> Literal["model", "encoder"]:
         return "model" if self.model is None else "encoder"
 
@@ -184,6 +203,7 @@ class TargetEmbedding(Embedding):
     aim = "target"
     streamed = False
     file_key = "target_embeddings"
+    cost = "a forward pass over the target each time that it is looked at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +215,10 @@ class ReferenceLoss(SignalRequest):
     slots = ("weight",)
     per: ClassVar[Literal["token", "domain"]] = "token"
     needs_tokens = True
+    cost = "a forward pass of the reference model over the data, once"
 
     model: str
-    """The reference, as `model_name_or_path` names one."""
+    """The reference model, as `model_name_or_path` names one."""
     store: str | None = None
     """Directory that its losses are kept in, where other runs find them; None: that of the run."""
 
@@ -210,7 +231,7 @@ class ReferenceLoss(SignalRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ExcessLoss(ReferenceLoss):
-    """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference, 0)."""
+    """Per-domain sums over the tokens trained on of max(cross entropy - cross entropy under the reference model, 0)."""
 
     name = "excess_loss"
     slots = ("mix",)

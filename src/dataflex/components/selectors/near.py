@@ -21,17 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NearSelector(EmbeddingSelector):
-    """The nearest neighbour of every target row, then the second nearest of every one, until the budget is met.
+    """The nearest neighbours of the target, nearest first.
 
+    The nearest neighbour of every target row comes first, then the second nearest of every one, until the budget is met.
     Neighbours are either
 
     - measured: by the cosine of the mean hidden states, with the model of the moment; the score of a row is its cosine
       with the closest target row; or
     - found before: read from the file `indices_path` (`NeighbourFile`). It does not change while training, so every
       update selects the same rows. There are no scores.
+
+    Departures:
+
+    Compared with the selector of dataflex 1.1.0, since there is no paper. What is different:
+
+    - Without a file, embeddings are those of the model being trained, so updates differ.
+    - A file is about stored rows, where 1.1.0 took its numbers for processed rows, which are others as soon as one was
+      dropped.
+    - -1 is accepted in a file, and neighbours are exact.
     """
 
     indices_path: str | None = None
+    """Neighbours found before: an .npy file of int[M, K], for each of M target rows its K nearest rows as stored; -1:
+    none."""
 
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 

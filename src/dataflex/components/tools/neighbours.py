@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int, Int64
@@ -21,6 +20,8 @@ def nearest(
     queries: Float32[np.ndarray, "queries dims"], rows: Float32[np.ndarray, "rows dims"], count: int
 ) -> tuple[Float32[np.ndarray, "queries count"], Int64[np.ndarray, "queries count"]]:
     """For each query the `count` largest inner products with rows, best first, and the indices of these rows."""
+    import torch
+
     found = []
     for _, block in _blocks(queries, _QUERIES):
         values, indices = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
@@ -35,6 +36,8 @@ def nearest(
 
 
 def _blocks(rows: Float32[np.ndarray, "rows dims"], size: int) -> Iterator[tuple[int, Float32[Tensor, "block dims"]]]:
+    import torch
+
     for start in range(0, len(rows), size):
         yield start, torch.from_numpy(np.ascontiguousarray(rows[start : start + size]))
 
@@ -45,6 +48,8 @@ def closeness(
     tasks: Int[np.ndarray, " queries"],
 ) -> Float32[np.ndarray, "rows tasks"]:
     """Largest inner product of each row with a query of each task. tasks: of each query, ascending from 0."""
+    import torch
+
     starts, aims = np.flatnonzero(np.diff(tasks, prepend=-1)), torch.from_numpy(queries)
     out = np.empty((len(rows), len(starts)), dtype=np.float32)
     for start, block in _blocks(rows, max(1, _VALUES // len(queries))):

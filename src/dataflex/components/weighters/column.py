@@ -16,13 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnWeighter(Weighter):
-    """w_i is the number in `column` of row i; with `per: message`, a token weighs what `column` of its message says.
+    """A row or a message weighs what the data set itself says.
+
+    w_i is the number in `column` of row i; with `per: message`, a token weighs what `column` of its message says.
 
     Numbers are non-negative; only ratios matter. A row without the column is an error; a message without it weighs one.
+
+    Departures:
+
+    Nowhere known, compared with the written-out loss. It has no authors.
     """
 
     column: str = "weight"
+    """Name of the column, or with `per: message` of the key beside a message's role and content."""
     per: Literal["row", "message"] = "row"
+    """Whose weight it is."""
 
     def check(self) -> None:
         self.require("column", bool(self.column), "the name of a column")

@@ -1,7 +1,7 @@
 """LESS on a few representatives of each cluster: the selector `cluster_less` of dataflex 1.1.0. There is no paper.
 
 1. clusters          of rows whose embeddings are alike, made at the first update and kept       `shortlist`
-2. representatives   some rows of each cluster, chosen anew at every update                      `shortlist`
+2. representatives   some rows of each cluster, chosen again at every update                      `shortlist`
 3. influence         of LESS on the target, measured on the representatives alone                `refines`
 4. scores            of clusters: the mean over their representatives                            `select`
 5. selection         whole clusters, from the best on                                            `select`
@@ -39,14 +39,23 @@ STRATEGIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterLessSelector(GradientSelector):
-    """All rows of a cluster C get the mean influence of its representatives,
+    """LESS on a few representatives of each cluster of similar rows.
+
+    All rows of a cluster C get the mean influence of its representatives,
 
         score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k) .
 
     This estimates the mean influence of the cluster at samples_per_cluster / cluster_size of the cost of LESS. Clusters are
     taken whole, from the best on. Of the last one as many rows as are still wanted are drawn at random.
 
-    dataflex 1.1.0 took the cosine of the mean direction instead of the mean of the cosines.
+    Departures:
+
+    Compared with the selector of dataflex 1.1.0, since there is no paper. What is different:
+
+    - *The score.* 1.1.0 scored a cluster by the cosine of the *mean direction* of its representatives; here it is the *mean
+      of their cosines*, which estimates the mean influence of the rows of the cluster. They differ where the gradients of a
+      cluster disagree: the mean direction of these is short, and dividing by its length makes up for that, so that such
+      clusters scored higher. On synthetic gradients 9 of the 10 best clusters were the same.
     """
 
     seed: int = 42
@@ -54,19 +63,21 @@ class ClusterLessSelector(GradientSelector):
     cluster_size: int = 64
     """Rows of a cluster on average."""
     num_clusters: int | None = None
-    """Number of clusters, instead of cluster_size."""
+    """Number of clusters, instead of `cluster_size`."""
     samples_per_cluster: int = 4
     """Representatives of a cluster."""
     clustering_method: str = "kmeans"
-    """One of METHODS."""
+    """How rows are clustered."""
     clustering_max_iter: int = 20
+    """Iterations of k-means."""
     representative_strategy: str = "random"
-    """One of STRATEGIES."""
+    """Which rows represent a cluster."""
     lsh_num_bits: int | None = None
+    """Random projections of `lsh`: at most 2^bits clusters; null: as many as the clusters need."""
     embedding_layer: int = -1
-    """Clusters are made by the mean hidden state after this layer of the model that is trained."""
+    """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     embedding_model_name_or_path: str | None = None
-    """Clusters are made by the vectors of this sentence-transformers model instead."""
+    """A sentence-transformers model (directory or name on the hub) instead of the model that is trained."""
 
     retired: ClassVar[Mapping[str, str]] = {
         **GradientSelector.retired,

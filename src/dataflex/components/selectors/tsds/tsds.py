@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
-from dataflex.components.selectors.tsds.density import Density
+from dataflex.components.paper import Paper
 from dataflex.components.selectors.tsds.scale import scale
 from dataflex.components.selectors.tsds.transport import Transported, transport
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable, distance
@@ -33,12 +33,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TsdsSelector(EmbeddingSelector):
-    """Rows drawn from the distribution p that minimises
+    """Rows distributed as the target is, near-duplicates counted once.
+
+    They are drawn from the distribution p that minimises
 
         alpha/C  x  distance that mass travels from the target rows   +   (1 - alpha) G_KDE .
 
-    G_KDE is small where mass lies evenly, near-duplicates together counting as one row (see `transport.py`). Embeddings
-    have length one. Rows are drawn with replacement, as in the paper. The score of a row is its probability.
+    G_KDE is small where mass lies evenly, near-duplicates together counting as one row (see `transport.py`). sigma and C are
+    distances, and those differ from one kind of embedding to another: None takes them from the data (`scale`). Embeddings
+    have length one. Rows are drawn with replacement, as in the paper. The score of a row is its probability. With
+    `probs_path` all updates draw from the distribution in that file, and nothing is measured.
+
+    Departures:
+
+    Compared with an independent transcription of their `tsds.py` with exact neighbours: the distribution is the same. What is
+    different:
+
+    - *Scale.* Their configuration has alpha 0.5, as here, and asks for a C "in the same scale as the norm of the embeddings";
+      sigma is a number too. Here both follow from the data unless they are given. dataflex 1.1.0 had alpha 0.6, C 5 and sigma
+      0.75, with which the transport does not stop on mean hidden states; files written for it keep them.
+    - Neighbours and rho are not looked up in an inverted-file index, which misses many of them.
+    - Embeddings are measured with the model, not read from files (`dataflex-cli select` reads files too).
+    - dataflex 1.1.0 drew without replacement, which fails where fewer rows than the budget have a probability; its script
+      left out the limit of a tenth; it took its file to be about processed rows.
     """
 
     max_K: int = 5000
@@ -46,17 +63,24 @@ class TsdsSelector(EmbeddingSelector):
     kde_K: int = 1000
     """Nearest candidates in the sum of rho; at most a tenth of all."""
     sigma: float | None = None
-    """Width of the kernel of rho, a distance. 0: rho is 1. None: from the data (`scale`)."""
+    """Width of the kernel of rho, a distance. 0: every row counts alone; null: from the distances in the data."""
     alpha: float = 0.5
-    """What distance counts against evenness."""
+    """What distance counts against evenness; 1: the nearest row gets all; 0: as even as `max_K` allows."""
     C: float | None = None
-    """Scale of the distances. None: from the data (`scale`)."""
+    """Scale of the distances: the larger, the more even; null: from the distances in the data."""
     replacement: bool = True
+    """Draw with replacement, as the paper does; the budget may then exceed the data."""
     exact: bool = False
-    """Compare all pairs of candidates for rho."""
+    """Compare all pairs of candidates for rho, however many there are."""
     probs_path: str | None = None
-    """A distribution found before (`ProbabilityFile`). All updates then draw from it, and nothing is measured."""
+    """A distribution found before: an .npy file of float[N], one for each row as stored."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Liu et al.",
+        title="TSDS: Data Selection for Task-Specific Model Finetuning",
+        arxiv="2410.11303",
+        venue="NeurIPS 2024",
+    )
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"sigma": 0.75, "alpha": 0.6, "C": 5.0}
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 
@@ -100,6 +124,8 @@ class TsdsSelector(EmbeddingSelector):
         self, rows: Float32[np.ndarray, "rows dims"], targets: Float32[np.ndarray, "targets dims"]
     ) -> tuple[Float64[np.ndarray, " rows"], dict[str, str]]:
         """Probability of each row, steps 1 to 4, and remarks. All vectors have length one."""
+        from dataflex.components.selectors.tsds.density import Density
+
         tenth = max(len(rows) // 10, min(len(rows), 2))  # as in the authors' program; mass needs two places to go
         cosine, indices = nearest(targets, rows, min(self.max_K, tenth))
         d = distance(cosine)
