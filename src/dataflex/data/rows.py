@@ -30,14 +30,20 @@ _LABELS, _MOST_ROWS = 1 << 21, 1 << 14
 class Rows(Dataset):
     """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
 
-    An id is the row's place in the concatenation of the parts, in the order of `domains.names`. raw: where it is known,
-    the number of each row among the raw_total rows of the data sets as they are stored, laid end to end, int64[N].
+    An id is the row's place in the concatenation of the parts, in the order of `domains.names`. Where they are known: stored,
+    the number of each row in its data set as it is stored, int64[N]; raw, the same among the raw_total rows of all data sets
+    laid end to end.
     """
 
     def __init__(
-        self, parts: Sequence[Any], names: Sequence[str], raw: np.ndarray | None = None, raw_total: int = 0
+        self,
+        parts: Sequence[Any],
+        names: Sequence[str],
+        raw: np.ndarray | None = None,
+        raw_total: int = 0,
+        stored: np.ndarray | None = None,
     ) -> None:
-        self.parts, self.raw, self.raw_total = list(parts), raw, raw_total
+        self.parts, self.raw, self.raw_total, self.stored = list(parts), raw, raw_total, stored
         self._tokens: np.ndarray | None = None
         self._learned: np.ndarray | None = None
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))

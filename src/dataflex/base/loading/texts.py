@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,6 +44,9 @@ class Texts:
         place = self.origins[part].places[row - (ends[part] - self.sizes[part])]
         found = self.aligned[part][int(place)]
         return "\n".join(m["content"] for m in (*found["_prompt"], *found["_response"]) if m["content"])
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        return [self[row] for row in rows]
 
     def fingerprint(self) -> str:
         digest = xxhash.xxh3_128()

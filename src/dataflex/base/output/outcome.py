@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ class Outcome:
     """Rows in the order of the selector, int64[budget]."""
     scores: np.ndarray
     """float64[N], NaN where a row has none."""
-    text: Callable[[int], str]
-    """What a row says."""
+    texts: Callable[[Sequence[int]], list[str]]
+    """What rows say."""
     notes: list[str]
     """Lines for the summary."""
