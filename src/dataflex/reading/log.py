@@ -94,7 +94,7 @@ def columns(records: Iterator[tuple[int, dict[str, Any]]]) -> dict[str, Series]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, a line each, up to the first line that is none: a run may be writing, or may have been killed."""
+    """The JSON objects of a file, a line each, up to the first line that is none: the run may be writing, or was killed."""
     if not path.is_file():
         return
     with path.open("rb") as file:

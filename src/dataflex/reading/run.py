@@ -193,7 +193,9 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ConfigError(f"{path}: there is no such directory")
-        parts = [path / step for step in ("reference", "proxy", "final")] if (path / "doremi.json").is_file() else [path]
+        parts = (
+            [path / step for step in ("reference", "proxy", "final")] if (path / "doremi.json").is_file() else [path]
+        )
         runs = [Run(part, part.name if part is path else f"{path.name}/{part.name}") for part in parts]
         runs = [run for run in runs if run.trains or run.selections]
         if not runs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def loss_charts(run: Run) -> dict[str, Figure]:
     for measure, unit in titles.items():
         found = run.held_out(measure)
         if found is not None:
-            out[f"Held-out {unit if measure != 'loss' else 'loss'}"] = lines({"mean of domains": found.macro, **found.domains}, unit)
+            title = f"Held-out {'loss' if measure == 'loss' else unit}"
+            out[title] = lines({"mean of domains": found.macro, **found.domains}, unit)
     if "Held-out loss" not in out and any(len(series[0]) for series in run.evaluated.values()):
         out["Held-out loss"] = lines({name or "all": s for name, s in run.evaluated.items()}, "nats per token")
     return out
@@ -110,7 +112,12 @@ def selections_charts(selections: Sequence[SelectionFile]) -> dict[str, Figure]:
     totals = [max(sum(found.summary.selected.values()), 1) for found in selections]
     kind = "category" if len(selections) <= 30 else "linear"
     bars = [
-        _bars(steps, [f.summary.selected.get(name, 0) / total for f, total in zip(selections, totals)], _label(name), colour(d))
+        _bars(
+            steps,
+            [f.summary.selected.get(name, 0) / total for f, total in zip(selections, totals)],
+            _label(name),
+            colour(d),
+        )
         for d, name in enumerate(names)
     ]
     out = {"Rows taken, by domain": _figure(bars, x="step", y="share", barmode="stack", share=True, x_type=kind)}
@@ -126,7 +133,7 @@ def selections_charts(selections: Sequence[SelectionFile]) -> dict[str, Figure]:
         }
         out["Scores"] = lines(taken, "score")
     if len(selections) > 1:
-        overlap = [found.overlap(before) or 0.0 for before, found in zip(selections, selections[1:])]
+        overlap = [found.overlap(before) or 0.0 for before, found in pairwise(selections)]
         at = np.array(steps[1:])
         chance = np.array([found.by_chance for found in selections[1:]])
         out["Rows that the selection before had taken"] = lines(
@@ -149,12 +156,12 @@ def selection_charts(selection: SelectionFile) -> dict[str, Figure]:
     ]
     histogram = _figure(bars, x="score", y="rows", barmode="stack")
     if scores.cut is not None:
+        at, line = scores.cut[1], {"dash": "dot", "width": 2, "color": colour(1)}
+        place = {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         histogram["layout"]["shapes"] = [
-            {"type": "line", "x0": scores.cut[1], "x1": scores.cut[1], "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot", "width": 2, "color": colour(1)}}
+            {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
         ]
-        histogram["layout"]["annotations"] = [
-            {"x": scores.cut[1], "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": f"cut {scores.cut[1]:.4g}"}
-        ]
+        histogram["layout"]["annotations"] = [{**place, "text": f"cut {at:.4g}"}]
     out = {"Scores": histogram}
     if "tokens" in selection.file.schema_arrow.names:
         out["Score and length"] = _score_and_length(selection)
@@ -237,7 +244,10 @@ def _figure(
 ) -> Figure:
     x_axis: dict[str, Any] = {"title": {"text": x}, "automargin": True, **({"type": x_type} if x_type else {})}
     y_axis: dict[str, Any] = {"title": {"text": y}, "automargin": True, **({"tickformat": ".0%"} if share else {})}
-    return {"data": data, "layout": {"xaxis": x_axis, "yaxis": y_axis, "showlegend": legend and len(data) > 1, **layout}}
+    return {
+        "data": data,
+        "layout": {"xaxis": x_axis, "yaxis": y_axis, "showlegend": legend and len(data) > 1, **layout},
+    }
 
 
 def _packed(values: np.ndarray) -> dict[str, str]:

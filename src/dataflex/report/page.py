@@ -18,8 +18,16 @@ from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile
 from dataflex.report import charts
 from dataflex.report.charts import Figure
-from dataflex.report.tables import Table, comparison, cost_table, domains_table, overview, remarks_table
-from dataflex.report.tables import selections_table, weights_table
+from dataflex.report.tables import (
+    Table,
+    comparison,
+    cost_table,
+    domains_table,
+    overview,
+    remarks_table,
+    selections_table,
+    weights_table,
+)
 from dataflex.report.words import number, visible
 from dataflex.version import __version__
 
@@ -47,7 +55,9 @@ def page(runs: Sequence[Run], title: str) -> str:
         figures.append(figure)
         return f"chart-{len(figures) - 1}"
 
-    environment = Environment(loader=PackageLoader("dataflex.report", "web"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("dataflex.report", "web"), autoescape=True, undefined=StrictUndefined
+    )
     environment.filters |= {"visible": visible, "number": number}
     template = environment.get_template("page.html")
     parts = [(run, list(sections_of(run))) for run in runs]
@@ -92,7 +102,9 @@ def _losses(run: Run) -> Section:
 
 def _mixture(run: Run) -> Section:
     figures = charts.mixture_charts(run.mixture) if run.mixture is not None and len(run.domains) > 1 else {}
-    return Section("Mixture and exposure", [], {**figures, **(charts.exposure_charts(run.exposure) if run.exposure else {})})
+    return Section(
+        "Mixture and exposure", [], {**figures, **(charts.exposure_charts(run.exposure) if run.exposure else {})}
+    )
 
 
 def _selections(run: Run) -> Iterator[Section]:

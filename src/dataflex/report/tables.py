@@ -16,7 +16,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     """The first one holds names, the others figures, but for those named in `texts`."""
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
     texts: frozenset[str] = field(default_factory=frozenset)
 
@@ -36,7 +36,10 @@ def overview(runs: Sequence[Run]) -> Table:
         seconds = duration(run.cost.total) if run.trains else NONE
         rows.append((run.name, run.status, does(run), steps, seconds, model_of(run)))
     return Table(
-        "Runs", ("run", "status", "DataFlex", "steps", "time", "model"), rows, texts=frozenset({"status", "DataFlex", "model"})
+        "Runs",
+        ("run", "status", "DataFlex", "steps", "time", "model"),
+        rows,
+        texts=frozenset({"status", "DataFlex", "model"}),
     )
 
 
@@ -136,7 +139,7 @@ def selections_table(run: Run, most: int = 12) -> Table | None:
 
 
 def weights_table(run: Run) -> Table | None:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for what, prefix in (("rows", "dataflex/weight/"), ("tokens", "dataflex/weight/token/")):
         effective = run.log.series(f"{prefix}effective_share")
         if not len(effective[1]):
@@ -161,8 +164,13 @@ def cost_table(run: Run) -> Table | None:
     if not run.trains:
         return None
     cost = run.cost
-    rows = [
-        (name, str(spent.decisions), duration(spent.seconds), percent(spent.seconds / cost.total if cost.total else None))
+    rows: list[tuple[str, ...]] = [
+        (
+            name,
+            str(spent.decisions),
+            duration(spent.seconds),
+            percent(spent.seconds / cost.total if cost.total else None),
+        )
         for name, spent in cost.components.items()
     ]
     rows.append(("training", "", duration(cost.kinds["training"]), percent(cost.share("training"))))
@@ -216,7 +224,9 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
         if key != "output_dir" and len({str(found.get(key)) for found in settings}) > 1
     ]  # fmt: skip
     rows = [(key, *(str(found.get(key, NONE)) for found in settings)) for key in keys]
-    return Table("Settings that differ", ("key", *(run.name for run in runs)), rows, texts=frozenset(r.name for r in runs))
+    return Table(
+        "Settings that differ", ("key", *(run.name for run in runs)), rows, texts=frozenset(r.name for r in runs)
+    )
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

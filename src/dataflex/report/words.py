@@ -38,7 +38,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shares(counts: Mapping[str, float], most: int = 6) -> str:
-    """"a 90 % b 10 %", the largest first."""
+    """ "a 90 % b 10 %", the largest first."""
     total = sum(counts.values())
     ranked = sorted(((n, name) for name, n in counts.items() if n), reverse=True)
     shown = [f"{name} {100 * n / total:.0f} %" for n, name in ranked[:most]]
