@@ -36,7 +36,8 @@ class RowOfSelection:
     """Its score less the highest score left out (of a row taken) or the lowest one taken (of a row left out), where the rows of
     the highest scores are taken."""
     tokens: int | None
-    text: str | None
+    text: tuple[str, str] | None
+    """Prompt and answer; None: not kept."""
 
 
 class SelectionFile:
@@ -124,10 +125,10 @@ class SelectionFile:
         return sum(found.selected.values()) / max(sum(found.looked_at.values()), 1)
 
     @cached_property
-    def texts(self) -> dict[int, str]:
-        """Of some of the rows, by id."""
+    def texts(self) -> dict[int, tuple[str, str]]:
+        """Prompt and answer of some of the rows, by id."""
         lines = read_lines(self.path.with_suffix(".jsonl"))
-        return {int(line["sample_id"]): str(line["text"]) for line in lines}
+        return {int(line["sample_id"]): (str(line["prompt"]), str(line["answer"])) for line in lines}
 
     def rows(self, positions: Sequence[int] | np.ndarray) -> list[RowOfSelection]:
         """Rows of the file, by their places in it."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dataflex.data.texts import RowText
 from dataflex.plan.plan import Domains
 from dataflex.record.selection_file import SelectionRecord, write_selection
 from dataflex.writing import append, clear_leftovers, write_atomically
@@ -43,7 +44,7 @@ class RunFiles:
         domains: Domains,
         *,
         writes: bool,
-        texts: Callable[[list[int]], list[str]] | None = None,
+        texts: Callable[[list[int]], list[RowText]] | None = None,
     ) -> None:
         self.path, self.domains, self.writes, self.texts = Path(output_dir) / DIRECTORY, domains, writes, texts
         self.ledger_text = bytearray()  # grows in place, whatever the number of decisions

@@ -1,7 +1,7 @@
 """What a selector decided of each row it looked at, as a Parquet file, and some of these rows with their text beside it.
 
 step_<n>.parquet   one line per row; its metadata hold a `SelectionSummary`, so that a reader need not read the rows
-step_<n>.jsonl     {"sample_id", "text"}: rows of both ends of the scores, around the cut, and drawn at random
+step_<n>.jsonl     {"sample_id", "prompt", "answer"}: rows of both ends of the scores, around the cut, and drawn at random
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dataflex.data.texts import RowText
 from dataflex.plan.plan import Domains
 from dataflex.record.selection_summary import SelectionSummary, examples_of
 from dataflex.writing import write_atomically, write_tables
@@ -23,7 +24,7 @@ ROWS_AT_ONCE = 1 << 20
 """Rows of a table that are made together; also the size of its row groups."""
 SUMMARY = b"dataflex"
 """The key of the summary among the metadata of the schema."""
-_TEXT = 4000  # characters of a row that are kept
+_TEXT = 4000  # characters of a prompt, and of an answer, that are kept
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,20 @@ class SelectionRecord:
         )
 
 
-def write_selection(path: Path, record: SelectionRecord, texts: Callable[[list[int]], list[str]] | None) -> None:
+def write_selection(path: Path, record: SelectionRecord, texts: Callable[[list[int]], list[RowText]] | None) -> None:
     """Write both files; path: of the table. texts: ids -> what the rows say; None: not known."""
     write_tables(path, record.tables())
     if texts is not None:
         write_texts(path.with_suffix(".jsonl"), record, texts)
 
 
-def write_texts(path: Path, record: SelectionRecord, texts: Callable[[list[int]], list[str]]) -> None:
+def write_texts(path: Path, record: SelectionRecord, texts: Callable[[list[int]], list[RowText]]) -> None:
     ids = np.concatenate(list(record.ids()))
     scores = np.full(len(ids), np.nan) if record.scores is None else record.scores[ids]
     shown = ids[examples_of(scores, record.is_chosen[ids])].tolist()
-    lines = [{"sample_id": i, "text": text[:_TEXT]} for i, text in zip(shown, texts(shown), strict=True)]
+    lines = [
+        {"sample_id": i, "prompt": text.prompt[-_TEXT:], "answer": text.answer[:_TEXT]}
+        for i, text in zip(shown, texts(shown), strict=True)
+    ]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(path, content.encode(errors="replace"))

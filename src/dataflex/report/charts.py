@@ -194,7 +194,10 @@ def compared(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def lines(series: Mapping[str, Series], unit: str, *, share: bool = False) -> Figure:
-    """One line per series; a series of one value is a point."""
+    """One line per series; where all have one value, one bar."""
+    if all(len(steps) <= 1 for steps, _ in series.values()):
+        known = {_label(name): float(values[0]) for name, (_, values) in series.items() if len(values)}
+        return _figure([_bars(list(known), list(known.values()), unit, colour(0))], y=unit, share=share)
     data = []
     for number, (name, (steps, values)) in enumerate(series.items()):
         steps, values = thinned(steps, values)

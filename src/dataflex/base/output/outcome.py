@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataflex.data.origins import Origin
+from dataflex.data.texts import RowText
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Outcome:
     """Rows in the order of the selector, int64[budget]."""
     scores: np.ndarray
     """float64[N], NaN where a row has none."""
-    texts: Callable[[Sequence[int]], list[str]]
+    texts: Callable[[Sequence[int]], list[RowText]]
     """What rows say."""
     notes: list[str]
     """Lines for the summary."""

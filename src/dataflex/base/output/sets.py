@@ -32,7 +32,7 @@ def write_selection(
 
     <name>.jsonl            or .parquet, .arrow: `write_rows`
     scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank
-    scores.jsonl            some of these rows with their text: {"sample_id", "text"}, numbered as scores.parquet has them
+    scores.jsonl            some of these rows with their text: sample_id (its line in scores.parquet), prompt, answer
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))

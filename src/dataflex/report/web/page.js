@@ -11,6 +11,7 @@
       "yaxis.zerolinecolor": grid, "xaxis.zerolinecolor": grid };
   };
   const config = { responsive: true, displaylogo: false,
+    displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   const drawn = new Set();
   const draw = (element) => {
@@ -19,9 +20,9 @@
     const { data, layout } = figures[Number(element.id.slice(6))];
     const { text, grid } = colours(false);
     const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid };
-    const below = { orientation: "h", x: 0, xanchor: "left", y: -0.22, yanchor: "top", font: { size: 11 } };
+    const below = { orientation: "h", x: 0, xanchor: "left", y: -0.28, yanchor: "top", font: { size: 11 } };
     Plotly.newPlot(element, data, {
-      height: 320, margin: { l: 48, r: 12, t: 18, b: 40 }, hovermode: "closest", bargap: 0.15,
+      height: 320, margin: { l: 48, r: 12, t: 18, b: 48 }, hovermode: "closest", bargap: 0.15,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: below,
       ...layout,
       font: { color: text, size: 12, family: "system-ui, sans-serif" },
