@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from checkpoint_files import assert_refused
-from commands import environment, kill_tree
+from commands import command, environment, kill_tree
 from harness import start, train
 
 Config = dict[str, Any]
@@ -135,13 +135,6 @@ def test_notices_are_shown_once(base: Config, tmp_path: Path) -> None:
     assert max(run.trace()) == 2
 
 
-def command(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dataflex", *arguments],
-        env=environment(**extra), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
 def test_torchrun_is_started_and_resumed_after_a_kill(base: Config, tmp_path: Path) -> None:
     """FORCE_TORCHRUN with an argument that holds spaces; the whole process tree is killed, then started again."""
     slots = {"select": {"name": "loss", "warmup": 2, "interval": 4}, "mix": {"name": "odm", "interval": 3}}
@@ -184,16 +177,6 @@ def test_an_error_under_torchrun_is_one_line(base: Config, tmp_path: Path) -> No
         " use at most 22 steps"
     ]
     assert "Traceback" not in ended.stderr
-
-
-def test_version_help_and_unknown_commands() -> None:
-    from dataflex import __version__
-
-    assert command("version").stdout == f"dataflex {__version__}\n"
-    assert "dataflex-cli COMMAND" in command().stdout
-    unknown = command("trian")
-    assert unknown.returncode == 2
-    assert unknown.stderr == "dataflex: error: unknown command 'trian'; did you mean 'train'?\n"
 
 
 def test_export_is_passed_on(base: Config, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dataflex.cli import main
 from dataflex.demo.data import DOMAINS, HELDOUT, build_domains, training_texts
 from dataflex.demo.model import build_model
-from dataflex.demo.run import RUNS, _claim, _remove, main, run_configs
+from dataflex.demo.run import RUNS, _claim, _remove, run_configs
 from dataflex.demo.sources import cut, sums, worked_sum
 from dataflex.demo.table import RunResult, format_table, read_result
 from dataflex.errors import ConfigError, DataflexError
@@ -242,7 +243,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 def test_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
     for arguments, word in (([str(tmp_path)], "not empty"), ([str(tmp_path / "new"), "--steps", "3"], "steps")):
-        assert main(arguments) == 2
+        assert main(["demo", *arguments]) == 2
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

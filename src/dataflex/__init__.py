@@ -14,6 +14,7 @@ from dataflex.components.contexts import (
     WeightContext,
 )
 from dataflex.components.contracts import Mixer, Selector, Weighter
+from dataflex.components.paper import Paper
 from dataflex.components.requests import (
     DomainGradients,
     Embedding,
@@ -43,6 +44,7 @@ __all__ = [
     "Mixer",
     "Observations",
     "OwnPlan",
+    "Paper",
     "PolicyAlignment",
     "ReferenceLoss",
     "Request",

@@ -25,6 +25,7 @@ from dataflex.components.contexts import (
     State,
     WeightContext,
 )
+from dataflex.components.paper import Paper
 from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, closest
 
@@ -51,6 +52,12 @@ class Component:
 
     What is the same for every object of a class is a class attribute. What may depend on parameters is a method, and is
     read through `declared`."""
+
+    paper: ClassVar[Paper | None] = None
+    """What its algorithm is from. A docstring tells where it differs, after a line `Departures:`."""
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values for its block in an example: parameters without a default, and keys whose usual value does not fit."""
 
     retired: ClassVar[Mapping[str, str]] = {}
     """Parameters of dataflex 1.1.0 that are accepted without effect, each with the reason."""

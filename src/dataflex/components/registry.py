@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter
 from dataflex.errors import ConfigError, nearest
@@ -72,10 +72,15 @@ ABSENT = {
 }
 
 
+def plug_ins(slot: str) -> list[EntryPoint]:
+    """Entry points of installed packages that a slot offers; a built-in name comes before one of theirs."""
+    table, _, family = FAMILIES[slot]
+    return [entry for entry in entry_points(group=f"dataflex.{family}") if entry.name not in table]
+
+
 def names(slot: str) -> list[str]:
     """Every name that a slot accepts, `module:Class` aside; `custom` stands for the class that the key `class` names."""
-    table, _, family = FAMILIES[slot]
-    return sorted({"custom", *table, *(e.name for e in entry_points(group=f"dataflex.{family}"))})
+    return sorted({"custom", *FAMILIES[slot][0], *(entry.name for entry in plug_ins(slot))})
 
 
 def resolve(slot: str, name: str, key: str) -> type[Component]:
@@ -86,7 +91,7 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     elif name in table:
         target = load_path(table[name], key)
     else:
-        found = [e for e in entry_points(group=f"dataflex.{family}") if e.name == name]
+        found = [entry for entry in plug_ins(slot) if entry.name == name]
         if not found and name in ABSENT[slot]:
             raise ConfigError(
                 f"{key}: {name!r} of dataflex 1.1.0 is not part of this version; choose from {', '.join(names(slot))}"

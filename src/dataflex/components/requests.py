@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dataflex.components.signal_request import SignalRequest
+from dataflex.components.gradient_requests import (
+    DomainGradients,
+    Features,
+    Interaction,
+    PolicyAlignment,
+    TargetAlignment,
+)
+from dataflex.components.signal_request import SignalRequest, Work
 from dataflex.errors import DataflexError
 
 Request = str | SignalRequest
@@ -47,6 +54,8 @@ class Tokens(_Plain):
     name = "tokens"
     slots = ("select",)
     from_losses = False
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class TrainableTokens(_Plain):
     name = "trainable_tokens"
     slots = ("select",)
     from_losses = False
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class TrainLoss(_Plain):
     per = "domain"
     streamed = True
     free = True
+    work = "none"
+    cost = "none: training sums it up"
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,8 @@ class GivenWeight(_Plain):
     slots = ("weight",)
     per = "token"
     streamed = True
+    work = "none"
+    cost = "none: it is read from the data"
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class HeldOutLoss(_Plain):
     slots = ("mix",)
     per = "held-out row"
     aim = "held out"
+    cost = "a forward pass over the held-out rows per update"
     stage_loss = True
     streamed = True
 
@@ -99,6 +115,7 @@ class HeldOutTokens(_Plain):
     slots = ("mix",)
     per = "held-out row"
     aim = "held out"
+    cost = "a forward pass over the held-out rows per update"
     stage_loss = True
     streamed = True
 
@@ -111,121 +128,7 @@ class HeldOutSums(_Plain):
     name = "heldout_sums"
     per = "held-out row"
     aim = "held out"
-
-
-# -- made from gradients ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gradient(SignalRequest):
-    """How the gradient of a row (of its token-mean cross entropy) is taken."""
-
-    takes_gradients = True
-    needs_tokens = True
-
-    gradient_type: Literal["adam", "sgd"] = "adam"
-    """`sgd`: the gradient itself. `adam`: the step that Adam would take on it, with the moments of the run."""
-    adam_step: Literal["optimizer", "authors"] = "optimizer"
-    """Which step: that of the run's `optimizer`, or that of the program of LESS's `authors`."""
-    parameters: Literal["linear", "all"] = "linear"
-    """`linear`: all trainable linear layers but the output embedding."""
-    proj_dim: int | None = None
-    """Project to so many values; None: exact where that fits."""
-    seed: int = 0
-    """Of the projection."""
-
-    def reads_moments(self) -> bool:
-        return self.gradient_type == "adam"
-
-    def needs_whole_parameters(self) -> bool:
-        return self.parameters == "all"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetAlignment(Gradient):
-    """float64 [rows, K]: for each of the K subtasks of the target, the mean over its rows of the cosine between the row's
-    direction (of `gradient_type`) and the target row's gradient (always sgd)."""
-
-    name = "target_alignment"
-    slots = ("select",)
-    aim = "target"
-    kept = True
-
-    boundaries: tuple[int, ...] | None = None
-    """Numbers of rows that cut the target, in order, into subtasks of its own; None: one per data set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyAlignment(Gradient):
-    """As TargetAlignment, but a target row stands for its prompt, and its gradient is that of a reward."""
-
-    name = "target_alignment"
-    slots = ("select",)
-    aim = "target"
-    needs_prompts = True
-    kept = True
-
-    samples: int = 4
-    """Responses drawn per prompt from the current model."""
-    max_new_tokens: int = 512
-    """The longest response."""
-    temperature: float = 0.7
-    """Of the draws."""
-    top_k: int = 0
-    """Draw each token among so many likeliest; 0: all."""
-    top_p: float = 1.0
-    """Draw each token among the likeliest that together have this probability."""
-    reward: str = "exact_match"
-    """`exact_match` with the target's own response, or `module:function` of (prompts, responses, references), lists of
-    str -> one number each."""
-    reward_model: str | None = None
-    """A sequence classifier with one output, in place of `reward`."""
-    baseline: Literal["none", "mean"] = "none"
-    """What is taken off the rewards of a prompt: nothing, or their mean."""
-    max_prompt_length: int = 4096
-    """In tokens."""
-
-    def other_models(self) -> Mapping[str, str]:
-        return {} if self.reward_model is None else {"reward model": self.reward_model}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interaction(Gradient):
-    """float64 [rows, 1 + rows]: <g_i, mean gradient of the target>, then <g_i, g_j> for every row j measured (0 for a j
-    without a gradient)."""
-
-    name = "interaction"
-    slots = ("select",)
-    aim = "target"
-
-    target_rows: int | None = None
-    """Rows of the target used, drawn afresh at every step; None: all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features(Gradient):
-    """float64 [rows, proj_dim]: the directions themselves; without proj_dim every value of them is kept."""
-
-    name = "features"
-    slots = ("select",)
-    kept = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class DomainGradients(Gradient):
-    """float64 [domains, 2, domains, 2]: <g_da, g_eb>, where g_d0 and g_d1 are the mean gradients of two halves of rows of
-    domain d that have no row in common, drawn afresh at every step.
-
-    <g_d0, g_d1> is an unbiased estimate of the squared length of the domain's gradient. The product of a mean gradient with
-    itself adds the noise of its rows.
-    """
-
-    name = "domain_gradients"
-    slots = ("mix",)
-    per = "domain"
-
-    rows: int = 8
-    """Of each domain, in both halves together."""
+    cost = "a forward pass over the held-out rows per update"
 
 
 # -- of other kinds --------------------------------------------------------------------------------------------------
@@ -244,6 +147,7 @@ class RouterLoad(SignalRequest):
     needs_tokens = True
     needs_experts = True
     from_losses = False
+    cost = "a forward pass over some rows of each domain per update"
 
     rows: int = 1000
     """In all, as many of each domain."""
@@ -273,6 +177,13 @@ class Embedding(SignalRequest):
     model: str | None = None
     """A sentence-transformers model that reads the text of the row instead; layer and pooling are then its own."""
 
+    def work_for(self, slot: str) -> tuple[Work, str]:
+        if self.model is not None:
+            return "text encoder", "a text encoder reads every row, once in a run"
+        if slot == "weight" and self.aim is None:
+            return "none", "none: the pass that trains has it"
+        return self.work, self.cost
+
     def reads(self) -> Literal["model", "encoder"]:
         return "model" if self.model is None else "encoder"
 
@@ -292,6 +203,7 @@ class TargetEmbedding(Embedding):
     aim = "target"
     streamed = False
     file_key = "target_embeddings"
+    cost = "a forward pass over the target each time that it is looked at"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +215,7 @@ class ReferenceLoss(SignalRequest):
     slots = ("weight",)
     per: ClassVar[Literal["token", "domain"]] = "token"
     needs_tokens = True
+    cost = "a forward pass of the reference over the data, once"
 
     model: str
     """The reference, as `model_name_or_path` names one."""

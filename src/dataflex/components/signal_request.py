@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, Literal
 
+Work = Literal["none", "text encoder", "forward", "forward and backward", "generation"]
+"""What measuring a signal takes, the least first; none: it is read from the data, or training has it anyway."""
+
 
 class SignalRequest:
     """Base of all requests. A class says by its attributes what differs from the values here."""
@@ -36,8 +39,16 @@ class SignalRequest:
     """Training sums it up by itself, so nothing is measured."""
     kept: ClassVar[bool] = False
     """Its values can be kept on disk, row by row."""
+    work: ClassVar[Work] = "forward"
+    """What measuring it takes, unless `cost` says otherwise."""
+    cost: ClassVar[str] = "a forward pass over the data per update"
+    """The same in words."""
     file_key: ClassVar[str | None] = None
     """Key of `dataflex.offline` that names a file with its values."""
+
+    def work_for(self, slot: str) -> tuple[Work, str]:
+        """What measuring it takes for a component of a family (select, mix or weight), and that in words."""
+        return self.work, self.cost
 
     def reads(self) -> Literal["model", "model and reference", "encoder"]:
         """The model that its value depends on. The reference is that of dpo, where there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -210,22 +209,3 @@ def run_demo(
         _remove(out)
         print(f"\n{seconds:.0f} s in all. Nothing was kept.")
     return results
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`dataflex-cli demo`: exit status 0, or that of the error, told in one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="dataflex-cli demo", description="Train four tiny models on real text, on the CPU, and compare them."
-    )
-    parser.add_argument("out", nargs="?", type=Path, default=Path("dataflex-demo"), help="folder (dataflex-demo)")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each run (60)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, model and training (0)")
-    parser.add_argument("--discard", action="store_true", help="delete everything written, after the table")
-    options = parser.parse_args(arguments)
-    try:
-        run_demo(options.out, options.steps, not options.discard, options.seed)
-    except DataflexError as error:
-        from dataflex.base.launching.launch import report
-
-        return report(error)
-    return 0

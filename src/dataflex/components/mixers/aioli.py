@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
+from dataflex.components.paper import Paper
 from dataflex.components.requests import Request
 from dataflex.errors import ConfigError, DataflexError
 
 
 @dataclass(frozen=True, kw_only=True)
 class AioliMixer(Mixer):
-    """Algorithm 1 of the paper, with LearnParams (Algorithm 2), a step of it per update.
+    """How each domain moves the losses of all domains is measured while training, and the mixture follows.
+
+    Algorithm 1 of the paper, with LearnParams (Algorithm 2), a step of it per update.
 
     A round begins with `sweeps` times k probes: for one interval each, domain j is drawn with proportion one_hot and the
     others share the rest, P[j]. The fall of the held-out loss of domain i during the probes of j, averaged over sweeps, is
@@ -24,16 +28,38 @@ class AioliMixer(Mixer):
         Abar  = (1 - ema) A + ema Abar,    p_j ~ exp(eta sum_i Abar[i, j])          with ema (as the authors train)
         p_j   ~ p_j exp(eta sum_i A[i, j])                                         without (ema: null)
 
-    probe_share: part of a round that is spent on probes. An interval is one probe: with k domains a round lasts
-    sweeps k / probe_share intervals.
+    An interval is one probe: with k domains a round lasts sweeps k / probe_share intervals.
+
+    Departures:
+
+    Compared with a transcription of HazyResearch/aioli: the law, its shift by the smallest of all entries, the average over
+    rounds, and the mixture that holds between probes are the same. What is different:
+
+    - They probe each domain in 2 to 4 sweeps of a round; `sweeps` is 1 here, which costs less and is noisier.
+    - Their `eta` is 0.2 for two domains and 1 for seven; here it is 0.2 unless it is given.
+    - Domains are probed in the order of `dataset`; they draw an order for every sweep.
     """
 
     eta: float = 0.2
+    """How far the mixture follows A."""
     ema: float | None = 0.1
+    """What the rounds before count; null: no average, and p is multiplied from round to round, as in the paper's Algorithm
+    1."""
     one_hot: float = 0.75
+    """Share of the probed domain in its probe; not 1/k."""
     sweeps: int = 1
+    """Probes of each domain in a round."""
     probe_share: float = 0.2
+    """Part of a round that is spent on probes."""
     normalise: bool = True
+    """Shift A to non-negative numbers and divide it by its sum."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Chen et al.",
+        title="Aioli: A Unified Optimization Framework for Language Model Data Mixing",
+        arxiv="2411.05735",
+        venue="ICLR 2025",
+    )
 
     def check(self) -> None:
         self.require("eta", 0 <= self.eta < np.inf, "at least 0 and finite")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
+from dataflex.components.paper import Paper
 from dataflex.components.requests import DomainGradients, Request
 
 _MOST = 5.0  # of W, in the authors' code
@@ -16,7 +17,9 @@ _MOST = 5.0  # of W, in the authors' code
 
 @dataclass(frozen=True, kw_only=True)
 class DogeMixer(Mixer):
-    """Algorithm 1 of the paper, for the k domains, at every update t, with the learning rate eta_t:
+    """More weight for the domains whose gradient agrees with that of all domains.
+
+    Algorithm 1 of the paper, for the k domains, at every update t, with the learning rate eta_t:
 
         W_j     = < g_j,  sum_i g_i >                    g_j: the gradient of l_j, the loss of domain j
         alpha_j ~ alpha_j exp(eta_t W_j / mu),      alpha = (1 - eps) alpha / sum(alpha) + eps / k
@@ -32,17 +35,46 @@ class DogeMixer(Mixer):
     the mean of all alpha, the proportions to train the final model with. online: true draws rows by alpha instead, in the
     run itself. The paper takes the gradients of every training step; here they are measured at each update, on rows of their
     own.
+
+    Departures:
+
+    Compared with `src/trainer.py` of Olivia-fsm/doge. Cutting, the mean length, [0, 5], mu, eps and the mean of all alpha are
+    the same, and with `own_product: false` so is W. What is different:
+
+    - The paper's sum has i = j in it, and so it is here; the code leaves it out where the domains to train on are those to
+      improve.
+    - They take the gradients of every training step, each of the rows of that batch; here they are measured at each update,
+      on rows of their own. alpha moves once per update, so `interval: 10` moves it a tenth as fast.
+    - A gradient is the mean over rows of their token means; its length is that of the parameters measured, `linear` by
+      default, and not of all.
     """
 
     mu: float = 0.05
+    """Strength of the Bregman term: smaller values move alpha faster (the authors' configuration has 0.01, their code
+    0.05)."""
     eps: float = 0.0
+    """Smoothing."""
     max_norm: float | None = 1.0
+    """Length that a longer g_j is cut to; null: none is."""
     normalise: bool = True
+    """Divide W by the mean length of the g_i, and keep it in [0, 5]."""
     own_product: bool = True
+    """Whether W_j has the term < g_j, g_j >."""
     rows_per_domain: int = 8
+    """Rows of each domain whose mean gradient is taken, drawn afresh at every update."""
     online: bool = False
+    """Draw rows by alpha, in the run itself, instead of weighing losses."""
     parameters: Literal["linear", "all"] = "linear"
+    """Whose gradients: those of the linear layers but the output embedding, or of all parameters."""
     seed: int = 0
+    """Of the rows drawn and of a projection."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Fan et al.",
+        title="DoGE: Domain Reweighting with Generalization Estimation",
+        arxiv="2310.15393",
+        venue="ICML 2024",
+    )
 
     def check(self) -> None:
         self.require("mu", 0 < self.mu < np.inf, "positive and finite")

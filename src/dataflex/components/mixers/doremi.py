@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
+from dataflex.components.paper import Paper
 from dataflex.components.requests import ExcessLoss, Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoremiMixer(Mixer):
-    """Step 2 of the method, Algorithm 1 of the paper: the training of the proxy model. For the k domains and step t,
+    """Weights for the domains on which a proxy model is behind a reference.
+
+    Step 2 of the method, Algorithm 1 of the paper: the training of the proxy model. For the k domains and step t,
 
         lambda_t[i] = sum over the tokens of domain i of max(l_proxy - l_reference, 0) / number of these tokens
         alpha'_t    = alpha_{t-1} exp(eta lambda_t)
@@ -27,15 +31,37 @@ class DoremiMixer(Mixer):
     One forward pass gives the losses of a step and trains on them, so step t is weighted by alpha_{t-1}; the paper weighs it
     by alpha_t, from the same losses. A domain of which a batch has no token keeps its lambda (as the authors' code does).
 
-    reference_model_path: the model of step 1. reference_store: a directory that runs with the same reference share its
-    losses in. reweight_eta, reweight_eps: eta and the smoothing c, 1 and 0.001 in the paper.
+    The reference is the model of step 1 of the method. reweight_eta is eta, and reweight_eps is c: 1 and 0.001 in the paper.
+
+    Departures:
+
+    Compared with `doremi/trainer.py` of sangmichaelxie/doremi. The same are the clip at 0 per token, the mean over the tokens
+    of a domain, a lambda that stays where a batch has no token of the domain, eta and c, and the mean of all alpha. What is
+    different:
+
+    - One forward pass gives the losses of a step and trains on them, so step t is weighted by alpha_(t-1) where the paper,
+      with a second pass, uses alpha_t.
+    - Their weights are alpha divided by the share of rows, over the mean of these weights on the tokens of a batch. Their
+      rows all have one length; here the share is that of tokens, which is the same for such rows.
+    - They divide by the mean over the tokens of each micro-batch, here over those of the global batch.
     """
 
     reference_model_path: str
+    """The reference model: a directory or a name on the hub, or a LoRA adapter with its base."""
     reference_store: str | None = None
+    """Where the losses of the reference are kept; runs that share it share them; null: `<output_dir>/dataflex/reference`."""
     reweight_eta: float = 1.0
+    """Step size eta."""
     reweight_eps: float = 1e-3
+    """Smoothing c."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Xie et al.",
+        title="DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining",
+        arxiv="2305.10429",
+        venue="NeurIPS 2023",
+    )
+    example: ClassVar[Mapping[str, Any]] = {"reference_model_path": "path/to/reference"}
     default_interval: ClassVar[int | None] = 1
 
     def check(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,12 +17,20 @@ from dataflex.notices import say
 
 @dataclass(frozen=True, kw_only=True)
 class FileMixer(Mixer):
-    """The proportions that a JSON or YAML file gives for each data set by name, read again at every update.
+    """The proportions that a file says, which may be edited while the run trains.
 
-    path: the file. Content that cannot be used while training is said in one line, and the proportions stay.
+    The file is read again at every update. Content that cannot be used while training is said in one line, and the
+    proportions stay.
+
+    Departures:
+
+    Nowhere known, compared with what the file says. It has no authors.
     """
 
     path: str
+    """A JSON or YAML file with a proportion for each name in `dataset`, adding up to 1."""
+
+    example: ClassVar[Mapping[str, Any]] = {"path": "mixture.json"}
 
     def check(self) -> None:
         read_proportions("path", self.path)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
+from dataflex.components.paper import Paper
 from dataflex.errors import DataflexError
 
 
@@ -24,12 +25,22 @@ class FixedMixer(Mixer):
 
 @dataclass(frozen=True, kw_only=True)
 class StaticMixer(FixedMixer):
-    """The proportions the run starts with: `proportions` of the mix block, or by `initial` where none are given."""
+    """The proportions that the run starts with: `proportions` of the mix block, or by `initial` where none are given.
+
+    Departures:
+
+    Nowhere known, compared with the proportions it was given. It has no authors.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformMixer(FixedMixer):
-    """p_d = 1 / k."""
+    """Equal proportions: p_d = 1 / k.
+
+    Departures:
+
+    Nowhere known, compared with the formula. It has no authors.
+    """
 
     def initial(self, domains: DomainInfo) -> np.ndarray:
         return np.full(len(domains), 1 / len(domains))
@@ -37,12 +48,23 @@ class UniformMixer(FixedMixer):
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureMixer(FixedMixer):
-    """p_d proportional to n_d^(1 / temperature), n_d the size of the domain (Arivazhagan et al., arXiv 1907.05019).
+    """Proportions between those of the sizes and equal ones.
 
-    temperature 1 follows the sizes, and the higher it is the nearer the proportions are to uniform (5 there)."""
+    p_d is proportional to n_d^(1 / temperature), n_d the size of the domain. 5 is the temperature of the paper.
+
+    Departures:
+
+    - The paper counts sentences; here n_d are rows or tokens, as `unit` says.
+    """
 
     temperature: float = 5.0
+    """1 is `proportional`; large values come near `uniform`."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Arivazhagan et al.",
+        title="Massively Multilingual Neural Machine Translation in the Wild: Findings and Challenges",
+        arxiv="1907.05019",
+    )
     needs_sizes: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -56,7 +78,12 @@ class TemperatureMixer(FixedMixer):
 
 @dataclass(frozen=True, kw_only=True)
 class ProportionalMixer(FixedMixer):
-    """p_d = n_d / N: by size, as plain training on all rows draws them."""
+    """Proportions by size, as plain training on all rows draws them: p_d = n_d / N.
+
+    Departures:
+
+    Nowhere known, compared with the formula. It has no authors.
+    """
 
     needs_sizes: ClassVar[bool] = True
 

@@ -11,15 +11,16 @@ import numpy as np
 
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import Mixer
+from dataflex.components.paper import Paper
 from dataflex.components.requests import Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class OdmMixer(Mixer):
-    """Algorithm 1 of the paper, one turn per update.
+    """More of the domains with a high loss: domains as the arms of an EXP3 bandit, the loss as reward.
 
-    For the K domains after turn t, with L_d the mean loss of the rows of d in the interval, pi_d what was requested in it,
-    and s_d the share of d in what was served (in the unit of pi_d):
+    Algorithm 1 of the paper, one turn per update. For the K domains after turn t, with L_d the mean loss of the rows of d in
+    the interval, pi_d what was requested in it, and s_d the share of d in what was served (in the unit of pi_d):
 
         R_d   <- R_d + c L_d / pi_d                             reward: authors    (their code)
         R_d   <- alpha R_d + (1 - alpha) c L_d / pi_d           reward: averaged   (dataflex 1.1.0)
@@ -30,16 +31,34 @@ class OdmMixer(Mixer):
     A domain without a row keeps its R_d. With `authors`, a domain with a small pi_d gains more for the same loss: pi comes
     to rest near shares proportional to L_d. With `unbiased`, c L_d s_d / pi_d is c L_d in the mean, as in EXP3.
 
-    alpha: of the moving averages, which authors has not; None: 0.9. reward_scale: c; None: 0.1 for authors, and 1.1.0's 15
-    for the others. min_exploration_rate: a floor for eps_t, itself never above 1/(2K) so that every K leaves room to adapt;
-    None: 0, no floor, for authors, and 1.1.0's 0.03 for the others.
+    Departures:
+
+    Compared with `Exp3WeightUpdater.group_update` of alon-albalak/online-data-mixing. With the defaults the update is the
+    same. What is different:
+
+    - An update takes the rows of all steps since the last one, and t counts updates; theirs acts at every step. `interval: 1`
+      is that.
+    - The paper's text has a moving average of the rewards, as `averaged` and `unbiased` do; the code adds them up.
+    - L_d is the mean over rows of their token means. Their rows all have one length.
+    - `averaged` lacks what 1.1.0 did beside its formula: it credited the loss of one micro-batch to the domain of its first
+      row, and never let exp fall below e^-5 ([migration.md](migration.md)).
     """
 
     reward: Literal["authors", "averaged", "unbiased"] = "authors"
+    """How rewards add up: as in the authors' code; as in dataflex 1.1.0; or as in EXP3, one for each time that a domain is
+    drawn."""
     alpha: float | None = None
+    """Smoothing of `averaged` and `unbiased`; null: 0.9."""
     reward_scale: float | None = None
+    """c; null: 0.1 for `authors`, 15 for the others."""
     min_exploration_rate: float | None = None
+    """Floor of eps_t, and so of every proportion, never above 1/(2K); null: 0 for `authors`, 0.03 for the others."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Albalak et al.",
+        title="Efficient Online Data Mixing For Language Model Pre-Training",
+        arxiv="2312.02406",
+    )
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"reward": "averaged"}
     retired: ClassVar[Mapping[str, str]] = {
         "warmup_steps": "the warmup of the schedule decides when the mixer starts",

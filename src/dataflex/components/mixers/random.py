@@ -12,12 +12,15 @@ from dataflex.components.contracts import Mixer
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMixer(Mixer):
-    """Proportions drawn uniformly from the simplex (flat Dirichlet), afresh at every update.
+    """Proportions drawn uniformly from all mixtures (flat Dirichlet), afresh at every update: the baseline for mixers.
 
-    seed: mixed into the run's own seed.
+    Departures:
+
+    Nowhere known, compared with a flat Dirichlet distribution. It has no authors.
     """
 
     seed: int = 42
+    """Mixed into the run's own seed: another value gives other mixtures."""
 
     def update(self, state: State, observations: Observations) -> tuple[Decision, State]:
         return Decision(observations.rng.dirichlet(np.ones(len(observations.rows)))), state

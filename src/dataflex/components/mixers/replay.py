@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,14 +19,21 @@ from dataflex.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayMixer(Mixer):
-    """Serves the proportions that the ledger of a run records, from the positions on at which they came into force. With the
-    seed and the data of that run it serves the same rows.
+    """The mixture of a finished run, as a schedule.
 
-    ledger: path to the ledger.jsonl of a run with a mixer. Domains are matched by name. What exhausted domains leave to the
-    others is not replayed but happens again, by `max_repetition`.
+    It serves the proportions that the ledger of that run records, from the positions on at which they came into force. With
+    the seed and the data of that run it serves the same rows. Domains are matched by name. What exhausted domains leave to
+    the others is not replayed but happens again, by `max_repetition`.
+
+    Departures:
+
+    Nowhere known, compared with the run that it takes up. It has no authors.
     """
 
     ledger: str
+    """`<output_dir>/dataflex/ledger.jsonl` of a run with a mixer."""
+
+    example: ClassVar[Mapping[str, Any]] = {"ledger": "ledger.jsonl"}
 
     def files(self) -> Mapping[str, str]:
         return {"ledger": self.ledger}

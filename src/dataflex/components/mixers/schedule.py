@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,15 +17,22 @@ from dataflex.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleMixer(Mixer):
-    """At optimizer step s_i the proportions become p_i, the points being (s_i, p_i) with s_0 = 0.
+    """A mixture that changes by a plan made beforehand.
 
-    points: [[s, [p of each data set, in the order of `dataset`]], ...], by ascending steps. interpolate: between two points
-    the proportions move linearly, p(s) = p_i + (p_{i+1} - p_i) (s - s_i) / (s_{i+1} - s_i), in updates every `interval`
-    steps; after the last point they stay.
+    At optimizer step s_i the proportions become p_i, the points being (s_i, p_i) with s_0 = 0. With `interpolate` they move
+    linearly between two points, p(s) = p_i + (p_{i+1} - p_i) (s - s_i) / (s_{i+1} - s_i). After the last point they stay.
+
+    Departures:
+
+    Nowhere known, compared with the points it was given. It has no authors.
     """
 
     points: tuple[tuple[int, tuple[float, ...]], ...]
+    """Pairs of an optimizer step, ascending from 0, and the proportions from it on, in the order of `dataset`."""
     interpolate: bool = False
+    """Move in a line between two points, in updates every `interval` steps."""
+
+    example: ClassVar[Mapping[str, Any]] = {"points": [[0, [0.5, 0.3, 0.2]], [1000, [0.2, 0.3, 0.5]]]}
 
     def check(self) -> None:
         self.require("points", bool(self.points) and self.points[0][0] == 0, "a list of points that begins at step 0")

@@ -20,18 +20,27 @@ _OUTSIDE = 0.025
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaLossSelector(Selector):
-    """With the loss l_0 of a row at the first update and l now, rows are ordered by how much they have gained,
+    """Rows whose loss fell most first, later those whose loss fell less.
+
+    With the loss l_0 of a row at the first update and l now, rows are ordered by how much they have gained,
 
         delta = l_0 - l ,   largest first,
 
     and drawn without replacement, forty times as likely inside a window of `window_size` x rows as outside. The window
     starts at sigmoid(10 (u - 1/2)) (1 - window_size) of the order, where u = update / (updates - 1) goes from 0 to 1: from
     what is learned fast to what is learned slowly. Rows whose loss has grown are not in it; where it would reach them it
-    stays before them. The first update only measures l_0 and draws at random. No paper: the selector of that name of
-    dataflex 1.1.0, whose window went wrong for most numbers of updates.
+    stays before them. The first update only measures l_0 and draws at random.
+
+    Departures:
+
+    Compared with the selector of dataflex 1.1.0, since there is no paper: the first update, which measures l_0 and draws at
+    random, is the same. What is different:
+
+    - The window of 1.1.0 moved otherwise, see [migration.md](migration.md#what-differs-and-why).
     """
 
     window_size: float = 0.2
+    """Length of the window, as a share of the rows."""
 
     before_training: ClassVar[bool] = False
     retired: ClassVar[Mapping[str, str]] = {

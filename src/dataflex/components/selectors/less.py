@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
+from dataflex.components.paper import Paper
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.sampling import highest
 
 
 @dataclass(frozen=True, kw_only=True)
 class LessSelector(GradientSelector):
-    """The `budget` rows with the highest influence on the subtask they help most.
+    """Rows whose gradients point where those of the target do: the highest influence on the subtask they help most.
 
         Inf(z, D_k) = mean over z' in D_k of cos(Gamma(z), grad l(z'))        (equation 7, at the current model)
         score(z)    = max over subtasks k of Inf(z, D_k)                      (section 4.2)
@@ -23,9 +25,31 @@ class LessSelector(GradientSelector):
     updates so far are added up, each times its learning rate, as the paper adds them over the checkpoints of a warm-up run.
     The paper projects gradients to 8192 dimensions, to store them; here they are not stored, and nothing is projected
     unless `proj_dim` says so or the target's vectors would not fit.
+
+    Departures:
+
+    Compared with princeton-nlp/LESS. The same are sgd for the target, unit gradients, the mean over a subtask and then the
+    maximum, token-mean losses and evaluation mode. What is different:
+
+    - *Adam's step.* Theirs has eps inside the root, fixed betas and no correction of the bias; here it is the step of the
+      run's own optimizer, with eps outside the root. `adam_step: authors` is theirs ([Gradients](#gradients)).
+    - *The warm-up.* They train a LoRA for four epochs on 5 % of the data, and add up influences over its checkpoints, each
+      times its learning rate (divided by their sum, which changes no order). Here the model is the one at hand, after
+      `warmup` steps; with `accumulate` the influences of all updates so far are added up in this way.
+    - *Projection.* They project gradients to 8192 values to be able to store them; here they are not stored, and not
+      projected unless they have to be.
+    - They select once, a share of the data, and train on it from the start. [`dataflex-cli select`](offline.md) does that.
     """
 
     accumulate: bool = False
+    """Add up influences over updates, each times the learning rate."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Xia et al.",
+        title="LESS: Selecting Influential Data for Targeted Instruction Tuning",
+        arxiv="2402.04333",
+        venue="ICML 2024",
+    )
 
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext

@@ -20,16 +20,26 @@ _FOCUS = ("low", "medium", "high")
 
 @dataclass(frozen=True, kw_only=True)
 class LossSelector(Selector):
-    """Sample rows with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere.
+    """Mostly rows whose loss is low, medium or high under the current model.
 
-    The buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium <= q2 < high.
+    Rows are drawn with p_i proportional to w_i^(1/temperature), w_i = focus_weight in the focused bucket and 1 elsewhere. The
+    buckets are cut at the two `quantiles` of the losses of the pool: low <= q1 < medium <= q2 < high.
+
+    Departures:
+
+    Nowhere known, compared with the buckets and weights of the selector of dataflex 1.1.0. It has no paper.
     """
 
     focus: str = "medium"
+    """The favoured bucket."""
     focus_weight: float = 5.0
+    """How much likelier a row of it is."""
     quantiles: tuple[float, float] = (0.33, 0.66)
+    """Where the buckets are cut."""
     temperature: float = 1.0
+    """Above 1 flattens the difference, below 1 sharpens it."""
     replacement: bool = False
+    """Draw with replacement."""
 
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "scores are written to <output_dir>/dataflex/selections",

@@ -18,15 +18,26 @@ from dataflex.errors import ConfigError, DataflexError
 
 @dataclass(frozen=True, kw_only=True)
 class NearSelector(EmbeddingSelector):
-    """The nearest neighbour of every target row, then the second nearest of every one, and so on until the budget is met.
+    """The nearest neighbours of the target, nearest first.
 
-    Distances are between mean hidden states of length one, by the model of the moment; score: the cosine with the closest
-    target row. indices_path: neighbours found before instead, an .npy file of int[M, K], for each of M target rows the
-    numbers of its K nearest rows, counted from 0 over the data sets as they are stored (-1: none). The file does not change
-    while training, so every update selects the same rows. No paper: the selector of that name of dataflex 1.1.0.
+    The nearest neighbour of every target row comes first, then the second nearest of every one, and so on until the budget is
+    met. Distances are between mean hidden states of length one, by the model of the moment; score: the cosine with the
+    closest target row. With `indices_path` a file says the neighbours, by numbers of rows counted from 0 over the data sets
+    as they are stored. It does not change while training, so every update selects the same rows.
+
+    Departures:
+
+    Compared with the selector of dataflex 1.1.0, since there is no paper. What is different:
+
+    - Without a file, embeddings are those of the model being trained, so updates differ.
+    - A file is about stored rows, where 1.1.0 took its numbers for processed rows, which are others as soon as one was
+      dropped.
+    - -1 is accepted in a file, and neighbours are exact.
     """
 
     indices_path: str | None = None
+    """Neighbours found before: an .npy file of int[M, K], for each of M target rows its K nearest rows as stored; -1:
+    none."""
 
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
+from dataflex.components.paper import Paper
 from dataflex.components.requests import PolicyAlignment
 from dataflex.components.tools.gradients import GradientSelector
 from dataflex.components.tools.rewards import resolve_reward
@@ -18,7 +19,9 @@ from dataflex.components.tools.sampling import highest
 
 @dataclass(frozen=True, kw_only=True)
 class NiceSelector(GradientSelector):
-    """LESS with another target gradient: where what counts is not the loss but a metric without a gradient, the policy
+    """Rows whose gradients raise a reward on the target.
+
+    LESS with another target gradient: where what counts is not the loss but a metric without a gradient, the policy
     gradient takes its place. For a prompt x of the target, with responses y_1 .. y_M of the current model,
 
         g(x) = - 1/M sum over m of  (r(x, y_m) - b) grad log p(y_m | x),        score(z) = max over subtasks of
@@ -26,21 +29,46 @@ class NiceSelector(GradientSelector):
 
     b = 0 or the mean reward of the prompt (`baseline`). Where the rewards of a prompt all agree they say nothing about what
     is better, and the gradient of the loss on the target's own response is used. Responses are drawn as in the authors'
-    scripts: at `generation_temperature`, each token among the `top_k` likeliest (0: all) that together have the probability
-    `top_p`.
+    scripts.
+
+    Departures:
+
+    Compared with their scripts (`collect_generation.py`, `running_commands.sh`). How responses are drawn is as there, with M
+    = 20. What is different:
+
+    - *Rewards that agree.* Their default policy uses the policy gradient as it is: where all rewards of a prompt are 0 it is
+      zero, and the prompt has no say; where they are equal and not 0 it stays. Here the gradient of the target's own response
+      takes its place, as with their `--worst_case_protect`. With a reward that is always 0 this is the selection of `less`.
+    - `max_new_tokens` is 100 to 512 there, by task.
+    - dataflex 1.1.0 drew 4 responses at temperature 0.7 from the whole distribution; files written for it still do.
     """
 
     reward: str = "exact_match"
+    """`exact_match` with the target's own response, or `module:function` of prompts, responses and references."""
     reward_model_path: str | None = None
+    """A reward model (directory or name on the hub) instead of `reward`, which is then left out."""
     mc_samples: int = 20
+    """Responses per prompt, M."""
     max_new_tokens: int = 512
+    """Tokens of a response at most."""
     generation_temperature: float = 1.2
+    """Temperature that responses are drawn at."""
     top_k: int = 50
+    """Each token is drawn among so many likeliest; 0: among all."""
     top_p: float = 0.95
+    """And among those of them that together are so probable."""
     max_prompt_length: int = 4096
+    """Tokens of a prompt that are kept, counted from its end."""
     baseline: Literal["none", "mean"] = "none"
+    """b: what is taken off the rewards of a prompt; `mean` needs two responses or more."""
     seed: int = 42
+    """Of responses and projection."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Wang et al.",
+        title="NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation Metric",
+        venue="ICML 2025",
+    )
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {
         "mc_samples": 4, "generation_temperature": 0.7, "top_k": 0, "top_p": 1.0,
     }  # fmt: skip

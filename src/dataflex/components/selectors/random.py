@@ -14,13 +14,17 @@ from dataflex.components.contracts import Selector
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSelector(Selector):
-    """`budget` rows drawn uniformly, afresh at every update.
+    """Rows drawn uniformly, afresh at every update: the baseline for every other selector.
 
-    seed: mixed into the run's own seed. replacement: draw with replacement.
+    Departures:
+
+    Nowhere known, compared with a uniform draw. It has no authors.
     """
 
     seed: int = 42
+    """Mixed into the run's own seed: another value gives another draw."""
     replacement: bool = False
+    """Draw with replacement; the budget may then exceed the data."""
 
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached"}
 

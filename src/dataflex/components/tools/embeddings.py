@@ -17,14 +17,16 @@ from dataflex.errors import DataflexError
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSelector(Selector, ABC):
-    """Base of the selectors that compare embeddings of rows with those of a target.
-
-    embedding_model: a sentence-transformers model instead of the model that is trained; its vectors never change.
-    """
+    """Base of the selectors that compare embeddings of rows with those of a target. Vectors of a text encoder never
+    change."""
 
     embedding_layer: int = -1
+    """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     pooling: Literal["mean", "weighted_mean", "last"] = "mean"
+    """How hidden states are averaged over the tokens of a row; `weighted_mean`: token i weighs i; `last`: the last token
+    alone."""
     embedding_model: str | None = None
+    """A sentence-transformers model (directory or name on the hub) instead of the model that is trained."""
 
     def check(self) -> None:
         check_encoder(self, "embedding_model")

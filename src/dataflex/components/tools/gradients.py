@@ -16,13 +16,18 @@ _WARMUP = 10
 
 @dataclass(frozen=True, kw_only=True)
 class GradientSelector(Selector, ABC):
-    """Base of the selectors that compare gradients of rows with those of a target (see `requests.Gradient`)."""
+    """Base of the selectors that compare gradients of rows with those of a target (see `gradient_requests.Gradient`)."""
 
     gradient_type: Literal["adam", "sgd"] = "adam"
+    """Direction of the pool's rows: the step that Adam would take on a row, or its gradient."""
     adam_step: Literal["optimizer", "authors"] = "optimizer"
+    """Which step `adam` is: that of the run's own optimizer, or that of the program of LESS's authors."""
     proj_dim: int | None = None
+    """Project gradients to so many values; null: exact where that fits, else 8192 values."""
     seed: int = 0
+    """Of the projection."""
     parameters: Literal["linear", "all"] = "linear"
+    """Whose gradients: those of the linear layers but the output embedding, or of all parameters."""
 
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "nothing is cached: a score depends on the model it was made with",

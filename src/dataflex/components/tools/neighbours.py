@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # Similarities held at once: 2**26 fp32 values are 256 MiB.
 _VALUES = 1 << 26
@@ -17,6 +20,8 @@ def nearest(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarr
 
     Exact, by matrix products over blocks of both sides.
     """
+    import torch
+
     found = []
     for _, block in _blocks(queries, _QUERIES):
         values, places = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
@@ -31,12 +36,16 @@ def nearest(queries: np.ndarray, rows: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _blocks(rows: np.ndarray, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    import torch
+
     for start in range(0, len(rows), size):
         yield start, torch.from_numpy(np.ascontiguousarray(rows[start : start + size]))
 
 
 def closeness(queries: np.ndarray, rows: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """float32 [N, K]: largest inner product of each row with a query of each task. tasks: of each query, ascending from 0."""
+    import torch
+
     starts, aims = np.flatnonzero(np.diff(tasks, prepend=-1)), torch.from_numpy(queries)
     out = np.empty((len(rows), len(starts)), dtype=np.float32)
     for start, block in _blocks(rows, max(1, _VALUES // len(queries))):

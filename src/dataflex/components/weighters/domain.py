@@ -6,27 +6,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
 from dataflex.components.tools.proportions import check_names, read_proportions
 from dataflex.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class DomainWeighter(Weighter):
-    """A row of domain d weighs by_domain[d], whatever its loss.
+    """A weight for every domain: what a proxy of DoReMi or DoGE found, or one's own.
 
-    by_domain: non-negative numbers, not all zero: a list in the order of `dataset`, a mapping by name, or the path of a JSON or
-    YAML file that holds one, such as the proportions.json of a proxy. To train on a domain as if it were drawn with weight
-    alpha_d although it is drawn with p_d, give alpha_d / p_d.
+    A row of domain d weighs by_domain[d], whatever its loss. A file may be the proportions.json of a proxy. To train on a
+    domain as if it were drawn with weight alpha_d although it is drawn with p_d, give alpha_d / p_d.
+
+    Departures:
+
+    Nowhere known, compared with the written-out loss. It has no authors.
     """
 
     by_domain: tuple[float, ...] | dict[str, float] | str
+    """Non-negative numbers, not all zero: in the order of `dataset`, by name, or the path of a JSON or YAML file of such a
+    mapping."""
 
+    example: ClassVar[Mapping[str, Any]] = {"by_domain": [0.5, 0.3, 0.2]}
     goes_by_domain: ClassVar[bool] = True
 
     def files(self) -> Mapping[str, str]:
@@ -62,5 +69,5 @@ class DomainWeighter(Weighter):
         )
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        values = torch.tensor(self._in_order(context.names), dtype=losses.dtype, device=losses.device)
+        values = losses.new_tensor(self._in_order(context.names))
         return values[context.domains]

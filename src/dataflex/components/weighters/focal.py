@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+from dataflex.components.paper import Paper
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocalWeighter(Weighter):
-    """v_t proportional to (1 - p_t)^gamma, p_t = exp(-ce_t) the probability of the token: easy tokens fade.
+    """Tokens that the model predicts already fade.
 
-    The factor is held fixed, as every weight is, so the gradient is its product with that of the cross entropy; the focal
-    loss of the paper also differentiates the factor.
+    v_t is proportional to (1 - p_t)^gamma, p_t = exp(-ce_t) the probability of the token (section 3.2 of the paper).
+
+    Departures:
+
+    Compared with section 3.2 of the paper, which is about detecting objects. What is different:
+
+    - The factor is held fixed, as every weight is, so the gradient is v_t times that of the cross entropy; the focal loss
+      differentiates the factor as well.
+    - Weights have mean one over the tokens referred to, so the loss keeps its scale when most tokens are easy.
+    - There is no alpha for rare classes.
     """
 
     gamma: float = 2.0
+    """The larger, the less easy tokens count; 0: all alike."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Lin et al.",
+        title="Focal Loss for Dense Object Detection",
+        arxiv="1708.02002",
+        venue="ICCV 2017",
+    )
 
     def check(self) -> None:
         self.require("gamma", self.gamma >= 0, "at least 0")
@@ -28,4 +46,4 @@ class FocalWeighter(Weighter):
         return "token"
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
-        return (-torch.expm1(-losses)) ** self.gamma
+        return (-(-losses).expm1()) ** self.gamma

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
@@ -15,31 +14,54 @@ from dataflex.components.requests import Embedding, Request, TargetEmbedding
 from dataflex.components.tools.embeddings import unit_vectors
 from dataflex.errors import DataflexError
 
+if TYPE_CHECKING:
+    import torch
+
 _MODES = ("full", "align_only", "diverse_only", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointUpdateAwareWeighter(Weighter):
-    """The weights on the simplex over the rows referred to that maximise
+    """Rows near the target that are unlike each other pull harder.
+
+    The weights on the simplex over the rows referred to that maximise
 
         s.w - beta/2 w^T S w + tau H(w),    s_i = z_i.u,  S_ij = z_i.z_j
 
     z: embeddings of the rows, of length one if embed_normalize; u: the mean embedding of the target, made every
-    target_update_step steps. At the optimum w_i is proportional to exp((s_i - beta z_i.v) / tau) with v = sum_j w_j z_j, which
-    is iterated fixed_point_iters times from equal weights, each time going `damping` of the way. A row is weighed by that
-    formula with the v found, a row better than all of these as the best of them. objective_mode: `align_only` without S,
-    `diverse_only` without s.
+    target_update_step steps. At the optimum w_i is proportional to exp((s_i - beta z_i.v) / tau) with v = sum_j w_j z_j,
+    which is iterated fixed_point_iters times from equal weights, each time going `damping` of the way. A row is weighed by
+    that formula with the v found, a row better than all of these as the best of them.
+
+    Departures:
+
+    Compared with the weighter of dataflex 1.1.0, since there is no paper. What is different:
+
+    - Weights of 1.1.0 added up to one over each micro-batch, in which a single row weighed one; here over what they refer to,
+      the global batch.
+    - Its target was one row unless told otherwise, and each rank embedded it; here it is all rows, dealt to the ranks.
+    - It made a second forward pass, with labels, for each micro-batch, and took rows to be padded on the right; here
+      embeddings come from the pass that trains, whatever the padding side and the packing.
     """
 
     beta: float = 0.1
+    """Weight of redundancy."""
     tau: float = 0.05
+    """Temperature: smaller values set rows further apart."""
     fixed_point_iters: int = 5
+    """Iterations."""
     damping: float = 1.0
+    """Step of an iteration; less than one where beta / tau is so large that the iteration swings."""
     target_update_step: int = 50
+    """Optimizer steps between two embeddings of the target."""
     embed_normalize: bool = True
+    """Bring embeddings to length one."""
     pooling: Literal["last_token", "mean_pool"] = "last_token"
+    """Hidden state of the last token, or the mean over the tokens of a row."""
     embed_layer: int = -1
+    """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     objective_mode: str = "full"
+    """The whole objective; without S; without s, which needs no target; or equal weights."""
 
     retired: ClassVar[Mapping[str, str]] = {
         "target_batch_size": "scoring batches are made by tokens (dataflex.scoring_tokens)",
@@ -75,6 +97,8 @@ class JointUpdateAwareWeighter(Weighter):
         return {"u": vectors.mean(axis=0)}
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        import torch
+
         if self.objective_mode == "uniform":
             return torch.ones_like(losses)
         z, others = self._scaled(context.signals["embedding"]), self._scaled(context.reference_signals["embedding"])
@@ -94,4 +118,6 @@ class JointUpdateAwareWeighter(Weighter):
         return torch.exp(((z @ u - beta * (z @ v)) / self.tau - highest).clamp_max(0.0))
 
     def _scaled(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(embeddings, dim=1) if self.embed_normalize else embeddings
+        from torch.nn.functional import normalize
+
+        return normalize(embeddings, dim=1) if self.embed_normalize else embeddings

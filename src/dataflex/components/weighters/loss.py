@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from dataflex.components.contexts import State, WeightContext
 from dataflex.components.contracts import Weighter
+from dataflex.components.paper import Paper
+
+if TYPE_CHECKING:
+    import torch
 
 _STRATEGIES = ("linupper", "upper", "quadratic", "extremes", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeighter(Weighter):
-    """w_i proportional to exp(f(h_i) / r), with the losses of the batch mapped linearly onto [-delta, delta]:
+    """Rows weigh by their loss: easy ones less, hard ones more, or as `strategy` says.
+
+    w_i is proportional to exp(f(h_i) / r), with the losses of the batch mapped linearly onto [-delta, delta]:
 
         h = 2 delta l / (max - min) - delta (max + min) / (max - min)
 
@@ -26,13 +31,32 @@ class LossWeighter(Weighter):
 
     min and max are those of `context.reference`; a loss outside them (a row later than the statistics) counts as the
     nearer bound. r is the temperature of the softmax, the strength of the KL term that keeps weights together (1 in the
-    paper). r_schedule anneals it: pairs (step, r), r linear between them and constant outside.
+    paper). r_schedule anneals it.
+
+    Departures:
+
+    Compared with the formulas of their README and trainer: the weights are the same, for every strategy. What is different:
+
+    - *The start.* They leave the first 1000 steps unweighted (`burnout_steps`), in pre-training from scratch, where early
+      losses say little of a row; here `warmup` is 0, and dataflex 1.1.0 came with 100 of 500 steps.
+    - With accumulation the losses of a row are compared with those of the step before, unless `scope: global` is set.
     """
 
     strategy: str = "linupper"
+    """Which rows are favoured."""
     delta: float = 1.0
+    """Half-width of the range losses are mapped to."""
     r: float = 1.0
+    """Temperature: larger values bring the weights together."""
     r_schedule: tuple[tuple[int, float], ...] | None = None
+    """Pairs of an optimizer step, ascending, and r: linear between them, constant outside; in place of `r`."""
+
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Sow et al.",
+        title="Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining",
+        arxiv="2502.06733",
+        venue="ICLR 2025",
+    )
 
     def check(self) -> None:
         self.require_choice("strategy", _STRATEGIES)
@@ -55,6 +79,8 @@ class LossWeighter(Weighter):
         return self.r_schedule[-1][1]
 
     def weights(self, state: State, losses: torch.Tensor, context: WeightContext) -> torch.Tensor:
+        import torch
+
         if self.strategy == "uniform":
             return torch.ones_like(losses)
         low, high = context.reference.min(), context.reference.max()

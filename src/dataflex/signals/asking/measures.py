@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.components.gradient_requests import Gradient
 from dataflex.components.requests import (
     DomainGradients,
     Embedding,
     Features,
-    Gradient,
     HeldOutLoss,
     HeldOutSums,
     HeldOutTokens,

@@ -27,27 +27,47 @@ _REPRESENTATIVES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterLessSelector(GradientSelector):
-    """Rows are clustered once, by the mean hidden state of the model at the first update (or by the vectors of the
+    """LESS on a few representatives of each cluster of similar rows.
+
+    Rows are clustered once, by the mean hidden state of the model at the first update (or by the vectors of the
     sentence-transformers model `embedding_model_name_or_path`). At each update the influence of
     LESS is measured on `samples_per_cluster` rows of each cluster, and all its rows get their mean,
 
         score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k),
 
     an estimate of the cluster's mean influence at samples_per_cluster / cluster_size of the cost of LESS. Clusters are taken
-    whole, from the best on; of the last one as many rows as are still wanted, drawn at random. No paper: the selector of that
-    name of dataflex 1.1.0.
+    whole, from the best on; of the last one as many rows as are still wanted, drawn at random.
+
+    Departures:
+
+    Compared with the selector of dataflex 1.1.0, since there is no paper. What is different:
+
+    - *The score.* 1.1.0 scored a cluster by the cosine of the *mean direction* of its representatives; here it is the *mean
+      of their cosines*, which estimates the mean influence of the rows of the cluster. They differ where the gradients of a
+      cluster disagree: the mean direction of these is short, and dividing by its length makes up for that, so that such
+      clusters scored higher. On synthetic gradients 9 of the 10 best clusters were the same.
     """
 
     seed: int = 42
+    """Of clusters, random representatives and projection."""
     cluster_size: int = 64
+    """Rows of a cluster on average."""
     num_clusters: int | None = None
+    """Number of clusters, instead of `cluster_size`."""
     samples_per_cluster: int = 4
+    """Representatives of a cluster."""
     clustering_method: str = "kmeans"
+    """How rows are clustered."""
     clustering_max_iter: int = 20
+    """Iterations of k-means."""
     representative_strategy: str = "random"
+    """Which rows represent a cluster."""
     lsh_num_bits: int | None = None
+    """Random projections of `lsh`: at most 2^bits clusters; null: as many as the clusters need."""
     embedding_layer: int = -1
+    """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     embedding_model_name_or_path: str | None = None
+    """A sentence-transformers model (directory or name on the hub) instead of the model that is trained."""
 
     retired: ClassVar[Mapping[str, str]] = {
         **GradientSelector.retired,

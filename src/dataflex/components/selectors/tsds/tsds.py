@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
-from dataflex.components.selectors.tsds.density import Density
+from dataflex.components.paper import Paper
 from dataflex.components.selectors.tsds.transport import transport
 from dataflex.components.tools.embeddings import EmbeddingSelector, comparable
 from dataflex.components.tools.files import read_array
@@ -24,25 +24,49 @@ _SAMPLE, _COPIES, _SAME = 1024, 32, 2e-3
 
 @dataclass(frozen=True, kw_only=True)
 class TsdsSelector(EmbeddingSelector):
-    """Draw rows from the distribution that solves the transport problem of `components.transport`.
+    """Rows distributed as the target is, near-duplicates counted once.
 
-    max_K: nearest candidates of a target row that its mass may reach; kde_K and sigma: neighbours and width of the kernel
-    density (sigma 0: every row counts alone). Both K are at most a tenth of the candidates, as in the authors' program.
-    alpha, C: what distance costs against evenness. sigma and C are distances, and those differ from one kind of embedding to
-    another: None takes them from the data (`scale`). Embeddings have length one. Rows are drawn with replacement, as in the
-    paper (`replacement`). probs_path: a distribution found before instead, an .npy file of float[N] over the data sets as
-    they are stored, laid end to end; all updates then draw from it. score: the probability.
+    They are drawn from the distribution that solves the transport problem of `transport.py`. sigma and C are distances, and
+    those differ from one kind of embedding to another: None takes them from the data (`scale`). Embeddings have length one.
+    score: the probability. With `probs_path` all updates draw from the distribution in that file.
+
+    Departures:
+
+    Compared with an independent transcription of their `tsds.py` with exact neighbours: the distribution is the same. What is
+    different:
+
+    - *Scale.* Their configuration has alpha 0.5, as here, and asks for a C "in the same scale as the norm of the embeddings";
+      sigma is a number too. Here both follow from the data unless they are given. dataflex 1.1.0 had alpha 0.6, C 5 and sigma
+      0.75, with which the transport does not stop on mean hidden states; files written for it keep them.
+    - Neighbours and rho are not looked up in an inverted-file index, which misses many of them.
+    - Embeddings are measured with the model, not read from files (`dataflex-cli select` reads files too).
+    - dataflex 1.1.0 drew without replacement, which fails where fewer rows than the budget have a probability; its script
+      left out the limit of a tenth; it took its file to be about processed rows.
     """
 
     max_K: int = 5000
+    """Nearest rows that a target row can reach; at most a tenth of the candidates."""
     kde_K: int = 1000
+    """Rows in the kernel density of a row; at most a tenth of the candidates."""
     sigma: float | None = None
+    """Width of the kernel; 0: every row counts alone; null: from the distances in the data."""
     alpha: float = 0.5
+    """What distance counts against evenness; 1: the nearest row gets all; 0: as even as `max_K` allows."""
     C: float | None = None
+    """Scale of the distances: the larger, the more even; null: from the distances in the data."""
     replacement: bool = True
+    """Draw with replacement, as the paper does; the budget may then exceed the data."""
     exact: bool = False
+    """Compare all pairs for the density, however many rows there are."""
     probs_path: str | None = None
+    """A distribution found before: an .npy file of float[N], one for each row as stored."""
 
+    paper: ClassVar[Paper | None] = Paper(
+        authors="Liu et al.",
+        title="TSDS: Data Selection for Task-Specific Model Finetuning",
+        arxiv="2410.11303",
+        venue="NeurIPS 2024",
+    )
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"sigma": 0.75, "alpha": 0.6, "C": 5.0}
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 
@@ -102,6 +126,8 @@ class TsdsSelector(EmbeddingSelector):
 
     def distribution(self, rows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
         """Probability of each row, float64 [N], and remarks. rows, targets: float32 [N, d] and [M, d] of length one."""
+        from dataflex.components.selectors.tsds.density import Density
+
         limit = max(len(rows) // 10, min(len(rows), 2))
         cosine, places = nearest(targets, rows, min(self.max_K, limit))
         distances = np.sqrt(np.maximum(2 - 2 * cosine.astype(np.float64), 0))

@@ -1,0 +1,1 @@
+"""Commands that give a configuration to start from: init, examples."""
