@@ -176,8 +176,8 @@ class Run:
     def id_of(self, domain: str, row: int) -> int | None:
         """The id of a stored row, by the newest selection that knows stored rows; None: none does, or it was not looked at."""
         for selection in reversed(self.selections):
-            if domain in selection.names and "row" in selection.file.schema_arrow.names:
-                stored = np.asarray(selection.file.read(["row"]).column(0))
+            stored = selection.stored
+            if domain in selection.names and stored is not None:
                 mine = selection.domain_numbers == selection.names.index(domain)
                 places = np.flatnonzero(mine & (stored == row))
                 return int(selection.ids[places[0]]) if len(places) else None

@@ -103,6 +103,23 @@ class SelectionFile:
             return np.asarray(self._column("times"))
         return self.selected.astype(np.int64)
 
+    @cached_property
+    def stored(self) -> np.ndarray | None:
+        """The number of each row in its data set as it is stored, int64[n]; None: not known."""
+        return np.asarray(self._column("row")) if "row" in self.file.schema_arrow.names else None
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """The place of each row in the order of the selector, from 1, int64[n]; 0: not taken, or not known."""
+        if "rank" not in self.file.schema_arrow.names:
+            return np.zeros(len(self.ids), dtype=np.int64)
+        return np.asarray(self._column("rank").fill_null(0))
+
+    def position_of(self, sample_id: int) -> int | None:
+        """The place of a row in the file; None: it was not looked at."""
+        place = int(np.searchsorted(self.ids, sample_id))
+        return place if place < len(self.ids) and self.ids[place] == sample_id else None
+
     @property
     def chosen(self) -> np.ndarray:
         """Ids, ascending, int64."""
@@ -121,8 +138,7 @@ class SelectionFile:
     @property
     def by_chance(self) -> float:
         """The share of rows that a selection at random would share with any other: rows taken over rows looked at."""
-        found = self.summary
-        return sum(found.selected.values()) / max(sum(found.looked_at.values()), 1)
+        return self.summary.rows_taken / max(self.summary.rows_looked_at, 1)
 
     @cached_property
     def texts(self) -> dict[int, tuple[str, str]]:

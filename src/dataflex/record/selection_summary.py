@@ -52,6 +52,14 @@ class SelectionSummary:
     scores: Scores | None
     """None: the selector gives none."""
 
+    @property
+    def rows_taken(self) -> int:
+        return sum(self.selected.values())
+
+    @property
+    def rows_looked_at(self) -> int:
+        return sum(self.looked_at.values())
+
     @classmethod
     def of(
         cls, domains: np.ndarray, names: Sequence[str], scores: np.ndarray, selected: np.ndarray, *, drawn: int

@@ -118,12 +118,11 @@ def selections_table(run: Run, most: int = 12) -> Table | None:
         if len(found) > most and most // 2 <= number_of < len(found) - most // 2:
             continue
         summary, scores = selection.summary, selection.summary.scores
-        taken, looked_at = sum(summary.selected.values()), sum(summary.looked_at.values())
         rows.append(
             (
                 str(selection.step) if run.trains else selection.path.parent.name,
                 selection.name,
-                f"{taken:,} of {looked_at:,}",
+                f"{summary.rows_taken:,} of {summary.rows_looked_at:,}",
                 shares(summary.selected),
                 NONE if overlap is None else f"{percent(overlap)} ({percent(selection.by_chance)})",
                 f"{number(scores.selected.mean)} ({number(scores.all.mean)})" if scores else NONE,
