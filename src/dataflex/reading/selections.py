@@ -225,8 +225,12 @@ def _summary(record: Mapping[str, Any]) -> SelectionSummary:
         cut = scores["cut"]
         scores = Scores(
             tuple(scores["edges"]),
-            Spread(**scores["all"]),
-            Spread(**scores["selected"]),
+            _spread(scores["all"]),
+            _spread(scores["selected"]),
             None if cut is None else (float(cut[0]), float(cut[1])),
         )
     return SelectionSummary(**{**record, "scores": scores})
+
+
+def _spread(record: Mapping[str, Any]) -> Spread:
+    return Spread(record["mean"], tuple(record["quantiles"]), tuple(record["counts"]))
