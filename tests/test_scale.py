@@ -20,10 +20,11 @@ from dataflex.data import rows
 from dataflex.data.rows import Rows
 from dataflex.plan.plan import Domains, Plan, Stage, chosen_pool
 from dataflex.plan.quota import SCALE
-from dataflex.record import ledger
+from dataflex.record import selection_file
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import RunFiles
+from dataflex.record.selection_file import SelectionRecord
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.batching import token_batches
@@ -277,8 +278,9 @@ def test_a_selection_is_written_a_part_at_a_time(tmp_path: Path, monkeypatch: py
     selected = np.array([10, 3, 3, 0])
     files, read = RunFiles(tmp_path, domains, writes=True), []
     for at_once in (100, 4):
-        monkeypatch.setattr(ledger, "ROWS_AT_ONCE", at_once)
-        read.append(pq.ParquetFile(files.path / files.write_selection(at_once, scores, selected, None)))
+        monkeypatch.setattr(selection_file, "ROWS_AT_ONCE", at_once)
+        record = SelectionRecord(domains, [selected], scores, tokens=np.arange(11, dtype=np.int32))
+        read.append(pq.ParquetFile(files.path / files.write_selection(at_once, record)))
     one, several = read
     assert (one.num_row_groups, several.num_row_groups) == (1, 3)
     assert several.read().to_pydict() == one.read().to_pydict() == {
@@ -286,6 +288,8 @@ def test_a_selection_is_written_a_part_at_a_time(tmp_path: Path, monkeypatch: py
         "domain": ["a"] * 6 + ["b"] * 5,
         "score": [0.5, None, *map(float, range(9))],
         "selected": [i in (0, 3, 10) for i in range(11)],
+        "rank": [4, None, None, 2, None, None, None, None, None, None, 1],
+        "tokens": list(range(11)),
         "times": [1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 1],
     }  # fmt: skip
 

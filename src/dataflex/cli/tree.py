@@ -47,6 +47,10 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
         Command("doremi", "running.doremi", "DoReMi: train reference model, proxy and final model", has_levels=True),
         Command("demo", "running.demo", "train four tiny models on real text and compare them", has_levels=True),
     ),
+    "Results": (
+        Command("report", "results.report", "what runs decided, served, learned and cost, as tables or a page"),
+        Command("show", "results.show", "rows of a selection, or the life of one row"),
+    ),
     "Components": (
         Command("list", "components.list", "every selector, mixer, weighter and signal, one line each"),
         Command("describe", "components.describe", "what a component does, its parameters, its cost and its paper"),

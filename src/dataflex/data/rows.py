@@ -34,14 +34,20 @@ class Rows(Dataset):
 
     Attributes:
         parts: The data sets.
+        stored: The number of each row in its data set as it is stored, int64[N]; None: unknown.
         raw: The number of each row among the stored rows of all data sets, int64[N]; None: unknown.
         raw_total: Stored rows of all data sets.
     """
 
     def __init__(
-        self, parts: Sequence[Any], names: Sequence[str], raw: np.ndarray | None = None, raw_total: int = 0
+        self,
+        parts: Sequence[Any],
+        names: Sequence[str],
+        raw: np.ndarray | None = None,
+        raw_total: int = 0,
+        stored: np.ndarray | None = None,
     ) -> None:
-        self.parts, self.raw, self.raw_total = list(parts), raw, raw_total
+        self.parts, self.raw, self.raw_total, self.stored = list(parts), raw, raw_total, stored
         self._tokens: np.ndarray | None = None
         self._learned: np.ndarray | None = None
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))

@@ -64,6 +64,10 @@ class Available:
     """The number of each row among the stored rows, int64 [N]."""
     target_sizes: tuple[int, ...] = ()
     """Rows of each data set of the target."""
+    stored: np.ndarray | None = None
+    """The number of each row in its data set as it is stored, int64 [N]."""
+    tokens: Callable[[], np.ndarray | None] = lambda: None
+    """Tokens of each row that are learned, int32 [N]; None: not known."""
 
     @property
     def count(self) -> int:

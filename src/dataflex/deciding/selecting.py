@@ -14,6 +14,7 @@ from dataflex.deciding.serving import Serving
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.plan import Pool, chosen_pool
 from dataflex.record.recorder import Recorder
+from dataflex.record.selection_file import SelectionRecord
 
 
 class Selecting:
@@ -67,9 +68,13 @@ class Selecting:
         looked_at = None
         if declared(self.spec.component.refines):  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
+        available = self.chooser.available
+        record = SelectionRecord(
+            plan.domains, chosen.ids, scores, looked_at, stored=available.stored, tokens=available.tokens()
+        )
         decided: dict[str, Any] = {
             "rows": [len(ids) for ids in chosen.ids],
-            "file": self.recorder.files.write_selection(step, scores, selected, looked_at),
+            "file": self.recorder.files.write_selection(step, record),
         }
         source = {"signals": self.signals, "rows": len(scores), "without_score": without_score}
         self.recorder.decision(step, position, f"select:{self.spec.name}", decided, source, seconds, stage)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 
+from dataflex.data.texts import RowText
 from dataflex.plan.plan import Domains
-from dataflex.writing import append, clear_leftovers, write_atomically, write_tables
+from dataflex.record.selection_file import SelectionRecord, write_selection
+from dataflex.writing import append, clear_leftovers, write_atomically
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
 EXPOSURE = "exposure.parquet"
-ROWS_AT_ONCE = 1 << 20  # of a selection's table; also the size of its row groups
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -36,10 +36,17 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 class RunFiles:
-    """<output_dir>/dataflex/, appended to as the run goes."""
+    """<output_dir>/dataflex/, appended to as the run goes. texts: ids of rows -> what they say."""
 
-    def __init__(self, output_dir: str | Path, domains: Domains, *, writes: bool) -> None:
-        self.path, self.domains, self.writes = Path(output_dir) / DIRECTORY, domains, writes
+    def __init__(
+        self,
+        output_dir: str | Path,
+        domains: Domains,
+        *,
+        writes: bool,
+        texts: Callable[[list[int]], list[RowText]] | None = None,
+    ) -> None:
+        self.path, self.domains, self.writes, self.texts = Path(output_dir) / DIRECTORY, domains, writes, texts
         self.ledger_text = bytearray()  # grows in place, whatever the number of decisions
 
     def start(self, config: dict[str, Any]) -> None:
@@ -59,8 +66,9 @@ class RunFiles:
             return
         for folder in (self.path, self.path / "selections"):
             clear_leftovers(folder)
-        for file in (self.path / "selections").glob("step_*.parquet"):
-            if int(file.stem.removeprefix("step_")) >= step:
+        for file in (self.path / "selections").glob("step_*.*"):
+            number = file.stem.removeprefix("step_")
+            if file.suffix in (".parquet", ".jsonl") and number.isdigit() and int(number) >= step:
                 file.unlink()
         if exposure.is_file():
             write_atomically(self.path / EXPOSURE, exposure.read_bytes())
@@ -76,40 +84,13 @@ class RunFiles:
         if self.writes:
             append(self.path / LEDGER, line)
 
-    def write_selection(
-        self, step: int, scores: np.ndarray | None, selected: np.ndarray, candidates: np.ndarray | None
-    ) -> str:
-        """selections/step_<n>.parquet over `candidates` (ids, ascending; None: every row), with their scores (of all rows, by
-        id) and whether each was selected. Written a part at a time: of all rows at once the columns would take many bytes each.
+    def write_selection(self, step: int, record: SelectionRecord) -> str:
+        """selections/step_<n>.parquet, and some of the rows with their text beside it.
 
         Returns the path relative to the run directory."""
         relative = f"selections/step_{step}.parquet"
-        if not self.writes:
-            return relative
-        chosen = np.zeros(self.domains.total, dtype=bool)
-        chosen[selected] = True
-        times: np.ndarray | None = None
-        if np.count_nonzero(chosen) < len(selected):  # drawn with replacement
-            times = np.bincount(selected, minlength=self.domains.total)
-        names = pa.array(self.domains.names)
-        count = self.domains.total if candidates is None else len(candidates)
-
-        def parts() -> Iterator[pa.Table]:
-            for begin in range(0, max(count, 1), ROWS_AT_ONCE):
-                end = min(begin + ROWS_AT_ONCE, count)
-                ids = np.arange(begin, end, dtype=np.int64) if candidates is None else candidates[begin:end]
-                score = np.full(len(ids), np.nan) if scores is None else scores[ids]
-                table = pa.table(
-                    {
-                        "sample_id": ids,
-                        "domain": pa.DictionaryArray.from_arrays(self.domains.of(ids).astype(np.int32), names),
-                        "score": pa.array(score, type=pa.float64(), from_pandas=True),
-                        "selected": chosen[ids],
-                    }
-                )
-                yield table if times is None else table.append_column("times", pa.array(times[ids]))
-
-        write_tables(self.path / relative, parts())
+        if self.writes:
+            write_selection(self.path / relative, record, self.texts)
         return relative
 
 

@@ -68,7 +68,8 @@ def available_of(rows: Rows, target: Rows | None, *, by_domain: bool) -> Availab
         bounds = pairwise(rows.domains.offsets.tolist())
         groups = [Group(name, a, b) for name, (a, b) in zip(rows.domains.names, bounds, strict=True)]
     sizes = target.domains.sizes if target is not None else ()
-    return Available(groups, lambda: rows.trainable_tokens() > 0, rows.raw, sizes)
+    usable = lambda: rows.trainable_tokens() > 0  # noqa: E731
+    return Available(groups, usable, rows.raw, sizes, stored=rows.stored, tokens=rows.trainable_tokens)
 
 
 def selecting_of(

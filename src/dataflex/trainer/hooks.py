@@ -20,6 +20,7 @@ from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.micro_batch import MICRO_BATCH, MicroBatch, attach
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
+from dataflex.data.texts import RowTexts
 from dataflex.deciding.decisions import Deciding
 from dataflex.deciding.mixing import Mixing
 from dataflex.deciding.selecting import Selecting
@@ -73,7 +74,9 @@ class DynamicTrainer(Host):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         config, self.rows = self.config, self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
-        self.recorder = Recorder(RunFiles(self.args.output_dir, self.rows.domains, writes=collectives.rank() == 0))
+        texts = None if config.streams else RowTexts(self.rows, self.processing_class)
+        files = RunFiles(self.args.output_dir, self.rows.domains, writes=collectives.rank() == 0, texts=texts)
+        self.recorder = Recorder(files)
         shuffle = not self.finetuning_args.disable_shuffling
         self.serving = serving_of(self.rows, config, self.args, self.data_collator, shuffle=shuffle)
         exposure = None if config.streams else Exposure(self.rows.domains)

@@ -18,6 +18,7 @@ from dataflex.config import RunConfig
 from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
 from dataflex.data.origins import Origin
+from dataflex.data.texts import RowTexts
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.notices import say
@@ -140,16 +141,10 @@ def _with_model(config: RunConfig) -> Outcome | None:
     chosen = run.chosen
     if not run.args.should_save:
         return None
-    rows, tokenizer = run.rows, run.processing_class
-
-    def text(row: int) -> str:
-        found = rows[row]
-        tokens = found.get("input_ids", found.get("chosen_input_ids"))
-        return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
+    texts = RowTexts(run.rows, run.processing_class)
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
     notes += chosen.remarks.values()
-    return Outcome(origins, name, chosen.ids[0], chosen.scores, text, notes)
+    return Outcome(origins, name, chosen.ids[0], chosen.scores, texts, notes)
 
 
 def _aims_at_rows(config: DataflexConfig) -> bool:
@@ -188,6 +183,4 @@ def _without_model(config: RunConfig) -> Outcome:
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
     say(*(f"select:{spec.name}: {line}" for line in chosen.remarks.values()))
-    return Outcome(
-        rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.__getitem__, list(chosen.remarks.values())
-    )
+    return Outcome(rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.texts, list(chosen.remarks.values()))

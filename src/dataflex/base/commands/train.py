@@ -215,7 +215,7 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
     from dataflex.base.loading.data import load_domains, load_merged
     from dataflex.base.loading.weight_column import check_weights
 
-    carried = Carried.by(dataflex)
+    carried = Carried.by(dataflex, loading)
     if dataflex.streams:
         from dataflex.base.loading.streams import load_streams
 

@@ -26,8 +26,8 @@ from llamafactory.data.processor import (
 
 from dataflex.base.loading.marks import MarkingTemplate, MarkingTokenizer, Marks
 from dataflex.base.loading.weight_column import WeightColumn
+from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours, theirs
-from dataflex.components.contracts import declared
 from dataflex.config.losses import given_column
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.rows import GIVEN_WEIGHTS
@@ -45,9 +45,11 @@ class Carried:
     """The column that RAW_WEIGHTS is read from, and whether it is one of rows ("row") or of messages ("message")."""
 
     @classmethod
-    def by(cls, config: DataflexConfig) -> Carried:
-        """What the components of a training need."""
-        return cls(config.select is not None and declared(config.select.component.reads_raw_rows), given_column(config))
+    def by(cls, config: DataflexConfig, loading: Loading) -> Carried:
+        """What a training needs. Rows that are selected from carry their index wherever they can."""
+        args = loading.data_args
+        joined = args.packing or args.neat_packing or loading.stage in ("pt", "kto") or args.tokenized_path
+        return cls(config.select is not None and not joined, given_column(config))
 
     def weight_column(self, dataset: str, attributes: Any) -> WeightColumn | None:
         return None if self.weights is None else WeightColumn(dataset, attributes, *self.weights)

@@ -93,7 +93,11 @@ def load_domains(loading: Loading, carried: Carried) -> dict[str, Any]:
         for name, part in zip(names, parts, strict=True)
     ]
     parts = [part.remove_columns(RAW_ROW) for part in parts]
-    return {**_module(names, parts, list(examples.values()), evaluation, *raw_rows(origins)), "origins": origins}
+    stored = np.concatenate([origin.numbers for origin in origins])
+    return {
+        **_module(names, parts, list(examples.values()), evaluation, *raw_rows(origins), stored),
+        "origins": origins,
+    }
 
 
 def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, *raw: Any) -> dict[str, Any]:
@@ -271,7 +275,7 @@ def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None
     """Raise ConfigError for a budget or proportion the data cannot meet."""
     domains = rows.domains
     select, mix = config.select, config.mix
-    if select is not None and rows.raw is not None:
+    if select is not None and rows.raw is not None and declared(select.component.reads_raw_rows):
         try:
             select.component.check_rows(rows.raw_total)
         except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config import RunConfig
 from dataflex.data.origins import Origin
+from dataflex.data.texts import RowText
 from dataflex.errors import ConfigError
 from dataflex.values import dataset_names
 
@@ -38,17 +40,28 @@ class Texts:
 
     def __getitem__(self, row: int) -> str:
         """What a row says: its messages, a line each."""
+        return _joined([message for messages in self._messages(row) for message in messages])
+
+    def _messages(self, row: int) -> tuple[list[Any], list[Any]]:
+        """Prompt and response."""
         ends = np.cumsum(self.sizes)
         part = int(np.searchsorted(ends, row, side="right"))
         index = self.origins[part].indices[row - (ends[part] - self.sizes[part])]
         found = self.aligned[part][int(index)]
-        return "\n".join(m["content"] for m in (*found["_prompt"], *found["_response"]) if m["content"])
+        return found["_prompt"], found["_response"]
+
+    def texts(self, rows: Sequence[int]) -> list[RowText]:
+        return [RowText(*(_joined(messages) for messages in self._messages(row))) for row in rows]
 
     def fingerprint(self) -> str:
         digest = xxhash.xxh3_128()
         for row in range(len(self)):
             digest.update(self[row].encode() + b"\0")
         return digest.hexdigest()
+
+
+def _joined(messages: Sequence[Any]) -> str:
+    return "\n".join(message["content"] for message in messages if message["content"])
 
 
 def read_texts(config: RunConfig, key: str) -> Texts:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dataflex.data.origins import Origin
+from dataflex.data.texts import RowText
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Outcome:
     """Rows in the order of the selector, int64[budget]."""
     scores: np.ndarray
     """float64[N], NaN where a row has none."""
-    text: Callable[[int], str]
-    """What a row says."""
+    texts: Callable[[Sequence[int]], list[RowText]]
+    """What rows say."""
     notes: list[str]
     """Lines for the summary."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.rows import write_rows
 from dataflex.base.output.summary import summary
-from dataflex.writing import atomically, write_atomically
+from dataflex.plan.plan import Domains
+from dataflex.record.selection_file import SelectionRecord, write_texts
+from dataflex.writing import write_atomically, write_tables
 
 _COLUMNS = (
     "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios", "chosen", "rejected",
@@ -30,7 +31,8 @@ def write_selection(
     names: data set selected from -> the one that is written.
 
     <name>.jsonl            or .parquet, .arrow: `write_rows`
-    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected)
+    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank
+    scores.jsonl            some of these rows with their text: sample_id (its line in scores.parquet), prompt, answer
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
@@ -45,7 +47,7 @@ def write_selection(
         lines.append(f"{origin.name}: {len(own)}{drawn} of {len(origin.stored)} rows, {file or 'no file'}")
         if file is not None:
             entries[name] = _entry(file, origin.attributes)
-    _write_scores(folder / "scores.parquet", outcome, times)
+    _write_scores(folder, outcome, times)
     write_atomically(folder / "summary.md", summary(outcome, times, lines, examples).encode())
     return entries, lines
 
@@ -68,15 +70,20 @@ def _entry(file: str, attributes: Any) -> dict[str, Any]:
     return entry
 
 
-def _write_scores(path: Path, outcome: Outcome, times: np.ndarray) -> None:
-    owner = np.repeat(np.arange(len(outcome.origins)), [len(s.indices) for s in outcome.origins]).astype(np.int32)
+def _write_scores(folder: Path, outcome: Outcome, times: np.ndarray) -> None:
+    domains = Domains(tuple(o.name for o in outcome.origins), tuple(len(o.indices) for o in outcome.origins))
+    owner = np.repeat(np.arange(len(domains)), domains.sizes).astype(np.int32)
+    record = SelectionRecord(domains, [outcome.chosen], outcome.scores)
+    rank = np.zeros(len(times), dtype=np.int64)
+    rank[outcome.chosen[::-1]] = np.arange(len(outcome.chosen), 0, -1)  # of a row drawn twice, the first
     table = pa.table(
         {
-            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array([s.name for s in outcome.origins])),
-            "row": np.concatenate([s.numbers for s in outcome.origins]),
+            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array(domains.names)),
+            "row": np.concatenate([origin.numbers for origin in outcome.origins]),
             "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
             "times": times,
+            "rank": pa.array(rank, mask=times == 0),
         }
     )
-    with atomically(path) as file:
-        pq.write_table(table, file, compression="zstd")
+    write_tables(folder / "scores.parquet", [table.replace_schema_metadata(record.metadata)])
+    write_texts(folder / "scores.jsonl", record, outcome.texts)

@@ -36,7 +36,7 @@ def summary(outcome: Outcome, times: np.ndarray, lines: list[str], examples: int
     for title, some in (("Highest scores", order[:count]), ("Lowest scores", order[::-1][:count])):
         out += ["", f"## {title}"]
         for row in some:
-            out += ["", _heading(outcome, int(row), bool(times[row])), "", *_quoted(outcome.text(int(row)))]
+            out += ["", _heading(outcome, int(row), bool(times[row])), "", *_quoted(outcome.texts([int(row)])[0].whole)]
     return "\n".join([*out, ""])
 
 

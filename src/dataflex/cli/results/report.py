@@ -1,0 +1,94 @@
+"""`report`"""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataflex import notices
+from dataflex.cli.parsing import examples
+from dataflex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dataflex.reading import Run
+
+
+def configure(parser: ArgumentParser) -> None:
+    parser.description = (
+        "What runs have decided, served, learned and cost, from their files: tables in the terminal, or one page of HTML that"
+        " needs no network. Runs may be finished, stopped or going on; several are set side by side."
+    )
+    parser.add_argument("out", nargs="+", metavar="OUT", help="an output_dir of train, select or doremi")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page instead")
+    parser.add_argument("--title", help="of the page (the names of the runs)")
+    parser.add_argument(
+        "--follow", action="store_true", help="show it again whenever a run has gone on, until all have ended"
+    )
+    parser.epilog = examples(
+        "dataflex-cli report runs/rds", "dataflex-cli report runs/plain runs/rds --html report.html"
+    )
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> int:
+    options = parser.parse_args(arguments)
+    if options.html is not None and options.html.is_dir():
+        raise ConfigError(f"--html: {options.html} is a directory; name a file")
+    if options.html is not None:
+        _written_by_us(options.html)
+
+    from dataflex.reading import open_runs
+
+    while True:
+        runs = open_runs(options.out)
+        _show(runs, options)
+        running = options.follow and any(each.status == "running" for each in runs)
+        if not running:
+            return 0
+        _wait(runs)
+
+
+def _show(runs: list[Run], options: Namespace) -> None:
+    if options.html is None:
+        from rich.console import Console
+
+        from dataflex.report.terminal import show_runs
+
+        console = Console(highlight=False)
+        if options.follow and console.is_terminal:
+            console.clear()
+        show_runs(runs, console)
+        return
+    from dataflex.report.page import page
+    from dataflex.writing import write_atomically
+
+    title = options.title or ", ".join(run.name for run in runs)
+    write_atomically(options.html, page(runs, title).encode(errors="replace"))
+    notices.say(f"written to {options.html}")
+
+
+def _wait(runs: list[Run]) -> None:
+    """Until a file of a run has changed, or a run has ended."""
+    before = [_stamps(each) for each in runs]
+    while [_stamps(each) for each in runs] == before:
+        time.sleep(1.0)
+
+
+def _stamps(run: Run) -> list[tuple[int, int]]:
+    from dataflex.locking import LOCK
+
+    found = []
+    for path in (run.path / LOCK, run.log.path, run.folder / "ledger.jsonl"):
+        try:
+            stat = path.stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append((0, 0))
+    return found
+
+
+def _written_by_us(path: Path) -> None:
+    """Raise ConfigError if the file is there and is no page of ours."""
+    if path.is_file() and b"by DataFlex" not in path.read_bytes()[: 1 << 20]:
+        raise ConfigError(f"--html: {path} exists and is no report; name another file")

@@ -1,0 +1,118 @@
+"""`show`"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from dataflex import notices
+from dataflex.cli.parsing import examples
+from dataflex.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from dataflex.reading import Run
+    from dataflex.reading.selections import SelectionFile
+
+
+def configure(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Rows of a selection: which were taken, with which score, and by what margin. Or the life of one row: its score at every"
+        " selection, and how often it was trained on."
+    )
+    parser.add_argument("out", metavar="OUT", help="an output_dir of train or select")
+    parser.add_argument("--step", metavar="N", help="the selection at this step (the last one)")
+    parser.add_argument("--domain", metavar="NAME", help="rows of this data set only")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--top", metavar="K", type=int, help="the K rows with the highest scores (10)")
+    which.add_argument("--bottom", metavar="K", type=int, help="the K rows with the lowest scores")
+    which.add_argument("--first", metavar="K", type=int, help="the first K rows in the order of the selector")
+    which.add_argument("--row", metavar="NAME:ROW", help="one row, by its data set and its number in the file, from 0")
+    parser.add_argument("--text", action="store_true", help="whole texts")
+    parser.add_argument("--json", action="store_true", help="the same as a JSON list")
+    parser.epilog = examples(
+        "dataflex-cli show runs/rds --step 100 --top 20",
+        "dataflex-cli show runs/rds --row gsm8k:17",
+        "dataflex-cli show runs/selected --domain alpaca --bottom 5 --text",
+    )
+
+
+def run(parser: ArgumentParser, arguments: list[str]) -> int:
+    options = parser.parse_args(arguments)
+
+    from dataflex.reading import open_runs
+
+    found = next((each for each in open_runs([options.out]) if each.selections), None)
+    if found is None:
+        raise ConfigError(f"{options.out}: this run has no selection to show; `dataflex-cli report` shows what it has")
+    if options.row is not None:
+        _show_life(found, options)
+    else:
+        _show_rows(found, _selection(found, options.step), options)
+    return 0
+
+
+def _selection(run: Run, step: str | None) -> SelectionFile:
+    known = {str(found.step): found for found in run.selections}
+    if step is not None and step not in known:
+        raise ConfigError(f"--step: there is no selection at step {step}; there are {', '.join(known)}")
+    return run.selections[-1] if step is None else known[step]
+
+
+def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
+    from dataflex.report.rows import order_of, record_of, rows_table
+
+    asked = {by: getattr(options, by) for by in ("top", "bottom", "first") if getattr(options, by) is not None}
+    by, count = next(iter(asked.items()), ("top", 10))
+    if count < 1:
+        raise ConfigError(f"--{by} must be at least 1, not {count}")
+    if options.domain is not None:
+        _check_domain(selection, options.domain, "--domain")
+    if by != "first" and selection.summary.scores is None:
+        if asked:
+            raise ConfigError(f"--{by}: {selection.name} gives no scores; --first K shows rows in its own order")
+        by = "first"
+    rows = selection.rows(order_of(selection, domain=options.domain, by=by, count=count))
+    if options.json:
+        notices.show(json.dumps([record_of(run, row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from dataflex.report.terminal import show_table
+
+    show_table(rows_table(run, selection, rows, whole=options.text), Console(highlight=False))
+
+
+def _show_life(run: Run, options: Namespace) -> None:
+    domain, _, number = options.row.rpartition(":")
+    if not domain or not number.isdigit():
+        raise ConfigError(f"--row: {options.row!r} is not of the form NAME:ROW, such as gsm8k:17")
+    _check_domain(run.selections[-1], domain, "--row")
+    sample_id = run.id_of(domain, int(number))
+    if sample_id is None:
+        raise ConfigError(
+            f"--row: the selections of this run do not know row {number} of {domain}: it is not in the file, was dropped before,"
+            " or the run joins rows (packing)"
+        )
+    from dataflex.report.rows import life_of, life_table, record_of, text_of
+
+    life = life_of(run, sample_id)
+    if options.json:
+        steps = [{"step": s.step, **(record_of(run, row) if row is not None else {})} for s, row in life]
+        notices.show(
+            json.dumps({"selections": steps, "exposure": run.life_of(sample_id)}, indent=2, ensure_ascii=False)
+        )
+        return
+    from rich.console import Console
+
+    from dataflex.report.terminal import show_table
+
+    known = [row for _, row in life if row is not None]
+    text = next((row for row in known if row.text is not None), known[0])
+    notices.show(f"{options.row}\n\n{text_of(run, text, whole=True)}\n")
+    show_table(life_table(run, sample_id), Console(highlight=False))
+
+
+def _check_domain(selection: SelectionFile, domain: str, option: str) -> None:
+    if domain not in selection.names:
+        raise ConfigError(f"{option}: unknown data set {domain!r}{nearest(domain, selection.names)}")

@@ -1,0 +1,1 @@
+"""Shows runs: as tables in a terminal, and as one page of HTML."""

@@ -1,0 +1,113 @@
+"""Rows of a selection, and the life of one row, as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dataflex.reading.run import Run
+from dataflex.reading.selections import RowOfSelection, SelectionFile
+from dataflex.reading.stored import stored_row
+from dataflex.report.tables import Table
+from dataflex.report.words import NONE, number, visible
+
+_PROMPT, _ANSWER = 60, 100  # characters of a text that stand in a table
+
+
+def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection], *, whole: bool = False) -> Table:
+    """whole: with all of their texts."""
+    columns = ("row", "score", "by score", "taken as", "margin", "tokens", "text")
+    cells = [
+        (
+            f"{row.domain}:{_count(row.row)}",
+            number(row.score, 4),
+            _count(row.place),
+            _taken(row),
+            number(row.margin, 4),
+            _count(row.tokens),
+            text_of(run, row, whole=whole),
+        )
+        for row in rows
+    ]
+    found = selection.summary
+    title = f"Step {selection.step}: {selection.name}, {found.rows_taken:,} of {found.rows_looked_at:,} rows taken"
+    note = ""
+    if found.scores is not None and found.scores.cut is not None:
+        left, taken = found.scores.cut
+        note = f"Cut between {number(left, 4)} (left out) and {number(taken, 4)} (taken); margin: how far a row is from it."
+    return Table(title, columns, cells, note, frozenset({"text"}))
+
+
+def life_table(run: Run, sample_id: int) -> Table:
+    """A row at every selection of a run."""
+    cells = []
+    for selection, row in life_of(run, sample_id):
+        if row is None:
+            cells.append((str(selection.step), selection.name, NONE, NONE, "not looked at", NONE))
+        else:
+            facts = (number(row.score, 4), _count(row.place), _taken(row), number(row.margin, 4))
+            cells.append((str(selection.step), selection.name, *facts))
+    note = served_line(run, sample_id)
+    return Table(
+        "", ("step", "selector", "score", "by score", "taken as", "margin"), cells, note, frozenset({"selector"})
+    )
+
+
+def life_of(run: Run, sample_id: int) -> list[tuple[SelectionFile, RowOfSelection | None]]:
+    """At every selection of a run; None: the row was not looked at."""
+    places = [(selection, selection.position_of(sample_id)) for selection in run.selections]
+    return [(selection, None if place is None else selection.rows([place])[0]) for selection, place in places]
+
+
+def served_line(run: Run, sample_id: int) -> str:
+    seen = run.life_of(sample_id)
+    if seen is not None:
+        times = "once" if seen["times_seen"] == 1 else f"{seen['times_seen']} times"
+        return f"Trained on {times}, last in step {seen['last_step']}, with loss {number(seen['last_loss'])}."
+    return "Not trained on." if run.exposure else "How often it was trained on is not known."
+
+
+def record_of(run: Run, row: RowOfSelection) -> dict[str, Any]:
+    """All that is known of a row."""
+    return {**asdict(row), "stored": _stored(run, row) if row.text is None else None}
+
+
+def text_of(run: Run, row: RowOfSelection, *, whole: bool = False) -> str:
+    """As the run has kept it, or as it is stored."""
+    if row.text is not None:
+        prompt, answer = row.text
+        text = f"{prompt}\n{answer}" if whole else f"{prompt[-_PROMPT:]} > {answer[:_ANSWER]}"
+    elif (stored := _stored(run, row)) is not None:
+        text = json.dumps(stored, ensure_ascii=False, indent=2 if whole else None)
+        text = text if whole else text[: _PROMPT + _ANSWER]
+    else:
+        return "(text not kept)"
+    return visible(text if whole else " ".join(text.split()))
+
+
+def order_of(selection: SelectionFile, *, domain: str | None, by: str, count: int) -> np.ndarray:
+    """Places in the file of the rows asked for. by: top, bottom (of the scores), or first (in the order of the selector)."""
+    mine = np.ones(len(selection.ids), dtype=bool)
+    if domain is not None:
+        mine = selection.domain_numbers == selection.names.index(domain)
+    places = np.flatnonzero(mine & (selection.selected if by == "first" else np.isfinite(selection.scores)))
+    key = selection.ranks if by == "first" else selection.scores * (1 if by == "bottom" else -1)
+    return places[np.argsort(key[places], kind="stable")[:count]]
+
+
+def _stored(run: Run, row: RowOfSelection) -> dict[str, Any] | None:
+    return None if row.row is None else stored_row(run.record.get("llamafactory") or {}, row.domain, row.row)
+
+
+def _taken(row: RowOfSelection) -> str:
+    if not row.selected:
+        return "left out"
+    return "taken" if row.rank is None else str(row.rank)
+
+
+def _count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
