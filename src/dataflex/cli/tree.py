@@ -40,6 +40,7 @@ class Command:
 
 _GROUPS: dict[str, tuple[Command, ...]] = {
     "Run": (
+        Command("plan", "running.plan", "what a training will do and cost, and what to look at before it"),
         Command("train", "running.train", "train with the dataflex block of a .yaml or .json file", has_levels=True),
         Command(
             "select", "running.select", "select rows before training, and write them as data sets", has_levels=True
