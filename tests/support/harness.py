@@ -43,7 +43,8 @@ def warm_up(cache: Path) -> None:
 
 @dataclass
 class Result:
-    """status: exit status of each rank. out: the directory of the run. log: what rank 0 printed."""
+    """status: exit status of each rank. out: the directory of the run. log: what rank 0 printed, and below it the log of the
+    libraries."""
 
     status: list[int]
     out: Path
@@ -98,6 +99,8 @@ class Run:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.logs, self.processes = out, [], []
+        self.library_log = out / "dataflex" / "run.log"
+        self.logged_before = self.library_log.stat().st_size if self.library_log.exists() else 0
         port = str(free_port())
         for rank in range(ranks):
             log = out / f"log-{rank}.txt"
@@ -129,6 +132,8 @@ class Run:
                         other.join(10)
                         other.kill()
         log = self.logs[0].read_text(errors="replace") if self.logs[0].exists() else ""
+        if self.library_log.exists():
+            log += self.library_log.read_bytes()[self.logged_before :].decode(errors="replace")
         return Result([p.exitcode for p in self.processes], self.out, log)
 
 
@@ -193,6 +198,18 @@ def _child(arguments: list[str], out: str, log: str, env: dict[str, str], hooks:
     os.environ.update(env)
     import hooks as hook_module
     import torch
+
+    from dataflex.talking.run_log import RunLog
+
+    discard = RunLog.discard
+
+    def shown_and_discarded(self: RunLog) -> None:
+        """A refused run removes its log; what is in it tells whether a model was loaded."""
+        if self.began is not None:
+            os.write(1, self.path.read_bytes()[self.began :])
+        discard(self)
+
+    RunLog.discard = shown_and_discarded
 
     multiprocessing.set_start_method("fork", force=True)  # what a process started from a shell would use
     torch.set_num_threads(int(_THREADS))

@@ -16,6 +16,7 @@ from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated, loaded_whole
 from dataflex.signals.keeping.memory import SignalCache
 from dataflex.signals.pace import pieces
+from dataflex.signals.passing import passing
 
 # Texts given to the encoder at once; it forms batches of its own.
 _TEXTS = 256
@@ -28,7 +29,7 @@ def model_embeddings(
 ) -> np.ndarray:
     """float32 [N, hidden], padding left out on either side, equal on every rank. NaN where a row is not finite."""
     with isolated(model):
-        return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
+        return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embeddings", torch.float32)
 
 
 def row_embeddings(model: torch.nn.Module, batch: Mapping[str, Any], layer: int, pooling: str) -> torch.Tensor:
@@ -102,13 +103,15 @@ def encode_missing(model: str, cache: SignalCache, text: Callable[[int], str], d
     are encoded, in pieces."""
     places = np.flatnonzero(cache.missing)
     size = _TEXTS * ranks()
-    for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
-        found = []
-        for number in piece:
-            here = places[number * size : (number + 1) * size].tolist()
-            own = partial(_nth, text, here)
-            found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
-        cache.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
+    with passing("embeddings of texts", len(places), unit="texts") as under_way:
+        for piece in pieces(np.full(-(-len(places) // size), size * _TOKENS), device):
+            found = []
+            for number in piece:
+                here = places[number * size : (number + 1) * size].tolist()
+                own = partial(_nth, text, here)
+                found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
+                under_way.advance(len(here))
+            cache.put(places[piece.begin * size : piece.end * size], np.concatenate(found))
     return cache.values()
 
 

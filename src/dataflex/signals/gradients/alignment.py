@@ -22,6 +22,7 @@ from dataflex.signals.batching import ScoringRows, batches_of, over_rows
 from dataflex.signals.gradients.passes import BatchGradients, Targets, units_of
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
+from dataflex.signals.passing import passing
 
 # Values of exact target vectors (subtasks x trainable values) beyond which a projection is used: 2 GiB in fp32.
 EXACT_VALUES = 1 << 29
@@ -103,14 +104,15 @@ def _weighted_sums(
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
-    for k, places in enumerate(groups):
-        totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        for own, batch in batches_of(rows.subset(places), "mean gradients"):
-            some = np.full(units_of(batch), np.nan) if own is None else scales[k][own]
-            engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
-        for p, total in totals.items():
-            add_over_ranks(total)
-            found[p][k] = total
+    with passing("mean gradients", sum(map(len, groups))):
+        for k, places in enumerate(groups):
+            totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
+            for own, batch in batches_of(rows.subset(places), "mean gradients"):
+                some = np.full(units_of(batch), np.nan) if own is None else scales[k][own]
+                engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
+            for p, total in totals.items():
+                add_over_ranks(total)
+                found[p][k] = total
     return found
 
 
