@@ -110,7 +110,7 @@ class Run:
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 }  # fmt: skip
-            process = _CONTEXT.Process(target=_child, args=(list(arguments), str(out), str(log), settings, list(hooks)))
+            process = child(arguments, out, str(log), settings, hooks)
             process.start()
             self.logs.append(log)
             self.processes.append(process)
@@ -182,6 +182,11 @@ def train_all(*runs: Run) -> list[Result]:
 def plain(config: dict[str, Any], out: Path, *, ranks: int = 1, hooks: Sequence[str] = ()) -> Run:
     """The same configuration without our keys, through LLaMA-Factory's own entry."""
     return start(config, out, ranks=ranks, hooks=["llamafactory_itself", *hooks])
+
+
+def child(arguments: Sequence[str], out: Path, log: str, env: dict[str, str], hooks: Sequence[str]) -> Any:
+    """A process, not started yet, for one rank of a command. log: the file, or the terminal, that it prints to."""
+    return _CONTEXT.Process(target=_child, args=(list(arguments), str(out), log, env, list(hooks)))
 
 
 def free_port() -> int:

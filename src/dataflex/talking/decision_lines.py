@@ -115,7 +115,7 @@ def moves(before: Proportions, now: Proportions) -> list[str]:
     """`c4 .20 > .24` of each domain that moved, the farthest first; of one that had no value before, what it has now."""
     found = [(name, before.get(name), value) for name, value in now.items()]
     moved = [(n, b, v) for n, b, v in found if b is None or abs(v - b) >= LEAST_MOVE - 1e-12]
-    moved.sort(key=lambda item: -abs(item[2] - (item[1] or 0.0)))
+    moved.sort(key=lambda item: -round(abs(item[2] - (item[1] or 0.0)), 6))
     return [_move(*item) for item in moved]
 
 

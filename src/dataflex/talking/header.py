@@ -9,6 +9,7 @@ from typing import Any
 
 from dataflex import events
 from dataflex.config.schema import DataflexConfig, Schedule, WeightPart
+from dataflex.talking.time_spent import strategy_of
 from dataflex.talking.wording import amount, counted, fraction, listed
 
 # Steps of a schedule that are listed by themselves.
@@ -135,7 +136,7 @@ def strength(part: WeightPart) -> str:
 
 def _every(args: Any, key: str) -> str:
     """How often the Trainer evaluates or saves."""
-    strategy, every = str(getattr(args, f"{key}_strategy")), getattr(args, f"{key}_steps", None)
-    if strategy.endswith("steps") and every:
+    strategy, every = strategy_of(args, key), getattr(args, f"{key}_steps", None)
+    if strategy == "steps" and every:
         return f"every {counted(int(every), 'step')}" if every >= 1 else f"after every {every:.0%} of the steps"
-    return "every epoch" if strategy.endswith("epoch") else ""
+    return "every epoch" if strategy == "epoch" else ""

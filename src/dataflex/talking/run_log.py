@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,8 +26,7 @@ def log_path(output_dir: Path, rank: int) -> Path:
 
 
 class RunLog:
-    """Appends whole lines. The file is made with the first of them, below a line that says when this was; what cannot be written
-    is lost, and the run goes on."""
+    """Appends whole lines, below one that says when this was. What cannot be written is lost, and the run goes on."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._broken = path, False
@@ -138,8 +137,10 @@ def diverted(log: RunLog, terminal: Any, *, verbose: Callable[[TextIO], Callable
     `write` and `flush`. verbose: gives for a stream what else takes its lines; None: nothing."""
     before = sys.stdout, sys.stderr
     streams = [Diverted(s, log, None if verbose is None else verbose(s)) for s in before]
-    handlers, errors = _handlers_on(streams), list[tuple[logging.Logger, logging.Handler]]()
-    for logger, handler, place in handlers:
+    errors: list[tuple[logging.Logger, logging.Handler]] = []
+    moved: list[tuple[Any, Any, Diverted]] = []
+    for logger, handler, place in _handlers_on(streams):
+        moved.append((handler, handler.stream, place))
         handler.stream = place
         if verbose is None:
             shown = logging.StreamHandler(terminal)
@@ -149,23 +150,41 @@ def diverted(log: RunLog, terminal: Any, *, verbose: Callable[[TextIO], Callable
             errors.append((logger, shown))
     sys.stdout, sys.stderr = streams  # type: ignore[assignment]
     try:
-        yield
+        with _stdout_of_libraries_in(log) if verbose is None else nullcontext():
+            yield
     finally:
         sys.stdout, sys.stderr = before
-        for _, diverted_handler, place in handlers:
-            if diverted_handler.stream is place:
-                diverted_handler.stream = place.stream
+        for moved_handler, stream, place in moved:
+            if moved_handler.stream is place:
+                moved_handler.stream = stream
         for logger, shown_handler in errors:
             logger.removeHandler(shown_handler)
-        for stream in streams:
-            stream.end()
+        for place in streams:
+            place.end()
         log.close()
+
+
+@contextmanager
+def _stdout_of_libraries_in(log: RunLog) -> Iterator[None]:
+    """What is printed past Python (gloo greets its peers). Stderr stays: a process that crashes has its last words there."""
+    try:
+        kept, to = os.dup(1), log.fileno()
+    except OSError:
+        yield
+        return
+    os.dup2(to, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _handlers_on(places: list[Diverted]) -> list[tuple[logging.Logger, Any, Diverted]]:
     """Handlers that write to the process's own output, each with its new place. Our own keep to the terminal, and those that look
     up `sys.stderr` each time need no change."""
-    numbers = {_number(place.stream, number): place for number, place in enumerate(places, start=1)}
+    numbers = dict(enumerate(places, start=1))
+    numbers |= {_number(place.stream, number): place for number, place in enumerate(places, start=1)}
     loggers = [logging.root, *(g for g in logging.root.manager.loggerDict.values() if isinstance(g, logging.Logger))]
     found = []
     for logger in loggers:

@@ -41,6 +41,7 @@ class Talker:
         self._logged = ""
         self._proportions: Mapping[str, float] = {}
         self._held_out: list[dict[str, float]] = []  # the first, and the last
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._found: events.Recommended | None = None
         self._finished: events.Finished | None = None
 
@@ -110,6 +111,10 @@ class Talker:
         self.screen.show(head, event.step, self._max_steps, lambda: f"{self._logged}{self._left(event.step)}".strip())
 
     def _evaluate(self, event: events.Evaluated) -> None:
+        losses = {name: value for name, value in event.measures.items() if "loss" in name}
+        if (event.step, losses) == self._evaluated:  # LLaMA-Factory does so at the end (`do_eval`)
+            return
+        self._evaluated = (event.step, losses)
         self._say(self.decisions.evaluation(event.step, event.measures, event.seconds))
         found = losses_by_domain(event.measures)
         if found:
@@ -141,7 +146,7 @@ def talking(config: RunConfig, output_dir: Path) -> Iterator[TimeSpent]:
     log, spent = RunLog(log_path(output_dir, rank)), TimeSpent()
     screen, listeners = _screen(config, rank), spent.listeners()
     talker = Talker(config, screen, spent, output_dir) if rank == 0 else None
-    with ExitStack() as stack:
+    with _discarded_if_refused(log), ExitStack() as stack:
         stack.callback(screen.close)
         if not notices.redirected():
             stack.enter_context(notices.into(screen))
@@ -150,14 +155,19 @@ def talking(config: RunConfig, output_dir: Path) -> Iterator[TimeSpent]:
             listeners += talker.listeners()
             say(header.label("log", f"{log.path} has what the libraries print"))
         stack.enter_context(events.listening(*listeners))
-        try:
-            yield spent
-        except ConfigError:
-            log.discard()
-            raise
+        yield spent
         screen.close()
         if talker is not None:
             talker.close()
+
+
+@contextmanager
+def _discarded_if_refused(log: RunLog) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        log.discard()
+        raise
 
 
 def _screen(config: RunConfig, rank: int) -> Screen:

@@ -104,6 +104,12 @@ class TimeSpent:
             event.scalars.update(self.scalars())
 
 
+def strategy_of(args: Any, what: str) -> str:
+    """`steps`, `epoch` or another word: of `eval_strategy` ("eval") and the like."""
+    strategy = getattr(args, f"{what}_strategy")
+    return str(getattr(strategy, "value", strategy))
+
+
 def _decisions_left(schedule: Any, step: int, steps: int) -> int:
     """Updates that are due at `step` or later. schedule: a `Schedule`."""
     if schedule.next_due(step) is None:
@@ -113,10 +119,10 @@ def _decisions_left(schedule: Any, step: int, steps: int) -> int:
 
 def _times_left(args: Any, what: str, step: int, steps: int) -> int:
     """Evaluations ("eval") or checkpoints ("save") after `step`. args: TrainingArguments."""
-    strategy, every = str(getattr(args, f"{what}_strategy")), getattr(args, f"{what}_steps", None) or 0
-    if strategy.endswith("epoch"):
+    strategy, every = strategy_of(args, what), getattr(args, f"{what}_steps", None) or 0
+    if strategy == "epoch":
         every = steps / max(args.num_train_epochs, 1e-9)
-    elif not strategy.endswith("steps"):
+    elif strategy != "steps":
         return 0
     elif 0 < every < 1:
         every = max(1, ceil(steps * every))
