@@ -16,6 +16,7 @@ from dataflex import events
 from dataflex.components.mixers.odm import OdmMixer
 from dataflex.config import parse
 from dataflex.config.schema import Schedule, WeightPart
+from dataflex.masking import hiding
 from dataflex.signals import passing as announced
 from dataflex.signals.passing import passing
 from dataflex.talking import header, no_effect
@@ -341,6 +342,14 @@ def test_what_goes_into_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert first.startswith("==== dataflex ")
     assert lines == ["printed", "100%", "half aa warning", "an error", " line"]
     assert terminal.getvalue() == "an error\n" and capfd.readouterr() == ("", "")
+
+
+def test_no_secret_goes_into_the_log(tmp_path: Path) -> None:
+    hide = hiding({"hf_hub_token": "geheim", "dataflex": {"mix": {"api_key": "geheimer"}}, "seed": 1})
+    log = RunLog(tmp_path / "run.log", hide)
+    log.write("token='geheim', geheimer, hf_abcdefghijklmnopqrstuvwxyzabcdefgh\n")
+    log.close()
+    assert log.path.read_text().splitlines()[1] == "token='*****', *****, *****"
 
 
 def test_a_verbose_run_shows_it_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

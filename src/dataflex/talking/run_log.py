@@ -26,10 +26,12 @@ def log_path(output_dir: Path, rank: int) -> Path:
 
 
 class RunLog:
-    """Appends whole lines, below one that says when this was. What cannot be written is lost, and the run goes on."""
+    """Appends whole lines, below one that says when this was. What cannot be written is lost, and the run goes on.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._broken = path, False
+    hide: takes secrets out of a text."""
+
+    def __init__(self, path: Path, hide: Callable[[str], str] = str) -> None:
+        self.path, self.hide, self._broken = path, hide, False
         self._file: TextIO | None = None
         self._lock = threading.Lock()
         self.began: int | None = None
@@ -39,7 +41,7 @@ class RunLog:
         with self._lock, suppress(OSError, ValueError):
             file = self._opened()
             if file is not None:
-                file.write(lines)
+                file.write(self.hide(lines))
 
     def fileno(self) -> int:
         file = self._opened()

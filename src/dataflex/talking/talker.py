@@ -13,6 +13,7 @@ from dataflex import events, notices
 from dataflex.config.schema import RunConfig
 from dataflex.config.values import truth
 from dataflex.errors import ConfigError
+from dataflex.masking import hiding
 from dataflex.notices import Once, say
 from dataflex.talking import header, no_effect, summary
 from dataflex.talking.decision_lines import DecisionLines, losses_by_domain
@@ -143,7 +144,9 @@ def talking(config: RunConfig, output_dir: Path) -> Iterator[TimeSpent]:
     A run that is refused leaves no log. LLaMA-Factory's callbacks may ask the clock how much time is left.
     """
     rank = int(os.environ.get("RANK", "0"))
-    log, spent = RunLog(log_path(output_dir, rank)), TimeSpent()
+    assert config.dataflex is not None
+    secrets = hiding({**config.llamafactory, "dataflex": config.dataflex.to_json()})
+    log, spent = RunLog(log_path(output_dir, rank), secrets), TimeSpent()
     screen, listeners = _screen(config, rank), spent.listeners()
     talker = Talker(config, screen, spent, output_dir) if rank == 0 else None
     with _discarded_if_refused(log), ExitStack() as stack:
