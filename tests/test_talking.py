@@ -19,7 +19,7 @@ from dataflex.config.schema import Schedule, WeightPart
 from dataflex.masking import hiding
 from dataflex.signals import passing as announced
 from dataflex.signals.passing import passing
-from dataflex.talking import header, no_effect
+from dataflex.talking import header, no_effect, run_log
 from dataflex.talking.decision_lines import DecisionLines
 from dataflex.talking.passes import Passes
 from dataflex.talking.run_log import RunLog, diverted
@@ -379,3 +379,17 @@ def test_a_refused_run_puts_its_log_back(tmp_path: Path) -> None:
     refused.write("another\n")
     refused.discard()
     assert refused.path.read_bytes() == kept and kept.count(b"====\na line\n") == 2
+
+
+def test_the_log_is_named_below_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    run_log.watch(tmp_path)
+    run_log.say_where_more_is()
+    assert capsys.readouterr().err == ""  # there is nothing in it
+    (tmp_path / "dataflex").mkdir()
+    (tmp_path / "dataflex" / "run.log").write_text("a line\n")
+    run_log.say_after_traceback()
+    sys.excepthook(ValueError, ValueError("a fault"), None)
+    assert capsys.readouterr().err == f"ValueError: a fault\ndataflex: {tmp_path}/dataflex/run.log has more\n"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from harness import Run, start, train
 from terminals import shown, train_on_terminal
 
@@ -175,3 +176,38 @@ def test_a_plain_run_prints_what_it_did(config: Config, tmp_path: Path) -> None:
     found = printed(run.wait().ok)
     assert "training example:" in found and "{'loss': " in found and "dataflex: " not in found
     assert not (tmp_path / "run" / "dataflex").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_selection_before_training(base: Config, tmp_path: Path, ranks: int) -> None:
+    config = {k: v for k, v in base.items() if k not in ("max_steps", "logging_steps", "save_strategy")}
+    config["dataflex"] = {"select": {"name": "rds", "target_dataset": "docs_heldout"}, "offline": {"budget": 20}}
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(yaml.safe_dump({**config, "output_dir": str(out)}))
+    run = Run(["select", str(out / "config.yaml")], out, ranks, [], {}).wait().ok
+    lines = masked(printed(run), out)
+    assert lines[:4] == [
+        "log       OUT/dataflex/run.log has what the libraries print",
+        "model     model: 51,488 parameters, all of them trained (full)",
+        "data      code 60 rows (1,844 tokens) | docs 60 rows (1,624 tokens) | arithmetic 60 rows (1,440 tokens)",
+        "target    docs_heldout 10 rows",
+    ]
+    assert (
+        all(line.startswith(("code", "docs", "arithmetic")) for line in lines[4:-1])
+        and "written to OUT/rds-1" in lines[-1]
+    )
+    assert "training example:" in (out / "dataflex" / "run.log").read_text()
+
+
+def test_a_mixer_that_is_run_for_its_proportions(base: Config, reference: Path, tmp_path: Path) -> None:
+    """It decides at every step, is shown with the logs, and ends with what it found."""
+    mix = {"name": "doremi", "reference_model_path": str(reference)}
+    run = train({**base, "max_steps": 4, "logging_steps": 2, "dataflex": {"mix": mix}}, tmp_path / "run").ok
+    lines = printed(run).splitlines()
+    decided = [line for line in lines if " mix doremi: " in line]
+    assert len(decided) == 2 and re.search(r"step 1  mix doremi: loss weights( | and|\w+ 1?\.\d\d)+$", decided[0])
+    assert "step 3  mix doremi: loss weights" in decided[1] and decided[1].count(" > ") == 3
+    found = json.loads((run.out / "dataflex" / "proportions.json").read_text())
+    shares = ", ".join(f"{name} {share:.4f}" for name, share in found.items())
+    assert f"dataflex: found     proportions: {shares} (in {run.out}/dataflex/proportions.json)" in lines

@@ -21,7 +21,7 @@ USAGE = """usage: dataflex-cli COMMAND
                                  passed on to LLaMA-Factory
 
   -q, --quiet                    of train, select, doremi: errors only
-  -v, --verbose                  of the same: every decision as well, and where an error comes from
+  -v, --verbose                  of the same: also what the libraries print, and where an error comes from
 """
 _LAUNCHED = ("train", "select", "doremi")
 _PASSED_ON = ("export", "chat", "api", "webui", "webchat", "env")
