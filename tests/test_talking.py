@@ -175,6 +175,9 @@ def test_decisions_that_cannot_matter() -> None:
     assert "there is one data set" in next(
         no_effect.at_the_start(started(13, mix=odm.mix.schedule), odm, 1, known=True)
     )
+    delta = config_of(select={"name": "delta_loss", "interval": 5})
+    found = list(no_effect.at_the_start(started(5, select=delta.select.schedule), delta, 3, known=True))
+    assert found[0].startswith("select delta_loss learns nothing in this run: its first decision does not depend")
     flat = config_of(weight=[{"name": "focal", "gamma": 0.0}, {"name": "loss", "warmup": 20}])
     assert list(no_effect.at_the_start(started(9), flat, 1, known=False)) == [
         "weight focal changes nothing: with gamma 0 every token weighs one",

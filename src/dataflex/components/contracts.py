@@ -79,6 +79,10 @@ class Component:
         """Why its decisions change nothing, where its parameters make it so; shown once when a run starts."""
         return None
 
+    def unobserving_updates(self, domains: int) -> int:
+        """How many updates, from the first on, answer without regard to what was measured. domains: their number."""
+        return 0
+
     def __post_init__(self) -> None:
         self.check()
 
@@ -200,10 +204,6 @@ class Mixer(Component, ABC):
     def needs_now(self, state: State) -> frozenset[Request]:
         """What of `needs` the next update takes."""
         return declared(self.needs)
-
-    def unobserving_updates(self, domains: int) -> int:
-        """How many updates, from the first on, answer without regard to what was measured. domains: their number."""
-        return 0
 
     @abstractmethod
     def update(self, state: State, observations: Observations) -> tuple[Decision | None, State]:
