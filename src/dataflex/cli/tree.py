@@ -93,7 +93,7 @@ def overview() -> str:
             "",
             f"Options of {leveled}:",
             "  -q, --quiet    errors only",
-            "  -v, --verbose  every decision as well, and where an error comes from",
+            "  -v, --verbose  also what the libraries print, and where an error comes from",
             "",
             "dataflex-cli COMMAND --help explains a command, with examples.",
         ]

@@ -22,6 +22,7 @@ from dataflex.data.texts import RowTexts
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.notices import say
+from dataflex.talking.talker import talking
 from dataflex.values import dataset_names
 
 
@@ -33,7 +34,8 @@ def select(config: RunConfig) -> None:
     assert config.dataflex is not None
     say(*config.notices)
     seams.check()
-    with alone_in(Path(str(config.llamafactory["output_dir"]))):
+    output_dir = Path(str(config.llamafactory["output_dir"]))
+    with alone_in(output_dir), talking(config, output_dir):
         _select(config, reads_model)
 
 
