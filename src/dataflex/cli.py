@@ -16,6 +16,8 @@ USAGE = """usage: dataflex-cli COMMAND
   select CONFIG [key=value ...]  select rows before training, and write them as data sets that LLaMA-Factory reads
   doremi CONFIG [key=value ...]  DoReMi: train reference and proxy, and the final model with the proportions they find
   demo [OUT] [--steps N]         train four tiny models on real text and compare them; no network, a few minutes
+  schema [--for COMMAND] [--output FILE]
+                                 JSON schema of the file that train, select or doremi reads, for editors
   version                        the installed version
   export, chat, api, webui, webchat, env
                                  passed on to LLaMA-Factory
@@ -53,7 +55,13 @@ def _run(argv: list[str]) -> int:
         from dataflex.demo.run import main as demo
 
         return demo(rest)
+    if command == "schema":
+        from dataflex.base.commands.schema import main as schema
+
+        return schema(rest)
     if command in _PASSED_ON:
         return children.run(["-m", "llamafactory.cli", command, *rest], ours=False)
-    notices.error(f"unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'version', *_PASSED_ON))}")
+    notices.error(
+        f"unknown command {command!r}{nearest(command, (*_LAUNCHED, 'demo', 'schema', 'version', *_PASSED_ON))}"
+    )
     return 2
