@@ -59,6 +59,7 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
     "Start": (
         Command("init", "starting.init", "write a commented configuration to start from"),
         Command("examples", "starting.examples", "list, print or copy the configurations that come with the package"),
+        Command("schema", "starting.schema", "the JSON schema of a configuration file, for editors"),
     ),
     "This installation": (
         Command("env", "about.env", "versions, devices and plug-ins, for a report of a problem"),
