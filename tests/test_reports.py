@@ -334,9 +334,8 @@ def test_report_in_a_terminal_and_as_a_page(runs: dict[str, Path], tmp_path: Pat
         found = command("report", *(str(runs[name]) for name in ("all", "select", "plain")), columns=columns)
         assert found.returncode == 0, found.stderr
         assert max(map(len, found.stdout.splitlines())) <= columns
-        assert all(
-            word in found.stdout for word in ("mix odm", "Selections", "mean of domains", "Settings that differ")
-        )
+        assert all(word in found.stdout for word in ("Domains", "Selections", "Weights", "Settings that differ"))
+    assert all(words in found.stdout for words in ("select loss, mix odm, weight loss", "mean of domains"))
     file = tmp_path / "report.html"
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0  # its own page may be replaced
