@@ -150,18 +150,28 @@ class SelectionFile:
         """Rows of the file, by their places in it."""
         return [self._row(int(i)) for i in positions]
 
-    def highest(self, count: int, *, selected: bool | None = None) -> np.ndarray:
-        """Places of the rows with the highest scores, highest first. selected: only of those taken, or left out."""
-        return self._ends(count, -1, selected)
+    def highest(self, count: int, *, selected: bool | None = None, domain: str | None = None) -> np.ndarray:
+        """Places of the rows with the highest scores, highest first. selected: only of those taken, or left out. domain: only of
+        this one."""
+        places = self._places(selected, domain)
+        return places[smallest(-self.scores[places], count)]
 
-    def lowest(self, count: int, *, selected: bool | None = None) -> np.ndarray:
-        return self._ends(count, 1, selected)
+    def lowest(self, count: int, *, selected: bool | None = None, domain: str | None = None) -> np.ndarray:
+        places = self._places(selected, domain)
+        return places[smallest(self.scores[places], count)]
 
-    def _ends(self, count: int, sign: int, selected: bool | None) -> np.ndarray:
-        places = np.flatnonzero(np.isfinite(self.scores))
+    def first(self, count: int, *, domain: str | None = None) -> np.ndarray:
+        """Places of the rows taken first, in the order of the selector."""
+        places = self._places(True, domain, scored=False)
+        return places[smallest(self.ranks[places], count)]
+
+    def _places(self, selected: bool | None, domain: str | None, *, scored: bool = True) -> np.ndarray:
+        rows = np.isfinite(self.scores) if scored else np.ones(len(self.ids), dtype=bool)
         if selected is not None:
-            places = places[self.selected[places] == selected]
-        return places[np.argsort(sign * self.scores[places], kind="stable")[:count]]
+            rows &= self.selected == selected
+        if domain is not None:
+            rows &= self.domain_numbers == self.names.index(domain)
+        return np.flatnonzero(rows)
 
     def _row(self, i: int) -> RowOfSelection:
         score, cut = float(self.scores[i]), self.summary.scores.cut if self.summary.scores else None
@@ -198,6 +208,15 @@ class SelectionFile:
     @cached_property
     def _columns(self) -> dict[str, pa.ChunkedArray]:
         return {}
+
+
+def smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` smallest values, in their order, and among equals in that of the rows."""
+    if count < len(values):
+        limit = np.partition(values, count - 1)[count - 1]
+        near = np.flatnonzero(values <= limit)
+        return near[np.argsort(values[near], kind="stable")[:count]]
+    return np.argsort(values, kind="stable")
 
 
 def selections_of(folder: Path, ledger: Sequence[Mapping[str, Any]]) -> list[SelectionFile]:
