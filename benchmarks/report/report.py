@@ -84,7 +84,9 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
     write_run(run, options.steps, options.domains, options.selections, options.rows, options.every)
     inodes = {file.stat().st_ino: file.stat().st_size for file in run.rglob("*") if file.is_file()}
-    print(f"{options.steps:,} steps, {options.domains} domains, {options.selections} selections of {options.rows:,} rows")
+    print(
+        f"{options.steps:,} steps, {options.domains} domains, {options.selections} selections of {options.rows:,} rows"
+    )
     print(f"files: {sum(inodes.values()) / 1e6:.0f} MB (a selection counts once)")
     page = options.work / "report.html"
     for name, more in (("tables", []), ("page", ["--html", str(page)])):

@@ -57,8 +57,8 @@ def life_table(run: Run, sample_id: int) -> Table:
 
 def life_of(run: Run, sample_id: int) -> list[tuple[SelectionFile, RowOfSelection | None]]:
     """At every selection of a run; None: the row was not looked at."""
-    places = [(selection, selection.position_of(sample_id)) for selection in run.selections]
-    return [(selection, None if place is None else selection.rows([place])[0]) for selection, place in places]
+    found = [(selection, selection.index_of(sample_id)) for selection in run.selections]
+    return [(selection, None if index is None else selection.rows([index])[0]) for selection, index in found]
 
 
 def served_line(run: Run, sample_id: int) -> str:
