@@ -15,8 +15,8 @@ from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
 from dataflex.components.contracts import declared
 from dataflex.config import RunConfig
-from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
+from dataflex.config.schema.losses import hides_row_losses
 from dataflex.data.origins import Origin
 from dataflex.data.texts import RowTexts
 from dataflex.errors import ConfigError

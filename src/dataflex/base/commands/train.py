@@ -14,8 +14,8 @@ from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours
 from dataflex.config import RunConfig, load
 from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
-from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.schema.losses import hides_row_losses
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.masking import masked
