@@ -41,7 +41,8 @@ STRATEGIES = {
 class ClusterLessSelector(GradientSelector):
     """LESS on a few representatives of each cluster of similar rows.
 
-    All rows of a cluster C get the mean influence of its representatives,
+    Rows are clustered once, by their embeddings at the first update. All rows of a cluster C get the mean influence of its
+    representatives,
 
         score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k) .
 
