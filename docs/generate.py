@@ -100,14 +100,14 @@ def _kind(hint: Any) -> str:
     """A type in words."""
     if get_origin(hint) is Annotated:
         base, *marks = get_args(hint)
+        if get_origin(base) is tuple:
+            return "string with commas, or list"
         limits = [limit for mark in marks for limit in getattr(mark, "metadata", ())]
         least = next((limit.ge for limit in limits if hasattr(limit, "ge")), None)
         return f"integer >= {least}" if base is int else "number in (0, 1]"
     members = [member for member in get_args(hint) if member is not NoneType]
     if get_origin(hint) is Literal:
         return " or ".join([", ".join(f"`{m}`" for m in members[:-1]), f"`{members[-1]}`"])
-    if get_origin(hint) is tuple:
-        return "string with commas, or list"
     return {bool: "boolean", str: "string"}[hint] if hint in (bool, str) else _kind(members[0])
 
 

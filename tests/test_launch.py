@@ -137,7 +137,7 @@ def written(config: Config, path: Path, **changes: Any) -> str:
 def stopped_by(
     number: signal.Signals, process: subprocess.Popen[str], there: Callable[[], Any], *, group: bool
 ) -> list[str]:
-    """Our lines, once the process has ended with the right status, with no traceback and nobody left."""
+    """Our lines about the end, once the process has ended with the right status, with no traceback and nobody left."""
     wait_for(there, process)
     others = family(process)
     (os.killpg if group else os.kill)(process.pid, number)
@@ -147,7 +147,11 @@ def stopped_by(
     assert process.returncode == 128 + number
     text = "".join(process.said)  # type: ignore[attr-defined]
     assert "Traceback" not in text and "KeyboardInterrupt" not in text and "Exception ignored" not in text
-    return lines(process)
+    return [
+        line
+        for line in lines(process)
+        if line.startswith(("dataflex: stopped", "dataflex: error", "dataflex: reference: "))
+    ]
 
 
 def newest(out: Path) -> int:

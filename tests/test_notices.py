@@ -81,5 +81,7 @@ def test_quiet_and_verbose_runs(base: dict[str, Any], tmp_path: Path) -> None:
         return Run(["train", flag, str(file)], out, 1, [], {}).wait().ok.log
 
     assert "dataflex: " not in said("-q")
-    steps = [line.split(" {")[0] for line in said("-v").splitlines() if line.startswith("dataflex: step")]
+    verbose = said("-v")
+    steps = [line.split(" {")[0] for line in verbose.splitlines() if line.startswith("dataflex: step") and " {" in line]
     assert steps == ["dataflex: step 0: start", "dataflex: step 1: select:random"]
+    assert verbose.index("training example:") < verbose.index("dataflex: done")  # which is not in the log alone

@@ -179,7 +179,7 @@ def test_ranks_and_stored_rows_of_a_selection(runs: dict[str, Path], ground: Pat
                 (ground / "data" / info[row.domain]["file_name"]).read_text().splitlines()[row.row or 0]
             )
             answer = stored["messages"][-1]["content"] if "messages" in stored else stored["output"]
-            assert row.text[1].split()[:5] == answer.split()[:5]
+            assert answer.strip().startswith(row.text[1][:12])
 
 
 def test_weights_and_time(runs: dict[str, Path]) -> None:
@@ -229,29 +229,20 @@ def test_charts_hold_what_the_files_say(runs: dict[str, Path]) -> None:
 def test_a_killed_run_with_torn_lines(runs: dict[str, Path], tmp_path: Path) -> None:
     path = runs["killed"]
     assert opened(path).status == "stopped"
-    whole = [
-        page([opened(path)], "killed").replace(made, "")
-        for made in (re.findall("Made [^<]*", page([opened(path)], ""))[0],)
-    ]
+    whole = page([opened(path)], "killed")
     for file in (path / "trainer_log.jsonl", path / "dataflex" / "ledger.jsonl"):
         with file.open("a") as torn:
             torn.write('{"step": 9, "current_steps": 9, "loss"')
     run = opened(path)
     assert run.log.step == 7 and run.step == 7
     assert len(domains_table(run).rows) == 3  # type: ignore[union-attr]
-    assert len(page([run], "killed")) == pytest.approx(len(whole[0]), abs=100)
+    assert len(page([run], "killed")) == pytest.approx(len(whole), abs=100)
 
 
 def test_what_was_logged_twice_counts_once(tmp_path: Path) -> None:
     """Killed after step 5, resumed from step 3: what the first run logged after it is gone, its time is not."""
-    lines = [
-        (1, 2.0, "0:00:10"),
-        (2, 1.9, "0:00:20"),
-        (4, 9.0, "0:00:40"),
-        (5, 9.0, "0:00:50"),
-        (4, 1.7, "0:00:12"),
-        (6, 1.5, "1 day, 0:00:00"),
-    ]
+    before = [(1, 2.0, "0:00:10"), (2, 1.9, "0:00:20"), (4, 9.0, "0:00:40"), (5, 9.0, "0:00:50")]
+    lines = [*before, (4, 1.7, "0:00:12"), (6, 1.5, "1 day, 0:00:00")]
     text = [{"current_steps": s, "total_steps": 6, "loss": v, "elapsed_time": t} for s, v, t in lines]
     text.append({"current_steps": 6, "total_steps": 6, "elapsed_time": "1 day, 0:00:01"})
     (tmp_path / "trainer_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text))
@@ -343,9 +334,8 @@ def test_report_in_a_terminal_and_as_a_page(runs: dict[str, Path], tmp_path: Pat
         found = command("report", *(str(runs[name]) for name in ("all", "select", "plain")), columns=columns)
         assert found.returncode == 0, found.stderr
         assert max(map(len, found.stdout.splitlines())) <= columns
-        assert all(
-            word in found.stdout for word in ("mix odm", "Selections", "mean of domains", "Settings that differ")
-        )
+        assert all(word in found.stdout for word in ("Domains", "Selections", "Weights", "Settings that differ"))
+    assert all(words in found.stdout for words in ("select loss, mix odm, weight loss", "mean of domains"))
     file = tmp_path / "report.html"
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0  # its own page may be replaced

@@ -15,6 +15,7 @@ _TIMES = re.compile(r"seconds|runtime|per_second|elapsed|remaining|(^|/)(time|si
 _DURATION = re.compile(r"\b\d+(\.\d+)? s\b")  # in what is written for people
 _STORE = re.compile(r"(?<=/proxy/dataflex/reference/)[0-9a-f]+")  # of doremi: named after a model below the run
 _LEFT_OUT = ("training_args.bin",)  # a pickle of paths
+_LOG = re.compile(r"run(\.rank\d+)?\.log$")  # what libraries print
 _TEXT = (".txt", ".md", ".yaml", ".yml", ".jinja", "")
 _LONG = 3000  # values of a JSON file, above which it is told by its hash
 
@@ -37,7 +38,7 @@ def record(folder: Path, outs: list[str], names: Names) -> dict[str, Any]:
     files = {}
     for out in dict.fromkeys(outs):
         for file in sorted(p for p in (folder / out).rglob("*") if p.is_file()):
-            if file.name not in _LEFT_OUT:
+            if file.name not in _LEFT_OUT and not _LOG.match(file.name):
                 files[_STORE.sub("<hash>", str(file.relative_to(folder)))] = content(file, names)
     return {"forwards": forwards, "files": files}
 

@@ -1,17 +1,20 @@
 """What happens in a run, for callbacks, reports and tests.
 
 `on(kind, call)` has `call` called with every event of that kind in this process, in the order of the calls to `on`. An
-error that it raises ends the run. Ranks have events of their own.
+error that it raises ends the run. Ranks have events of their own. `listening` does the same for the length of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 E = TypeVar("E")
+Activity = Literal["selecting", "mixing", "weighing", "evaluating", "saving"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,21 @@ class Prepared:
     """LLaMA-Factory's evaluation data, or None."""
     config: Any
     """The `dataflex` block, a `DataflexConfig`."""
+    model: Any
+    """As it was loaded, before an engine wraps it."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """The Trainer's loop begins: its length is settled, and nothing is decided or served yet."""
+
+    step: int
+    """Optimizer steps done before, by the run that this one resumes."""
+    global_batch: int
+    schedules: Mapping[str, Any]
+    """The `Schedule` of `select` and of `mix`, where they act."""
+    trainer: Any
+    """Read only: a `StageView`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,42 @@ class Decided:
     """A line of the ledger."""
 
     record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Values of a signal are measured."""
+
+    request: Any
+    """A `SignalRequest`."""
+    rows: int
+    """That the values belong to, of all ranks."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A pass over rows has come so far. Once per batch, and when the pass begins."""
+
+    what: str
+    """What is measured."""
+    done: int
+    """Of all ranks."""
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The pass is over, or was given up."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time that went into something else than training steps, on the clock of this rank."""
+
+    on: Activity
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +147,25 @@ class TrainedRows:
     """[B], or of tokens [B, T]; None: all one."""
 
 
+@dataclass(frozen=True, eq=False)
+class Logging:
+    """The Trainer logs."""
+
+    step: int
+    scalars: dict[str, Any]
+    """May be added to."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation is done."""
+
+    step: int
+    measures: Mapping[str, float]
+    """By name, `eval_loss` and the like; equal on every rank."""
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Saving:
     """A checkpoint is begun."""
@@ -127,10 +200,21 @@ class StepEnded:
 
 
 @dataclass(frozen=True)
+class Recommended:
+    """A mixer that was run to find proportions for another run has found them."""
+
+    proportions: Mapping[str, float]
+    """By domain."""
+    file: Path
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last step of a run is done, and its files are written."""
 
     step: int
+    served: Mapping[str, int]
+    """Rows of each domain since training began; empty where LLaMA-Factory orders them."""
 
 
 _CALLS: dict[type, list[Callable[[Any], None]]] = {}
@@ -138,6 +222,28 @@ _CALLS: dict[type, list[Callable[[Any], None]]] = {}
 
 def on(kind: type[E], call: Callable[[E], None]) -> None:
     _CALLS.setdefault(kind, []).append(call)
+
+
+@contextmanager
+def listening(*calls: tuple[type, Callable[[Any], None]]) -> Iterator[None]:
+    """Each (kind, call) as by `on`, for the length of the block."""
+    for kind, call in calls:
+        on(kind, call)
+    try:
+        yield
+    finally:
+        for kind, call in calls:
+            _CALLS[kind].remove(call)
+
+
+@contextmanager
+def timing(activity: Activity) -> Iterator[None]:
+    """Emit `Spent` with the time that the block takes."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        emit(Spent(activity, time.perf_counter() - begin))
 
 
 def emit(event: Any) -> None:

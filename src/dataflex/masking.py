@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dataflex.errors import ConfigError
@@ -73,6 +73,20 @@ def to_environment(configuration: Mapping[str, Any]) -> dict[str, str]:
     original, shown = dict(_leaves(configuration)), dict(_leaves(masked(configuration)))
     kept = {path: value for path, value in original.items() if shown[path] != value}
     return {_ENVIRONMENT: json.dumps(kept)} if kept else {}
+
+
+def hiding(configuration: Mapping[str, Any]) -> Callable[[str], str]:
+    """Takes the secrets of a configuration out of text, and tokens of well-known form."""
+    original, shown = dict(_leaves(configuration)), dict(_leaves(masked(configuration)))
+    found = {value for place, value in original.items() if isinstance(value, str) and value and shown[place] != value}
+    secrets = sorted(found, key=len, reverse=True)  # one may be a part of another
+
+    def hide(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, MASK)
+        return _masked_text(text)
+
+    return hide
 
 
 def filled(configuration: dict[str, Any]) -> dict[str, Any]:

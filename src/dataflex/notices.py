@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 LEVEL = "DATAFLEX_LOG_LEVEL"  # also read by the processes that a command starts
 _QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
@@ -23,7 +23,7 @@ _logger = logging.getLogger("dataflex")
 class _Handler(logging.StreamHandler[TextIO]):
     """Writes to `file`, or to what `sys.stderr` is at that moment."""
 
-    file: TextIO | None = None
+    file: Any = None
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = self.file or sys.stderr
@@ -57,6 +57,11 @@ def verbose() -> bool:
     return _logger.isEnabledFor(logging.DEBUG)
 
 
+def quiet() -> bool:
+    """Whether the user wants errors alone."""
+    return not _logger.isEnabledFor(logging.INFO)
+
+
 def say(*lines: str) -> None:
     """Tell the user, once for all ranks."""
     _from_rank_0(logging.INFO, lines)
@@ -83,13 +88,18 @@ def show(text: str) -> None:
 
 
 @contextmanager
-def into(file: TextIO) -> Iterator[None]:
-    """Write to `file` meanwhile."""
-    _handler.file = file
+def into(file: Any) -> Iterator[None]:
+    """Write to `file` meanwhile, which has `write` and `flush`."""
+    before, _handler.file = _handler.file, file
     try:
         yield
     finally:
-        _handler.file = None
+        _handler.file = before
+
+
+def redirected() -> bool:
+    """Whether lines go elsewhere than to stderr."""
+    return _handler.file is not None
 
 
 class Once:

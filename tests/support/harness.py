@@ -43,7 +43,8 @@ def warm_up(cache: Path) -> None:
 
 @dataclass
 class Result:
-    """status: exit status of each rank. out: the directory of the run. log: what rank 0 printed."""
+    """status: exit status of each rank. out: the directory of the run. log: what rank 0 printed, and below it the log of the
+    libraries."""
 
     status: list[int]
     out: Path
@@ -98,6 +99,8 @@ class Run:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.logs, self.processes = out, [], []
+        self.library_log = out / "dataflex" / "run.log"
+        self.logged_before = self.library_log.stat().st_size if self.library_log.exists() else 0
         port = str(free_port())
         for rank in range(ranks):
             log = out / f"log-{rank}.txt"
@@ -107,7 +110,7 @@ class Run:
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 }  # fmt: skip
-            process = _CONTEXT.Process(target=_child, args=(list(arguments), str(out), str(log), settings, list(hooks)))
+            process = child(arguments, out, str(log), settings, hooks)
             process.start()
             self.logs.append(log)
             self.processes.append(process)
@@ -129,6 +132,8 @@ class Run:
                         other.join(10)
                         other.kill()
         log = self.logs[0].read_text(errors="replace") if self.logs[0].exists() else ""
+        if self.library_log.exists():
+            log += self.library_log.read_bytes()[self.logged_before :].decode(errors="replace")
         return Result([p.exitcode for p in self.processes], self.out, log)
 
 
@@ -179,6 +184,11 @@ def plain(config: dict[str, Any], out: Path, *, ranks: int = 1, hooks: Sequence[
     return start(config, out, ranks=ranks, hooks=["llamafactory_itself", *hooks])
 
 
+def child(arguments: Sequence[str], out: Path, log: str, env: dict[str, str], hooks: Sequence[str]) -> Any:
+    """A process, not started yet, for one rank of a command. log: the file, or the terminal, that it prints to."""
+    return _CONTEXT.Process(target=_child, args=(list(arguments), str(out), log, env, list(hooks)))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -193,6 +203,18 @@ def _child(arguments: list[str], out: str, log: str, env: dict[str, str], hooks:
     os.environ.update(env)
     import hooks as hook_module
     import torch
+
+    from dataflex.talking.run_log import RunLog
+
+    discard = RunLog.discard
+
+    def shown_and_discarded(self: RunLog) -> None:
+        """A refused run removes its log; what is in it tells whether a model was loaded."""
+        if self.began is not None:
+            os.write(1, self.path.read_bytes()[self.began :])
+        discard(self)
+
+    RunLog.discard = shown_and_discarded
 
     multiprocessing.set_start_method("fork", force=True)  # what a process started from a shell would use
     torch.set_num_threads(int(_THREADS))

@@ -127,3 +127,11 @@ class HeldOutRecorder(Mixer):
 def length(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
     """A reward."""
     return [float(len(r) % 5) for r in responses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failing(Selector):
+    """Returns no rows, whatever it was asked for."""
+
+    def select(self, state, signals, context):
+        return Selection(np.zeros(0, dtype=np.int64)), state

@@ -111,6 +111,15 @@ def that_may_refuse(stage: str, *, data: bool) -> list[tuple[str, str, Any]]:
     return [(module, name, refusing(attribute(module, name))) for module, name in calls]
 
 
+def of_progress() -> list[tuple[str, str, Any]]:
+    """The Trainer's own bars and printed logs, in whose place evaluations announce themselves."""
+    from dataflex.base.commands.callbacks import EvaluationProgress
+
+    return [
+        ("transformers.trainer", name, EvaluationProgress) for name in ("PrinterCallback", "DEFAULT_PROGRESS_CALLBACK")
+    ]
+
+
 @contextmanager
 def replaced(*changes: tuple[str, str, Any]) -> Iterator[None]:
     """(module, attribute, value) for the length of the block."""

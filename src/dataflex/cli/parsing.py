@@ -14,7 +14,7 @@ PROGRAM = "dataflex-cli"
 _WIDTH = 100
 OPTIONS_OF_LEVEL = (
     ("-q", "--quiet", "errors only"),
-    ("-v", "--verbose", "every decision, and where an error comes from"),
+    ("-v", "--verbose", "also what the libraries print, and where an error comes from"),
 )
 
 

@@ -60,6 +60,7 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
     "Start": (
         Command("init", "starting.init", "write a commented configuration to start from"),
         Command("examples", "starting.examples", "list, print or copy the configurations that come with the package"),
+        Command("schema", "starting.schema", "the JSON schema of a configuration file, for editors"),
     ),
     "This installation": (
         Command("env", "about.env", "versions, devices and plug-ins, for a report of a problem"),
@@ -94,7 +95,7 @@ def overview() -> str:
             "",
             f"Options of {leveled}:",
             "  -q, --quiet    errors only",
-            "  -v, --verbose  every decision as well, and where an error comes from",
+            "  -v, --verbose  also what the libraries print, and where an error comes from",
             "",
             "dataflex-cli COMMAND --help explains a command, with examples.",
         ]

@@ -84,6 +84,14 @@ class Component:
         what may change while the run goes on."""
         return {}
 
+    def without_effect(self) -> str | None:
+        """Why its decisions change nothing, where its parameters make it so; shown once when a run starts."""
+        return None
+
+    def unobserving_updates(self, domains: int) -> int:
+        """How many updates, from the first on, answer without regard to what was measured. domains: their number."""
+        return 0
+
     def __post_init__(self) -> None:
         self.check()
 

@@ -110,7 +110,7 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise ConfigError(f"{key}: {name} is not a dataflex {base.__name__}{_porting_hint(target, base)}")
     if inspect.isabstract(target):
-        missing = ", ".join(sorted(target.__abstractmethods__))  # type: ignore[attr-defined]
+        missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
         raise ConfigError(f"{key}: {name} does not implement {missing}")
     if "files" in getattr(target, "__dataclass_fields__", {}):
         raise ConfigError(f"{key}: {name} has a parameter called files, which is what a component reads; rename it")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex import events
 from dataflex.components.contexts import Decision, DomainInfo, Observations, State
 from dataflex.components.contracts import declared
 from dataflex.components.requests import by_name
@@ -106,8 +107,11 @@ class Mixing:
 
     def act(self, step: int, view: TrainerView) -> None:
         """Called on every rank before a step at which the mixer may be due."""
-        if not self.schedule.due(step):
-            return
+        if self.schedule.due(step):
+            with events.timing("mixing"):
+                self._decide(step, view)
+
+    def _decide(self, step: int, view: TrainerView) -> None:
         begin, mixer = time.perf_counter(), self.spec.component
         observations = self._observations(step, view.learning_rate)
 
@@ -193,8 +197,9 @@ class Mixing:
         """What the finished run recommends, if its mixer was run for that."""
         found = self.spec.component.result(self.component_state)
         if found is not None:
-            text = json.dumps(self._named(found), indent=1)
-            write_atomically(self.recorder.files.path / PROPORTIONS, text.encode())
+            named, file = self._named(found), self.recorder.files.path / PROPORTIONS
+            write_atomically(file, json.dumps(named, indent=1).encode())
+            events.emit(events.Recommended(named, file))
 
     def state_dict(self) -> dict[str, Any]:
         own = {"amounts": self._amounts.copy(), "amounts_decided": self._amounts_decided.copy(), "asked": self.asked}

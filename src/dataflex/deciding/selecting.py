@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dataflex import events
 from dataflex.components.contexts import State
 from dataflex.components.contracts import declared
 from dataflex.deciding.choosing import Chooser, Chosen, DecisionPoint
+from dataflex.deciding.overlap import overlap, rows_by_domain
 from dataflex.deciding.serving import Serving
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.plan.plan import Pool, chosen_pool
@@ -43,8 +45,11 @@ class Selecting:
     def act(self, step: int, view: TrainerView) -> None:
         """Called on every rank before a step at which a component may be due."""
         self.chooser.check_optimizer(view.optimizer)
-        if not self.schedule.due(step):
-            return
+        if self.schedule.due(step):
+            with events.timing("selecting"):
+                self._select(step, view)
+
+    def _select(self, step: int, view: TrainerView) -> None:
         begin, plan = time.perf_counter(), self.serving.plan
         point = DecisionPoint(
             step=step,
@@ -63,8 +68,9 @@ class Selecting:
         plan, position = self.serving.plan, self.serving.position(step)
         as_given = self.spec.serving_order == "selection" and not plan.shuffle
         pools: list[Pool] = [chosen_pool(point.number, ids, as_given=as_given) for ids in chosen.ids]
-        stage = plan.append(position, pools, plan.stages[-1].proportions)
         selected = np.concatenate(chosen.ids) if len(chosen.ids) > 1 else chosen.ids[0]
+        same = overlap(selected, plan.stages[-1].pools, plan.domains.total)
+        stage = plan.append(position, pools, plan.stages[-1].proportions)
         looked_at = None
         if declared(self.spec.component.refines):  # of a shortlist, what was on it
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
@@ -74,6 +80,8 @@ class Selecting:
         )
         decided: dict[str, Any] = {
             "rows": [len(ids) for ids in chosen.ids],
+            "domains": rows_by_domain(selected, plan.domains),
+            "overlap": same,
             "file": self.recorder.files.write_selection(step, record),
         }
         source = {"signals": self.signals, "rows": len(scores), "without_score": without_score}

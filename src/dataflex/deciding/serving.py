@@ -70,6 +70,10 @@ class Serving:
         """Of what was served since the last call."""
         return {}
 
+    def served_by_name(self) -> dict[str, int]:
+        """Rows of each domain since training began; empty where they are not counted."""
+        return dict(zip(self.domains.names, self.served.tolist(), strict=True)) if self.served.any() else {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"served": self.served.copy()}
 

@@ -85,7 +85,7 @@ def columns(records: Iterator[tuple[int, dict[str, Any]]]) -> dict[str, Series]:
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for step, record in records:
         for name, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if type(value) is float or type(value) is int:
                 found[name][step] = value
     return {
         name: (np.fromiter(values, dtype=np.int64), np.fromiter(values.values(), dtype=np.float64))

@@ -179,8 +179,8 @@ class Run:
             stored = selection.stored
             if domain in selection.names and stored is not None:
                 mine = selection.domain_numbers == selection.names.index(domain)
-                places = np.flatnonzero(mine & (stored == row))
-                return int(selection.ids[places[0]]) if len(places) else None
+                indices = np.flatnonzero(mine & (stored == row))
+                return int(selection.ids[indices[0]]) if len(indices) else None
         return None
 
 

@@ -79,7 +79,7 @@ class SelectionFile:
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """int64[n]; of a selection before training, the place of the row in the file."""
+        """int64[n]; of a selection before training, the index of the row in the file."""
         if "sample_id" in self.file.schema_arrow.names:
             return np.asarray(self._column("sample_id"))
         return np.arange(self.file.metadata.num_rows)
@@ -115,10 +115,10 @@ class SelectionFile:
             return np.zeros(len(self.ids), dtype=np.int64)
         return np.asarray(self._column("rank").fill_null(0))
 
-    def position_of(self, sample_id: int) -> int | None:
-        """The place of a row in the file; None: it was not looked at."""
-        place = int(np.searchsorted(self.ids, sample_id))
-        return place if place < len(self.ids) and self.ids[place] == sample_id else None
+    def index_of(self, sample_id: int) -> int | None:
+        """The index of a row in the file; None: it was not looked at."""
+        index = int(np.searchsorted(self.ids, sample_id))
+        return index if index < len(self.ids) and self.ids[index] == sample_id else None
 
     @property
     def chosen(self) -> np.ndarray:
@@ -146,22 +146,32 @@ class SelectionFile:
         lines = read_lines(self.path.with_suffix(".jsonl"))
         return {int(line["sample_id"]): (str(line["prompt"]), str(line["answer"])) for line in lines}
 
-    def rows(self, positions: Sequence[int] | np.ndarray) -> list[RowOfSelection]:
-        """Rows of the file, by their places in it."""
-        return [self._row(int(i)) for i in positions]
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[RowOfSelection]:
+        """Rows of the file, by their indices in it."""
+        return [self._row(int(i)) for i in indices]
 
-    def highest(self, count: int, *, selected: bool | None = None) -> np.ndarray:
-        """Places of the rows with the highest scores, highest first. selected: only of those taken, or left out."""
-        return self._ends(count, -1, selected)
+    def highest(self, count: int, *, selected: bool | None = None, domain: str | None = None) -> np.ndarray:
+        """Indices of the rows with the highest scores, highest first. selected: only of those taken, or left out. domain: only of
+        this one."""
+        indices = self._indices(selected, domain)
+        return indices[smallest(-self.scores[indices], count)]
 
-    def lowest(self, count: int, *, selected: bool | None = None) -> np.ndarray:
-        return self._ends(count, 1, selected)
+    def lowest(self, count: int, *, selected: bool | None = None, domain: str | None = None) -> np.ndarray:
+        indices = self._indices(selected, domain)
+        return indices[smallest(self.scores[indices], count)]
 
-    def _ends(self, count: int, sign: int, selected: bool | None) -> np.ndarray:
-        places = np.flatnonzero(np.isfinite(self.scores))
+    def first(self, count: int, *, domain: str | None = None) -> np.ndarray:
+        """Indices of the rows taken first, in the order of the selector."""
+        indices = self._indices(True, domain, scored=False)
+        return indices[smallest(self.ranks[indices], count)]
+
+    def _indices(self, selected: bool | None, domain: str | None, *, scored: bool = True) -> np.ndarray:
+        rows = np.isfinite(self.scores) if scored else np.ones(len(self.ids), dtype=bool)
         if selected is not None:
-            places = places[self.selected[places] == selected]
-        return places[np.argsort(sign * self.scores[places], kind="stable")[:count]]
+            rows &= self.selected == selected
+        if domain is not None:
+            rows &= self.domain_numbers == self.names.index(domain)
+        return np.flatnonzero(rows)
 
     def _row(self, i: int) -> RowOfSelection:
         score, cut = float(self.scores[i]), self.summary.scores.cut if self.summary.scores else None
@@ -198,6 +208,15 @@ class SelectionFile:
     @cached_property
     def _columns(self) -> dict[str, pa.ChunkedArray]:
         return {}
+
+
+def smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` smallest values, in their order, and among equals in that of the rows."""
+    if count < len(values):
+        limit = np.partition(values, count - 1)[count - 1]
+        near = np.flatnonzero(values <= limit)
+        return near[np.argsort(values[near], kind="stable")[:count]]
+    return np.argsort(values, kind="stable")
 
 
 def selections_of(folder: Path, ledger: Sequence[Mapping[str, Any]]) -> list[SelectionFile]:

@@ -73,10 +73,10 @@ class SelectionRecord:
         sorted_ids = self.chosen[order]
         ranks = np.concatenate([np.arange(1, len(group) + 1) for group in self.groups])[order]
         for ids in self.ids():
-            place = np.searchsorted(sorted_ids, ids)
+            index = np.searchsorted(sorted_ids, ids)
             selected = self.is_chosen[ids]
             rank = np.zeros(len(ids), dtype=np.int64)
-            rank[selected] = ranks[place[selected]]
+            rank[selected] = ranks[index[selected]]
             score = np.full(len(ids), np.nan) if self.scores is None else self.scores[ids]
             columns = {
                 "sample_id": ids,
@@ -91,7 +91,7 @@ class SelectionRecord:
                 columns["tokens"] = self.tokens[ids]
             if self.repeats:
                 ends = np.searchsorted(sorted_ids, ids, side="right")
-                columns["times"] = ends - place
+                columns["times"] = ends - index
             yield pa.table(columns).replace_schema_metadata(self.metadata)
 
     @property

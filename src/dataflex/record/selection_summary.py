@@ -89,7 +89,7 @@ def _scores(scores: np.ndarray, selected: np.ndarray) -> Scores:
 
 
 def examples_of(scores: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """Positions of rows worth reading: of both ends of the scores, next to the cut on both sides, and at random from those taken
+    """Indices of rows worth reading: of both ends of the scores, next to the cut on both sides, and at random from those taken
     and from those left. scores: float[n], NaN: none. selected: bool[n]."""
     rng = np.random.default_rng(len(scores))
     taken, left = np.flatnonzero(selected), np.flatnonzero(~selected)

@@ -101,7 +101,7 @@ def cost_chart(runs: Sequence[Run]) -> Figure:
         for k, kind in enumerate(kinds)
     ]  # fmt: skip
     figure = _figure(bars, x="seconds", barmode="stack")
-    figure["layout"]["height"] = 130 + 34 * len(runs)
+    figure["layout"]["height"] = 150 + 34 * len(runs)
     return figure
 
 

@@ -112,9 +112,9 @@ def _selections(run: Run) -> Iterator[Section]:
     if not found:
         return
     yield Section("Selections", _tables(selections_table(run)), charts.selections_charts(found) if run.trains else {})
-    places = np.unique(np.linspace(0, len(found) - 1, min(_SHOWN, len(found))).round().astype(int))
-    for place in places:
-        yield _selection(run, found[place], folded=place != places[-1])
+    indices = np.unique(np.linspace(0, len(found) - 1, min(_SHOWN, len(found))).round().astype(int))
+    for index in indices:
+        yield _selection(run, found[index], folded=index != indices[-1])
 
 
 def _selection(run: Run, selection: SelectionFile, *, folded: bool) -> Section:
@@ -135,7 +135,7 @@ def rows_shown(selection: SelectionFile) -> dict[str, list[RowOfSelection]]:
     for name, wanted in (("Taken, at random", True), ("Left out, at random", False)):
         rows = kept[selection.selected[kept] == wanted]
         out[name] = rng.permutation(rows)[:_ROWS]
-    return {name: selection.rows(places) for name, places in out.items() if len(places)}
+    return {name: selection.rows(indices) for name, indices in out.items() if len(indices)}
 
 
 def _weights(run: Run) -> Section:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile
 from dataflex.reading.stored import stored_row
@@ -59,8 +57,8 @@ def life_table(run: Run, sample_id: int) -> Table:
 
 def life_of(run: Run, sample_id: int) -> list[tuple[SelectionFile, RowOfSelection | None]]:
     """At every selection of a run; None: the row was not looked at."""
-    places = [(selection, selection.position_of(sample_id)) for selection in run.selections]
-    return [(selection, None if place is None else selection.rows([place])[0]) for selection, place in places]
+    found = [(selection, selection.index_of(sample_id)) for selection in run.selections]
+    return [(selection, None if index is None else selection.rows([index])[0]) for selection, index in found]
 
 
 def served_line(run: Run, sample_id: int) -> str:
@@ -87,16 +85,6 @@ def text_of(run: Run, row: RowOfSelection, *, whole: bool = False) -> str:
     else:
         return "(text not kept)"
     return visible(text if whole else " ".join(text.split()))
-
-
-def order_of(selection: SelectionFile, *, domain: str | None, by: str, count: int) -> np.ndarray:
-    """Places in the file of the rows asked for. by: top, bottom (of the scores), or first (in the order of the selector)."""
-    mine = np.ones(len(selection.ids), dtype=bool)
-    if domain is not None:
-        mine = selection.domain_numbers == selection.names.index(domain)
-    places = np.flatnonzero(mine & (selection.selected if by == "first" else np.isfinite(selection.scores)))
-    key = selection.ranks if by == "first" else selection.scores * (1 if by == "bottom" else -1)
-    return places[np.argsort(key[places], kind="stable")[:count]]
 
 
 def _stored(run: Run, row: RowOfSelection) -> dict[str, Any] | None:

@@ -29,14 +29,19 @@ def show_runs(runs: Sequence[Run], console: Console) -> None:
 def show_table(table: Table, console: Console) -> None:
     """Figures to the right; a table that is wider than the terminal wraps its texts."""
     shown = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=Text(visible(table.title)),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
-    for place, name in enumerate(table.columns):
-        text = not place or name in table.texts
+    for index, name in enumerate(table.columns):
+        text = not index or name in table.texts
         shown.add_column(visible(name), justify="left" if text else "right", overflow="fold", header_style="dim")
     for row in table.rows:
         shown.add_row(*(Text(visible(cell)) for cell in row))
     console.print(shown)
     if table.note:
-        console.print(Text(table.note, style="dim"))
+        console.print(Text(visible(table.note), style="dim"))
     console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dataflex.distributed.collectives import add_over_ranks, rank, ranks
 from dataflex.signals.keeping.memory import MemoryCache, SignalCache
 from dataflex.signals.pace import pieces
+from dataflex.signals.passing import in_rounds, passing
 
 
 def default_batch_tokens(device: torch.device, gradients: bool = False) -> int:
@@ -104,7 +103,7 @@ def batches_of(
     """(indices among the rows, batch) for this rank's share; indices None for a dummy, which only keeps the ranks in step.
 
     batches: that are dealt to the ranks in turn; None: those of all rows. Every rank makes the same number of forwards.
-    Rank 0 shows a progress bar on a terminal.
+    name: of what is measured, for the event `Passing`.
     """
     if batches is None:
         batches = token_batches(scored.lengths, scored.batch_tokens)
@@ -120,11 +119,11 @@ def batches_of(
         else 0,  # starting them takes longer than a few batches
         generator=torch.Generator().manual_seed(0),
     )
-    total = sum(len(indices) for indices in mine if indices is not None)
-    with tqdm(total=total, desc=name, unit="sample", disable=rank() != 0 or not sys.stderr.isatty()) as bar:
-        for indices, batch in zip(mine, loader, strict=True):
-            bar.update(0 if indices is None else len(indices))
+    rounds = in_rounds(batches)
+    with passing(name, sum(rounds)) as under_way:
+        for indices, batch, count in zip(mine, loader, rounds, strict=True):
             yield indices, scored.prepare(batch)
+            under_way.advance(count)
 
 
 def over_rows(

@@ -16,6 +16,7 @@ from dataflex.signals.cross_entropy import forward_inputs, output_embedding
 from dataflex.signals.isolation import isolated, loaded_whole
 from dataflex.signals.keeping.memory import SignalCache
 from dataflex.signals.pace import pieces
+from dataflex.signals.passing import passing
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
@@ -32,7 +33,7 @@ def model_embeddings(
 ) -> Float32[np.ndarray, "rows hidden"]:
     """Padding is left out on either side. Equal on every rank, NaN where a row is not finite."""
     with isolated(model):
-        return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embedding", torch.float32)
+        return over_rows(rows, lambda b: row_embeddings(model, b, layer, pooling), "embeddings", torch.float32)
 
 
 def row_embeddings(
@@ -110,13 +111,15 @@ def encode_missing(
     encoded, in pieces."""
     indices = np.flatnonzero(cache.missing)
     size = _TEXTS * ranks()
-    for piece in pieces(np.full(-(-len(indices) // size), size * _TOKENS), device):
-        found = []
-        for number in piece:
-            here = indices[number * size : (number + 1) * size].tolist()
-            own = partial(_nth, text, here)
-            found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
-        cache.put(indices[piece.begin * size : piece.end * size], np.concatenate(found))
+    with passing("embeddings of texts", len(indices), unit="texts") as under_way:
+        for piece in pieces(np.full(-(-len(indices) // size), size * _TOKENS), device):
+            found = []
+            for number in piece:
+                here = indices[number * size : (number + 1) * size].tolist()
+                own = partial(_nth, text, here)
+                found.append(encoded_texts(load_encoder(model, device), len(here), own, device))
+                under_way.advance(len(here))
+            cache.put(indices[piece.begin * size : piece.end * size], np.concatenate(found))
     return cache.values()
 
 

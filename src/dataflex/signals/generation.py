@@ -13,6 +13,7 @@ from dataflex.distributed.collectives import gather, rank, ranks
 from dataflex.errors import DataflexError
 from dataflex.signals.batching import share, token_batches
 from dataflex.signals.isolation import isolated, loaded_whole
+from dataflex.signals.passing import in_rounds, passing
 
 
 def sample_responses(
@@ -63,7 +64,8 @@ def sample_responses(
     numbers = list(range(len(batches)))
     mine, dummies = share([np.array([n]) for n in numbers], rank(), ranks())
     found: dict[int, list[list[int]]] = {}
-    with isolated(model):
+    rounds = in_rounds(batches)
+    with isolated(model), passing("responses", len(prompts), unit="prompts") as under_way:
         for turn, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
             rows = batches[number]
             width = int(lengths[rows].max())
@@ -80,6 +82,7 @@ def sample_responses(
             if turn < len(mine):
                 answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
+            under_way.advance(rounds[turn])
     # Every rank gets the responses of all.
     found = {row: answers for part in gather(found) for row, answers in part.items()}
     return [found[i] for i in range(len(prompts))]
@@ -114,10 +117,11 @@ def model_rewards(path: str, device: torch.device, batch_tokens: int) -> Callabl
         special = not getattr(tokenizer, "chat_template", None)  # which brings its own
         ids = [tokenizer(t, truncation=True, add_special_tokens=special)["input_ids"] for t in texts]
         out = np.empty(len(ids))
-        with torch.no_grad():
+        with torch.no_grad(), passing("rewards", len(ids), unit="responses") as under_way:
             for rows in token_batches(np.array([len(i) for i in ids]), batch_tokens):
                 batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
                 out[rows] = model(**batch).logits[:, 0].float().cpu().numpy()
+                under_way.advance(len(rows))
         return out.tolist()  # type: ignore[no-any-return]
 
     return reward

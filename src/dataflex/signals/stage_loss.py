@@ -18,4 +18,4 @@ def stage_losses(
     """float64 [N], equal on every rank; NaN where a row has no trainable token or no finite
     loss. row_loss(model, batch) -> float32[B]."""
     with isolated(model):
-        return over_rows(rows, lambda batch: row_loss(model, batch), "scoring")
+        return over_rows(rows, lambda batch: row_loss(model, batch), "loss")

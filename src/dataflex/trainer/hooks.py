@@ -27,7 +27,6 @@ from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import PlannedServing, RowServing
 from dataflex.distributed import collectives
 from dataflex.distributed.engine import engine_of
-from dataflex.distributed.host import Host
 from dataflex.errors import DataflexError
 from dataflex.notices import say
 from dataflex.record.exposure import Exposure
@@ -39,6 +38,7 @@ from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.keeping.run import RunCaches
 from dataflex.signals.routing import freeze_routers
+from dataflex.trainer.announcing import Announcing
 from dataflex.trainer.assembly import row_losses, serving_of
 from dataflex.trainer.checkpoints import Checkpoints, Saves, load_renamed
 from dataflex.trainer.epochs import settle_steps, steps_left
@@ -51,7 +51,7 @@ from dataflex.weighting.observing import Observing
 from dataflex.weighting.weights import Weights
 
 
-class DynamicTrainer(Host):  # type: ignore[misc]
+class DynamicTrainer(Announcing):
     """Mixin; the class attributes are set by `build_trainer`."""
 
     config: ClassVar[DataflexConfig]
@@ -99,7 +99,7 @@ class DynamicTrainer(Host):  # type: ignore[misc]
         self.step_batches: list[Any] = []
         if config.freeze_gate:
             freeze_routers(self.model)
-        events.emit(events.Prepared(self.rows, self.target, self.held_out, self.eval_dataset, config))
+        events.emit(events.Prepared(self.rows, self.target, self.held_out, self.eval_dataset, config, self.model))
 
     # -- what a paradigm adds ----------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class DynamicTrainer(Host):  # type: ignore[misc]
         self.checkpoints.write_exposure()
         if self.mixing is not None and self.args.should_save:
             self.mixing.write_result()
-        events.emit(events.Finished(self.view.step))
+        events.emit(events.Finished(self.view.step, self.serving.served_by_name()))
         return result
 
     def _begin(self) -> None:
@@ -213,6 +213,7 @@ class DynamicTrainer(Host):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         self._end_step()
+        self.announce_start(self.serving.global_batch, {"select": self.selecting, "mix": self.mixing})
         step, factors = self.view.step, None
         if self.deciding is None:
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -245,9 +246,10 @@ class DynamicTrainer(Host):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         micro: MicroBatch | None = inputs.get(MICRO_BATCH)
         if self.weights is not None and micro is not None and micro.number == 0:
-            self._aim(self.weights)
-            if self.weights.wants_survey(micro, self.view.step):
-                self.losses.survey(self.weights, model, self.step_batches)
+            with events.timing("weighing"):
+                self._aim(self.weights)
+                if self.weights.wants_survey(micro, self.view.step):
+                    self.losses.survey(self.weights, model, self.step_batches)
         self.signals.forget()
         return super().training_step(model, inputs, num_items_in_batch)
 

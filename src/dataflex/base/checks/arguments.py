@@ -111,13 +111,18 @@ def check_keys(
     return values
 
 
-def _hints() -> dict[str, Any]:
-    """The type of every key."""
+def key_classes() -> tuple[type, ...]:
+    """The dataclasses whose fields are LLaMA-Factory's keys."""
     from llamafactory.hparams import RayArguments
     from llamafactory.hparams.parser import _TRAIN_ARGS
 
+    return (*_TRAIN_ARGS, RayArguments)
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every key."""
     hints: dict[str, Any] = {}
-    for kind in (*_TRAIN_ARGS, RayArguments):
+    for kind in key_classes():
         resolved = typing.get_type_hints(kind)
         hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
     return hints

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback
 
+from dataflex import events
 from dataflex.base.processes import progress
 from dataflex.masking import masked
 
@@ -19,6 +22,31 @@ class StepReporter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress.reach(state.global_step)
+
+
+class EvaluationProgress(TrainerCallback):
+    """Announces how far an evaluation has come, in batches."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        try:
+            total = len(eval_dataloader)
+        except TypeError:  # it streams
+            return
+        if not self.done:
+            events.emit(events.Passing("the evaluation loss", 0, total, "batches"))
+        self.done += 1
+        events.emit(events.Passing("the evaluation loss", self.done, total, "batches"))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.done = 0
+        events.emit(events.Passed())
+
+    on_predict = on_evaluate
 
 
 class BlockReporter(TrainerCallback):
@@ -35,8 +63,10 @@ class BlockReporter(TrainerCallback):
             importlib.import_module(name).config.update({"dataflex": self.block})
 
 
-def log_callback() -> type:
-    """LLaMA-Factory's LogCallback, which writes trainer_log.jsonl with a fixed set of keys, with our scalars beside them."""
+def log_callback(left: Callable[[int], float | None]) -> type:
+    """LLaMA-Factory's LogCallback, which writes trainer_log.jsonl with a fixed set of keys, with our scalars beside them.
+
+    left: seconds that are left once so many steps are done; None where that is not known yet."""
     from llamafactory.train.callbacks import LogCallback
 
     class ScalarLogCallback(LogCallback):
@@ -47,6 +77,12 @@ def log_callback() -> type:
                 self.thread_pool = _Adding(writer, ours)
             super().on_log(args, state, control, **kwargs)
             self.thread_pool = writer
+
+        def _timing(self, cur_steps: int) -> None:
+            super()._timing(cur_steps)
+            seconds = left(cur_steps) if self.do_train else None
+            if seconds is not None:
+                self.remaining_time = str(timedelta(seconds=int(seconds)))
 
     return ScalarLogCallback
 

@@ -63,9 +63,6 @@ def _run_all(config: DoremiConfig, found: Path) -> int:
         status = _run(config.output_dir, step, keys)
         if status != 0:
             return status
-        if step == "proxy":
-            named = json.loads(found.read_text(encoding="utf-8"))
-            say("proportions: " + ", ".join(f"{name} {p:.4f}" for name, p in named.items()))
     return 0
 
 

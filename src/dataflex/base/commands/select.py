@@ -15,13 +15,14 @@ from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
 from dataflex.components.contracts import declared
 from dataflex.config import RunConfig
-from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig, OfflineConfig
+from dataflex.config.schema.losses import hides_row_losses
 from dataflex.data.origins import Origin
 from dataflex.data.texts import RowTexts
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.notices import say
+from dataflex.talking.talker import talking
 from dataflex.values import dataset_names
 
 
@@ -33,7 +34,8 @@ def select(config: RunConfig) -> None:
     assert config.dataflex is not None
     say(*config.notices)
     seams.check()
-    with alone_in(Path(str(config.llamafactory["output_dir"]))):
+    output_dir = Path(str(config.llamafactory["output_dir"]))
+    with alone_in(output_dir), talking(config, output_dir):
         _select(config, reads_model)
 
 

@@ -14,12 +14,14 @@ from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours
 from dataflex.config import RunConfig, load
 from dataflex.config.llamafactory.trainer_keys import global_batch, settle_batch
-from dataflex.config.losses import hides_row_losses
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.schema.losses import hides_row_losses
 from dataflex.errors import ConfigError
 from dataflex.locking import alone_in
 from dataflex.masking import masked
 from dataflex.notices import say
+from dataflex.talking.talker import talking
+from dataflex.talking.time_spent import TimeSpent
 from dataflex.values import truth
 from dataflex.version import __version__
 from dataflex.writing import failed_writes_reported
@@ -39,21 +41,34 @@ def train(config: RunConfig) -> None:
     """Run one training in this process (one rank of it under torchrun or on Ray)."""
     config = check_arguments(config)
     say(*config.notices)
-    with alone_in(_output_dir(config.llamafactory)), failed_writes_reported(_NOT_WRITTEN):
-        _train(config)
+    output_dir = _output_dir(config.llamafactory)
+    with alone_in(output_dir), failed_writes_reported(_NOT_WRITTEN):
+        if config.dataflex is None:
+            _train_without_block(config)
+            return
+        with talking(config, output_dir) as spent:
+            _train(config, spent)
 
 
-def _train(config: RunConfig) -> None:
+def _train_without_block(config: RunConfig) -> None:
+    """LLaMA-Factory's own run, with its own output."""
     from llamafactory.train import tuner
 
+    from dataflex.base.commands.callbacks import StepReporter
+
     arguments = dict(config.llamafactory)
+    on_ray = truth(os.getenv("USE_RAY"), "USE_RAY")  # whose workers need not have this package then
+    with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
+        tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
+
+
+def _train(config: RunConfig, spent: TimeSpent) -> None:
+    from llamafactory.train import tuner
+
     from dataflex.base.commands.callbacks import BlockReporter, StepReporter
 
-    if config.dataflex is None:
-        on_ray = truth(os.getenv("USE_RAY"), "USE_RAY")  # whose workers need not have this package then
-        with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
-            tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
-        return
+    assert config.dataflex is not None
+    arguments = dict(config.llamafactory)
     seams.check()
     say(*optimizer_notices(arguments))
     _settle_resume(arguments)
@@ -64,7 +79,7 @@ def _train(config: RunConfig) -> None:
 
         patience = int(arguments.pop("early_stopping_steps"))
         callbacks.append(EarlyStoppingCallback(patience, config.dataflex.compat.early_stopping_min_delta))
-    with _dynamic(config):
+    with _dynamic(config, spent):
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
 
 
@@ -112,8 +127,8 @@ def _refuse_to_restart(arguments: dict[str, Any]) -> None:
         )
 
 
-def _dynamic(config: RunConfig) -> Any:
-    """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint."""
+def _dynamic(config: RunConfig, spent: TimeSpent) -> Any:
+    """LLaMA-Factory with this run's trainer, data loading and choice of checkpoint. spent: knows how much time is left."""
     from dataflex.base.commands.callbacks import log_callback, reporter_callback
     from dataflex.record.completeness import newest_complete
     from dataflex.trainer import build_trainer
@@ -204,7 +219,8 @@ def _dynamic(config: RunConfig) -> Any:
         (seam.trainer_module, seam.trainer, trainer),
         (seam.workflow, "get_dataset", get_dataset),
         ("llamafactory.hparams.parser", "get_last_checkpoint", last_checkpoint),
-        ("llamafactory.train.tuner", "LogCallback", log_callback()),
+        *seams.of_progress(),
+        ("llamafactory.train.tuner", "LogCallback", log_callback(spent.left)),
         ("llamafactory.train.tuner", "ReporterCallback", reporter_callback()),
     )
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from dataflex import notices
 from dataflex.base.checks.arguments import load_checked
@@ -19,6 +20,7 @@ from dataflex.config.doremi import load_doremi
 from dataflex.config.refusals import loaded as refused
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.locking import release_all
+from dataflex.talking import run_log
 
 _SHOW_CAUSE = "DATAFLEX_TRACEBACK"
 
@@ -29,6 +31,13 @@ class RankLost(DataflexError):
 
 def launch(command: str, arguments: Sequence[str]) -> int:
     """Exit status of `<command> <arguments>`: 0, 2 for a configuration that cannot run, else 1."""
+    status = _launched(command, arguments)
+    if status not in (0, 2) and "LOCAL_RANK" not in os.environ:
+        run_log.say_where_more_is()
+    return status
+
+
+def _launched(command: str, arguments: Sequence[str]) -> int:
     stop = failures.watch(_end_process) if failures.several_nodes() else None
     try:
         return _launch(command, arguments)
@@ -36,6 +45,7 @@ def launch(command: str, arguments: Sequence[str]) -> int:
         return _report_and_tell_nodes(error, stop)
     except Exception as error:
         if "LOCAL_RANK" not in os.environ:
+            run_log.say_after_traceback()
             raise
         from dataflex.distributed.collectives import lost_contact
 
@@ -88,6 +98,7 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
         from dataflex.base.commands.select import needs_model, select
 
         assert config.dataflex is not None
+        run_log.watch(Path(str(config.llamafactory["output_dir"])))
         if needs_model(config.dataflex) and _wants_torchrun():
             return torchrun(command, arguments, _devices())
         select(config)
@@ -95,6 +106,8 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
     config = load_checked(load, arguments)
     on_stop(lambda: progress.of_training(config))
     on_ray = _wants_ray(config)
+    if config.dataflex is not None:
+        run_log.watch(Path(str(config.llamafactory.get("output_dir"))))
     if _wants_torchrun():
         return torchrun(command, arguments, _devices())
     if on_ray:

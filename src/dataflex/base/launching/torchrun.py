@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from dataflex import notices
 from dataflex.base.launching import failures
 from dataflex.base.processes import children, progress, stopping
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.talking.screen import clear_line
 
 _ERROR_FILE = "DATAFLEX_ERROR_FILE"
 _LOOPBACK = "127.0.0.1"
@@ -55,6 +57,7 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
             run(parse_args([*options, *children.python("-u", "-m", "dataflex", command, *arguments)]))
             return 0
         except SignalException as stop:
+            clear_line(sys.stderr)
             progress.take(step)
             if watched:
                 env.update(MASTER_ADDR=address, MASTER_PORT=port)
@@ -64,6 +67,7 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
             stopping.stop(stop.sigval)
             raise
         except ChildFailedError as error:
+            clear_line(sys.stderr)
             reports = sorted(errors.iterdir())
             line = exit_line(error.failures, {int(file.suffix[2:]) for file in reports if "~" in file.name})
             if reports and ("~" not in reports[0].name or line is None):

@@ -28,8 +28,8 @@ from dataflex.base.loading.marks import MarkingTemplate, MarkingTokenizer, Marks
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import ours, theirs
-from dataflex.config.losses import given_column
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.schema.losses import given_column
 from dataflex.data.rows import GIVEN_WEIGHTS
 
 RAW_ROW, RAW_WEIGHTS = "dataflex_raw_row", "dataflex_raw_weights"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex.config.losses import given_column
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
+from dataflex.config.schema.losses import given_column
 from dataflex.data.origins import stored_numbers
 from dataflex.data.rows import Rows
 from dataflex.errors import ConfigError, nearest

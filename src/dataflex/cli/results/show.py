@@ -60,7 +60,7 @@ def _selection(run: Run, step: str | None) -> SelectionFile:
 
 
 def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
-    from dataflex.report.rows import order_of, record_of, rows_table
+    from dataflex.report.rows import record_of, rows_table
 
     asked = {by: getattr(options, by) for by in ("top", "bottom", "first") if getattr(options, by) is not None}
     by, count = next(iter(asked.items()), ("top", 10))
@@ -72,7 +72,8 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
         if asked:
             raise ConfigError(f"--{by}: {selection.name} gives no scores; --first K shows rows in its own order")
         by = "first"
-    rows = selection.rows(order_of(selection, domain=options.domain, by=by, count=count))
+    find = {"top": selection.highest, "bottom": selection.lowest, "first": selection.first}[by]
+    rows = selection.rows(find(count, domain=options.domain))
     if options.json:
         notices.show(json.dumps([record_of(run, row) for row in rows], indent=2, ensure_ascii=False))
         return

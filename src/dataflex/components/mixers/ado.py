@@ -93,6 +93,9 @@ class AdoMixer(Mixer):
     def needs(self) -> frozenset[Request]:
         return frozenset({"train_loss"})
 
+    def unobserving_updates(self, domains: int) -> int:
+        return self.fit_after - 1
+
     def init(self, domains: DomainInfo) -> State:
         mu = np.asarray(domains.proportions, dtype=np.float64)
         return {

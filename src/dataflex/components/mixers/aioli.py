@@ -74,6 +74,10 @@ class AioliMixer(Mixer):
     def needs(self) -> frozenset[Request]:
         return frozenset({"heldout_loss"})
 
+    def unobserving_updates(self, domains: int) -> int:
+        """The probes of the first round."""
+        return self.sweeps * domains
+
     def init(self, domains: DomainInfo) -> State:
         k = len(domains)
         if k > 1 and abs(self.one_hot - 1 / k) < 1e-9:

@@ -76,6 +76,9 @@ class DoremiMixer(Mixer):
     def moves_proportions(self) -> bool:
         return False
 
+    def without_effect(self) -> str | None:
+        return "with reweight_eta 0 all domains keep the same weight" if self.reweight_eta == 0 else None
+
     def needs(self) -> frozenset[Request]:
         return frozenset({"train_loss", ExcessLoss(model=self.reference_model_path, store=self.reference_store)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log, sqrt
+from math import floor, log, sqrt
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -98,6 +98,10 @@ class OdmMixer(Mixer):
             return 0.0
         rate = 1.0 / k if turn == 0 else min(1.0 / k, sqrt(log(k) / (k * turn)))
         return max(rate, min(self.floor, 0.5 / k))
+
+    def unobserving_updates(self, domains: int) -> int:
+        """eps_t = 1/K, which makes pi uniform, while t <= K ln K."""
+        return floor(domains * log(domains))
 
     def init(self, domains: DomainInfo) -> State:
         return {"turn": 0, "rewards": np.zeros(len(domains))}

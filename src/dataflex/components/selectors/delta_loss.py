@@ -56,6 +56,10 @@ class DeltaLossSelector(Selector):
     def check(self) -> None:
         self.require("window_size", 0 < self.window_size <= 1, "in (0, 1]")
 
+    def unobserving_updates(self, domains: int) -> int:
+        """The first update has nothing to compare losses with."""
+        return 1
+
     def needs(self) -> frozenset[Request]:
         return frozenset({"loss"})
 

@@ -69,6 +69,10 @@ class DomainWeighter(Weighter):
             dict(read_proportions("by_domain", self.by_domain)) if isinstance(self.by_domain, str) else self.by_domain
         )
 
+    def without_effect(self) -> str | None:
+        given = list(self._given.values() if isinstance(self._given, dict) else self._given)
+        return "all domains have the same weight" if len(set(given)) == 1 else None
+
     def weights(
         self, state: State, losses: Float32[Tensor, " losses"], context: WeightContext
     ) -> Float32[Tensor, " losses"]:

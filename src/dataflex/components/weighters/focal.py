@@ -43,6 +43,9 @@ class FocalWeighter(Weighter):
     def check(self) -> None:
         self.require("gamma", self.gamma >= 0, "at least 0")
 
+    def without_effect(self) -> str | None:
+        return "with gamma 0 every token weighs one" if self.gamma == 0 else None
+
     def level(self) -> Literal["row", "token"]:
         return "token"
 

@@ -69,6 +69,9 @@ class LossWeighter(Weighter):
             self.require("r_schedule", usable, "pairs of ascending steps and positive temperatures")
             self.require("r", self.r == 1.0, "left out where r_schedule says it for every step")
 
+    def without_effect(self) -> str | None:
+        return "with strategy uniform every row weighs one" if self.strategy == "uniform" else None
+
     def temperature(self, step: int) -> float:
         if self.r_schedule is None:
             return self.r

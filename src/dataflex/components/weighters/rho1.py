@@ -69,6 +69,9 @@ class Rho1Weighter(Weighter):
     def check(self) -> None:
         self.require("keep_ratio", 0 < self.keep_ratio <= 1, "in (0, 1]")
 
+    def without_effect(self) -> str | None:
+        return "with keep_ratio 1 every token is kept" if self.keep_ratio == 1 else None
+
     def level(self) -> Literal["row", "token"]:
         return "token"
 

@@ -51,7 +51,7 @@ FREE = frozenset({
 ELSEWHERE: Mapping[str, str] = {
     "do_train": "config/refusals/run.py", "push_to_hub": "config/refusals/run.py", "hub_strategy": "config/refusals/run.py",
     "parallelism_config": "config/refusals/run.py", "save_only_model": "config/load.py",
-    "use_liger_kernel": "config/losses.py",
+    "use_liger_kernel": "config/schema/losses.py",
     "accelerator_config": "config/refusals/record.py", "optim": "base/checks/optimizers.py",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from dataflex.errors import ConfigError, nearest
 from dataflex.values import integer, number, shown, truth
 
 # Texts with commas that may be a list, too. The first two stay a list.
-_LISTS = (
+LISTS = (
     "dataset", "eval_dataset", "adapter_name_or_path", "add_tokens", "add_special_tokens", "additional_target",
     "apollo_target", "freeze_extra_modules", "freeze_trainable_modules", "galore_target", "interleave_probs", "lora_target",
     "oft_target", "profile_modules", "ref_model_adapters", "reward_model_adapters",
@@ -26,22 +26,22 @@ _LISTS = (
 _NUMBERS = ("interleave_probs",)  # lists of numbers
 _STAY_LISTS = ("dataset", "eval_dataset")
 # Texts that name something which is there or will be: a number is a slip of the hand. Elsewhere it is read as text.
-_NAMES = (
+NAMES = (
     "adapter_name_or_path", "cache_dir", "dataset", "dataset_dir", "deepspeed", "eval_dataset", "logging_dir", "media_dir",
     "model_name_or_path", "output_dir", "ref_model", "resume_from_checkpoint", "reward_model", "template",
     "tokenized_path",
 )  # fmt: skip
 # What is taken besides the type.
-_MORE: dict[str, Any] = {"dataset_dir": dict, "fsdp": bool, "resume_from_checkpoint": bool}
+MORE: dict[str, Any] = {"dataset_dir": dict, "fsdp": bool, "resume_from_checkpoint": bool}
 # Keys that transformers reads null for as: not at all.
-_NULL = ("max_grad_norm", "debug")
+NULL = ("max_grad_norm", "debug")
 
 
 def read_typed(key: str, value: Any, hint: Any) -> Any:
     """value as the type `hint` of its key; ConfigError if it cannot be had."""
-    options = _members(hint)
+    options = members(hint)
     if value is None:
-        if type(None) in options or Any in options or key in _NULL:
+        if type(None) in options or Any in options or key in NULL:
             return None
         raise ConfigError(f"{key} must be {_expected(options)}, got null; leave the key out for its default")
     kinds = [o for o in options if o is not type(None)]
@@ -54,18 +54,18 @@ def read_typed(key: str, value: Any, hint: Any) -> Any:
         return _choice(key, value, [str(member.value) for member in enums[0]])
     if all(typing.get_origin(k) is typing.Literal for k in kinds):
         return _choice(key, value, [a for k in kinds for a in typing.get_args(k)])
-    if str in kinds and isinstance(value, list | tuple) and key in _LISTS:
+    if str in kinds and isinstance(value, list | tuple) and key in LISTS:
         names = [str(v) if key in _NUMBERS and isinstance(v, float | int) else _text(key, v) for v in value]
         return names if key in _STAY_LISTS else ",".join(names)
     if kinds == [list[str]] and isinstance(value, str):
         return [word.strip() for word in value.split(",")]
-    if key in _MORE:
-        hint = hint | _MORE[key]
-        kinds.append(_MORE[key])
+    if key in MORE:
+        hint = hint | MORE[key]
+        kinds.append(MORE[key])
     if isinstance(value, bool) and bool not in kinds and False not in _literals(kinds):
         raise ConfigError(f"{key} must be {_expected(kinds)}, got {value}")
     try:
-        found = _adapter(hint, key not in _NAMES).validate_python(value)
+        found = _adapter(hint, key not in NAMES).validate_python(value)
     except ValidationError:
         quote = "; put it in quotes" if str in kinds and isinstance(value, int | float) else ""
         raise ConfigError(f"{key} must be {_expected(kinds)}, got {shown(value)}{quote}") from None
@@ -77,7 +77,7 @@ def _adapter(hint: Any, numbers_are_text: bool) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=numbers_are_text))
 
 
-def _members(hint: Any) -> list[Any]:
+def members(hint: Any) -> list[Any]:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return list(typing.get_args(hint)) if union else [hint]
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.components.contracts import declared
-from dataflex.config.losses import (
+from dataflex.config.refusals import loaded
+from dataflex.config.refusals.record import Facts, Group, Refusal
+from dataflex.config.schema.losses import (
     FUSED,
     OTHER_LOSSES,
     changed_loss,
@@ -15,8 +17,6 @@ from dataflex.config.losses import (
     readers_of_columns,
     reads_losses,
 )
-from dataflex.config.refusals import loaded
-from dataflex.config.refusals.record import Facts, Group, Refusal
 
 
 def _reader(facts: Facts) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
+from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from dataflex.components.signal_request import SignalRequest
@@ -34,7 +34,9 @@ SomeSteps = Annotated[int, Field(ge=1, le=MOST_STEPS), BeforeValidator(_no_switc
 Count = Annotated[int, Field(ge=0, le=_INT64), BeforeValidator(_no_switch)]
 SomeOf = Annotated[int, Field(ge=1, le=_INT64), BeforeValidator(_no_switch)]
 Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_switch)]
-Names = tuple[str, ...]
+# Read from a text with commas, too.
+_NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Names = Annotated[tuple[str, ...], WithJsonSchema(_NAMES)]
 
 
 def _key(default: Any, meaning: str, *, unset: str = "", kind: str = "") -> Any:
@@ -216,7 +218,7 @@ _STEP = "keys of LLaMA-Factory that differ in the step `{}`, and `total_steps`"
 class DoremiKeys(_Keys):
     """The block `dataflex.doremi`."""
 
-    steps: SkipValidation[Sequence[DoremiStep] | str] = _key(
+    steps: SkipValidation[Sequence[DoremiStep] | str | None] = _key(
         DOREMI_STEPS, "which steps to run", unset="all of them", kind="string with commas, or list"
     )
     reference: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("reference"))

@@ -14,20 +14,22 @@
     displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   const drawn = new Set();
+  const resized = new ResizeObserver((entries) => entries.forEach((entry) => Plotly.Plots.resize(entry.target)));
   const draw = (element) => {
     if (drawn.has(element)) return;
     drawn.add(element);
     const { data, layout } = figures[Number(element.id.slice(6))];
     const { text, grid } = colours(false);
     const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid };
-    const below = { orientation: "h", x: 0, xanchor: "left", y: -0.28, yanchor: "top", font: { size: 11 } };
+    const below = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom", font: { size: 11 } };
     Plotly.newPlot(element, data, {
-      height: 320, margin: { l: 48, r: 12, t: 18, b: 48 }, hovermode: "closest", bargap: 0.15,
+      height: 320, margin: { l: 48, r: 12, t: 18, b: layout.showlegend ? 76 : 48 }, hovermode: "closest", bargap: 0.15,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: below,
       ...layout,
       font: { color: text, size: 12, family: "system-ui, sans-serif" },
       xaxis: { ...layout.xaxis, ...axis }, yaxis: { ...layout.yaxis, ...axis },
     }, config);
+    resized.observe(element);
   };
   const plots = [...document.querySelectorAll(".plot")];
   const seen = new IntersectionObserver((entries) => {

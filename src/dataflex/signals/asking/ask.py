@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
+from dataflex import events
 from dataflex.components.requests import Request, as_request
 from dataflex.components.signal_request import SignalRequest
 from dataflex.data.rows import Rows
@@ -70,8 +71,10 @@ class Signals:
             known[key] = self._measured(request, ids)
             if not self._keeps_encoder:  # it would take memory from training
                 load_encoder.cache_clear()
-            scalars = self.context.scalars
-            scalars[_SECONDS] = scalars.get(_SECONDS, 0.0) + time.perf_counter() - begin
+            scalars, seconds = self.context.scalars, time.perf_counter() - begin
+            scalars[_SECONDS] = scalars.get(_SECONDS, 0.0) + seconds
+            count = len(self.rows_of(request)) if ids is None else len(ids)
+            events.emit(events.Measured(request, count, seconds))
         return known[key]
 
     def rows_of(self, request: Request) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dataflex.signals.batching import ScoringRows, batches_of
 from dataflex.signals.cross_entropy import forward_token_losses
 from dataflex.signals.isolation import isolated
 from dataflex.signals.keeping.disk import kept_values
+from dataflex.signals.passing import passing
 
 _ROWS = 256  # of a piece, for each rank
 
@@ -52,23 +54,26 @@ def reference_losses(
     offsets = np.concatenate([[0], np.cumsum(trainable)])
     edges = np.unique(np.append(offsets[:: _ROWS * ranks()], offsets[-1]))
     loaded: list[tuple[torch.nn.Module, ScoringRows]] = []
+    stack = ExitStack()  # one pass, from the first row that is missing on
 
     def measure(indices: np.ndarray) -> np.ndarray:
+        first, last = np.searchsorted(offsets, [indices[0], indices[-1] + 1])
         if not loaded:
             loaded.append(load())
+            stack.enter_context(passing("losses of the reference model", len(trainable), done=int(first)))
         model, rows = loaded[0]
-        first, last = np.searchsorted(offsets, [indices[0], indices[-1] + 1])
         here = np.arange(first, last)
         return _token_losses(model, rows.subset(here), offsets[first : last + 1] - offsets[first])
 
-    return ReferenceLosses(kept_values(folder, key, int(offsets[-1]), measure, edges), offsets)
+    with stack:
+        return ReferenceLosses(kept_values(folder, key, int(offsets[-1]), measure, edges), offsets)
 
 
 def _token_losses(model: torch.nn.Module, rows: ScoringRows, offsets: np.ndarray) -> np.ndarray:
     """float32 [offsets[-1]], equal on every rank. DataflexError if a loss is not finite: nothing could be compared with it."""
     out = torch.zeros(int(offsets[-1]), dtype=torch.float32, device=rows.device)
     with isolated(model):
-        for indices, batch in batches_of(rows, "reference"):
+        for indices, batch in batches_of(rows, "losses of the reference model"):
             losses, active = forward_token_losses(model, batch)
             if indices is None:
                 continue

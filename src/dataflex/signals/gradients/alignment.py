@@ -24,6 +24,7 @@ from dataflex.signals.batching import ScoringRows, batches_of, over_rows
 from dataflex.signals.gradients.passes import BatchGradients, Targets, row_count
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
+from dataflex.signals.passing import passing
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
@@ -125,14 +126,15 @@ def _weighted_sums(
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
-    for k, indices in enumerate(groups):
-        totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-        for own, batch in batches_of(rows.subset(indices), "mean gradients"):
-            some = np.full(row_count(batch), np.nan) if own is None else scales[k][own]
-            engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
-        for p, total in totals.items():
-            add_over_ranks(total)
-            found[p][k] = total
+    with passing("mean gradients", sum(map(len, groups))):
+        for k, indices in enumerate(groups):
+            totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
+            for own, batch in batches_of(rows.subset(indices), "mean gradients"):
+                some = np.full(row_count(batch), np.nan) if own is None else scales[k][own]
+                engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
+            for p, total in totals.items():
+                add_over_ranks(total)
+                found[p][k] = total
     return found
 
 

@@ -41,7 +41,8 @@ STRATEGIES = {
 class ClusterLessSelector(GradientSelector):
     """LESS on a few representatives of each cluster of similar rows.
 
-    All rows of a cluster C get the mean influence of its representatives,
+    Rows are clustered once, by their embeddings at the first update. All rows of a cluster C get the mean influence of its
+    representatives,
 
         score(z in C) = max over subtasks k of  mean over the representatives z' of C of Inf(z', D_k) .
 
@@ -120,14 +121,14 @@ class ClusterLessSelector(GradientSelector):
             state = {**state, **clusters.entries(context)}
         indices, owner, distance = clusters.among(context.ids)
         strategy, count = STRATEGIES[self.representative_strategy], self.samples_per_cluster
-        last = 0
         match strategy:
             case "random":
                 order = context.rng.random(len(distance))
             case "farthest":
                 order = -distance
-            case _:  # nearest; mixed
-                order, last = distance, count // 2 if strategy == "mixed" else 0
+            case _:
+                order = distance
+        last = count // 2 if strategy == "mixed" else 0
         chosen = first_and_last(owner, order, first=count - last, last=last)
         return np.sort(indices[chosen]), state
 

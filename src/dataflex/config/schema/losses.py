@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.config.schema import DataflexConfig
+from dataflex.config.schema.loaded import DataflexConfig
 from dataflex.values import number, truth
 
 # Losses of LLaMA-Factory made from the cross entropy.

@@ -1,0 +1,115 @@
+"""What a run's lines, bar and clocks cost per optimizer step, and what is recorded of the rows that are served.
+
+One real run on a tiny model, whose steps take turns: one with, one without. A step without emits no event, which is all that
+talking lives on; of the second pair it also notes no rows. So ratios are of neighbouring steps of the same run.
+
+    python benchmarks/talking/talking.py --steps 400
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import settings
+from measuring import interval
+from runner import Command, table
+
+SKIPPED = 20  # first steps of a run
+TARGET = 1.01
+HEADER = ("with and without", "ms without", "more ms", "ratio", "90% interval", "target", "verdict")
+
+
+class Turns:
+    """Switches what is measured on and off between steps, and reads the clock there."""
+
+    def __init__(self, switch: Callable[[bool], None], read: Callable[[], float]) -> None:
+        self.switch, self.read = switch, read
+        self.begin: float | None = None
+        self.on = True
+        self.seconds: list[list[float]] = [[], []]  # without, with
+
+    def step_ended(self) -> None:
+        now = self.read()
+        if self.begin is not None:
+            self.seconds[self.on].append(now - self.begin)
+        self.on = not self.on
+        self.switch(self.on)
+        self.begin = self.read()
+
+
+def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[[], float]) -> list[str]:
+    """A line of the table. rows_too: the noting of rows is switched off as well."""
+    from dataflex import events
+    from dataflex.record.exposure import Exposure
+
+    emit, note = events.emit, Exposure.note
+
+    def switch(on: bool) -> None:
+        events.emit = with_talking if on else without_talking
+        if rows_too:
+            Exposure.note = note if on else lambda *_: None  # type: ignore[method-assign]
+
+    turns = Turns(switch, read)
+
+    def with_talking(event: Any) -> None:
+        emit(event)
+        if isinstance(event, events.StepEnded):
+            turns.step_ended()
+
+    def without_talking(event: Any) -> None:
+        if isinstance(event, events.StepEnded):
+            turns.step_ended()
+        elif isinstance(event, events.Finished):
+            emit(event)
+
+    switch(True)
+    try:
+        settings.train({**keys, "max_steps": SKIPPED + 2 * steps})
+    finally:
+        events.emit, Exposure.note = emit, note  # type: ignore[method-assign]
+    without, spoken = (np.array(found[SKIPPED // 2 :]) for found in turns.seconds)
+    count = min(len(without), len(spoken))
+    ratios = spoken[:count] / without[:count]
+
+    def middle(i: np.ndarray) -> float:
+        return float(np.median(ratios[i]))
+
+    low, high = interval(middle, count)
+    verdict = "met" if high <= TARGET else "missed" if low > TARGET else "in the noise"
+    ratio, more = middle(np.arange(count)), float(np.median(spoken[:count] - without[:count]))
+    name = "talking and noting rows" if rows_too else "talking"
+    cells = [f"{1e3 * np.median(without):.2f}", f"{1e3 * more:+.3f}", f"{ratio:.4f}", f"{low:.4f} .. {high:.4f}"]
+    return [name, *cells, f"<= {TARGET}", verdict]
+
+
+def main() -> None:
+    steps = {"type": int, "default": 400, "help": "pairs of steps (400)"}
+    command = Command(
+        __file__, __doc__, ("tiny", "demo", "cpu"), "threads", "processor_time", preset="demo", steps=steps
+    )
+    given, preset = command.given, settings.PRESETS[command.given.preset]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        settings.settle_environment(work, preset, given.threads)
+        names, _, _ = settings.demonstration(work, preset)
+        keys = {
+            **settings.run_keys(work, preset, "run"), "dataset_dir": str(work / "demo"), "dataset": ",".join(names),
+            "logging_steps": 1,  # a line at every step
+            "dataflex": {"mix": {"name": "odm", "interval": 9, "warmup": 9}},
+        }  # fmt: skip
+        read = time.process_time if given.processor_time else time.perf_counter
+        with settings.printing_to(work / "log"):
+            lines = [measure(keys, given.steps, rows_too=rows, read=read) for rows in (False, True)]
+        command.publish("Talking", table(HEADER, lines), threads=given.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Decisions that cannot matter, said once as soon as that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dataflex import events
+from dataflex.components.contracts import declared
+from dataflex.config.schema import DataflexConfig
+
+
+def at_the_start(event: events.Started, config: DataflexConfig, domains: int, *, known: bool) -> Iterator[str]:
+    """domains: data sets that are mixed. known: the configuration names the number of steps, so what never acts was said then."""
+    steps = event.trainer.max_steps
+    for slot, component in config.components.items():
+        reason = declared(component.without_effect)
+        if reason is not None:
+            yield f"{slot} {_name(config, slot)} changes nothing: {reason}"
+    for slot in () if known else ("select", "mix"):
+        schedule = event.schedules.get(slot)
+        if schedule is not None and schedule.next_due(0) is not None and not schedule.turns(steps):
+            yield f"{slot} {_name(config, slot)} never acts: it would before step {schedule.next_due(0)}, and the run has {steps}"
+    if config.weight is not None and not known:
+        for slot, part in config.weight.slots().items():
+            end = steps if part.until is None else min(steps, part.until + part.fade)
+            if not any(part.strength(step) > 0 for step in {part.warmup, part.warmup + 1, end - 1} if step < steps):
+                yield f"{slot} {part.name} never acts: its warmup is {part.warmup} steps, and the run has {steps}"
+    if config.mix is not None and domains == 1:
+        yield f"mix {config.mix.name} changes nothing: there is one data set"
+        return
+    for slot, schedule in event.schedules.items():
+        turns = schedule.turns(steps) if schedule.next_due(0) is not None else 0
+        blind = config.components[slot].unobserving_updates(domains)
+        if 0 < turns <= blind:
+            first = "its first decision does" if blind == 1 else f"its first {blind} decisions do"
+            of = f"with {domains} data sets " if slot == "mix" else ""
+            yield (
+                f"{slot} {_name(config, slot)} learns nothing in this run: {of}{first} not depend on what is"
+                f" measured, and the run has {turns}; shorten interval or warmup, or train longer"
+            )
+
+
+def of_decision(record: Mapping[str, Any]) -> str | None:
+    """record: of the ledger."""
+    slot, _, name = record["component"].partition(":")
+    if slot == "select" and sum(record["decided"]["rows"]) == record["from"]["rows"]:
+        return f"select {name} takes every row, so it changes only their order"
+    if slot == "select" and record["decided"]["overlap"] == 1.0:
+        return f"select {name}: these are the rows of the selection before; a longer interval would choose the same"
+    return None
+
+
+def _name(config: DataflexConfig, slot: str) -> str:
+    specs: dict[str, Any] = {"select": config.select, "mix": config.mix}
+    if config.weight is not None:
+        specs |= config.weight.slots()
+    return str(specs[slot].name)
