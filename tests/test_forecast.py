@@ -1,0 +1,203 @@
+"""`plan`: what it foretells is what a run then does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import train
+
+from dataflex.config.load import parse
+from dataflex.forecast.advice import advice
+from dataflex.forecast.data import Sizes, texts_of
+from dataflex.forecast.run import Forecast
+
+Config = dict[str, Any]
+SELECT: Config = {"select": {"name": "loss", "warmup": 2, "interval": 3, "focus": "high"}}
+BOTH: Config = {
+    "select": {"name": "loss", "warmup": 1, "interval": 5, "updates": 2, "focus": "high"},
+    "mix": {"name": "odm", "warmup": 2, "interval": 4},
+    "weight": {"name": "loss", "warmup": 3, "until": 9},
+}
+
+
+def forecast(config: Config, ranks: int | None = None) -> Forecast:
+    return Forecast(parse(dict(config)), config.get("dataflex") or {}, ranks)
+
+
+def lines(config: Config) -> str:
+    return "\n".join(advice(forecast(config)))
+
+
+def ledger(out: Path) -> list[Config]:
+    return [json.loads(line) for line in (out / "dataflex" / "ledger.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("block", [SELECT, BOTH], ids=["select", "all"])
+def test_a_run_acts_when_it_is_foretold(base: Config, tmp_path: Path, block: Config) -> None:
+    config = {**base, "max_steps": -1, "num_train_epochs": 0.35, "dataflex": block}
+    told = forecast({**config, "output_dir": str(tmp_path)})
+    train(config, tmp_path).ok  # noqa: B018
+    log = [json.loads(line) for line in (tmp_path / "trainer_log.jsonl").read_text().splitlines()]
+    assert told.steps == log[-1]["total_steps"] == log[-1]["current_steps"]
+    decided = ledger(tmp_path)
+    for act in told.timeline:
+        steps = [line["step"] for line in decided if line["component"] == f"{act.slot}:{act.name}"]
+        if act.slot == "weight":
+            assert act.words == f"weighs steps 3 to {min(9, told.steps)}"
+        else:
+            assert (act.times, list(act.steps)) == (len(steps), steps[:5])
+    record = yaml.safe_load((tmp_path / "dataflex" / "config.yaml").read_text())
+    assert {found.name: found.rows for found in told.data} == {n: d["rows"] for n, d in record["domains"].items()}
+    (measured,) = told.passes
+    selections = [line for line in decided if line["component"] == "select:loss"]
+    assert (measured.times, measured.rows) == (len(selections), selections[0]["from"]["rows"])
+    assert told.tokens is not None and measured.effort == pytest.approx(measured.times * (measured.tokens or 0))
+
+
+def test_ranks_count(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**base, "gradient_accumulation_steps": 3, "output_dir": "out", "dataflex": SELECT}
+    assert forecast(config).global_batch == 12 and forecast(config, 4).global_batch == 48
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    monkeypatch.setenv("NNODES", "3")
+    assert forecast(config).ranks == 6
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert forecast(config).ranks == 4
+
+
+def test_tokens_are_those_of_the_tokenizer(base: Config, ground: Path) -> None:
+    from tokenizers import Tokenizer
+
+    count = Tokenizer.from_file(str(ground / "model" / "tokenizer.json"))
+    info = json.loads((ground / "data" / "dataset_info.json").read_text())
+    for name in ("code", "docs", "arithmetic"):
+        rows = [json.loads(line) for line in (ground / "data" / info[name]["file_name"]).read_text().splitlines()]
+        found = Sizes({**base, "cutoff_len": 100_000}).of(name)
+        whole = Sizes({**base, "cutoff_len": 10}).of(name)
+        lengths = [
+            [len(count.encode(t, add_special_tokens=False).ids) for t in texts_of(row, info[name])] for row in rows
+        ]
+        assert found.rows == found.stored == len(rows)
+        assert found.tokens == pytest.approx(sum(map(sum, lengths)) / len(rows))
+        assert found.learned == pytest.approx(sum(answer for _, answer in lengths) / len(rows))
+        assert whole.tokens == pytest.approx(sum(min(10, sum(both)) for both in lengths) / len(rows))
+    assert Sizes({**base, "max_samples": 7}).of("code").rows == 7
+    assert Sizes(base).of("elsewhere").rows is None
+
+
+@pytest.mark.parametrize(
+    "row, entry, texts",
+    [
+        ({"instruction": "a", "input": "b", "output": "c"}, {}, ("a\nb", "c")),
+        ({"q": "a", "r": "c", "note": "x"}, {"columns": {"prompt": "q", "response": "r"}}, ("a", "c")),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]},
+            {"formatting": "sharegpt"},
+            ("a\nc", "b"),
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"columns": {"messages": "messages"}, "tags": {"role_tag": "role", "content_tag": "content"}},
+            ("a", "b"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_asked_and_what_is_answered(row: Config, entry: Config, texts: tuple[str, str]) -> None:
+    assert texts_of(row, entry) == texts
+
+
+def test_formats_of_files(base: Config, tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = [{"instruction": f"question {i}", "output": "answer"} for i in range(37)]
+    frame = pd.DataFrame(rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))  # no newline at the end
+    frame.to_parquet(tmp_path / "c.parquet")
+    frame.to_csv(tmp_path / "d.csv", index=False)
+    files = ("a.json", "b.jsonl", "c.parquet", "d.csv")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({file[0]: {"file_name": file} for file in files}))
+    sizes = Sizes({**base, "dataset_dir": str(tmp_path)})
+    assert [sizes.of(file[0]).rows for file in files] == [37] * 4
+    assert len({sizes.of(name).tokens for name in "abc"}) == 1
+
+
+def test_advice(base: Config, ground: Path) -> None:
+    config = {**base, "output_dir": "out"}
+    mixed = {"mix": {"name": "static", "proportions": {"code": 0.9, "docs": 0.05, "arithmetic": 0.05}}}
+    assert "code will be repeated about 9 times" in lines({**config, "max_steps": 150, "dataflex": mixed})
+    assert "repeated" not in lines({**config, "max_steps": 12, "dataflex": mixed})
+    aimed = {"select": {"name": "rds", "target_dataset": "code_heldout", "interval": 4}}
+    assert "max_samples also cuts the target code_heldout, to 4 of 10 rows" in lines(
+        {**config, "max_samples": 4, "dataflex": aimed}
+    )
+    assert "cuts the target" not in lines({**config, "dataflex": aimed})
+    doremi = {"mix": {"name": "doremi", "reference_model_path": str(ground / "model")}}
+    assert "is the model itself" in lines({**config, "dataflex": doremi})
+    late = {"select": {"name": "random", "warmup": 8, "interval": 2}}
+    assert "select: random acts for the first time at step 8 of 12" in lines({**config, "dataflex": late})
+    never = {"select": {"name": "random", "warmup": 20, "interval": 2}}
+    assert "select: random never acts in 12 steps" in lines({**config, "dataflex": never})
+    most = {"select": {"name": "random", "interval": 44}}
+    assert "each selection takes 176 of 180 rows" in lines({**config, "max_steps": 100, "dataflex": most})
+    assert "measuring takes about" in lines({**config, "dataflex": {"select": {"name": "loss", "interval": 1}}})
+    assert "nothing is held out" in lines({**config, "dataflex": SELECT})
+    assert "nothing is held out" not in lines({**config, "val_size": 0.1, "dataflex": SELECT})
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dataflex", *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_the_command(base: Config, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": BOTH}))
+    told = command("plan", str(file), "max_steps=20", "--json")
+    assert told.returncode == 0, told.stderr
+    record = json.loads(told.stdout)
+    assert record["steps"] == 20 and [act["slot"] for act in record["timeline"]] == ["select", "mix", "weight"]
+    assert record["defaults"]["dataflex.mix.reward"] == "authors" and "dataflex.select.focus" not in record["defaults"]
+    shown = command("plan", str(file))
+    assert all(
+        word in shown.stdout for word in ("What acts when", "What is measured", "before step 1, 6", "tokens a row")
+    )
+    assert not (tmp_path / "out").exists()
+    file.write_text(
+        yaml.safe_dump(
+            {**base, "max_steps": "many", "output_dir": "out", "dataflex": {"mix": {"name": "odn", "unit": "row"}}}
+        )
+    )
+    wrong = command("plan", str(file))
+    assert wrong.returncode == 2 and "'odn'" in wrong.stderr and "dataflex.mix.unit" in wrong.stderr, wrong.stderr
+    assert command("plan", str(file), "--ranks", "0").returncode == 2
+
+
+def test_no_model_and_no_torch(base: Config, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": BOTH}))
+    code = (
+        "import sys; from dataflex.cli import main; main(sys.argv[1:]);"
+        " sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, "plan", str(file)], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and "optimizer steps" in found.stdout, found.stderr
+
+
+@pytest.mark.slow
+def test_prices(base: Config, tmp_path: Path) -> None:
+    """Every component is priced, and nothing is left in the folders of the run or of temporary files."""
+    block = {**BOTH, "select": {"name": "loss", "interval": 3, "focus": "high"}}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": block}))
+    told = command("plan", str(file), "--measure", "4", "--json")
+    assert told.returncode == 0, told.stderr
+    prices = json.loads(told.stdout)["prices"]
+    assert [price["name"] for price in prices["prices"]] == ["training", "select loss", "mix odm"]
+    assert [price["times"] for price in prices["prices"]] == [12, 4, 3]
+    assert all(price["seconds"] >= 0 for price in prices["prices"]) and not (tmp_path / "out").exists()
+    assert prices["seconds"] == pytest.approx(sum(price["total"] for price in prices["prices"]))
