@@ -167,13 +167,11 @@ def test_the_command(base: Config, tmp_path: Path) -> None:
         word in shown.stdout for word in ("What acts when", "What is measured", "before step 1, 6", "tokens a row")
     )
     assert not (tmp_path / "out").exists()
-    file.write_text(
-        yaml.safe_dump(
-            {**base, "max_steps": "many", "output_dir": "out", "dataflex": {"mix": {"name": "odn", "unit": "row"}}}
-        )
-    )
-    wrong = command("plan", str(file))
-    assert wrong.returncode == 2 and "'odn'" in wrong.stderr and "dataflex.mix.unit" in wrong.stderr, wrong.stderr
+    wrong = {"select": {"name": "loss", "interval": -1}, "mix": {"name": "odm", "unit": "row", "interval": 2}}
+    file.write_text(yaml.safe_dump({**base, "output_dir": "out", "dataflex": wrong}))
+    refused = command("plan", str(file))
+    assert refused.returncode == 2 and refused.stderr.count("dataflex: error: ") == 2, refused.stderr
+    assert "dataflex.select.interval" in refused.stderr and "dataflex.mix.unit" in refused.stderr
     assert command("plan", str(file), "--ranks", "0").returncode == 2
 
 

@@ -6,15 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
-from dataflex.data.texts import RowText
 from dataflex.plan.plan import Domains
 from dataflex.record.selection_file import SelectionRecord, write_selection
 from dataflex.writing import append, clear_leftovers, write_atomically
+
+if TYPE_CHECKING:
+    from dataflex.data.texts import RowText  # which needs torch
 
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"

@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from dataflex.data.texts import RowText
 from dataflex.plan.plan import Domains
 from dataflex.record.selection_summary import SelectionSummary, examples_of
 from dataflex.writing import write_atomically, write_tables
+
+if TYPE_CHECKING:
+    from dataflex.data.texts import RowText  # which needs torch
 
 ROWS_AT_ONCE = 1 << 20
 """Rows of a table that are made together; also the size of its row groups."""

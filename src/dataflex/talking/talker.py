@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from dataflex import events, notices
 from dataflex.config.schema import RunConfig
-from dataflex.config.values import truth
+from dataflex.values import truth
 from dataflex.errors import ConfigError
 from dataflex.masking import hiding
 from dataflex.notices import Once, say
