@@ -27,6 +27,7 @@ from dataflex.record import completeness
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure
 from dataflex.record.ledger import EXPOSURE, LEDGER, RunFiles, read_ledger
+from dataflex.record.selection_file import SelectionRecord
 from dataflex.writing import write_atomically, write_table
 
 DOMAINS = Domains(("a", "b"), (30, 20))
@@ -85,19 +86,21 @@ def test_a_selection_says_who_was_chosen_and_why(tmp_path: Path) -> None:
     candidates = np.array([2, 29, 30, 49])
     scores = np.full(DOMAINS.total, -1.0)
     scores[candidates] = 0.5, np.nan, 2.0, 1.0
-    name = files.write_selection(4, scores, np.array([30, 2, 30]), candidates)
+    name = files.write_selection(4, SelectionRecord(DOMAINS, [np.array([30, 2, 30])], scores, candidates))
     assert pq.read_table(files.path / name).to_pydict() == {
         "sample_id": [2, 29, 30, 49],
         "domain": ["a", "a", "b", "b"],
         "score": [0.5, None, 2.0, 1.0],
         "selected": [True, False, True, False],
+        "rank": [2, None, 1, None],
         "times": [1, 0, 2, 0],  # 30 was drawn twice
     }
-    unscored = files.write_selection(8, None, np.array([29]), candidates)
+    unscored = files.write_selection(8, SelectionRecord(DOMAINS, [np.array([29])], None, candidates))
     assert pq.read_table(files.path / unscored)["score"].to_pylist() == [None] * 4
     assert selections(files) == ["step_4.parquet", "step_8.parquet"]
     silent = RunFiles(tmp_path / "other", DOMAINS, writes=False)
-    assert silent.write_selection(4, None, candidates, candidates) == name and not silent.path.exists()
+    record = SelectionRecord(DOMAINS, [candidates], None, candidates)
+    assert silent.write_selection(4, record) == name and not silent.path.exists()
 
 
 @pytest.mark.parametrize("saved_exposure", [True, False])
@@ -107,7 +110,7 @@ def test_a_resumed_run_is_cut_back_to_its_checkpoint(saved_exposure: bool, tmp_p
     ids = np.arange(3)
     for step in (0, 4, 8, 16):
         files.record({"step": step})
-        files.write_selection(step, None, ids, ids)
+        files.write_selection(step, SelectionRecord(DOMAINS, [ids], None, ids))
     at_checkpoint = read_ledger(files.path / LEDGER)[:2]
     text = b"".join(json.dumps(r).encode() + b"\n" for r in at_checkpoint)
     (files.path / EXPOSURE).write_bytes(b"of the end")

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 from dataflex import events, notices
 from dataflex.config.schema import RunConfig
-from dataflex.values import truth
 from dataflex.errors import ConfigError
 from dataflex.masking import hiding
 from dataflex.notices import Once, say
@@ -22,6 +21,7 @@ from dataflex.talking.run_log import RunLog, diverted, log_path
 from dataflex.talking.screen import File, Screen, screen_for
 from dataflex.talking.time_spent import TimeSpent
 from dataflex.talking.wording import duration
+from dataflex.values import truth
 
 # A mixer that decides more often than every so many steps is shown when the Trainer logs.
 OFTEN = 10
