@@ -435,7 +435,7 @@ REFUSED: dict[str, tuple[Config, tuple[str, ...]]] = {
         ("streaming", "select: random"),
     ),
     "select alone": ({"dataflex": {"select": {"name": "loss", "interval": 2}}}, ("streaming", "select: loss")),
-    "weight alone": ({"dataflex": {"weight": {"name": "loss"}}}, ("streaming", "weight alone", "mix: static")),
+    "weight alone": ({"dataflex": {"weight": {"name": "loss"}}}, ("streaming", "only weight", "mix: static")),
     "no length": ({"max_steps": -1, "num_train_epochs": 2}, ("streaming", "dataflex.total_steps or max_steps")),
     "epochs": ({"save_strategy": "epoch"}, ("save_strategy: epoch",)),
     "val_size": ({"val_size": 4}, ("val_size", "eval_dataset")),
