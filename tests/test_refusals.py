@@ -12,6 +12,7 @@ import pytest
 from dataflex.config.refusals import loaded
 from dataflex.config.refusals.record import Group, Refusal
 from dataflex.config.refusals.table import GROUPS
+from dataflex.config.schema import SLOT_KEYS, DoremiKeys, own_keys
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [(group, refusal) for group in GROUPS for refusal in group.refusals]
@@ -61,3 +62,14 @@ def test_every_key_and_every_refusal_has_a_row() -> None:
         assert f"<!-- keys: {name} -->" in configuration
     assert "| `keep_ratio` | number in (0, 1] | 0.5 |" in configuration
     assert "| `interval` | integer >= 1 | required" in configuration
+
+
+def test_pages_that_name_keys_in_their_text_name_all_of_them() -> None:
+    extending, doremi = ((ROOT / "docs" / page).read_text() for page in ("extending.md", "doremi.md"))
+    reserved = extending[extending.index("Do not take the names") : extending.index("nor that of the method")]
+    assert set(re.findall(r"`(\w+)`", reserved)) == {
+        "name",
+        *(k for models in SLOT_KEYS.values() for k in own_keys(*models)),
+    }
+    for key in own_keys(DoremiKeys):
+        assert f"`dataflex.doremi.{key}`" in doremi or f"`.{key}`" in doremi
