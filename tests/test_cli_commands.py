@@ -15,7 +15,7 @@ from commands import command, environment
 from plug_ins import install, path_with, plug_in
 
 from dataflex import __version__, shipped
-from dataflex.base.environment import report, tested_versions
+from dataflex.base import environment as installation
 from dataflex.cli.starting.examples import example_names
 from dataflex.cli.tree import COMMANDS, grouped
 from dataflex.errors import DataflexError
@@ -194,10 +194,12 @@ def test_env_names_every_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    lines = [value for name, value in report() if name == "device"]
+    lines = [value for name, value in installation.report() if name == "device"]
     assert lines == [f"cuda {index}: NVIDIA H100, 80 GiB, CUDA {torch.version.cuda}" for index in (0, 1)]
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1 / 0)
-    assert [value for name, value in report() if name == "device"] == ["unknown (ZeroDivisionError: division by zero)"]
+    assert [value for name, value in installation.report() if name == "device"] == [
+        "unknown (ZeroDivisionError: division by zero)"
+    ]
 
 
 def test_env_says_what_is_missing(tmp_path: Path) -> None:
@@ -247,6 +249,6 @@ def test_the_wheel_brings_examples_and_tested_versions(tmp_path: Path, monkeypat
             assert (brought / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     assert {"setup.py", "constraints.txt", "examples/demo/select_loss.yaml"} <= set(build.get_source_files())
     monkeypatch.setattr(shipped, "_PLACES", (tmp_path / "dataflex" / "shipped_files",))
-    assert "demo/select_loss" in example_names() and tested_versions()["torch"]
+    assert "demo/select_loss" in example_names() and installation.tested_versions()["torch"]
     with pytest.raises(DataflexError, match="nothing is not part of this installation"):
         shipped.shipped("nothing")

@@ -92,11 +92,10 @@ def describe(family: str, name: str, cls: type[Component]) -> Description:
 def example_of(cls: type[Component]) -> Mapping[str, Any]:
     """Values of an example of its block, one for each parameter that has no default among them."""
     values = dict(_stated(cls, "example", Mapping, {}))
-    hints = _hints(cls)
-    for field in _fields(cls):
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in values:
-            values[field.name] = _placeholder(hints.get(field.name, str))
-    return values
+    required = [f.name for f in _fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    lacking = [name for name in required if name not in values]
+    hints = _hints(cls) if lacking else {}
+    return values | {name: _placeholder(hints.get(name, str)) for name in lacking}
 
 
 def unchecked(cls: type[Component]) -> Component:
