@@ -176,9 +176,12 @@ def _discarded_if_refused(log: RunLog) -> Iterator[None]:
 def _screen(config: RunConfig, rank: int) -> Screen:
     """The bar is for a terminal, and for those who have not switched bars off."""
     off = truth(config.llamafactory.get("disable_tqdm"), "disable_tqdm") or notices.quiet()
-    if rank or notices.redirected():
+    if rank:
         return File(sys.stderr)
-    return screen_for(sys.stderr, bar=not off)
+    screen = screen_for(sys.stderr, bar=not off)
+    if notices.redirected():  # the bar stays on the terminal, and the lines go to a file
+        screen.width = None
+    return screen
 
 
 def _shown_too(screen: Screen) -> Callable[[TextIO], Callable[[str], Any]]:
