@@ -194,6 +194,8 @@ def test_weights_and_time(runs: dict[str, Path]) -> None:
         assert cost.components[name].decisions == spent.loc[name, "count"]
         assert cost.components[name].seconds == pytest.approx(spent.loc[name, "sum"])
     assert cost.total == pytest.approx(sum(cost.kinds.values()))
+    for kind in ("selecting", "evaluating", "saving"):
+        assert cost.kinds[kind] == log[f"dataflex/seconds/{kind}"].max()
     assert cells(cost_table(opened(path)))["training"]["share"].endswith("%")
 
 

@@ -43,13 +43,12 @@ class Log:
     @cached_property
     def seconds(self) -> float:
         """Wall time of training, that of steps made twice included."""
-        total, last = 0.0, 0.0
-        for record in self._raw:
-            now = parse_time(str(record.get("elapsed_time", "")))
-            if now < last:
-                total += last
-            last = now
-        return total + last
+        return _over_processes([parse_time(str(record.get("elapsed_time", ""))) for record in self._raw])
+
+    def accumulated(self, name: str) -> float | None:
+        """The last value of a scalar that every process counts from zero, over all processes; None: it is not there."""
+        values = [float(record[name]) for record in self._raw if name in record]
+        return _over_processes(values) if values else None
 
     @property
     def step(self) -> int:
@@ -116,6 +115,14 @@ def _loads(line: bytes) -> Any:
         except ValueError:  # NaN is no JSON, but Python writes it
             pass
     return json.loads(line)
+
+
+def _over_processes(values: list[float]) -> float:
+    """The sum of what each process has reached. A value below the one before is the first of another process."""
+    total, last = 0.0, 0.0
+    for now in values:
+        total, last = (total + last, now) if now < last else (total, now)
+    return total + last
 
 
 def parse_time(text: str) -> float:

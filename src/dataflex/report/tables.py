@@ -162,17 +162,14 @@ def weights_table(run: Run) -> Table | None:
 def cost_table(run: Run) -> Table | None:
     if not run.trains:
         return None
-    cost = run.cost
-    rows: list[tuple[str, ...]] = [
-        (
-            name,
-            str(spent.decisions),
-            duration(spent.seconds),
-            percent(spent.seconds / cost.total if cost.total else None),
-        )
-        for name, spent in cost.components.items()
-    ]
-    rows.append(("training", "", duration(cost.kinds["training"]), percent(cost.share("training"))))
+    cost, rows = run.cost, list[tuple[str, ...]]()
+    for name, spent in cost.components.items():
+        if name != "evaluate":
+            share = percent(spent.seconds / cost.total if cost.total else None)
+            rows.append((name, str(spent.decisions), duration(spent.seconds), share))
+    for kind in ("evaluating", "saving", "training"):
+        if cost.kinds.get(kind):
+            rows.append((kind, "", duration(cost.kinds[kind]), percent(cost.share(kind))))
     note = "Training: all that is left of the whole time."
     return Table("Time", ("spent on", "decisions", "time", "share"), rows, note)
 
