@@ -15,6 +15,7 @@ from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig, MixConfig, SelectConfig, WeightConfig
 from dataflex.data.rows import Rows
 from dataflex.data.streams import Streams
+from dataflex.data.texts import RowTexts
 from dataflex.deciding.choosing import Available, Chooser, Group, Measure
 from dataflex.deciding.mixing import Mixing, domain_info
 from dataflex.deciding.selecting import Selecting
@@ -22,6 +23,7 @@ from dataflex.deciding.serving import Delivery, PlannedServing, RowServing, Serv
 from dataflex.distributed import collectives
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.plan.plan import Domains, Plan
+from dataflex.record.ledger import RunFiles
 from dataflex.record.recorder import Recorder
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.reference_losses import ReferenceLosses
@@ -30,6 +32,12 @@ from dataflex.trainer.view import StageView
 from dataflex.weighting.domain_weights import DomainWeights
 from dataflex.weighting.observing import Observing
 from dataflex.weighting.weights import Weights, rounding_of
+
+
+def recorder_of(rows: Rows | Streams, output_dir: Any, tokenizer: Any) -> Recorder:
+    """Rank 0 writes. Rows of a stream have no texts that could be read again."""
+    texts = RowTexts(rows, tokenizer) if isinstance(rows, Rows) else None
+    return Recorder(RunFiles(output_dir, rows.domains, writes=collectives.rank() == 0, texts=texts))
 
 
 def serving_of(

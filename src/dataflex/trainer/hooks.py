@@ -20,7 +20,6 @@ from dataflex.config.llamafactory.trainer_keys import global_batch
 from dataflex.config.schema import DataflexConfig
 from dataflex.data.micro_batch import MICRO_BATCH, MicroBatch, attach
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
-from dataflex.data.texts import RowTexts
 from dataflex.deciding.decisions import Deciding
 from dataflex.deciding.mixing import Mixing
 from dataflex.deciding.selecting import Selecting
@@ -30,8 +29,6 @@ from dataflex.distributed.engine import engine_of
 from dataflex.errors import DataflexError
 from dataflex.notices import say
 from dataflex.record.exposure import Exposure
-from dataflex.record.ledger import RunFiles
-from dataflex.record.recorder import Recorder
 from dataflex.record.sharded import load_adapter, load_moments
 from dataflex.record.snapshot import read_snapshot
 from dataflex.signals.asking.ask import Signals
@@ -39,7 +36,7 @@ from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.keeping.run import RunCaches
 from dataflex.signals.routing import freeze_routers
 from dataflex.trainer.announcing import Announcing
-from dataflex.trainer.assembly import row_losses, serving_of
+from dataflex.trainer.assembly import recorder_of, row_losses, serving_of
 from dataflex.trainer.checkpoints import Checkpoints, Saves, load_renamed
 from dataflex.trainer.epochs import settle_steps, steps_left
 from dataflex.trainer.evaluating import DomainEvaluation
@@ -74,9 +71,7 @@ class DynamicTrainer(Announcing):
         super().__init__(*args, **kwargs)
         config, self.rows = self.config, self.train_dataset
         self.data_collator: Any = RowCollator(self.data_collator)  # type: ignore[has-type]
-        texts = None if config.streams else RowTexts(self.rows, self.processing_class)
-        files = RunFiles(self.args.output_dir, self.rows.domains, writes=collectives.rank() == 0, texts=texts)
-        self.recorder = Recorder(files)
+        self.recorder = recorder_of(self.rows, self.args.output_dir, self.processing_class)
         shuffle = not self.finetuning_args.disable_shuffling
         self.serving = serving_of(self.rows, config, self.args, self.data_collator, shuffle=shuffle)
         exposure = None if config.streams else Exposure(self.rows.domains)
