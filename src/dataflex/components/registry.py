@@ -1,4 +1,7 @@
-"""Names to classes: explicit tables, entry points of other packages, and `module:Class`."""
+"""Names to classes: explicit tables, entry points of other packages, and `module:Class`.
+
+docs/extending.md (Built into the package) says what else a new built-in name takes.
+"""
 
 from __future__ import annotations
 

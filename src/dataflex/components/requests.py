@@ -30,6 +30,8 @@ Request = str | SignalRequest
 
 
 class _Plain(SignalRequest):
+    """Base of the requests that have no parameters. A component may write the name instead."""
+
     def __str__(self) -> str:
         return self.name
 

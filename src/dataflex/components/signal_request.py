@@ -28,7 +28,7 @@ class SignalRequest:
     needs_experts: ClassVar[bool] = False
     """Only for a mixture-of-experts model."""
     from_losses: ClassVar[bool] = True
-    """It needs a loss per row."""
+    """It needs a loss per row. Settings that hide the losses of rows are then refused."""
     stage_loss: ClassVar[bool] = False
     """It is the stage's own loss of a row by itself, or comes from it."""
     takes_gradients: ClassVar[bool] = False
