@@ -206,7 +206,7 @@ def test_every_selector(offline: Config, tmp_path: Path, choice: Config) -> None
     config = {**with_block(offline, choice), **LORA, "eval_dataset": "arithmetic_heldout"}
     run = select(config, tmp_path / "out").ok
     assert scores(run.out)["times"].sum() == 20
-    assert sum(len(lines(file)) for file in written(run.out).glob("*.jsonl")) == 20
+    assert sum(len(lines(run.out / entry["file_name"])) for entry in info_of(run.out).values()) == 20
 
 
 def test_scores_are_those_of_a_run_at_the_same_checkpoint(base: Config, offline: Config, tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
 
 
 def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:
-    """Raise ConfigError for a budget or proportion the data cannot meet."""
+    """Raise ConfigError for a budget or proportion the data cannot meet in training; `_check` of the command select is apart."""
     domains = rows.domains
     select, mix = config.select, config.mix
     if select is not None and rows.raw is not None and declared(select.component.reads_raw_rows):

@@ -1,7 +1,7 @@
 """The keys of the `dataflex` block: the one place of their types, ranges, defaults and meanings.
 
 The tables of docs/configuration.md, the JSON schema and the errors are made from here. Parameters of components are fields of
-the components. A meaning is Markdown, with links as from `docs/`.
+the components. A meaning is Markdown, with links as from `docs/`. CONTRIBUTING.md (A new key) says what a new one needs beside.
 """
 
 # ruff: noqa: RUF009  (a call of `field`, of which each key has its own)
