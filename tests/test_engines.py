@@ -133,7 +133,7 @@ def under_ddp(configured: Callable[[str], Config], tmp_path_factory: pytest.Temp
 def assert_same_run(found: Result, expected: Result) -> None:
     """Rows, decisions and selections; scores, losses and scalars up to the order of additions."""
     assert found.ids() == expected.ids() and expected.ids()
-    for name in sorted(f.name for f in (expected.out / "dataflex").glob("selections/*")):
+    for name in sorted(f.name for f in (expected.out / "dataflex").glob("selections/*.parquet")):
         step = int(name.removesuffix(".parquet").removeprefix("step_"))
         a, b = table(found, step), table(expected, step)
         assert np.array_equal(a["sample_id"], b["sample_id"]) and np.array_equal(a["selected"], b["selected"])

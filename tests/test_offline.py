@@ -423,7 +423,7 @@ def test_training_says_that_it_does_not_read_the_block(offline: Config, base: Co
 def test_a_file_gives_the_rows_that_are_asked_for() -> None:
     """All of them, or those of a shortlist."""
     values, nothing = np.arange(8.0).reshape(4, 2), SimpleNamespace(step=0)
-    context = MeasureContext(nothing, *[nothing] * 4, stage="sft", seed=0)  # type: ignore[arg-type]
+    context = MeasureContext(nothing, range(4), *[nothing] * 3, stage="sft", seed=0)  # type: ignore[arg-type]
     signals = Signals(context, nothing, files={"embedding": lambda: values})  # type: ignore[arg-type]
     assert signals.measure(Embedding()).tolist() == values.tolist()
     assert signals.measure(Embedding(), np.array([3, 1])).tolist() == values[[3, 1]].tolist()
