@@ -5,6 +5,7 @@ The exit status is 130 or 143. Files are closed and put away as after any other 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -59,6 +60,8 @@ def stoppable(run: Callable[[], int], *, last: bool = False) -> int:
     _state.owner, _state.signum = os.getpid(), None
     on_stop(lambda: _NOTHING)
     take_signals()
+    if last:
+        atexit.register(_ignore_signals)  # early, so it is called late
     try:
         status = run()
     except BaseException:
@@ -124,6 +127,14 @@ def _end_at_once(signum: int, frame: FrameType | None) -> None:
     """After the line has been said: something that is waited for at the end does not end."""
     if time.monotonic() >= _state.at + _ONCE:
         os._exit(exit_status(_state.signum or signum))
+
+
+def _ignore_signals() -> None:
+    """At the very end Python puts its default handlers back. The same signal, sent again by a parent, would kill this process
+    then, after it has said its line."""
+    if _state.signum is not None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _say() -> None:
