@@ -19,7 +19,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each run (60)")
     parser.add_argument("--seed", type=int, default=0, help="seed of data, model and training (0)")
     parser.add_argument("--discard", action="store_true", help="delete everything written, after the table")
-    parser.epilog = examples("dataflex-cli demo", "dataflex-cli demo /tmp/demo --steps 24 --discard")
+    parser.epilog = examples("dataflex-cli demo", "dataflex-cli demo runs/demo --steps 24 --discard")
 
 
 def run(parser: ArgumentParser, arguments: list[str]) -> int:
