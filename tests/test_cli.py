@@ -172,7 +172,7 @@ def test_an_error_under_torchrun_is_one_line(base: Config, tmp_path: Path) -> No
     )
     ended = command("train", str(file), FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert ended.returncode == 2
-    assert [line for line in ended.stderr.splitlines() if "error" in line.lower()] == [
+    assert [line for line in ended.stderr.splitlines() if "error:" in line.lower()] == [
         "dataflex: error: dataflex.select.interval: 46 steps of 8 rows ask for 368 rows, but the data has 180;"
         " use at most 22 steps"
     ]

@@ -133,15 +133,19 @@ def test_a_resumed_run_is_cut_back_to_its_checkpoint(saved_exposure: bool, tmp_p
     assert (files.path / LEDGER).read_bytes() == b""
 
 
-def notes(rows: list[tuple[int, float, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def notes(rows: list[tuple[int, float, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The weight of a row is twice its loss, less one."""
     ids, losses, steps = zip(*rows, strict=True)
-    return np.array(ids), np.array(losses, dtype=np.float32), np.array(steps)
+    found = np.array(losses, dtype=np.float32)
+    return np.array(ids), found, 2 * found - 1, np.array(steps)
 
 
 def touched(exposure: Exposure) -> dict[int, tuple[int, float | None, int]]:
     table = exposure.table().to_pydict()
     names = [DOMAINS.names[int(DOMAINS.of(np.array([i]))[0])] for i in table["sample_id"]]
     assert table["domain"] == names and table["sample_id"] == sorted(set(table["sample_id"]))
+    weights = table.get("last_weight", [None] * len(names))
+    assert weights == [None if loss is None else 2 * loss - 1 for loss in table["last_loss"]]
     values = zip(table["times_seen"], table["last_loss"], table["last_step"], strict=True)
     return dict(zip(table["sample_id"], values, strict=True))
 
@@ -151,7 +155,7 @@ def test_exposure_counts_like_a_dictionary(seed: int, tmp_path: Path) -> None:
     """Six merges of a few steps each, in any order within a merge, with a trip through a file after each."""
     rng = np.random.default_rng(seed)
     exposure, expected = Exposure(DOMAINS), dict[int, tuple[int, float | None, int]]()
-    exposure.merge(*(np.empty(0, dtype=t) for t in (np.int64, np.float32, np.int64)))
+    exposure.merge(*(np.empty(0, dtype=t) for t in (np.int64, np.float32, np.float32, np.int64)))
     assert touched(exposure) == {}
     step = 0
     for _ in range(6):
@@ -178,6 +182,20 @@ def test_exposure_does_not_depend_on_which_rank_served_a_row() -> None:
         for rows in order:
             exposure.merge(*notes(rows))
         assert touched(exposure) == {5: (3, 2.5, 9), 40: (2, 0.25, 6)}
+
+
+def test_weights_are_recorded_where_rows_are_weighed(tmp_path: Path) -> None:
+    """And a table written before they were recorded is still read."""
+    exposure, losses = Exposure(DOMAINS), torch.tensor([1.0, 2.0])
+    exposure.note(1, torch.tensor([3, 4]), losses)
+    exposure.collect()
+    assert "last_weight" not in exposure.table().column_names
+    write_table(tmp_path / EXPOSURE, exposure.table())
+    resumed = Exposure(DOMAINS)
+    resumed.load(tmp_path / EXPOSURE)
+    resumed.note(2, torch.tensor([4, 5]), losses, torch.tensor([0.5, 1.5], dtype=torch.bfloat16))
+    resumed.collect()
+    assert resumed.table()["last_weight"].to_pylist() == [None, 0.5, 1.5]
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

@@ -336,10 +336,10 @@ def test_touched_rows_are_merged_as_counting_them_one_by_one_does() -> None:
     for step in range(1, 30):
         ids = rng.integers(0, 60, size=rng.integers(0, 12)) * 1_000_000
         losses = rng.random(len(ids)).astype(np.float32)
-        table.merge(ids, losses, np.full(len(ids), step))
+        table.merge(ids, losses, -losses, np.full(len(ids), step))
         for i, loss in zip(ids.tolist(), losses, strict=True):
             expected[i] = (expected.get(i, (0,))[0] + 1, step, float(loss))
     assert table.ids.tolist() == sorted(expected)
     assert [expected[i][:2] for i in sorted(expected)] == list(zip(table.seen.tolist(), table.step.tolist()))
-    assert [expected[i][2] for i in sorted(expected)] == table.loss.tolist()
+    assert [expected[i][2] for i in sorted(expected)] == table.loss.tolist() == (-table.weight).tolist()
     assert [a.dtype for a in (table.ids, table.seen, table.loss, table.step)] == ["int64", "int64", "float32", "int64"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -265,6 +266,25 @@ def test_pairs_and_answers_are_weighed(
         np.testing.assert_allclose([v for r in own for v in r["weights"]], w / w.mean(), rtol=1e-4)
         assert run.trace()[step][0] == pytest.approx(np.mean(w / w.mean() * losses), rel=1e-4)
     assert np.ptp(losses) > 0
+
+
+@pytest.mark.parametrize("weight", [{"name": "loss", "warmup": 2}, {"name": "focal", "warmup": 2}], ids=["rows", "tokens"])
+def test_the_last_weight_of_a_row_is_recorded(base: Config, tmp_path: Path, weight: Config) -> None:
+    """Of weights of tokens the mean over those that are learned; a row served before the weigher acts has none."""
+    run = train({**base, "max_steps": 4, "dataflex": {"weight": weight}}, tmp_path, hooks=["record_weights"]).ok
+    expected: dict[int, float | None] = {}
+    for text in (run.out / "weights.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        for i, number in enumerate(line["ids"]):
+            given = None if line["weights"] is None else line["weights"][i]
+            expected[number] = sum(given) / line["counts"][i] if isinstance(given, list) else given
+    table = pq.read_table(run.out / "dataflex" / "exposure.parquet").to_pydict()
+    found = dict(zip(table["sample_id"], table["last_weight"], strict=True))
+    unweighed = {number for number, value in expected.items() if value is None}
+    assert unweighed == {number for number, value in found.items() if value is None} != set()
+    weighed = {number: value for number, value in expected.items() if value is not None}
+    assert {number: found[number] for number in weighed} == pytest.approx(weighed, rel=1e-6)
+    assert len(set(weighed.values())) > 4
 
 
 # -- weights that the data gives ---------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ def write_run(folder: Path, steps: int, domains: int, selections: int, rows: int
             log.write(json.dumps(line) + "\n")
     exposure = Exposure(data)
     ids = rng.integers(0, data.total, steps * BATCH)
-    exposure.merge(ids, np.zeros(len(ids), dtype=np.float32), np.arange(len(ids)) // BATCH)
+    losses, weights = np.zeros(len(ids), dtype=np.float32), np.full(len(ids), np.nan, dtype=np.float32)
+    exposure.merge(ids, losses, weights, np.arange(len(ids)) // BATCH)
     write_table(files.path / "exposure.parquet", exposure.table())
 
 

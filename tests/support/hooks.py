@@ -615,7 +615,8 @@ def record_weights(out: str, _: str) -> None:
     def record(event: events.TrainedRows) -> None:
         with (Path(out) / "weights.jsonl").open("a") as file:
             found = None if event.weights is None else event.weights.tolist()
-            print(json.dumps({"losses": event.losses.tolist(), "weights": found}), file=file)
+            line = {"ids": event.ids.tolist(), "losses": event.losses.tolist(), "weights": found}
+            print(json.dumps({**line, "counts": event.counts.tolist()}), file=file)
 
     events.on(events.TrainedRows, record)
 

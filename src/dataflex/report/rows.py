@@ -65,7 +65,8 @@ def served_line(run: Run, sample_id: int) -> str:
     seen = run.life_of(sample_id)
     if seen is not None:
         times = "once" if seen["times_seen"] == 1 else f"{seen['times_seen']} times"
-        return f"Trained on {times}, last in step {seen['last_step']}, with loss {number(seen['last_loss'])}."
+        weight = f" and weight {number(seen['last_weight'])}" if seen.get("last_weight") is not None else ""
+        return f"Trained on {times}, last in step {seen['last_step']}, with loss {number(seen['last_loss'])}{weight}."
     return "Not trained on." if run.exposure else "How often it was trained on is not known."
 
 

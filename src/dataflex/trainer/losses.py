@@ -61,6 +61,7 @@ class RowLosses:
         if micro.domain_factors is not None:
             of_domain = micro.domain_factors[torch.from_numpy(domains).to(micro.domain_factors.device)]
             weights = of_domain if weights is None else times(weights, of_domain)
+        self.observing.note(micro, step + 1, losses, weights_of_rows(weights, tokens))
         events.emit(events.TrainedRows(step, micro.ids, losses, counts, weights))
         return weights
 
@@ -189,6 +190,14 @@ def by_answer(micro: MicroBatch, losses: torch.Tensor) -> tuple[torch.Tensor, to
     by_row = torch.empty_like(losses).float()
     by_row[order] = losses.detach().float()
     return order, by_row
+
+
+def weights_of_rows(weights: torch.Tensor | None, tokens: Tokens | None) -> torch.Tensor | None:
+    """[B]: of weights of rows themselves, of weights of tokens ([B, T]) the mean over the trained tokens of each row."""
+    if weights is None or weights.ndim == 1:
+        return weights
+    assert tokens is not None
+    return torch.where(tokens.active, weights, 0.0).sum(dim=1) / tokens.active.sum(dim=1)
 
 
 def excess_of(tokens: Tokens) -> torch.Tensor | None:

@@ -38,18 +38,19 @@ class Observing:
         sums: torch.Tensor,
         excess: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """Note a micro-batch trained on; returns the domain of each row, int64 [B]. step counts from 1; losses (token means),
+        """Add up a micro-batch trained on; returns the domain of each row, int64 [B]. step counts from 1; losses (token means),
         counts, sums, excess: [B]."""
         domains = self.domains.of(micro.ids.numpy())
         self.sums.add(domains, losses, counts, sums, excess)
         self._broken.see(losses, counts > 0)
-        self.note(micro, step, losses)
         return domains
 
-    def note(self, micro: MicroBatch, step: int, losses: torch.Tensor | None) -> None:
-        """losses: None where the stage's loss cannot be had per row."""
+    def note(
+        self, micro: MicroBatch, step: int, losses: torch.Tensor | None, weights: torch.Tensor | None = None
+    ) -> None:
+        """Count the rows as trained on. losses: [B], None where the stage's loss cannot be had per row. weights: [B]."""
         if self.exposure is not None:
-            self.exposure.note(step, micro.ids, losses)
+            self.exposure.note(step, micro.ids, losses, weights)
 
     def end_step(self, step: int, *, last: bool = False) -> tuple[int, int, int] | None:
         """What `BrokenLosses.close` finds; called on all ranks."""
