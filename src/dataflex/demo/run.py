@@ -1,4 +1,4 @@
-"""Four short runs side by side on a CPU: plain, with selection, with mixing, with weighting."""
+"""Short runs side by side on a CPU: plain, with selection, with mixing, with weighting; and what they show."""
 
 from __future__ import annotations
 
@@ -8,72 +8,29 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dataflex import notices
+from dataflex.demo.data import DOMAINS, HELDOUT, build_domains
+from dataflex.demo.findings import chosen_lines, mixture_line, noise_of, selection_line, weight_line
+from dataflex.demo.planted import plant
+from dataflex.demo.runs import MIN_STEPS, PLAIN, RUNS, Setting, run_configs
+from dataflex.demo.scales import TINY, Scale
 from dataflex.demo.table import RunResult, format_table, read_result
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.reading import open_runs
+from dataflex.reading.run import Run
+from dataflex.report.page import page
+from dataflex.writing import write_atomically
 
-RUNS = ("static", "select", "mix", "weight")
-MIN_STEPS = 12
 _RESULTS = "dataflex-demo.json"
 _LOG = "demo.log"
-
-
-def run_configs(
-    out: Path, domains: Sequence[str], steps: int = 60, seed: int = 0, heldout: int = 32
-) -> dict[str, dict[str, Any]]:
-    """The configuration of each run, by name: one LLaMA-Factory configuration, and what DataFlex adds to it.
-
-    `heldout` is the number of held-out rows of the largest domain.
-    """
-    from dataflex.demo.data import HELDOUT
-
-    root = out.resolve()
-    common: dict[str, Any] = {
-        "model_name_or_path": str(root / "model"),
-        "stage": "sft",
-        "do_train": True,
-        "do_eval": True,
-        "finetuning_type": "full",
-        "dataset_dir": str(root / "data"),
-        "dataset": ",".join(domains),
-        "eval_dataset": ",".join(domain + HELDOUT for domain in domains),
-        "eval_on_each_dataset": True,
-        "template": "qwen",
-        "cutoff_len": 256,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        # A held-out set in one batch: the Trainer averages batches, so only then is its loss the mean over tokens.
-        "per_device_eval_batch_size": heldout,
-        "learning_rate": 5.0e-3,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": max(1, steps // 10),
-        "seed": seed,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "logging_steps": max(1, steps // 12),
-        "save_strategy": "no",
-        "overwrite_output_dir": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": False,
-    }
-    sixth, twelfth = steps // 6, steps // 12
-    blocks: dict[str, dict[str, Any]] = {
-        "select": {"name": "loss", "focus": "medium", "warmup": sixth, "interval": sixth},
-        "mix": {"name": "odm", "warmup": sixth, "interval": twelfth},
-        "weight": {"name": "loss", "strategy": "linupper", "warmup": twelfth},
-    }
-    configs: dict[str, dict[str, Any]] = {"static": {**common, "output_dir": str(root / "static"), "max_steps": steps}}
-    for slot, block in blocks.items():
-        dataflex = {"total_steps": steps, slot: block}
-        configs[slot] = {**common, "output_dir": str(root / slot), "dataflex": dataflex}
-    return configs
+_REPORT = "report.html"
 
 
 @contextlib.contextmanager
@@ -143,26 +100,24 @@ def _remove(out: Path) -> None:
     """Delete what a demonstration writes into `out`, and `out` itself if that leaves it empty."""
     for name in ("model", "data", *RUNS):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (*(f"{run}.yaml" for run in RUNS), _LOG, _RESULTS):
+    for name in (*(f"{run}.yaml" for run in RUNS), _LOG, _REPORT, _RESULTS):
         (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
         out.rmdir()
 
 
-def _prepare(out: Path, steps: int, seed: int, rows_per_domain: int, heldout: int) -> list[str]:
+def _prepare(out: Path, scale: Scale, steps: int, seed: int) -> list[str]:
     """Write model, data and one YAML file per run; return the names of the domains."""
     import yaml
 
-    from dataflex.demo.data import DOMAINS, HELDOUT, build_domains, training_texts
-    from dataflex.demo.model import build_model
-
-    sizes = build_domains(out / "data", rows_per_domain, heldout, seed)
+    sizes = build_domains(out / "data", scale.rows_per_domain, scale.heldout, seed)
     domains = [name for name in DOMAINS if name in sizes]
     if len(domains) < 2:
         raise DataflexError("this Python installation has no standard library sources to make domains from")
-    build_model(out / "model", training_texts(out / "data"), seed)
+    plant(out / "data", domains, seed=seed)
     largest = max(sizes[domain + HELDOUT] for domain in domains)
-    for name, config in run_configs(out, domains, steps, seed, largest).items():
+    setting = Setting(out, scale.model(out, seed), domains, scale, steps, seed, largest)
+    for name, config in run_configs(setting).items():
         with (out / f"{name}.yaml").open("w", encoding="utf-8") as file:
             for key, value in config.items():
                 # One line a key, and one a block within `dataflex`, as people write it.
@@ -172,40 +127,65 @@ def _prepare(out: Path, steps: int, seed: int, rows_per_domain: int, heldout: in
 
 
 def run_demo(
-    out: Path, steps: int = 60, keep: bool = True, seed: int = 0, rows_per_domain: int = 160, heldout: int = 32
+    out: Path, scale: Scale = TINY, steps: int | None = None, keep: bool = True, seed: int = 0
 ) -> list[RunResult]:
-    """Make a tiny model and real data under `out`, train the four runs in turn, and print a table of their losses.
+    """Make data and a model under `out`, train its runs in turn, and print what they show.
 
     Each run is the file `out/<run>.yaml`, which `dataflex-cli train` repeats. With `keep` false everything written is
-    deleted after the table. ConfigError if `steps` is below 12 or `out` holds something else.
+    deleted at the end. ConfigError if `steps` is below 12 or `out` holds something else.
     """
+    steps = scale.steps if steps is None else steps
     if steps < MIN_STEPS:
         raise ConfigError(f"steps must be at least {MIN_STEPS}, not {steps}")
     _claim(out)
     begin = time.monotonic()
-    results = []
+    results: dict[str, RunResult] = {}
     with (out / _LOG).open("w", encoding="utf-8") as log:
-        print("[0/4] model and data ...", flush=True)
+        print(f"[0/{len(RUNS)}] model and data ...", flush=True)
         with _quiet(log):
             from dataflex.base.commands.train import train_file
 
-            domains = _prepare(out, steps, seed, rows_per_domain, heldout)
+            domains = _prepare(out, scale, steps, seed)
         print(f"      {len(domains)} domains: {', '.join(domains)}", flush=True)
         for number, name in enumerate(RUNS, start=1):
             print(f"[{number}/{len(RUNS)}] {name}: {steps} steps ...", flush=True)
-            with _quiet(log), _one_thread():
+            with _quiet(log), _one_thread() if scale.one_thread else contextlib.nullcontext():
                 train_file(str(out / f"{name}.yaml"))
-            results.append(read_result(name, out / name, domains))
-            print(f"      mean held-out loss {results[-1].mean:.3f}", flush=True)
+            results[name] = read_result(name, out / name, domains)
+            print(f"      mean held-out loss {results[name].mean:.3f}", flush=True)
     seconds = time.monotonic() - begin
-    (out / _RESULTS).write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
-    print(f"\nHeld-out loss by domain after {steps} steps (lower is better); seconds are those of the training loop.\n")
-    print(format_table(results))
-    print("\nOne seed, a few hundred rows: at 60 steps, another seed alone moves the mean of a run by up to 0.2.")
+    found = [asdict(result) for result in results.values()]
+    (out / _RESULTS).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    runs = {run.name: run for run in open_runs([out / name for name in RUNS])}
+    _show(out, domains, runs, results, steps)
     if keep:
+        write_atomically(out / _REPORT, page(list(runs.values()), "The demonstration").encode(errors="replace"))
         print(f"\n{seconds:.0f} s in all. Configurations, models, data and {_LOG} are in {out}.")
-        print(f"Repeat a run with: dataflex-cli train {out / RUNS[1]}.yaml")
+        print(f"Repeat a run:  dataflex-cli train {out / 'select'}.yaml")
+        print(f"Its rows:      dataflex-cli show {out / 'select'} --step 0")
+        print(f"The report:    {(out / _REPORT).resolve()}")
     else:
         _remove(out)
         print(f"\n{seconds:.0f} s in all. Nothing was kept.")
-    return results
+    return list(results.values())
+
+
+def _show(
+    out: Path, domains: Sequence[str], runs: Mapping[str, Run], results: Mapping[str, RunResult], steps: int
+) -> None:
+    """The table, a line for each paradigm, and the rows that the selector likes most."""
+    noise = noise_of(results)
+    print(f"\nHeld-out loss by domain after {steps} steps (lower is better); seconds are those of the training loop.\n")
+    print(format_table(list(results.values()), PLAIN, noise))
+    print(
+        f"\n~ within the noise of {len(PLAIN)} plain runs with other seeds. mislabelled: plain, on the data of weight.\n"
+    )
+    for line in (
+        selection_line(runs["select"], results["select"], results["random"], noise),
+        mixture_line(runs["mix"], results["mix"], noise),
+        weight_line(out, domains, results["weight"], results["mislabelled"]),
+    ):
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 8))
+    print()
+    for text in chosen_lines(runs["select"]):
+        print(text)

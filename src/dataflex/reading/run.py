@@ -166,7 +166,7 @@ class Run:
         return found
 
     def life_of(self, sample_id: int) -> dict[str, Any] | None:
-        """times_seen, last_loss, last_step, and last_weight in a run that weighs, of a row; None: it was not trained on, or that is not known."""
+        """The line of a row in the table of exposure; None: it was not trained on, or that is not known."""
         path = self.folder / EXPOSURE
         if not path.is_file():
             return None
