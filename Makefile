@@ -1,4 +1,4 @@
-# demo, test, test-slow, lint, docs: each installs what it needs into .venv first, once per change of the two files named below.
+# demo, demo-real, test, test-slow, lint, docs: each installs what it needs into .venv first, once per change of the two files named below.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,10 +10,11 @@ export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint docs clean distclean
+.PHONY: help demo demo-real test test-slow lint docs clean distclean
 
 help:
 	@echo "make demo       a short demonstration on the CPU"
+	@echo "make demo-real  the same with a pretrained model, about ten minutes"
 	@echo "make test       the tests, without the slow ones"
 	@echo "make test-slow  the slow tests"
 	@echo "make lint       ruff and mypy"
@@ -22,6 +23,9 @@ help:
 
 demo: $(VENV)/.stamp-base
 	$(VENV)/bin/dataflex-cli demo
+
+demo-real: $(VENV)/.stamp-demo
+	$(VENV)/bin/dataflex-cli demo dataflex-demo-real --real
 
 # Tests run side by side, but for four at most: each of them takes about a gigabyte, and some start two processes.
 PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
