@@ -21,6 +21,7 @@ from dataflex.reading import Run, open_runs
 from dataflex.reading.log import Log
 from dataflex.record.ledger import RunFiles
 from dataflex.record.selection_file import SelectionRecord
+from dataflex.report.charts import weight_charts
 from dataflex.report.page import page
 from dataflex.report.tables import Table, cost_table, domains_table, final_losses, selections_table, weights_table
 from dataflex.report.words import visible
@@ -188,6 +189,11 @@ def test_weights_and_time(runs: dict[str, Path]) -> None:
     effective = log["dataflex/weight/effective_share"].dropna()
     assert row["smallest"] == f"{log['dataflex/weight/min'].min():.3f}"
     assert row["effective share, mean"] == f"{100 * effective.mean():.0f} %"
+    weights = pd.read_parquet(path / "dataflex" / "exposure.parquet").last_weight.dropna()
+    (bars,) = weight_charts(opened(path))["Weights of rows when last trained on"]["data"]
+    bins = pd.cut(weights, np.linspace(weights.min(), weights.max(), 41), include_lowest=True)
+    assert sum(bars["y"]) == len(weights) > 10
+    assert list(bars["y"]) == bins.value_counts(sort=False).tolist()
     cost = opened(path).cost
     spent = pd.DataFrame(ledger(path)).groupby("component").seconds.agg(["count", "sum"])
     for name in ("select:loss", "mix:odm", "evaluate"):

@@ -39,7 +39,7 @@ class Scale:
 
 
 TINY = Scale(
-    steps=160,
+    steps=120,
     rows_per_domain=160,
     heldout=32,
     wanted_loss=3.0,

@@ -31,6 +31,15 @@ class DomainExposure:
         return self.served / self.rows if self.rows else None
 
 
+def last_weights(path: Path) -> np.ndarray:
+    """float32: the weight of every row that was weighed, when it was last trained on. Empty where there is no such file or
+    column."""
+    if not path.is_file() or "last_weight" not in pq.read_schema(path).names:
+        return np.empty(0, dtype=np.float32)
+    found = pq.read_table(path, columns=["last_weight"])["last_weight"].to_numpy()
+    return np.asarray(found[np.isfinite(found)], dtype=np.float32)
+
+
 def exposure_of(path: Path, sizes: Mapping[str, int | None]) -> dict[str, DomainExposure]:
     """By domain; empty where there is no such file, as of streams and of runs that have saved nothing yet. sizes: rows of each
     domain."""

@@ -17,7 +17,7 @@ import yaml
 from dataflex.errors import ConfigError
 from dataflex.locking import LOCK, holder_of
 from dataflex.reading.cost import Cost, cost_of
-from dataflex.reading.exposure import DomainExposure, exposure_of
+from dataflex.reading.exposure import DomainExposure, exposure_of, last_weights
 from dataflex.reading.log import LOG, Log, Series, columns, read_lines
 from dataflex.reading.mixture import Mixture, mixture_of
 from dataflex.reading.selections import SelectionFile, selections_before, selections_of
@@ -125,6 +125,11 @@ class Run:
     @cached_property
     def exposure(self) -> dict[str, DomainExposure]:
         return exposure_of(self.folder / EXPOSURE, self.sizes)
+
+    @cached_property
+    def last_weights(self) -> np.ndarray:
+        """Of the rows that were weighed, when they were last trained on, float32[n]."""
+        return last_weights(self.folder / EXPOSURE)
 
     @cached_property
     def cost(self) -> Cost:

@@ -25,6 +25,7 @@ Figure = dict[str, Any]
 POINTS = 1200
 """Of a line: a longer one is shown by means over equal parts of it."""
 _SCATTER = 2000
+_WEIGHT_BINS = 40
 _COLOURS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee7733", "#009988", "#bb5566", "#997700",
     "#6699cc", "#994455", "#44bb99", "#bbcc33", "#ee8866", "#77aadd", "#ffaabb", "#aaaa00", "#99ddff", "#8877aa",
@@ -85,6 +86,11 @@ def weight_charts(run: Run) -> dict[str, Figure]:
         if len(found["max"][0]):
             out[f"Weights of {what}: smallest and largest"] = lines(found, "weight")
             out[f"Weights of {what}: shares"] = lines(shares, "share", share=True)
+    if len(run.last_weights):
+        counts, edges = np.histogram(run.last_weights, bins=_WEIGHT_BINS)
+        bars = _bars((edges[1:] + edges[:-1]) / 2, counts, "rows", colour(0))
+        last = _figure([{**bars, "width": float(edges[1] - edges[0])}], x="weight", y="rows")
+        out["Weights of rows when last trained on"] = last
     weights = run.log.under("dataflex/loss_weight/")
     if weights:
         out["Weights of domains"] = lines(weights, "weight")

@@ -81,8 +81,12 @@ def text_of(run: Run, row: RowOfSelection, *, whole: bool = False) -> str:
         prompt, answer = row.text
         text = f"{prompt}\n{answer}" if whole else f"{prompt[-_PROMPT:]} > {answer[:_ANSWER]}"
     elif (stored := _stored(run, row)) is not None:
-        text = json.dumps(stored, ensure_ascii=False, indent=2 if whole else None)
-        text = text if whole else text[: _PROMPT + _ANSWER]
+        if whole:
+            text = json.dumps(stored, ensure_ascii=False, indent=2)
+        else:
+            text = " > ".join(value for value in stored.values() if isinstance(value, str) and value)[
+                : _PROMPT + _ANSWER
+            ]
     else:
         return "(text not kept)"
     return visible(text if whole else " ".join(text.split()))

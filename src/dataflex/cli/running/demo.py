@@ -21,7 +21,7 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="with a pretrained model of 135M parameters, fetched once (88 MB); about ten minutes on two cores",
     )
-    parser.add_argument("--steps", type=int, help="optimizer steps of each run (160; with --real 12)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each run (120; with --real 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of data, model and training (0)")
     parser.add_argument("--discard", action="store_true", help="delete everything written, after the table")
     parser.epilog = examples("dataflex-cli demo", "dataflex-cli demo runs/demo --real")
