@@ -16,6 +16,7 @@ from selecting import LESS, LORA, context
 from test_embedding_selectors import replayed
 from test_offline import select
 from test_reports import command, opened
+from test_stages import stage_config
 
 from dataflex.components.contexts import Selection
 from dataflex.components.selectors.less import LessSelector
@@ -329,3 +330,46 @@ def test_the_margin_of_a_domain_selected_from_apart(base: Config, tmp_path: Path
         else:
             assert read.margin is None
     assert checked
+
+
+@pytest.mark.parametrize("stage", ["pt", "pt unpacked"])
+def test_texts_of_a_target_are_numbered(base: Config, ground: Path, tmp_path: Path, stage: str) -> None:
+    """In pre-training, too, where what is trained on may be joined."""
+    target = "docs_text"
+    folder, info = ground / "data", json.loads((ground / "data" / "dataset_info.json").read_text())
+    lines = (folder / info[target]["file_name"]).read_text().splitlines()
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, kept in (("trained", lines[:-12]), ("aimed", lines[-12:])):
+        (data / f"{name}.jsonl").write_text("\n".join(kept) + "\n")
+    entries = {name: {**info[target], "file_name": f"{name}.jsonl"} for name in ("trained", "aimed")}
+    (data / "dataset_info.json").write_text(json.dumps(entries))
+    config = {**stage_config(base, ground, stage), "dataset_dir": str(data), "dataset": "trained", "max_steps": 1}
+    config["dataflex"] = {"select": {"name": "near", "target_dataset": "aimed", "interval": 1}}
+    rows = selection(train(config, tmp_path / "run").ok, 0)
+    assert {row["chosen_for"] for row in rows} == {"aimed", None} and {row["score_from"] for row in rows} == {"aimed"}
+    assert {row["score_from_row"] for row in rows} <= set(range(12)) and rows[0]["score_from_row"] is not None
+    assert sum(row["chosen_for_row"] is not None for row in rows) == 4
+
+
+def test_rows_that_val_size_holds_out_have_no_number(base: Config, tmp_path: Path) -> None:
+    config = {**base, **LORA, "val_size": 0.1, "max_steps": 1}
+    config["dataflex"] = {"select": {"name": "rds", "interval": 1}}
+    out = train(config, tmp_path / "run").ok.out
+    rows = selection(Result([0], out, ""), 0)
+    assert {row["chosen_for"] for row in rows} == {"validation", None} and "chosen_for_row" not in rows[0]
+    (found,) = opened(out).selections
+    for row in found.rows(range(len(rows))):
+        own = row.chosen_for if row.selected else row.score_from
+        assert own is not None and own.row is None and (own.text is None) == (row.text is None)
+
+
+def test_a_target_of_weighters_is_none_of_the_selector(aimed: Config, tmp_path: Path) -> None:
+    """`near` with a file aims at the rows of the file, whatever weighters aim at."""
+    np.save(tmp_path / "near.npy", np.arange(40).reshape(20, 2))
+    select_block = {"name": "near", "indices_path": str(tmp_path / "near.npy"), "interval": 1}
+    config = {**aimed, "max_steps": 1, "packing": False}
+    config["dataflex"] = {"select": select_block, "weight": {"name": "adapt", "target_dataset": "gaps"}}
+    rows = selection(train(config, tmp_path / "run").ok, 0)
+    taken = sorted((row["rank"], row["turn"], row["chosen_for_row"]) for row in rows if row["selected"])
+    assert taken == [(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 1, 3)] and "chosen_for" not in rows[0]

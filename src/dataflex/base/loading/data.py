@@ -161,7 +161,7 @@ def process_named(loading: Loading, name: str, key: str) -> Any:
 
 
 def process_numbered(loading: Loading, name: str, key: str) -> tuple[Any, np.ndarray]:
-    """The same, and the number of each row in the data set as it is stored, int64[n]. Not for the stage kto."""
+    """The same, and the number of each row in the data set as it is stored, int64[n]. For the stages pt and sft."""
     part, stored = _process_named(loading, name, key, Carried(row_index=True))
     return part.remove_columns(RAW_ROW), stored_numbers(stored)[row_indices(part)]
 

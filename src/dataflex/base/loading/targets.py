@@ -27,7 +27,7 @@ def load_target(config: DataflexConfig, module: dict[str, Any], loading: Loading
         return _trainable(Rows(list(parts.values()), list(parts)), "val_size")
     alone = loading.single_rows(texts=True)
     with loading.first_process("load target"):
-        if config.select is None or loading.stage == "kto":  # nobody asks for its rows by number, or they have none
+        if "select" not in config.aiming():  # weighters do not ask for rows by number
             return _trainable(Rows([process_named(alone, name, key) for name in names], names), key)
         read = [process_numbered(alone, name, key) for name in names]
     stored = np.concatenate([numbers for _, numbers in read])
