@@ -53,7 +53,8 @@ def _score(selection: SelectionFile, row: RowOfSelection) -> str:
     said = f"Its score is {number(row.score, 4)}, place {row.place:,} of {sum(found.scored.values()):,}"
     if row.score_from is not None:
         same = row.chosen_for is not None and target_name(row.score_from) == target_name(row.chosen_for)
-        said += f", from {'the same one' if same else target_name(row.score_from)}"
+        one = "the same data set" if row.score_from.row is None else "the same row"
+        said += f", from {one if same else target_name(row.score_from)}"
     return f"{said}."
 
 
