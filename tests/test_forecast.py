@@ -15,6 +15,8 @@ import yaml
 from harness import train
 
 from dataflex.base.checks.arguments import ImportedKeys, check_arguments, load_checked
+from dataflex.cli import main
+from dataflex.config.llamafactory import source
 from dataflex.config.llamafactory.source import SourceKeys
 from dataflex.config.load import load, parse
 from dataflex.errors import ConfigError
@@ -223,13 +225,13 @@ MISTAKES: list[tuple[str, Any, str]] = [
 
 def test_the_source_says_what_the_packages_say() -> None:
     """Every key, type and choice; the classes of choices are others, with the same members."""
-    imported, source = ImportedKeys(), SourceKeys()
-    assert list(source.types) == list(imported.types) and len(source.types) > 300
+    imported, read = ImportedKeys(), SourceKeys()
+    assert list(read.types) == list(imported.types) and len(read.types) > 300
     for key, hint in imported.types.items():
-        assert described(source.types[key]) == described(hint), key
+        assert described(read.types[key]) == described(hint), key
     for name in ("templates", "log_levels", "trackers", "accelerator"):
-        assert list(getattr(source, name)) == list(getattr(imported, name)) or name == "templates"
-    assert set(source.templates) == set(imported.templates)
+        assert list(getattr(read, name)) == list(getattr(imported, name)) or name == "templates"
+    assert set(read.templates) == set(imported.templates)
 
 
 def described(hint: Any) -> Any:
@@ -270,6 +272,25 @@ def test_all_mistakes_at_once_with_ours(base: Config, tmp_path: Path) -> None:
     for key, _, _ in MISTAKES:
         assert any(line.startswith(f"dataflex: error: {key}") for line in lines), key
     assert any("dataflex.select" in line for line in lines) and any("dataflex.mix.unit" in line for line in lines)
+
+
+def test_a_source_that_cannot_be_read_is_said(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the forecast is there, and a mistake of ours is still one line."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": SELECT}))
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out")}))
+    monkeypatch.setenv("USE_MCA", "1")
+    assert main(["plan", str(plain)]) == 0
+    assert "LLaMA-Factory's keys are not checked here, but by train: with USE_MCA" in capsys.readouterr().out
+    monkeypatch.delenv("USE_MCA")
+    monkeypatch.setattr(source, "_KEYS", (("llamafactory.hparams.nowhere", "ModelArguments"),))
+    assert main(["plan", str(file)]) == 0
+    assert "llamafactory.hparams.nowhere cannot be read" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["plan", str(file), "dataflex.select.interval=-1"]) == 2
+    assert "dataflex.select.interval" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
 
     from dataflex.base.checks.arguments import check_arguments, load_checked
     from dataflex.config.files import read
-    from dataflex.config.llamafactory.source import SourceKeys
+    from dataflex.config.llamafactory.source import SourceError, SourceKeys
     from dataflex.config.load import load
     from dataflex.errors import ConfigError
     from dataflex.forecast.advice import advice
@@ -46,10 +46,15 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     raw = read(asked)
     block = raw.get("dataflex")
     given: dict[str, Any] = dict(block) if isinstance(block, dict) else {}
-    config = load_checked(load, asked, known=keys, writes=False)
-    check_arguments(config, known=keys, writes=False)
+    unchecked = []
+    try:
+        config = load_checked(load, asked, known=keys, writes=False)
+        check_arguments(config, known=keys, writes=False)
+    except SourceError as error:
+        config = load(asked)
+        unchecked.append(f"LLaMA-Factory's keys are not checked here, but by train: {error}")
     forecast = Forecast(config, given, options.ranks)
-    lines = [*config.notices, *advice(forecast)]
+    lines = [*unchecked, *config.notices, *advice(forecast)]
     prices = None
     if options.measure is not None:
         from dataflex.forecast.measured import measure

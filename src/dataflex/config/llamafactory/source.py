@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
@@ -27,13 +28,19 @@ _PLAIN: Mapping[str, Any] = {
 }
 
 
+class SourceError(LookupError):
+    """The source of a package is not what it was, or is not there."""
+
+
 class SourceKeys:
-    """What the source says. A type that cannot be read may be anything. LookupError where a package is not what it was."""
+    """What the source says. A type that cannot be read may be anything. SourceError where that is true of a whole module."""
 
     imports: ClassVar[bool] = False
 
     @cached_property
     def types(self) -> Mapping[str, Any]:
+        if os.environ.get("USE_MCA", "0").lower() in ("true", "y", "1"):
+            raise SourceError("with USE_MCA the keys are those of mcore_adapter")
         found: dict[str, Any] = {}
         for module, name in _KEYS:
             found |= _types_of(module, name)
@@ -62,13 +69,13 @@ def _statements(module: str) -> tuple[ast.stmt, ...]:
     root, *rest = module.split(".")
     spec = find_spec(root)
     if spec is None or not spec.submodule_search_locations:
-        raise LookupError(f"{root} is not installed")
+        raise SourceError(f"{root} is not installed")
     path = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError) as error:
-        raise LookupError(f"{module} cannot be read: {error}") from None
+        raise SourceError(f"{module} cannot be read: {error}") from None
 
     def within(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         for statement in body:
@@ -81,7 +88,7 @@ def _statements(module: str) -> tuple[ast.stmt, ...]:
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.expr | ast.ClassDef]:
-    """What a name stands for in a module, and the module that says so; LookupError if it is not to be found."""
+    """What a name stands for in a module, and the module that says so; SourceError if it is not to be found."""
     for statement in _statements(module):
         match statement:
             case ast.ClassDef(name=found) if found == name:
@@ -101,7 +108,7 @@ def _definition(module: str, name: str) -> tuple[str, ast.expr | ast.ClassDef]:
                 for alias in statement.names:
                     if (alias.asname or alias.name) == name:
                         return _definition(_imported(module, statement, alias.name), alias.name)
-    raise LookupError(f"{module} has no {name}")
+    raise SourceError(f"{module} has no {name}")
 
 
 def _imported(module: str, statement: ast.ImportFrom, name: str) -> str:
@@ -115,7 +122,7 @@ def _types_of(module: str, name: str) -> dict[str, Any]:
     """The type of every parameter of a dataclass, those of its bases first."""
     module, found = _definition(module, name)
     if not isinstance(found, ast.ClassDef):
-        raise LookupError(f"{module}: {name} is no class")
+        raise SourceError(f"{module}: {name} is no class")
     types: dict[str, Any] = {}
     for base in reversed(found.bases):
         if isinstance(base, ast.Name):
@@ -154,7 +161,7 @@ class _Names(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         try:
             _, found = _definition(self.module, name)
-        except LookupError:
+        except SourceError:
             found = None
         if isinstance(found, ast.ClassDef) and any("Enum" in ast.unparse(base) for base in found.bases):
             return Enum(name, _members(found), type=str)
