@@ -16,6 +16,7 @@ from comparing import kill_and_resume
 from harness import start, train, train_all
 from selecting import context, table
 
+from dataflex.components.contexts import Selection
 from dataflex.components.requests import Embedding, TargetEmbedding
 from dataflex.components.selectors.delta_loss import DeltaLossSelector
 from dataflex.components.selectors.near import NearSelector
@@ -26,7 +27,7 @@ from dataflex.components.selectors.tsds.density import Density
 from dataflex.components.selectors.tsds.transport import transport
 from dataflex.components.tools.embeddings import EmbeddingSelector, unit
 from dataflex.components.tools.neighbours import closeness, nearest
-from dataflex.components.tools.turns import take_turns, turns_among
+from dataflex.components.tools.turns import Turns, take_turns, turns_among
 from dataflex.config.load import parse
 from dataflex.config.schema import Schedule
 from dataflex.errors import ConfigError, DataflexError
@@ -54,26 +55,45 @@ def test_nearest_is_exact_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None
         similarity, indices = nearest(queries, rows, 20)
         assert np.array_equal(indices, expected)
         assert np.allclose(similarity, np.take_along_axis(queries @ rows.T, expected, axis=1), atol=1e-6)
-        assert np.allclose(closeness(queries, rows, np.zeros(70, dtype=int))[:, 0], (rows @ queries.T).max(axis=1))
+        values, closest = closeness(queries, rows, np.repeat([0, 1], [30, 40]))
+        for task, own in enumerate((slice(0, 30), slice(30, 70))):
+            assert np.allclose(values[:, task], (rows @ queries[own].T).max(axis=1))
+            assert np.array_equal(closest[:, task], own.start + (rows @ queries[own].T).argmax(axis=1))
+
+
+def replayed(ranking: list[list[int]], budget: int) -> list[tuple[int, int, int]]:
+    """Row, turn and target of every row taken, one turn of one target at a time."""
+    chosen: list[tuple[int, int, int]] = []
+    for turn in range(len(ranking[0])):
+        for target, own in enumerate(ranking):
+            if all(own[turn] != row for row, _, _ in chosen) and len(chosen) < budget:
+                chosen.append((own[turn], turn + 1, target))
+    return chosen
 
 
 def turns_by_hand(ranking: list[list[int]], budget: int) -> list[int]:
-    chosen: list[int] = []
-    for turn in range(len(ranking[0])):
-        for own in ranking:
-            if own[turn] not in chosen and len(chosen) < budget:
-                chosen.append(own[turn])
-    return chosen
+    return [row for row, _, _ in replayed(ranking, budget)]
+
+
+def as_tuples(found: Turns | Selection) -> list[tuple[int, int, int]]:
+    """The same of what the program says."""
+    columns = (
+        (found.rows, found.turn, found.target)
+        if isinstance(found, Turns)
+        else (found.chosen, found.turn, found.chosen_for)
+    )
+    assert all(values is not None and np.issubdtype(values.dtype, np.integer) for values in columns)
+    return list(zip(*(np.asarray(values).tolist() for values in columns), strict=True))
 
 
 def test_targets_take_turns() -> None:
     ranking = [[3, 1, 0], [3, 2, 4], [1, 3, 5]]
     for budget in range(1, 7):
-        assert take_turns(np.array(ranking), budget).tolist() == turns_by_hand(ranking, budget)
+        assert as_tuples(take_turns(np.array(ranking), budget)) == replayed(ranking, budget)
     rows, queries = clusters(200, 3), clusters(5, 4)
     whole = np.argsort(-(queries @ rows.T), axis=1).tolist()
     for budget in (1, 7, 100, 200):  # as deep as it takes
-        assert turns_among(queries, rows, budget).tolist() == turns_by_hand(whole, budget)
+        assert as_tuples(turns_among(queries, rows, budget)) == replayed(whole, budget)
 
 
 def test_rds_over_one_task_and_over_two() -> None:
@@ -81,14 +101,24 @@ def test_rds_over_one_task_and_over_two() -> None:
     similarity = rows @ targets.T
     signals = {"embedding": 3 * rows, "target_embedding": 2 * targets}
     one, _ = RdsSelector().select({}, signals, context(60, 9, target_sizes=(6,)))
-    assert one.chosen.tolist() == turns_by_hand(np.argsort(-similarity.T, axis=1).tolist(), 9)
+    by_row = np.argsort(-similarity.T, axis=1)
+    assert as_tuples(one) == replayed(by_row.tolist(), 9)
     assert one.scores is not None and np.allclose(one.scores, similarity.max(axis=1), atol=1e-6)
+    assert one.score_from is not None and one.score_from.tolist() == similarity.argmax(axis=1).tolist()
+    near, _ = NearSelector().select({}, signals, context(60, 9, target_sizes=(6,)))
+    assert as_tuples(near) == as_tuples(one) and np.array_equal(near.score_from, one.score_from)
     two, _ = RdsSelector().select({}, signals, context(60, 9, target_sizes=(2, 4)))
     tasks = np.stack([similarity[:, :2].max(axis=1), similarity[:, 2:].max(axis=1)])
-    assert two.chosen.tolist() == turns_by_hand(np.argsort(-tasks, axis=1).tolist(), 9)
+    by_task = replayed(np.argsort(-tasks, axis=1).tolist(), 9)
+    of_task = [
+        similarity[row, :2].argmax() if task == 0 else 2 + similarity[row, 2:].argmax() for row, _, task in by_task
+    ]
+    assert as_tuples(two) == [(row, turn, at) for (row, turn, _), at in zip(by_task, of_task, strict=True)]
+    assert two.score_from is not None and two.score_from.tolist() == similarity.argmax(axis=1).tolist()
     signals["target_embedding"][:2] = np.nan  # a target row without tokens is left out, and with it its task
     rest, _ = RdsSelector().select({}, signals, context(60, 9, target_sizes=(2, 4)))
-    assert rest.chosen.tolist() == turns_by_hand(np.argsort(-similarity.T[2:], axis=1).tolist(), 9)
+    assert as_tuples(rest) == [(row, turn, 2 + target) for row, turn, target in replayed(by_row[2:].tolist(), 9)]
+    assert rest.score_from is not None and rest.score_from.tolist() == (2 + similarity[:, 2:].argmax(axis=1)).tolist()
     with pytest.raises(DataflexError, match="no row of the target"):
         RdsSelector().select({}, {**signals, "target_embedding": np.full((6, 16), np.nan)}, context(60, 9))
 
@@ -98,7 +128,7 @@ def test_near_reads_a_file_of_raw_rows(tmp_path: Path) -> None:
     near = NearSelector(indices_path=str(tmp_path / "near.npy"))
     assert near.needs() == frozenset() and near.reads_raw_rows()
     given = context(4, 3, raw_rows=np.array([3, 4, 7, 8]))
-    assert near.select({}, {}, given)[0].chosen.tolist() == [2, 1, 0]
+    assert as_tuples(near.select({}, {}, given)[0]) == [(2, 1, 0), (1, 1, 1), (0, 2, 0)]
     with pytest.raises(DataflexError, match=r"asked for 4 rows, but .* names only 3 of the 4"):
         near.select({}, {}, context(4, 4, raw_rows=np.array([3, 4, 7, 8])))
     near.check_rows(10)
@@ -138,9 +168,9 @@ def test_density_over_lists_is_that_over_all_pairs(monkeypatch: pytest.MonkeyPat
 
 def transport_by_hand(
     d: np.ndarray, indices: np.ndarray, rho: np.ndarray, alpha: float, C: float
-) -> tuple[np.ndarray, bool, float]:
-    """The greedy algorithm of the paper, one event of one target row at a time: the distribution, whether it stopped, and what
-    is left for the last candidates."""
+) -> tuple[np.ndarray, bool, float, np.ndarray]:
+    """The greedy algorithm of the paper, one event of one target row at a time: the distribution, whether it stopped, what is
+    left for the last candidates, and the mass that each target row sends to each row."""
     M, K = indices.shape
     share = 1 / rho[indices]
     heap = [(share[j, 0], 0, j) for j in range(M)]
@@ -157,15 +187,16 @@ def transport_by_hand(
         if k + 1 < K - 1:
             heapq.heappush(heap, (s + share[j, k + 1], k + 1, j))
             travelled[j] += d[j, k + 1] * share[j, k + 1]
-    out = np.zeros(len(rho))
+    sent = np.zeros((M, len(rho)))
     for j in range(M):
         left = 1 / M
         for k in range(filled[j]):
-            out[indices[j, k]] += share[j, k] / (M * s)
+            sent[j, indices[j, k]] = share[j, k] / (M * s)
             left -= share[j, k] / (M * s)
-        out[indices[j, filled[j]]] += max(left, 0)
+        sent[j, indices[j, filled[j]]] = max(left, 0)
         at_the_end += max(left, 0) if filled[j] == K - 1 else 0
-    return out / out.sum(), stopped, at_the_end
+    out = sent.sum(axis=0)
+    return out / out.sum(), stopped, at_the_end, sent
 
 
 @pytest.mark.parametrize("C", [0.01, 0.5, 5.0, 500.0])
@@ -185,8 +216,11 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
         return rho[at]
 
     found = transport(d, indices, 120, density, alpha=alpha, C=C)
-    expected, stopped, at_the_end = transport_by_hand(d, indices, rho, alpha, C)
+    expected, stopped, at_the_end, sent = transport_by_hand(d, indices, rho, alpha, C)
     p = found.probabilities
+    assert np.array_equal(found.sender < 0, p == 0)
+    some = np.flatnonzero(p)
+    assert np.allclose(sent[found.sender[some], some], sent.max(axis=0)[some], rtol=1e-9)
     assert p.sum() == pytest.approx(1, abs=1e-12) and np.allclose(p, expected, atol=1e-12)
     assert found.stopped == stopped and found.at_the_end == pytest.approx(at_the_end, abs=1e-12)
     assert len(asked) == len(set(asked))
@@ -197,10 +231,11 @@ def test_transport(monkeypatch: pytest.MonkeyPatch, C: float, alpha: float, firs
 def test_near_duplicates_share_what_one_row_gets() -> None:
     """40 copies of one row and a row by itself, as far from the target: half of the mass each."""
     rows = unit(np.array([[1.0, 0.2]] * 40 + [[1.0, -0.2]] + [[-1.0, 0.0]] * 500))
-    p, _ = TsdsSelector(alpha=0.05, sigma=0.3, C=5.0, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
+    one_target = unit(np.array([[1.0, 0.0]]))
+    p = TsdsSelector(alpha=0.05, sigma=0.3, C=5.0, max_K=42).distribution(rows, one_target)[0].probabilities
     assert p[:40].sum() == pytest.approx(0.5, abs=0.02) and p[40] == pytest.approx(0.5, abs=0.02)
-    alone, _ = TsdsSelector(alpha=0.05, sigma=0.0, C=5.0, max_K=42).distribution(rows, unit(np.array([[1.0, 0.0]])))
-    assert alone[40] == pytest.approx(1 / 41, abs=1e-6)
+    alone, _ = TsdsSelector(alpha=0.05, sigma=0.0, C=5.0, max_K=42).distribution(rows, one_target)
+    assert alone.probabilities[40] == pytest.approx(1 / 41, abs=1e-6)
 
 
 def test_tsds_draws_what_it_says(tmp_path: Path) -> None:
@@ -211,12 +246,14 @@ def test_tsds_draws_what_it_says(tmp_path: Path) -> None:
     assert p is not None
     share = np.bincount(drawn.chosen, minlength=200) / 4000
     assert abs(share - p).max() < 5 * np.sqrt(p.max() / 4000) and not share[p == 0].any()
+    assert drawn.turn is None and drawn.chosen_for is not None and drawn.score_from is not None
+    assert np.array_equal(drawn.chosen_for, drawn.score_from[drawn.chosen]) and (drawn.chosen_for >= 0).all()
     with pytest.raises(DataflexError, match="asked for 60 different rows, but only"):
         TsdsSelector(max_K=5, replacement=False).select({}, signals, context(200, 60))
     np.save(tmp_path / "p.npy", p)
     read = TsdsSelector(probs_path=str(tmp_path / "p.npy"))
     again, _ = read.select({}, {}, context(100, 50, raw_rows=np.arange(100, 200)))
-    assert again.scores is not None and np.array_equal(again.scores, p[100:])
+    assert again.scores is not None and np.array_equal(again.scores, p[100:]) and again.chosen_for is None
     with pytest.raises(ConfigError, match="must hold 201 numbers"):
         read.check_rows(201)
 
@@ -240,24 +277,25 @@ def test_tsds_scales_with_the_distances_of_the_data() -> None:
     assert abs(C - np.median(d)) < 1e-12
 
     fixed = [TsdsSelector(sigma=0.75, alpha=a, C=5.0).distribution(rows, targets) for a in (0.6, 0.01)]
-    assert np.array_equal(fixed[0][0], fixed[1][0])
+    assert np.array_equal(fixed[0][0].probabilities, fixed[1][0].probabilities)
     assert "11.4% of the mass is left for the farthest; raise alpha, lower C or sigma" in fixed[0][1]["transport"]
     assert "raise max_K" in fixed[0][1]["transport"] and "scale" not in fixed[0][1]
 
     reached = []
     for alpha in (0.3, 0.5, 0.9):
-        p, remarks = TsdsSelector(alpha=alpha).distribution(rows, targets)
+        gamma, remarks = TsdsSelector(alpha=alpha).distribution(rows, targets)
+        p = gamma.probabilities
         near = np.unique(indices)
         found_sigma, found_C = scale(rows[near], d)
         rho = np.full(600, np.nan)
         rho[near] = density_by_hand(rows[near], found_sigma, 60)
-        expected, stopped, at_the_end = transport_by_hand(d, indices, rho, alpha, found_C)
+        expected, stopped, at_the_end, _ = transport_by_hand(d, indices, rho, alpha, found_C)
         assert np.allclose(p, expected, atol=1e-6) and stopped and at_the_end == 0
         assert set(remarks) == {"scale"} and f"sigma {found_sigma:.3g} and C {found_C:.3g}" in remarks["scale"]
         reached.append(int(np.count_nonzero(p)))
     assert reached[0] > 1.3 * reached[1] > 2 * reached[2]
     once, _ = TsdsSelector(alpha=0.0).distribution(rows, targets)  # as even as can be is what alpha: 0 asks for
-    assert np.count_nonzero(once) == len(near)
+    assert np.count_nonzero(once.probabilities) == len(near)
 
 
 def test_copies_do_not_make_the_scale_of_tsds_zero() -> None:
@@ -287,7 +325,7 @@ def test_files_of_1_1_keep_its_scale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 25])
 def test_tsds_over_few_rows(rows: int) -> None:
-    p, _ = TsdsSelector().distribution(clusters(rows, 1), clusters(3, 2))
+    p = TsdsSelector().distribution(clusters(rows, 1), clusters(3, 2))[0].probabilities
     assert p.sum() == pytest.approx(1) and (p >= 0).all()
 
 

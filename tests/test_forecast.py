@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
 from harness import train
 
-from dataflex.config.load import parse
+from dataflex.base.checks.arguments import ImportedKeys, check_arguments, load_checked
+from dataflex.cli import main
+from dataflex.config.llamafactory import source
+from dataflex.config.llamafactory.source import SourceKeys
+from dataflex.config.load import load, parse
+from dataflex.errors import ConfigError
 from dataflex.forecast.advice import advice
 from dataflex.forecast.data import Sizes, texts_of
 from dataflex.forecast.run import Forecast
@@ -184,6 +191,106 @@ def test_no_model_and_no_torch(base: Config, tmp_path: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code, "plan", str(file)], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0 and "optimizer steps" in found.stdout, found.stderr
+
+
+# -- LLaMA-Factory's keys --------------------------------------------------------------------------------------------
+
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("learning_rat", 1e-4, "unknown key; did you mean 'learning_rate'?"),
+    ("per_device_train_batchsize", 4, "unknown key; did you mean 'per_device_train_batch_size'?"),
+    ("lora_rnk", 8, "unknown key; did you mean 'lora_rank'?"),
+    ("datset_dir", "data", "unknown key; did you mean 'dataset_dir'?"),
+    ("learning_rate", "fast", "must be a number, got 'fast'"),
+    ("gradient_accumulation_steps", 2.5, "must be an integer"),
+    ("lora_rank", "eight", "must be a number, got 'eight'"),
+    ("bf16", "maybe", "must be true or false"),
+    ("logging_steps", [1], "must be"),
+    ("run_name", {"a": 1}, "must be"),
+    ("finetuning_type", "lorra", "is not a choice; did you mean 'lora'?"),
+    ("lr_scheduler_type", "cosin", "is not a choice; did you mean 'cosine'?"),
+    ("optim", "adamw", "is not a choice"),
+    ("save_strategy", "step", "is not a choice; did you mean 'steps'?"),
+    ("flash_attn", "f2a", "is not a choice; did you mean 'fa"),
+    ("quantization_method", "bnbb", "is not a choice; did you mean 'bnb'?"),
+    ("template", "qwenn", "unknown template 'qwenn'; did you mean 'qwen'?"),
+    ("report_to", "wandbb", "unknown tracker 'wandbb'; did you mean 'wandb'?"),
+    ("log_level", "warn", "is not a choice; did you mean 'warning'?"),
+    ("adam_beta2", 1.5, "must be below 1"),
+    ("warmup_ratio", -0.1, "must be at least 0"),
+    ("cutoff_len", 0, "must be at least 1"),
+    ("accelerator_config", {"split_batch": True}, "split_batch: unknown key; did you mean 'split_batches'?"),
+    ("dataset", "code,docz", "'docz' is not defined in"),
+]
+
+
+def test_the_source_says_what_the_packages_say() -> None:
+    """Every key, type and choice; the classes of choices are others, with the same members."""
+    imported, read = ImportedKeys(), SourceKeys()
+    assert list(read.types) == list(imported.types) and len(read.types) > 300
+    for key, hint in imported.types.items():
+        assert described(read.types[key]) == described(hint), key
+    for name in ("templates", "log_levels", "trackers", "accelerator"):
+        assert list(getattr(read, name)) == list(getattr(imported, name)) or name == "templates"
+    assert set(read.templates) == set(imported.templates)
+
+
+def described(hint: Any) -> Any:
+    """A type by the names of its parts."""
+    if get_args(hint):
+        origin = get_origin(hint)
+        return "union" if origin in (Union, UnionType) else origin, [described(part) for part in get_args(hint)]
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint.__name__, [member.value for member in hint]
+    return hint.__name__ if isinstance(hint, type) else hint
+
+
+@pytest.mark.parametrize("key, value, said", MISTAKES, ids=[key for key, _, _ in MISTAKES])
+def test_a_mistake_is_named_as_train_names_it(base: Config, tmp_path: Path, key: str, value: Any, said: str) -> None:
+    """By the same line, whether the packages are imported or only read."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": SELECT, key: value}))
+    found = []
+    for known in (ImportedKeys(), SourceKeys()):
+        with pytest.raises(ConfigError) as error:
+            check_arguments(load_checked(load, [str(file)], known=known), known=known)
+        found.append(str(error.value).splitlines())
+    assert found[0] == found[1] and len(found[0]) == 1
+    assert found[0][0].startswith(key) and said in found[0][0]
+
+
+def test_all_mistakes_at_once_with_ours(base: Config, tmp_path: Path) -> None:
+    wrong: Config = {key: value for key, value, _ in MISTAKES}
+    block = {"select": {"name": "los", "interval": -1}, "mix": {"name": "odm", "unit": "row", "interval": 2}}
+    config = {**base, **wrong, "dataflex": block}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**config, "output_dir": str(tmp_path / "out")}))
+    told, refused = command("plan", str(file)), train(config, tmp_path / "run")
+    assert told.returncode == 2 and refused.status == [2]
+    lines = [line for line in told.stderr.splitlines() if line.startswith("dataflex: error: ")]
+    by_train = [line for line in refused.log.splitlines() if line.startswith("dataflex: error: ")]
+    assert lines == by_train and len(lines) > len(MISTAKES)
+    for key, _, _ in MISTAKES:
+        assert any(line.startswith(f"dataflex: error: {key}") for line in lines), key
+    assert any("dataflex.select" in line for line in lines) and any("dataflex.mix.unit" in line for line in lines)
+
+
+def test_a_source_that_cannot_be_read_is_said(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the forecast is there, and a mistake of ours is still one line."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": SELECT}))
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out")}))
+    monkeypatch.setenv("USE_MCA", "1")
+    assert main(["plan", str(plain)]) == 0
+    assert "LLaMA-Factory's keys are not checked here, but by train: with USE_MCA" in capsys.readouterr().out
+    monkeypatch.delenv("USE_MCA")
+    monkeypatch.setattr(source, "_KEYS", (("llamafactory.hparams.nowhere", "ModelArguments"),))
+    assert main(["plan", str(file)]) == 0
+    assert "llamafactory.hparams.nowhere cannot be read" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["plan", str(file), "dataflex.select.interval=-1"]) == 2
+    assert "dataflex.select.interval" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def _index(rows: np.ndarray) -> Any:
 def ours(rows: np.ndarray, targets: np.ndarray, **more: Any) -> np.ndarray:
     from dataflex.components.selectors.tsds import TsdsSelector
 
-    return TsdsSelector(**PARAMETERS, **more).distribution(rows, targets)[0]
+    return TsdsSelector(**PARAMETERS, **more).distribution(rows, targets)[0].probabilities
 
 
 def point(rows: int, targets: int, seed: int, ours_first: bool) -> dict[str, Any]:

@@ -57,6 +57,14 @@ class Selection:
     remarks: Mapping[str, str] = field(default_factory=dict)
     """Lines about this decision for the user, each under its own name. The ledger has all of them. The log shows the
     first one of each name."""
+    turn: Int[np.ndarray, " budget"] | None = None
+    """For each chosen row the turn, from 1, in which it was taken; None: the target takes no turns."""
+    chosen_for: Int[np.ndarray, " budget"] | None = None
+    """For each chosen row the index of the target row that it was taken for; -1: none."""
+    score_from: Int[np.ndarray, " rows"] | None = None
+    """For each candidate the index of the target row that its score comes from; -1: none."""
+    for_datasets: bool = False
+    """Whether `chosen_for` and `score_from` are indices of the target's data sets, not of its rows."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.components.contexts import SelectionContext, State
+from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.contracts import declared
 from dataflex.components.requests import as_requests, by_name
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import SelectConfig
 from dataflex.distributed.collectives import decide
 from dataflex.errors import DataflexError
+from dataflex.record.reasons import Reasons, Target
 from dataflex.signals.gradients.directions import has_moments, optimizer_moments
 
 _NO_MOMENTS = (
@@ -62,8 +63,8 @@ class Available:
     """Gives the rows that may be chosen whatever their signals are, bool [N]."""
     raw: np.ndarray | None = None
     """The number of each row among the stored rows, int64 [N]."""
-    target_sizes: tuple[int, ...] = ()
-    """Rows of each data set of the target."""
+    target: Target | None = None
+    """The rows of the target; None: there is none, or its vectors come from a file."""
     stored: np.ndarray | None = None
     """The number of each row in its data set as it is stored, int64 [N]."""
     tokens: Callable[[], np.ndarray | None] = lambda: None
@@ -85,6 +86,8 @@ class Chosen:
     measured: np.ndarray
     """bool [N]: whether a row has all signals."""
     remarks: Mapping[str, str] = field(default_factory=dict)
+    reasons: Reasons | None = None
+    """Why rows were taken; None: the selector does not say. On rank 0."""
 
 
 @dataclass
@@ -148,6 +151,7 @@ class Chooser:
         if refined:
             self._refine(parts, refined)
         scores = np.full(self.available.count, np.nan)
+        selections: list[Selection] = []
 
         def run() -> tuple[list[np.ndarray], State, dict[str, str]]:
             chosen, state, remarks = [], self.component_state, dict[str, str]()
@@ -161,10 +165,51 @@ class Chooser:
                 chosen.append(part.ids[picked])
                 if selection.scores is not None:
                     scores[part.ids] = selection.scores
+                check_reasons(self.spec.name, selection, part.context, self._target_count(selection))
+                selections.append(selection)
             return chosen, state, remarks
 
-        chosen, self.component_state, remarks = decide(run)  # scores stay on rank 0, which writes them
-        return Chosen(chosen, scores, measured, remarks)
+        chosen, self.component_state, remarks = decide(run)  # scores and reasons stay on rank 0, which writes them
+        return Chosen(chosen, scores, measured, remarks, self._reasons(selections, parts, scores))
+
+    @cached_property
+    def _target(self) -> Target | None:
+        """Rows that the selector aims at: it may be that weighters alone do."""
+        aims = any(
+            r.aim == "target"
+            for r in as_requests(declared(self.spec.component.needs) | declared(self.spec.component.refines))
+        )
+        return self.available.target if aims else None
+
+    def _target_count(self, selection: Selection) -> int | None:
+        """What the reasons of a selection may number; None: not known."""
+        if self._target is None:
+            return None
+        domains = self._target.domains
+        return len(domains) if selection.for_datasets else domains.total
+
+    def _reasons(self, selections: list[Selection], parts: list[_Candidates], scores: np.ndarray) -> Reasons | None:
+        """scores: float64 [N]; a row without one has no row of the target that it comes from."""
+        given = [(s.turn, s.chosen_for, s.score_from) for s in selections]
+        if all(values is None for each in given for values in each):
+            return None
+
+        def of_chosen(name: str) -> np.ndarray | None:
+            found = [getattr(s, name) for s in selections]
+            if all(values is None for values in found):
+                return None
+            none = (np.full(len(s.chosen), -1) for s in selections)
+            return np.concatenate([b if v is None else np.asarray(v) for v, b in zip(found, none)]).astype(np.int64)
+
+        score_from = None
+        if any(s.score_from is not None for s in selections):
+            score_from = np.full(len(scores), -1)
+            for selection, part in zip(selections, parts):
+                if selection.score_from is not None:
+                    score_from[part.ids] = selection.score_from
+            score_from[~np.isfinite(scores)] = -1
+        by_dataset = any(s.for_datasets for s in selections)
+        return Reasons(self._target, of_chosen("turn"), of_chosen("chosen_for"), score_from, by_dataset)
 
     @cached_property
     def _usable(self) -> np.ndarray:
@@ -196,7 +241,7 @@ class Chooser:
             rng=self._rng(point.number, group_index),
             ids=ids,
             learning_rate=point.learning_rate,
-            target_sizes=available.target_sizes,
+            target_sizes=available.target.domains.sizes if available.target is not None else (),
             raw_rows=available.raw[ids] if available.raw is not None else None,
         )
         own = {name: taken(values, ids) for name, values in signals.items()}
@@ -255,6 +300,30 @@ def check_choice(name: str, chosen: np.ndarray, budget: int, rows: int, repeats:
     seen[chosen] = True
     if np.count_nonzero(seen) != budget:
         raise DataflexError(f"select: {name} returned a row more than once")
+
+
+def check_reasons(name: str, selection: Selection, context: SelectionContext, targets: int | None) -> None:
+    """Raise DataflexError unless turns and indices of the target have the shapes and values that they must have.
+
+    targets: rows, or data sets, of the target; None: not known.
+    """
+    most = np.iinfo(np.int64).max if targets is None else targets - 1
+    expected = {
+        "turn": (context.budget, 1, np.iinfo(np.int64).max),
+        "chosen_for": (context.budget, -1, most),
+        "score_from": (context.rows, -1, most),
+    }
+    for field_name, (count, least, limit) in expected.items():
+        if (given := getattr(selection, field_name)) is None:
+            continue
+        values = np.asarray(given)
+        if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+            raise DataflexError(
+                f"select: {field_name} of {name} must hold {count} integers, got {values.dtype}{list(values.shape)}"
+            )
+        if count and (values.min() < least or values.max() > limit):
+            wrong = values.min() if values.min() < least else values.max()
+            raise DataflexError(f"select: {field_name} of {name} must lie between {least} and {limit}, got {wrong}")
 
 
 def finite(values: np.ndarray) -> np.ndarray:

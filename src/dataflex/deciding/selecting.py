@@ -76,7 +76,13 @@ class Selecting:
             looked_at = np.union1d(np.flatnonzero(np.isfinite(scores)), selected)
         available = self.chooser.available
         record = SelectionRecord(
-            plan.domains, chosen.ids, scores, looked_at, stored=available.stored, tokens=available.tokens()
+            plan.domains,
+            chosen.ids,
+            scores,
+            looked_at,
+            stored=available.stored,
+            tokens=available.tokens(),
+            reasons=chosen.reasons,
         )
         decided: dict[str, Any] = {
             "rows": [len(ids) for ids in chosen.ids],

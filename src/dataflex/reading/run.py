@@ -172,11 +172,20 @@ class Run:
 
     def life_of(self, sample_id: int) -> dict[str, Any] | None:
         """The line of a row in the table of exposure; None: it was not trained on, or that is not known."""
-        path = self.folder / EXPOSURE
-        if not path.is_file():
-            return None
-        table = pq.read_table(path, filters=[("sample_id", "==", int(sample_id))])
-        return dict(table.to_pylist()[0]) if table.num_rows else None
+        return _exposure_of_row(self.folder / EXPOSURE, sample_id)
+
+    def losses_of(self, sample_id: int) -> list[dict[str, Any]]:
+        """The same at every checkpoint that is kept, and now, each state of the row once."""
+        checkpoints = sorted(
+            (path for path in self.path.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()),
+            key=lambda path: int(path.name.partition("-")[2]),
+        )
+        found: list[dict[str, Any]] = []
+        for folder in (*(path / DIRECTORY for path in checkpoints), self.folder):
+            seen = _exposure_of_row(folder / EXPOSURE, sample_id)
+            if seen is not None and (not found or seen["last_step"] > found[-1]["last_step"]):
+                found.append(seen)
+        return found
 
     def id_of(self, domain: str, row: int) -> int | None:
         """The id of a stored row, by the newest selection that knows stored rows; None: none does, or it was not looked at."""
@@ -187,6 +196,13 @@ class Run:
                 indices = np.flatnonzero(mine & (stored == row))
                 return int(selection.ids[indices[0]]) if len(indices) else None
         return None
+
+
+def _exposure_of_row(path: Path, sample_id: int) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    table = pq.read_table(path, filters=[("sample_id", "==", int(sample_id))])
+    return dict(table.to_pylist()[0]) if table.num_rows else None
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

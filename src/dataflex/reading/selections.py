@@ -15,7 +15,19 @@ import pyarrow.parquet as pq
 
 from dataflex.reading.log import read_lines
 from dataflex.record.selection_file import SUMMARY
-from dataflex.record.selection_summary import Scores, SelectionSummary, Spread
+from dataflex.record.selection_summary import Scores, SelectionSummary, Spread, cut_between
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A row of the target, or a data set of it as a whole."""
+
+    dataset: str | None
+    """None: a row of a file of vectors or of neighbours."""
+    row: int | None
+    """Its number in the data set as it is stored; None: the whole data set, or not known."""
+    text: tuple[str, str] | None = None
+    """Prompt and answer; None: not kept."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +46,16 @@ class RowOfSelection:
     """Its place by score among all rows looked at, from 1."""
     margin: float | None
     """Its score less the highest score left out (of a row taken) or the lowest one taken (of a row left out), where the rows of
-    the highest scores are taken."""
+    the highest scores are taken; of each domain where domains are selected from apart."""
     tokens: int | None
     text: tuple[str, str] | None
     """Prompt and answer; None: not kept."""
+    turn: int | None = None
+    """The turn, from 1, in which it was taken."""
+    chosen_for: TargetRow | None = None
+    """What of the target it was taken for."""
+    score_from: TargetRow | None = None
+    """What of the target its score comes from."""
 
 
 class SelectionFile:
@@ -141,10 +159,50 @@ class SelectionFile:
         return self.summary.rows_taken / max(self.summary.rows_looked_at, 1)
 
     @cached_property
+    def turns(self) -> int | None:
+        """Turns that the target has taken; None: it takes none."""
+        if "turn" not in self.file.schema_arrow.names:
+            return None
+        return int(np.asarray(self._column("turn").fill_null(0)).max(initial=0)) or None
+
+    @property
+    def by_domain(self) -> bool:
+        """Whether each domain is selected from apart."""
+        return len(self.line.get("decided", {}).get("rows", ())) > 1
+
+    def cut(self, domain: str) -> tuple[float, float] | None:
+        """The highest score left out and the lowest one taken, among the rows that those of a domain were chosen with."""
+        if not self.by_domain:
+            return self.summary.scores.cut if self.summary.scores else None
+        if domain not in self._cuts:
+            mine = np.isfinite(self.scores) & (self.domain_numbers == self.names.index(domain))
+            self._cuts[domain] = cut_between(self.scores[mine], self.selected[mine])
+        return self._cuts[domain]
+
+    @cached_property
+    def _cuts(self) -> dict[str, tuple[float, float] | None]:
+        return {}
+
+    @cached_property
     def texts(self) -> dict[int, tuple[str, str]]:
         """Prompt and answer of some of the rows, by id."""
-        lines = read_lines(self.path.with_suffix(".jsonl"))
-        return {int(line["sample_id"]): (str(line["prompt"]), str(line["answer"])) for line in lines}
+        return {int(line["sample_id"]): (str(line["prompt"]), str(line["answer"])) for line in self._lines}
+
+    @cached_property
+    def _target_of(self) -> dict[int, tuple[str, str]]:
+        """Prompt and answer of the row of the target that a row was taken for, or its score comes from, by the id of the row."""
+        found = {int(line["sample_id"]): line.get("target") or {} for line in self._lines}
+        return {i: (str(t["prompt"]), str(t["answer"])) for i, t in found.items() if "prompt" in t}
+
+    @cached_property
+    def _target_texts(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """The same by data set and stored row."""
+        found = {int(line["sample_id"]): line["target"] for line in self._lines if line.get("target")}
+        return {(t["dataset"], t["row"]): self._target_of[i] for i, t in found.items() if i in self._target_of}
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        return list(read_lines(self.path.with_suffix(".jsonl")))
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[RowOfSelection]:
         """Rows of the file, by their indices in it."""
@@ -174,12 +232,13 @@ class SelectionFile:
         return np.flatnonzero(rows)
 
     def _row(self, i: int) -> RowOfSelection:
-        score, cut = float(self.scores[i]), self.summary.scores.cut if self.summary.scores else None
+        score, domain = float(self.scores[i]), self.names[int(self.domain_numbers[i])]
+        cut = self.cut(domain)
         scored, taken = np.isfinite(score), bool(self.selected[i])
         margin = score - (cut[0] if taken else cut[1]) if cut is not None and scored else None
         return RowOfSelection(
             sample_id=int(self.ids[i]),
-            domain=self.names[int(self.domain_numbers[i])],
+            domain=domain,
             row=self._value("row", i),
             score=score if scored else None,
             selected=taken,
@@ -188,13 +247,22 @@ class SelectionFile:
             margin=margin,
             tokens=self._value("tokens", i),
             text=self.texts.get(int(self.ids[i])),
+            turn=self._value("turn", i),
+            chosen_for=self._target_row("chosen_for", i),
+            score_from=self._target_row("score_from", i),
         )
 
-    def _value(self, column: str, i: int) -> int | None:
-        if column not in self.file.schema_arrow.names:
+    def _target_row(self, name: str, i: int) -> TargetRow | None:
+        dataset, row = self._value(name, i), self._value(f"{name}_row", i)
+        if dataset is None and row is None:
             return None
-        value = self._column(column)[i].as_py()
-        return None if value is None else int(value)
+        if name == ("chosen_for" if self.selected[i] else "score_from") and int(self.ids[i]) in self._target_of:
+            return TargetRow(dataset, row, self._target_of[int(self.ids[i])])
+        return TargetRow(dataset, row, self._target_texts.get((dataset, row)) if row is not None else None)
+
+    def _value(self, column: str, i: int) -> Any:
+        """None where there is no such column, too."""
+        return self._column(column)[i].as_py() if column in self.file.schema_arrow.names else None
 
     @property
     def _domain(self) -> str:

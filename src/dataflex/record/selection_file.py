@@ -1,7 +1,8 @@
 """What a selector decided of each row it looked at, as a Parquet file, and some of these rows with their text beside it.
 
 step_<n>.parquet   one line per row; its metadata hold a `SelectionSummary`, so that a reader need not read the rows
-step_<n>.jsonl     {"sample_id", "prompt", "answer"}: rows of both ends of the scores, around the cut, and drawn at random
+step_<n>.jsonl     {"sample_id", "prompt", "answer"}: rows of both ends of the scores, around the cut, and drawn at random;
+                   "target": {"dataset", "row", "prompt", "answer"}, the row of the target that it was taken for
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from dataflex.plan.plan import Domains
+from dataflex.record.reasons import Reasons
 from dataflex.record.selection_summary import SelectionSummary, examples_of
 from dataflex.writing import write_atomically, write_tables
 
@@ -45,6 +47,8 @@ class SelectionRecord:
     """The number of each row in its data set as it is stored, int64[N]."""
     tokens: np.ndarray | None = None
     """Tokens of each row that are learned, int32[N]."""
+    reasons: Reasons | None = None
+    """Why rows were taken; None: the selector does not say."""
 
     @cached_property
     def chosen(self) -> np.ndarray:
@@ -63,6 +67,20 @@ class SelectionRecord:
         """Whether a row was drawn more than once."""
         return int(np.count_nonzero(self.is_chosen)) < len(self.chosen)
 
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.chosen, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return self.chosen[self._order]
+
+    def draws(self, ids: np.ndarray) -> np.ndarray:
+        """The index of each row among the rows taken, int64[k]; -1: left out. Of a row drawn twice, the first."""
+        out, selected = np.full(len(ids), -1), self.is_chosen[ids]
+        out[selected] = self._order[np.searchsorted(self._sorted, ids[selected])]
+        return out
+
     def ids(self) -> Iterator[np.ndarray]:
         """Those looked at, ascending, in parts: all columns at once would take many bytes per row."""
         count = self.domains.total if self.looked_at is None else len(self.looked_at)
@@ -71,15 +89,14 @@ class SelectionRecord:
             yield np.arange(begin, end, dtype=np.int64) if self.looked_at is None else self.looked_at[begin:end]
 
     def tables(self) -> Iterator[pa.Table]:
-        """sample_id, domain, score, selected, rank (from 1, in its group), and where they are known row, tokens, times."""
-        names, order = pa.array(self.domains.names), np.argsort(self.chosen, kind="stable")
-        sorted_ids = self.chosen[order]
-        ranks = np.concatenate([np.arange(1, len(group) + 1) for group in self.groups])[order]
+        """sample_id, domain, score, selected, rank (from 1, in its group), and where they are known row, tokens, times and the
+        columns of `Reasons`."""
+        names = pa.array(self.domains.names)
+        ranks = np.concatenate([np.arange(1, len(group) + 1) for group in self.groups])
         for ids in self.ids():
-            index = np.searchsorted(sorted_ids, ids)
-            selected = self.is_chosen[ids]
+            draws, selected = self.draws(ids), self.is_chosen[ids]
             rank = np.zeros(len(ids), dtype=np.int64)
-            rank[selected] = ranks[index[selected]]
+            rank[selected] = ranks[draws[selected]]
             score = np.full(len(ids), np.nan) if self.scores is None else self.scores[ids]
             columns = {
                 "sample_id": ids,
@@ -93,8 +110,10 @@ class SelectionRecord:
             if self.tokens is not None:
                 columns["tokens"] = self.tokens[ids]
             if self.repeats:
-                ends = np.searchsorted(sorted_ids, ids, side="right")
-                columns["times"] = ends - index
+                begins, ends = (np.searchsorted(self._sorted, ids, side=side) for side in ("left", "right"))
+                columns["times"] = ends - begins
+            if self.reasons is not None:
+                columns |= self.reasons.columns(ids, draws)
             yield pa.table(columns).replace_schema_metadata(self.metadata)
 
     @property
@@ -121,10 +140,18 @@ def write_selection(path: Path, record: SelectionRecord, texts: Callable[[list[i
 def write_texts(path: Path, record: SelectionRecord, texts: Callable[[list[int]], list[RowText]]) -> None:
     ids = np.concatenate(list(record.ids()))
     scores = np.full(len(ids), np.nan) if record.scores is None else record.scores[ids]
-    shown = ids[examples_of(scores, record.is_chosen[ids])].tolist()
-    lines = [
-        {"sample_id": i, "prompt": text.prompt[-_TEXT:], "answer": text.answer[:_TEXT]}
-        for i, text in zip(shown, texts(shown), strict=True)
+    shown = ids[examples_of(scores, record.is_chosen[ids])]
+    lines: list[dict[str, Any]] = [
+        {"sample_id": i, **_clipped(text)} for i, text in zip(shown.tolist(), texts(shown.tolist()), strict=True)
     ]
+    if record.reasons is not None:
+        for line, target in zip(lines, record.reasons.texts(shown, record.draws(shown)), strict=True):
+            if target is not None:
+                said = {} if target.text is None else _clipped(target.text)
+                line["target"] = {"dataset": target.dataset, "row": target.row, **said}
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(path, content.encode(errors="replace"))
+
+
+def _clipped(text: RowText) -> dict[str, str]:
+    return {"prompt": text.prompt[-_TEXT:], "answer": text.answer[:_TEXT]}

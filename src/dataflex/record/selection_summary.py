@@ -76,16 +76,23 @@ class SelectionSummary:
 
 
 def _scores(scores: np.ndarray, selected: np.ndarray) -> Scores:
-    taken, left = scores[selected], scores[~selected]
+    taken = scores[selected]
     low, high = float(scores.min()), float(scores.max())
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
-    cut = (float(left.max()), float(taken.min())) if len(left) else None
     return Scores(
-        tuple(edges.tolist()),
-        Spread.of(scores, edges),
-        Spread.of(taken, edges),
-        cut if cut is not None and cut[0] <= cut[1] else None,
+        tuple(edges.tolist()), Spread.of(scores, edges), Spread.of(taken, edges), cut_between(scores, selected)
     )
+
+
+def cut_between(scores: np.ndarray, selected: np.ndarray) -> tuple[float, float] | None:
+    """The highest score left out and the lowest one taken; None unless the rows taken are those of the highest scores.
+
+    scores: float64[n], finite. selected: bool[n].
+    """
+    taken, left = scores[selected], scores[~selected]
+    if not len(taken) or not len(left) or left.max() > taken.min():
+        return None
+    return float(left.max()), float(taken.min())
 
 
 def examples_of(scores: np.ndarray, selected: np.ndarray) -> np.ndarray:

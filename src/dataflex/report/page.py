@@ -18,6 +18,7 @@ from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile
 from dataflex.report import charts
 from dataflex.report.charts import Figure
+from dataflex.report.explanation import target_name
 from dataflex.report.tables import (
     Table,
     comparison,
@@ -58,7 +59,7 @@ def page(runs: Sequence[Run], title: str) -> str:
     environment = Environment(
         loader=PackageLoader("dataflex.report", "web"), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"visible": visible, "number": number}
+    environment.filters |= {"visible": visible, "number": number, "target_name": target_name}
     template = environment.get_template("page.html")
     parts = [(run, list(sections_of(run))) for run in runs]
     across = list(_across(runs))

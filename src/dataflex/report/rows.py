@@ -18,13 +18,14 @@ _PROMPT, _ANSWER = 60, 100  # characters of a text that stand in a table
 
 def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection], *, whole: bool = False) -> Table:
     """whole: with all of their texts."""
-    columns = ("row", "score", "by score", "taken as", "margin", "tokens", "text")
+    columns = ("row", "score", "by score", "taken as", *_reason_columns(rows), "margin", "tokens", "text")
     cells = [
         (
             f"{row.domain}:{_count(row.row)}",
             number(row.score, 4),
             _count(row.place),
             _taken(row),
+            *_reasons(row, rows),
             number(row.margin, 4),
             _count(row.tokens),
             text_of(run, row, whole=whole),
@@ -37,22 +38,47 @@ def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection
     if found.scores is not None and found.scores.cut is not None:
         left, taken = found.scores.cut
         note = f"Cut between {number(left, 4)} (left out) and {number(taken, 4)} (taken); margin: how far a row is from it."
-    return Table(title, columns, cells, note, frozenset({"text"}))
+    return Table(title, columns, cells, note, frozenset({"text", "for"}))
 
 
 def life_table(run: Run, sample_id: int) -> Table:
     """A row at every selection of a run."""
+    life = life_of(run, sample_id)
+    known = [row for _, row in life if row is not None]
+    more = _reason_columns(known)
     cells = []
-    for selection, row in life_of(run, sample_id):
+    for selection, row in life:
         if row is None:
-            cells.append((str(selection.step), selection.name, NONE, NONE, "not looked at", NONE))
+            facts = (NONE, NONE, "not looked at", *[NONE] * len(more), NONE)
         else:
-            facts = (number(row.score, 4), _count(row.place), _taken(row), number(row.margin, 4))
-            cells.append((str(selection.step), selection.name, *facts))
-    note = served_line(run, sample_id)
-    return Table(
-        "", ("step", "selector", "score", "by score", "taken as", "margin"), cells, note, frozenset({"selector"})
-    )
+            facts = (number(row.score, 4), _count(row.place), _taken(row), *_reasons(row, known), number(row.margin, 4))
+        cells.append((str(selection.step), selection.name, *facts))
+    columns = ("step", "selector", "score", "by score", "taken as", *more, "margin")
+    return Table("At every selection", columns, cells, served_line(run, sample_id), frozenset({"selector", "for"}))
+
+
+def losses_table(run: Run, sample_id: int) -> Table:
+    """The loss that a row was last trained on with, at every checkpoint that is kept and now."""
+    cells = [
+        (str(seen["last_step"]), str(seen["times_seen"]), number(seen["last_loss"]))
+        for seen in run.losses_of(sample_id)
+    ]
+    return Table("When last trained on, at every checkpoint", ("step", "times by then", "loss"), cells)
+
+
+def _reason_columns(rows: Sequence[RowOfSelection]) -> tuple[str, ...]:
+    """Those that a file has which says why rows were taken."""
+    turn = any(row.turn is not None for row in rows)
+    target = any(row.chosen_for is not None for row in rows)
+    return (*(("turn",) if turn else ()), *(("for",) if target else ()))
+
+
+def _reasons(row: RowOfSelection, rows: Sequence[RowOfSelection]) -> tuple[str, ...]:
+    """The cells of these columns."""
+    target = row.chosen_for
+    place = NONE if target is None else ":".join(str(part) for part in (target.dataset, target.row) if part is not None)
+    cells = {"turn": _count(row.turn), "for": place}
+    return tuple(cells[name] for name in _reason_columns(rows))
 
 
 def life_of(run: Run, sample_id: int) -> list[tuple[SelectionFile, RowOfSelection | None]]:

@@ -24,6 +24,7 @@ from dataflex.distributed import collectives
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.plan.plan import Domains, Plan
 from dataflex.record.ledger import RunFiles
+from dataflex.record.reasons import Target
 from dataflex.record.recorder import Recorder
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.reference_losses import ReferenceLosses
@@ -69,15 +70,15 @@ def serving_of(
     return RowServing(rows, plan, rows_per_step, delivery) if config.plans_data else Serving(rows, plan, rows_per_step)
 
 
-def available_of(rows: Rows, target: Rows | None, *, by_domain: bool) -> Available:
+def available_of(rows: Rows, target: Rows | None, tokenizer: Any, *, by_domain: bool) -> Available:
     """What a selector may choose from: all data, or the rows of each domain by themselves."""
     groups = [Group(None, 0, len(rows))]
     if by_domain:
         bounds = pairwise(rows.domains.offsets.tolist())
         groups = [Group(name, a, b) for name, (a, b) in zip(rows.domains.names, bounds, strict=True)]
-    sizes = target.domains.sizes if target is not None else ()
+    aim = None if target is None else Target(target.domains, target.stored, RowTexts(target, tokenizer))
     usable = lambda: rows.trainable_tokens() > 0  # noqa: E731
-    return Available(groups, usable, rows.raw, sizes, stored=rows.stored, tokens=rows.trainable_tokens)
+    return Available(groups, usable, rows.raw, aim, stored=rows.stored, tokens=rows.trainable_tokens)
 
 
 def selecting_of(

@@ -48,7 +48,7 @@ class OfflineTrainer(DynamicTrainer):
     def _choose(self, spec: SelectConfig) -> Chosen:
         chooser = Chooser(
             spec,
-            available_of(self.rows, self.target, by_domain=False),
+            available_of(self.rows, self.target, self.processing_class, by_domain=False),
             self.signals.measure,
             budget=lambda candidates, _: wanted(self.offline, candidates),
             rng=lambda number, group_index: generator(

@@ -22,7 +22,7 @@ class SelectTrainer(DynamicTrainer):
         spec = self.config.select
         if spec is None:
             return None
-        available = available_of(self.rows, self.target, by_domain=self.config.mix is not None)
+        available = available_of(self.rows, self.target, self.processing_class, by_domain=self.config.mix is not None)
         return selecting_of(
             spec, available, self.signals.measure, self.serving, self.recorder, self.config.signals("select")
         )

@@ -7,13 +7,15 @@ import os
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from dataflex.base.checks.entries import refused_data_sets
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
 from dataflex.config.files import read
+from dataflex.config.llamafactory.known import KnownKeys
 from dataflex.config.llamafactory.ranges import check_range
 from dataflex.config.llamafactory.trainer_keys import refused_accelerator
 from dataflex.config.llamafactory.typed import read_typed
@@ -32,9 +34,12 @@ def load_checked(
     *,
     needs_model: bool = True,
     idle: Collection[str] = (),
+    known: KnownKeys | None = None,
+    writes: bool = True,
 ) -> _Read:
     """What `load` makes of a command's arguments. Where it refuses the block, LLaMA-Factory's keys are checked all the same, so
-    that all mistakes are named at once. idle: keys that the command has values of its own for."""
+    that all mistakes are named at once. idle: keys that the command has values of its own for. known, writes: as in
+    `check_arguments`."""
     try:
         return load(arguments)
     except ConfigError as error:
@@ -42,22 +47,24 @@ def load_checked(
         mistakes.note(error)
         with mistakes.noting(once=True):
             keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
-            check_keys(keys, mistakes, needs_model=needs_model)
+            check_keys(keys, mistakes, needs_model=needs_model, writes=writes, known=known)
         mistakes.settle()
         raise
 
 
-def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool = True) -> RunConfig:
+def check_arguments(
+    config: RunConfig, *, needs_model: bool = True, writes: bool = True, known: KnownKeys | None = None
+) -> RunConfig:
     """The configuration with LLaMA-Factory's keys as the types they have there.
 
     ConfigError for all that is wrong with them: an unknown key, a value of another type, outside its range or its choices, a
     data set that is not defined, an output_dir that cannot be written to. writes: whether this process, or one beside it, will
-    write.
+    write. known: where the keys are known from; None: from the packages themselves, which are imported.
     """
-    mistakes = Mistakes()
+    mistakes, known = Mistakes(), known or ImportedKeys()
     dataflex = config.dataflex
     orders = dataflex is not None and dataflex.plans_data
-    values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders)
+    values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders, known=known)
     config = replace(config, llamafactory=values)
     folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
     if dataflex is not None:
@@ -65,7 +72,8 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
             given = dataflex.mix.eval_dataset
             names = list(given.values()) if isinstance(given, dict) else list(given)
             mistakes.gather(refused_data_sets(dataflex.compat.held_out_key, names, folder, once=True, stage=stage))
-        mistakes.gather(_refused_models(dataflex, values))
+        if known.imports:
+            mistakes.gather(_refused_models(dataflex, values))
         key, target = dataflex.target
         if target:
             mistakes.gather(refused_data_sets(key, list(target), folder, once=True, stage=stage))
@@ -74,16 +82,21 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
 
 
 def check_keys(
-    given: Mapping[str, Any], mistakes: Mistakes, *, needs_model: bool = True, writes: bool = True, once: bool = False
+    given: Mapping[str, Any],
+    mistakes: Mistakes,
+    *,
+    needs_model: bool = True,
+    writes: bool = True,
+    once: bool = False,
+    known: KnownKeys | None = None,
 ) -> dict[str, Any]:
     """LLaMA-Factory's keys as the types they have there; what is wrong is noted. once: every data set may be named only once."""
-    from llamafactory.extras.misc import is_env_enabled
-
-    hints = _hints()
+    known = known or ImportedKeys()
+    hints = known.types
     values, wrong = dict(given), set()
     for key, value in given.items():
         if key not in hints:
-            if not is_env_enabled("ALLOW_EXTRA_ARGS"):
+            if os.environ.get("ALLOW_EXTRA_ARGS", "0").lower() not in ("true", "y", "1"):  # as LLaMA-Factory reads it
                 near = nearest(key, [*hints, "dataflex", *FLAT_KEYS])
                 mistakes.note(ConfigError(f"{_printable(key)}: unknown key{near}"))
                 needs_model = False  # which may be the one that is misspelt
@@ -97,8 +110,12 @@ def check_keys(
         values.pop(key)
     if writes and "save_on_each_node" not in wrong:
         mistakes.gather(_refused_output(values))
-    checks = [_refused_template(values), refused_trackers(_trackers(values)), _refused_sizes(values)]
-    checks.append(_refused_paths(values, needs_model and "model_name_or_path" not in wrong, writes))
+    checks = [
+        _refused_template(values, known),
+        refused_trackers(_trackers(values), known),
+        _refused_sizes(values, known),
+        _refused_paths(values, needs_model and "model_name_or_path" not in wrong, writes, known),
+    ]
     for check in checks:
         mistakes.gather(check, once=True)
     if not {"dataset_dir", "stage"} & wrong:
@@ -119,13 +136,42 @@ def key_classes() -> tuple[type, ...]:
     return (*_TRAIN_ARGS, RayArguments)
 
 
-def _hints() -> dict[str, Any]:
-    """The type of every key."""
-    hints: dict[str, Any] = {}
-    for kind in key_classes():
-        resolved = typing.get_type_hints(kind)
-        hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
-    return hints
+class ImportedKeys:
+    """What the installed packages say, once they are imported."""
+
+    imports: ClassVar[bool] = True
+
+    @cached_property
+    def types(self) -> Mapping[str, Any]:
+        hints: dict[str, Any] = {}
+        for kind in key_classes():
+            resolved = typing.get_type_hints(kind)
+            hints |= {f.name: resolved[f.name] for f in fields(kind) if f.init}
+        return hints
+
+    @cached_property
+    def templates(self) -> Collection[str]:
+        from llamafactory.data.template import TEMPLATES
+
+        return TEMPLATES
+
+    @cached_property
+    def log_levels(self) -> Collection[str]:
+        from transformers.training_args import trainer_log_levels
+
+        return list(trainer_log_levels)
+
+    @cached_property
+    def trackers(self) -> Collection[str]:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+        return list(INTEGRATION_TO_CALLBACK)
+
+    @cached_property
+    def accelerator(self) -> Collection[str]:
+        from transformers.trainer_pt_utils import AcceleratorConfig
+
+        return [f.name for f in fields(AcceleratorConfig)]
 
 
 def _printable(key: str) -> str:
@@ -165,15 +211,13 @@ def _clipped(path: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _refused_template(values: dict[str, Any]) -> Iterator[str]:
-    from llamafactory.data.template import TEMPLATES
-
+def _refused_template(values: dict[str, Any], known: KnownKeys) -> Iterator[str]:
     template = values.get("template")
-    if template is not None and template not in TEMPLATES:
-        yield f"template: unknown template {template!r}{nearest(str(template), TEMPLATES)}"
+    if template is not None and template not in known.templates:
+        yield f"template: unknown template {template!r}{nearest(str(template), known.templates)}"
 
 
-def _refused_sizes(values: dict[str, Any]) -> Iterator[str]:
+def _refused_sizes(values: dict[str, Any], known: KnownKeys) -> Iterator[str]:
     size = values.get("val_size") or 0.0
     if size == 1:
         yield f"val_size must be a share of the rows below 1, or a number of rows above 1, got {size:g}"
@@ -183,24 +227,18 @@ def _refused_sizes(values: dict[str, Any]) -> Iterator[str]:
         yield "logging_steps must be above 0, got 0; logging_strategy: no turns logging off"
     if values.get("dataloader_prefetch_factor") and not values.get("dataloader_num_workers"):
         yield "dataloader_prefetch_factor has no effect without dataloader_num_workers, and transformers refuses it"
-    level, levels = values.get("log_level"), _log_levels()
-    if level is not None and level not in levels:
-        yield f"log_level: {level!r} is not a choice{nearest(str(level), levels)}"
+    level = values.get("log_level")
+    if level is not None and level not in known.log_levels:
+        yield f"log_level: {level!r} is not a choice{nearest(str(level), known.log_levels)}"
 
 
-def _log_levels() -> list[str]:
-    from transformers.training_args import trainer_log_levels
-
-    return list(trainer_log_levels)
-
-
-def _refused_paths(values: dict[str, Any], needs_model: bool, writes: bool) -> Iterator[str]:
+def _refused_paths(values: dict[str, Any], needs_model: bool, writes: bool, known: KnownKeys) -> Iterator[str]:
     """writes: whether checkpoints are on this machine."""
     model = values.get("model_name_or_path")
     if not model and needs_model:
         yield "model_name_or_path is required"
     elif model and needs_model:
-        yield from _refused_model(str(model))
+        yield from _refused_model(str(model), known)
     resume = values.get("resume_from_checkpoint")
     named = isinstance(resume, str) and resume.lower() not in ("true", "false")
     if named and writes and not is_folder(str(resume)):
@@ -217,12 +255,10 @@ def _refused_paths(values: dict[str, Any], needs_model: bool, writes: bool) -> I
     ):
         yield from _refused_mapping(key, values.get(key))
     if isinstance(values.get("accelerator_config"), dict):
-        yield from refused_accelerator(values["accelerator_config"])
+        yield from refused_accelerator(values["accelerator_config"], known.accelerator)
 
 
-def _refused_model(model: str) -> Iterator[str]:
-    from transformers import AutoConfig
-
+def _refused_model(model: str, known: KnownKeys) -> Iterator[str]:
     if not is_folder(model):
         if _is_local(model):
             yield f"model_name_or_path: no such directory: {_clipped(model)}"
@@ -231,6 +267,10 @@ def _refused_model(model: str) -> Iterator[str]:
     if not (folder / "config.json").is_file():
         yield f"model_name_or_path: {_clipped(model)} has no config.json"
         return
+    if not known.imports:
+        return
+    from transformers import AutoConfig
+
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "auto_map" not in content:  # which may need trust_remote_code

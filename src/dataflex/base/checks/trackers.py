@@ -6,21 +6,23 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+from dataflex.config.llamafactory.known import KnownKeys
 from dataflex.errors import nearest
 from dataflex.values import words
 
 
-def refused_trackers(given: Any) -> Iterator[str]:
+def refused_trackers(given: Any, known: KnownKeys) -> Iterator[str]:
     """What transformers finds out once the model is there: a tracker that it does not know, or that is not installed."""
-    from transformers.integrations import integration_utils
-
-    known = integration_utils.INTEGRATION_TO_CALLBACK
     for name in words(given):
         if name in ("all", "none"):
             continue
-        if name not in known:
-            yield f"report_to: unknown tracker {name!r}{nearest(name, [*known, 'all', 'none'])}"
+        if name not in known.trackers:
+            yield f"report_to: unknown tracker {name!r}{nearest(name, [*known.trackers, 'all', 'none'])}"
             continue
+        if not known.imports:
+            continue
+        from transformers.integrations import integration_utils
+
         available = getattr(integration_utils, f"is_{_AVAILABLE.get(name, name)}_available")
         if not available():
             yield f"report_to: {name} is not installed; install it, or leave it out"

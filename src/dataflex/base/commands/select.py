@@ -146,7 +146,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
     texts = RowTexts(run.rows, run.processing_class)
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
     notes += chosen.remarks.values()
-    return Outcome(origins, name, chosen.ids[0], chosen.scores, texts, notes)
+    return Outcome(origins, name, chosen.ids[0], chosen.scores, texts, notes, chosen.reasons)
 
 
 def _aims_at_rows(config: DataflexConfig) -> bool:
@@ -185,4 +185,5 @@ def _without_model(config: RunConfig) -> Outcome:
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
     say(*(f"select:{spec.name}: {line}" for line in chosen.remarks.values()))
-    return Outcome(rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.texts, list(chosen.remarks.values()))
+    notes = list(chosen.remarks.values())
+    return Outcome(rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.texts, notes, chosen.reasons)

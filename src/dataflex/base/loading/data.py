@@ -30,7 +30,7 @@ from dataflex.base.refusals import is_ours, ours, refusals
 from dataflex.components.contracts import declared
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
-from dataflex.data.origins import Origin, raw_rows
+from dataflex.data.origins import Origin, raw_rows, stored_numbers
 from dataflex.data.rows import Rows
 from dataflex.deciding.mixing import domain_info
 from dataflex.errors import ConfigError, DataflexError, Mistakes
@@ -109,14 +109,16 @@ def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation:
     return out
 
 
-def process_rows(loading: Loading, raw: Any, *, is_eval: bool, origin: tuple[str, Sequence[tuple[str, Any]]]) -> Any:
+def process_rows(
+    loading: Loading, raw: Any, *, is_eval: bool, origin: tuple[str, Sequence[tuple[str, Any]]], numbered: bool = False
+) -> Any:
     """Rows as LLaMA-Factory tokenizes them; None where none is left. ConfigError for a row that cannot be tokenized.
 
-    What rows carry goes with them; evaluated ones carry nothing.
+    What rows carry goes with them; evaluated ones carry nothing unless they are `numbered`.
 
     origin: the key that names the data sets in `raw`, and these, [(name, rows)].
     """
-    raw = without_carried(raw) if is_eval else raw
+    raw = without_carried(raw) if is_eval and not numbered else raw
     given = (loading.data_args, loading.training_args, loading.stage, loading.template, loading.tokenizer)
     choose = loader._get_dataset_processor
 
@@ -155,11 +157,23 @@ def _process_evaluated(loading: Loading, raw: Any, origin: tuple[str, Sequence[t
 
 def process_named(loading: Loading, name: str, key: str) -> Any:
     """The rows of one data set that `key` names, read and tokenized as evaluated ones are. ConfigError where none is left."""
-    raw = read_data(loading, name, key).aligned
-    part = process_rows(loading, raw, is_eval=True, origin=(key, [(name, raw)]))
+    return _process_named(loading, name, key, NOTHING)[0]
+
+
+def process_numbered(loading: Loading, name: str, key: str) -> tuple[Any, np.ndarray]:
+    """The same, and the number of each row in the data set as it is stored, int64[n]. For the stages pt and sft."""
+    part, stored = _process_named(loading, name, key, Carried(row_index=True))
+    return part.remove_columns(RAW_ROW), stored_numbers(stored)[row_indices(part)]
+
+
+def _process_named(loading: Loading, name: str, key: str, carried: Carried) -> tuple[Any, Any]:
+    """The rows, and the data set as it is stored."""
+    read = read_data(loading, name, key, carried)
+    origin = (key, [(name, read.aligned)])
+    part = process_rows(loading, read.aligned, is_eval=True, origin=origin, numbered=carried.row_index)
     if part is None or len(part) == 0:
         raise ConfigError(f"{key}: no row of {name!r} is left after tokenization")
-    return part
+    return part, read.stored
 
 
 def read_stored(loading: Loading, name: str, key: str) -> tuple[Any, Any]:

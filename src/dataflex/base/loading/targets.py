@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataflex.base.loading.data import process_named
+import numpy as np
+
+from dataflex.base.loading.data import process_named, process_numbered
 from dataflex.base.loading_arguments import Loading
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig
@@ -18,15 +20,18 @@ def load_target(config: DataflexConfig, module: dict[str, Any], loading: Loading
     Rows are never packed, so that each is one example; held-out rows are as the run itself prepared them.
     """
     key, named = config.target
-    names = list(named or loading.data_args.eval_dataset or [])
+    names = list(dict.fromkeys(named or loading.data_args.eval_dataset or []))
     if not names:
         held_out = module["eval_dataset"]
         parts = held_out if isinstance(held_out, dict) else {"validation": held_out}
         return _trainable(Rows(list(parts.values()), list(parts)), "val_size")
     alone = loading.single_rows(texts=True)
     with loading.first_process("load target"):
-        parts = {name: process_named(alone, name, key) for name in names}
-    return _trainable(Rows(list(parts.values()), list(parts)), key)
+        if "select" not in config.aiming():  # weighters do not ask for rows by number
+            return _trainable(Rows([process_named(alone, name, key) for name in names], names), key)
+        read = [process_numbered(alone, name, key) for name in names]
+    stored = np.concatenate([numbers for _, numbers in read])
+    return _trainable(Rows([part for part, _ in read], names, stored=stored), key)
 
 
 def _trainable(target: Rows, key: str) -> Rows:

@@ -12,6 +12,8 @@ from dataflex.config.schema import DataflexConfig
 from dataflex.data.origins import raw_rows
 from dataflex.deciding.choosing import Available, Chooser, Chosen, DecisionPoint, Group
 from dataflex.plan.permutation import Purpose, generator
+from dataflex.plan.plan import Domains
+from dataflex.record.reasons import Target
 from dataflex.signals.embeddings import encode_missing
 from dataflex.signals.keeping.disk import DiskCache
 from dataflex.trainer.offline import given_embeddings, wanted
@@ -22,10 +24,10 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     spec, offline = config.select, config.offline
     assert spec is not None and offline is not None
     signals = _signals(config, rows, target, Path(offline.store or Path(output_dir) / "signals"))
-    count, sizes = len(rows), () if target is None else target.sizes
+    count, aim = len(rows), None if target is None else target_of(target)
     chooser = Chooser(
         spec,
-        Available([Group(None, 0, count)], lambda: np.ones(count, dtype=bool), raw_rows(rows.origins)[0], sizes),
+        Available([Group(None, 0, count)], lambda: np.ones(count, dtype=bool), raw_rows(rows.origins)[0], aim),
         lambda request: signals[request.name],
         budget=lambda candidates, _: wanted(offline, candidates),
         rng=lambda *_: generator(rows.arguments.seed, Purpose.SELECTING_TEXTS, spec.component.seed),
@@ -35,6 +37,11 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     )
     chooser.init()
     return chooser.choose(DecisionPoint())
+
+
+def target_of(texts: Texts) -> Target:
+    domains = Domains(tuple(origin.name for origin in texts.origins), texts.sizes)
+    return Target(domains, np.concatenate([origin.numbers for origin in texts.origins]), texts.texts)
 
 
 def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: Path) -> dict[str, np.ndarray]:

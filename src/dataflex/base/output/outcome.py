@@ -9,6 +9,7 @@ import numpy as np
 
 from dataflex.data.origins import Origin
 from dataflex.data.texts import RowText
+from dataflex.record.reasons import Reasons
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,5 @@ class Outcome:
     """What rows say."""
     notes: list[str]
     """Lines for the summary."""
+    reasons: Reasons | None = None
+    """Why rows were taken; None: the selector does not say."""

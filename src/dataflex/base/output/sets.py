@@ -31,8 +31,9 @@ def write_selection(
     names: data set selected from -> the one that is written.
 
     <name>.jsonl            or .parquet, .arrow: `write_rows`
-    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank
-    scores.jsonl            some of these rows with their text: sample_id (its line in scores.parquet), prompt, answer
+    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank, and the columns
+                            of `Reasons`
+    scores.jsonl            some of these rows with their text: sample_id (its line in scores.parquet), prompt, answer, target
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
@@ -73,17 +74,18 @@ def _entry(file: str, attributes: Any) -> dict[str, Any]:
 def _write_scores(folder: Path, outcome: Outcome, times: np.ndarray) -> None:
     domains = Domains(tuple(o.name for o in outcome.origins), tuple(len(o.indices) for o in outcome.origins))
     owner = np.repeat(np.arange(len(domains)), domains.sizes).astype(np.int32)
-    record = SelectionRecord(domains, [outcome.chosen], outcome.scores)
-    rank = np.zeros(len(times), dtype=np.int64)
-    rank[outcome.chosen[::-1]] = np.arange(len(outcome.chosen), 0, -1)  # of a row drawn twice, the first
-    table = pa.table(
-        {
-            "dataset": pa.DictionaryArray.from_arrays(owner, pa.array(domains.names)),
-            "row": np.concatenate([origin.numbers for origin in outcome.origins]),
-            "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
-            "times": times,
-            "rank": pa.array(rank, mask=times == 0),
-        }
-    )
+    record = SelectionRecord(domains, [outcome.chosen], outcome.scores, reasons=outcome.reasons)
+    ids = np.arange(len(times))
+    draws = record.draws(ids)
+    columns = {
+        "dataset": pa.DictionaryArray.from_arrays(owner, pa.array(domains.names)),
+        "row": np.concatenate([origin.numbers for origin in outcome.origins]),
+        "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
+        "times": times,
+        "rank": pa.array(draws + 1, mask=times == 0),
+    }
+    if outcome.reasons is not None:
+        columns |= outcome.reasons.columns(ids, draws)
+    table = pa.table(columns)
     write_tables(folder / "scores.parquet", [table.replace_schema_metadata(record.metadata)])
     write_texts(folder / "scores.jsonl", record, outcome.texts)

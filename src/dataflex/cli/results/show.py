@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def configure(parser: ArgumentParser) -> None:
     parser.description = (
-        "Rows of a selection: which were taken, with which score, and by what margin. Or the life of one row: its score at every"
-        " selection, and how often it was trained on."
+        "Rows of a selection: which were taken, with which score, and by what margin. Or one row: why it was taken or left out,"
+        " its score at every selection, and how often it was trained on."
     )
     parser.add_argument("out", metavar="OUT", help="an output_dir of train or select")
     parser.add_argument("--step", metavar="N", help="the selection at this step (the last one)")
@@ -33,6 +33,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog = examples(
         "dataflex-cli show runs/rds --step 100 --top 20",
         "dataflex-cli show runs/rds --row gsm8k:17",
+        "dataflex-cli show runs/rds --step 100 --row gsm8k:17",
         "dataflex-cli show runs/selected --domain alpaca --bottom 5 --text",
     )
 
@@ -46,7 +47,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     if found is None:
         raise ConfigError(f"{options.out}: this run has no selection to show; `dataflex-cli report` shows what it has")
     if options.row is not None:
-        _show_life(found, options)
+        _show_life(found, _selection(found, options.step), options)
     else:
         _show_rows(found, _selection(found, options.step), options)
     return 0
@@ -84,34 +85,47 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
     show_table(rows_table(run, selection, rows, whole=options.text), Console(highlight=False))
 
 
-def _show_life(run: Run, options: Namespace) -> None:
+def _show_life(run: Run, selection: SelectionFile, options: Namespace) -> None:
     domain, _, number = options.row.rpartition(":")
     if not domain or not number.isdigit():
         raise ConfigError(f"--row: {options.row!r} is not of the form NAME:ROW, such as gsm8k:17")
-    _check_domain(run.selections[-1], domain, "--row")
+    _check_domain(selection, domain, "--row")
     sample_id = run.id_of(domain, int(number))
     if sample_id is None:
         raise ConfigError(
             f"--row: the selections of this run do not know row {number} of {domain}: it is not in the file, was dropped before,"
             " or the run joins rows (packing)"
         )
-    from dataflex.report.rows import life_of, life_table, record_of, text_of
+    from dataflex.report.explanation import explanation, target_name, target_text
+    from dataflex.report.rows import life_of, life_table, losses_table, record_of, text_of
 
     life = life_of(run, sample_id)
+    of_step = next(row for found, row in life if found is selection)
+    said = explanation(run, selection, of_step)
     if options.json:
         steps = [{"step": s.step, **(record_of(run, row) if row is not None else {})} for s, row in life]
-        notices.show(
-            json.dumps({"selections": steps, "exposure": run.life_of(sample_id)}, indent=2, ensure_ascii=False)
-        )
+        exposure, losses = run.life_of(sample_id), run.losses_of(sample_id)
+        record = {"why": said, "selections": steps, "exposure": exposure, "losses": losses}
+        notices.show(json.dumps(record, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
     from dataflex.report.terminal import show_table
+    from dataflex.report.words import visible
 
     known = [row for _, row in life if row is not None]
     text = next((row for row in known if row.text is not None), known[0])
     notices.show(f"{options.row}\n\n{text_of(run, text, whole=True)}\n")
-    show_table(life_table(run, sample_id), Console(highlight=False))
+    for sentence in said:
+        notices.show(visible(sentence))
+    target = None if of_step is None else of_step.chosen_for or of_step.score_from
+    if target is not None and (words := target_text(run, target)) is not None:
+        notices.show(visible(f"\nTarget, {target_name(target)}:\n\n") + words)
+    notices.show("")
+    console = Console(highlight=False)
+    for table in (life_table(run, sample_id), losses_table(run, sample_id)):
+        if table.rows:
+            show_table(table, console)
 
 
 def _check_domain(selection: SelectionFile, domain: str, option: str) -> None:

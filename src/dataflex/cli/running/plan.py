@@ -31,8 +31,10 @@ def configure(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
+    from dataflex.base.checks.arguments import check_arguments, load_checked
     from dataflex.config.files import read
-    from dataflex.config.load import parse
+    from dataflex.config.llamafactory.source import SourceError, SourceKeys
+    from dataflex.config.load import load
     from dataflex.errors import ConfigError
     from dataflex.forecast.advice import advice
     from dataflex.forecast.run import Forecast
@@ -40,12 +42,19 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     for name in ("ranks", "measure"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    raw = read([options.config, *options.overrides])
+    asked, keys = [options.config, *options.overrides], SourceKeys()
+    raw = read(asked)
     block = raw.get("dataflex")
     given: dict[str, Any] = dict(block) if isinstance(block, dict) else {}
-    config = parse(raw)
+    unchecked = []
+    try:
+        config = load_checked(load, asked, known=keys, writes=False)
+        check_arguments(config, known=keys, writes=False)
+    except SourceError as error:
+        config = load(asked)
+        unchecked.append(f"LLaMA-Factory's keys are not checked here, but by train: {error}")
     forecast = Forecast(config, given, options.ranks)
-    lines = [*config.notices, *advice(forecast)]
+    lines = [*unchecked, *config.notices, *advice(forecast)]
     prices = None
     if options.measure is not None:
         from dataflex.forecast.measured import measure

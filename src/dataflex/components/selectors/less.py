@@ -10,7 +10,7 @@ import numpy as np
 
 from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.paper import Paper
-from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.gradients import GradientSelector, best_datasets
 from dataflex.components.tools.sampling import highest
 from dataflex.components.tools.state import domain_key
 
@@ -63,7 +63,8 @@ class LessSelector(GradientSelector):
             total, state = accumulated(state, influence, context)
             influence = total if total.any() else influence  # a learning rate of zero (warm-up) orders nothing
         score = influence.max(axis=1)
-        return Selection(highest(score, context.budget), score), state
+        chosen = highest(score, context.budget)
+        return Selection(chosen, score, **best_datasets(influence, chosen)), state
 
 
 def accumulated(

@@ -62,10 +62,17 @@ class NearSelector(EmbeddingSelector):
 
 
 def by_embeddings(signals: Mapping[str, np.ndarray], context: SelectionContext) -> Selection:
-    rows, targets, _ = comparable(signals)
+    rows, targets, indices = comparable(signals)
     one_task = np.zeros(len(targets), dtype=np.int64)
-    score = closeness(targets, rows, one_task)[:, 0]
-    return Selection(turns_among(targets, rows, context.budget), score)
+    score, closest = closeness(targets, rows, one_task)
+    taken = turns_among(targets, rows, context.budget)
+    return Selection(
+        taken.rows,
+        score[:, 0],
+        turn=taken.turn,
+        chosen_for=indices[taken.target],
+        score_from=indices[closest[:, 0]],
+    )
 
 
 def from_file(file: NeighbourFile, context: SelectionContext) -> Selection:
@@ -73,13 +80,13 @@ def from_file(file: NeighbourFile, context: SelectionContext) -> Selection:
     assert context.raw_rows is not None
     ranking = among_candidates(file.neighbours(), context.raw_rows)
     turns = take_turns(ranking, ranking.size)
-    chosen = turns[turns >= 0][: context.budget]
-    if len(chosen) < context.budget:
+    taken = turns.where(turns.rows >= 0, context.budget)
+    if len(taken) < context.budget:
         raise DataflexError(
-            f"select: near was asked for {context.budget} rows, but {file.path} names only {len(chosen)} of the"
+            f"select: near was asked for {context.budget} rows, but {file.path} names only {len(taken)} of the"
             f" {context.rows} that can be chosen; make it with more neighbours, or leave indices_path out"
         )
-    return Selection(chosen)
+    return Selection(taken.rows, turn=taken.turn, chosen_for=taken.target)
 
 
 def among_candidates(

@@ -12,7 +12,7 @@ import numpy as np
 from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.paper import Paper
 from dataflex.components.requests import PolicyAlignment
-from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.gradients import GradientSelector, best_datasets
 from dataflex.components.tools.rewards import resolve_reward
 from dataflex.components.tools.sampling import highest
 
@@ -113,5 +113,7 @@ class NiceSelector(GradientSelector):
     def select(
         self, state: State, signals: Mapping[str, np.ndarray], context: SelectionContext
     ) -> tuple[Selection, State]:
-        score = signals["target_alignment"].max(axis=1)
-        return Selection(highest(score, context.budget), score), state
+        alignment = signals["target_alignment"]
+        score = alignment.max(axis=1)
+        chosen = highest(score, context.budget)
+        return Selection(chosen, score, **best_datasets(alignment, chosen)), state

@@ -51,9 +51,19 @@ class RdsSelector(EmbeddingSelector):
         sizes = context.target_sizes or (len(signals["target_embedding"]),)
         owner = np.repeat(np.arange(len(sizes)), sizes)[indices]
         tasks = np.unique(owner, return_inverse=True)[1]
-        score = closeness(targets, rows, tasks)
+        score, closest = closeness(targets, rows, tasks)
         if score.shape[1] == 1:
-            chosen = turns_among(targets, rows, context.budget)
+            taken = turns_among(targets, rows, context.budget)
+            chosen_for = taken.target
         else:
-            chosen = take_turns(np.argsort(-score, axis=0, kind="stable").T, context.budget)
-        return Selection(chosen, score.max(axis=1)), state
+            taken = take_turns(np.argsort(-score, axis=0, kind="stable").T, context.budget)
+            chosen_for = closest[taken.rows, taken.target]  # of the task whose turn it was
+        score_from = closest[np.arange(len(rows)), score.argmax(axis=1)]
+        selection = Selection(
+            taken.rows,
+            score.max(axis=1),
+            turn=taken.turn,
+            chosen_for=indices[chosen_for],
+            score_from=indices[score_from],
+        )
+        return selection, state

@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
 
 from dataflex.components.contracts import Selector
 from dataflex.components.requests import Request, TargetAlignment
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # Adam's step says little while the averages behind it hold few gradients; beta1 = 0.9 remembers about ten.
 _WARMUP = 10
@@ -57,3 +62,14 @@ class GradientSelector(Selector, ABC):
         """How gradients are taken: the fields of a Gradient."""
         names = ("gradient_type", "adam_step", "proj_dim", "seed", "parameters")
         return {name: getattr(self, name) for name in names}
+
+
+def best_datasets(influence: Float[np.ndarray, "rows datasets"], chosen: Int[np.ndarray, " chosen"]) -> dict[str, Any]:
+    """Fields of a Selection where the score of a row is its largest influence on a data set of the target: which one that is.
+
+    With a single data set there is nothing to tell.
+    """
+    if influence.shape[1] == 1:
+        return {}
+    best = influence.argmax(axis=1)
+    return {"chosen_for": best[chosen], "score_from": best, "for_datasets": True}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int, Int64
+    from jaxtyping import Float32, Int, Int32, Int64
     from torch import Tensor
 
 # Similarities held at once: 2**26 fp32 values are 256 MiB.
@@ -46,12 +47,20 @@ def closeness(
     queries: Float32[np.ndarray, "queries dims"],
     rows: Float32[np.ndarray, "rows dims"],
     tasks: Int[np.ndarray, " queries"],
-) -> Float32[np.ndarray, "rows tasks"]:
-    """Largest inner product of each row with a query of each task. tasks: of each query, ascending from 0."""
+) -> tuple[Float32[np.ndarray, "rows tasks"], Int32[np.ndarray, "rows tasks"]]:
+    """Largest inner product of each row with a query of each task, and the index of that query.
+
+    tasks: of each query, ascending from 0.
+    """
     import torch
 
     starts, aims = np.flatnonzero(np.diff(tasks, prepend=-1)), torch.from_numpy(queries)
-    out = np.empty((len(rows), len(starts)), dtype=np.float32)
+    values = np.empty((len(rows), len(starts)), dtype=np.float32)
+    indices = np.empty(values.shape, dtype=np.int32)
     for start, block in _blocks(rows, max(1, _VALUES // len(queries))):
-        out[start : start + len(block)] = np.maximum.reduceat((block @ aims.T).numpy(), starts, axis=1)
-    return out
+        products = (block @ aims.T).numpy()
+        of_block = slice(start, start + len(block))
+        values[of_block] = np.maximum.reduceat(products, starts, axis=1)
+        for task, (begin, end) in enumerate(pairwise([*starts, len(queries)])):
+            indices[of_block, task] = products[:, begin:end].argmax(axis=1) + begin
+    return values, indices

@@ -7,8 +7,7 @@ that are installed. Keys that change what a step is are honoured exactly or refu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,11 +81,8 @@ def accelerator_fields(given: Any) -> dict[str, Any]:
     return found
 
 
-def refused_accelerator(given: Any) -> Iterator[str]:
-    """Names in `accelerator_config` that it does not have."""
-    from transformers.trainer_pt_utils import AcceleratorConfig
-
-    known = [f.name for f in fields(AcceleratorConfig)]
+def refused_accelerator(given: Any, known: Collection[str]) -> Iterator[str]:
+    """Names in `accelerator_config` that are not `known`."""
     for name in accelerator_fields(given):
         if name not in known:
             yield f"accelerator_config.{name}: unknown key{nearest(str(name), known)}"

@@ -20,7 +20,7 @@ from dataflex.components.contexts import Selection, SelectionContext, State
 from dataflex.components.requests import Embedding, Request
 from dataflex.components.selectors.cluster_less.clustering import METHODS, cluster
 from dataflex.components.tools.embeddings import check_encoder
-from dataflex.components.tools.gradients import GradientSelector
+from dataflex.components.tools.gradients import GradientSelector, best_datasets
 from dataflex.components.tools.sampling import highest
 from dataflex.components.tools.state import domain_key
 from dataflex.errors import DataflexError
@@ -150,8 +150,8 @@ class ClusterLessSelector(GradientSelector):
         indices, owner, _ = clusters.among(context.ids)
         cluster_of = np.full(context.rows, -1, dtype=np.int64)
         cluster_of[indices] = owner
-        of_cluster = cluster_scores(cluster_of[context.shortlist], signals["target_alignment"], int(owner.max()) + 1)
-        score = np.where(cluster_of >= 0, of_cluster[cluster_of], np.nan)
+        of_cluster = cluster_influence(cluster_of[context.shortlist], signals["target_alignment"], int(owner.max()) + 1)
+        score = np.where(cluster_of >= 0, of_cluster.max(axis=1)[cluster_of], np.nan)
         usable = np.flatnonzero(np.isfinite(score))
         if len(usable) < context.budget:
             raise DataflexError(
@@ -159,7 +159,8 @@ class ClusterLessSelector(GradientSelector):
             )
         # Cluster after cluster, each in random order: `highest` keeps the order of equal scores.
         order = usable[np.lexsort((context.rng.random(len(usable)), cluster_of[usable]))]
-        return Selection(order[highest(score[order], context.budget)], score), state
+        chosen = order[highest(score[order], context.budget)]
+        return Selection(chosen, score, **best_datasets(of_cluster[cluster_of], chosen)), state
 
 
 @dataclass(frozen=True)
@@ -201,15 +202,15 @@ def first_and_last(
     return by_cluster[(rank < first) | (rank >= size - last)]
 
 
-def cluster_scores(
+def cluster_influence(
     owner: Int[np.ndarray, " representatives"],
     influence: Float[np.ndarray, "representatives subtasks"],
     clusters: int,
-) -> Float64[np.ndarray, " clusters"]:
-    """Largest mean influence over the representatives; NaN for a cluster without a representative that has a gradient."""
+) -> Float64[np.ndarray, "clusters subtasks"]:
+    """Mean influence over the representatives; NaN for a cluster without a representative that has a gradient."""
     known = np.isfinite(influence).all(axis=1)
     sums = np.zeros((clusters, influence.shape[1]))
     np.add.at(sums, owner[known], influence[known])
     counts = np.bincount(owner[known], minlength=clusters)
     with np.errstate(invalid="ignore"):
-        return (sums / counts[:, None]).max(axis=1)
+        return np.asarray(sums / counts[:, None])

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64, Int
+    from jaxtyping import Float, Float64, Int, Int64
 
 # Candidates of a target row whose rho is asked for at first. Mass seldom goes farther, and rho is what costs time.
 _FIRST_DEPTH = 64
@@ -49,6 +49,8 @@ class Transported:
     """Whether s stopped by itself. Otherwise every candidate but the last of each target row is full."""
     at_the_end: float
     """Share of all mass that lies on the last, the farthest, candidates."""
+    sender: Int64[np.ndarray, " rows"]
+    """The target row that sends each candidate the most; -1: none sends it any. Among equals the first."""
 
 
 def stop(
@@ -117,9 +119,13 @@ def transport(
         s = float(full_at[:, max(K - 2, 0)].max())
     gamma_full = inverse_rho / (M * s)
     probabilities, at_the_end = np.zeros(rows), 0.0
+    most, sender = np.zeros(rows), np.full(rows, -1)
     for j, n in enumerate(filled):  # the n nearest candidates are full, the next one takes what is left
         np.add.at(probabilities, i[j, :n], gamma_full[j, :n])
         left = max(1 / M - gamma_full[j, :n].sum(), 0.0)
         probabilities[indices[j, n]] += left
         at_the_end += left if n == K - 1 else 0.0
-    return Transported(probabilities / probabilities.sum(), stopped, at_the_end)
+        sent = np.append(gamma_full[j, :n], left)
+        more = sent > most[indices[j, : n + 1]]
+        most[indices[j, : n + 1][more]], sender[indices[j, : n + 1][more]] = sent[more], j
+    return Transported(probabilities / probabilities.sum(), stopped, at_the_end, sender)

@@ -106,11 +106,13 @@ class TsdsSelector(EmbeddingSelector):
     ) -> tuple[Selection, State]:
         file = self.found_before()
         if file is None:
-            rows, targets, _ = comparable(signals)
-            p, remarks = self.distribution(rows, targets)
+            rows, targets, indices = comparable(signals)
+            gamma, remarks = self.distribution(rows, targets)
+            p, score_from = gamma.probabilities, np.where(gamma.sender < 0, -1, indices[gamma.sender])
         else:
             assert context.raw_rows is not None
             p, remarks = np.asarray(file.probabilities(), dtype=np.float64)[context.raw_rows], {}
+            score_from = None
         reached = int(np.count_nonzero(p))
         if not reached or (reached < context.budget and not self.replacement):
             raise DataflexError(
@@ -118,12 +120,13 @@ class TsdsSelector(EmbeddingSelector):
                 " probability above 0; set replacement, a larger max_K, a smaller alpha or a larger C"
             )
         chosen = draw(p, context.budget, context.rng, replacement=self.replacement)
-        return Selection(chosen, p, remarks), state
+        chosen_for = None if score_from is None else score_from[chosen]
+        return Selection(chosen, p, remarks, chosen_for=chosen_for, score_from=score_from), state
 
     def distribution(
         self, rows: Float32[np.ndarray, "rows dims"], targets: Float32[np.ndarray, "targets dims"]
-    ) -> tuple[Float64[np.ndarray, " rows"], dict[str, str]]:
-        """Probability of each row, steps 1 to 4, and remarks. All vectors have length one."""
+    ) -> tuple[Transported, dict[str, str]]:
+        """Steps 1 to 4: the probability of each row, whose mass it is, and remarks. All vectors have length one."""
         from dataflex.components.selectors.tsds.density import Density
 
         tenth = max(len(rows) // 10, min(len(rows), 2))  # as in the authors' program; mass needs two places to go
@@ -138,7 +141,7 @@ class TsdsSelector(EmbeddingSelector):
             return np.ones(len(at)) if kde is None else kde(np.searchsorted(reachable, at))
 
         gamma = transport(d, indices, len(rows), rho, alpha=self.alpha, C=C)
-        return gamma.probabilities, remarks | self.remarks_on(gamma, indices.shape[1])
+        return gamma, remarks | self.remarks_on(gamma, indices.shape[1])
 
     def scaled(
         self, candidates: Float32[np.ndarray, "candidates dims"], d: Float64[np.ndarray, "targets K"]
