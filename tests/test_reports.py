@@ -23,6 +23,7 @@ from dataflex.record.ledger import RunFiles
 from dataflex.record.selection_file import SelectionRecord
 from dataflex.report.charts import weight_charts
 from dataflex.report.page import page
+from dataflex.report.rows import losses_table
 from dataflex.report.tables import Table, cost_table, domains_table, final_losses, selections_table, weights_table
 from dataflex.report.words import visible
 
@@ -190,6 +191,8 @@ def test_weights_and_time(runs: dict[str, Path]) -> None:
     assert row["smallest"] == f"{log['dataflex/weight/min'].min():.3f}"
     assert row["effective share, mean"] == f"{100 * effective.mean():.0f} %"
     weights = pd.read_parquet(path / "dataflex" / "exposure.parquet").last_weight.dropna()
+    (number,) = pd.read_parquet(path / "dataflex" / "exposure.parquet").sample_id[weights.index[:1]]
+    assert losses_table(opened(path), number).rows[-1][-1] == f"{weights.iloc[0]:.3f}"
     (bars,) = weight_charts(opened(path))["Weights of rows when last trained on"]["data"]
     bins = pd.cut(weights, np.linspace(weights.min(), weights.max(), 41), include_lowest=True)
     assert sum(bars["y"]) == len(weights) > 10

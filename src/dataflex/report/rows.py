@@ -58,12 +58,17 @@ def life_table(run: Run, sample_id: int) -> Table:
 
 
 def losses_table(run: Run, sample_id: int) -> Table:
-    """The loss that a row was last trained on with, at every checkpoint that is kept and now."""
+    """The loss that a row was last trained on with, and its weight if rows are weighed, at every checkpoint that is kept and
+    now."""
+    life = run.losses_of(sample_id)
+    weighed = any(seen.get("last_weight") is not None for seen in life)
     cells = [
         (str(seen["last_step"]), str(seen["times_seen"]), number(seen["last_loss"]))
-        for seen in run.losses_of(sample_id)
+        + ((number(seen.get("last_weight")),) if weighed else ())
+        for seen in life
     ]
-    return Table("When last trained on, at every checkpoint", ("step", "times by then", "loss"), cells)
+    columns = ("step", "times by then", "loss", *(("weight",) if weighed else ()))
+    return Table("When last trained on, at every checkpoint", columns, cells)
 
 
 def _reason_columns(rows: Sequence[RowOfSelection]) -> tuple[str, ...]:
