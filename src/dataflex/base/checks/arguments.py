@@ -60,6 +60,8 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
     values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders)
     config = replace(config, llamafactory=values)
     folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
+    for key, evaluated in (config.evaluate.data_sets() if config.evaluate is not None else {}).items():
+        mistakes.gather(refused_data_sets(key, list(evaluated), folder, once=False, stage=_read_as(stage)))
     if dataflex is not None:
         if dataflex.mix is not None and dataflex.mix.eval_dataset:
             given = dataflex.mix.eval_dataset
@@ -71,6 +73,11 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
             mistakes.gather(refused_data_sets(key, list(target), folder, once=True, stage=stage))
     mistakes.settle()
     return config
+
+
+def _read_as(stage: str) -> str:
+    """The stage that reads the data by which a model of `stage` is judged."""
+    return "pt" if stage == "pt" else "sft"
 
 
 def check_keys(

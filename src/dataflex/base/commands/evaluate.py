@@ -1,0 +1,186 @@
+"""`evaluate`: the figures by which a finished model is judged, written to `dataflex/evaluation.json` of its output_dir."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex.base import seams
+from dataflex.base.checks.arguments import check_arguments
+from dataflex.base.loading_arguments import Loading
+from dataflex.base.refusals import refusals
+from dataflex.config.schema import EvaluateConfig, RunConfig
+from dataflex.errors import Mistakes
+from dataflex.evaluating.figures import Figures
+from dataflex.locking import alone_in
+from dataflex.masking import masked
+from dataflex.notices import say
+from dataflex.talking.talker import measuring
+from dataflex.version import __version__
+
+# Of LLaMA-Factory's keys, those that say what was evaluated and how.
+_ABOUT = (
+    "model_name_or_path", "adapter_name_or_path", "template", "cutoff_len", "per_device_eval_batch_size", "bf16", "fp16",
+    "infer_dtype", "quantization_bit", "dataset_dir", "stage", "max_samples", "enable_thinking",
+)  # fmt: skip
+
+
+def evaluate(config: RunConfig) -> None:
+    """Judge the model by all data sets of the block, on every rank. Rank 0 writes the file."""
+    assert config.evaluate is not None
+    config = check_arguments(config)
+    say(*config.notices)
+    seams.check()
+    output_dir = Path(str(config.llamafactory["output_dir"]))
+    with alone_in(output_dir), measuring(config.llamafactory, output_dir):
+        _evaluate(config, output_dir)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A data set with what is measured on it. key: names it in lines."""
+
+    key: str
+    data_set: str
+    rows: Any
+    measure: Callable[..., Figures]
+    """(model, rows) -> figures."""
+
+
+def _evaluate(config: RunConfig, output_dir: Path) -> None:
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import load_model, load_tokenizer
+
+    from dataflex.distributed.collectives import rank
+    from dataflex.evaluating.record import evaluation_record, write_evaluation
+
+    assert config.evaluate is not None
+    begin = time.perf_counter()
+    with refusals():
+        model_args, data_args, training_args, finetuning_args, _ = get_train_args(dict(config.llamafactory))
+        tokenizer_module = load_tokenizer(model_args)
+        template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    stage = str(config.llamafactory["stage"])
+    loading = Loading(template, model_args, data_args, training_args, stage, **tokenizer_module)
+    with loading.first_process("load evaluation data"):
+        tasks = _tasks(config.evaluate, loading)
+    model = load_model(loading.tokenizer, model_args, finetuning_args, is_trainable=False)
+    if not getattr(model, "is_quantized", False):
+        model = model.to(training_args.device)
+    found = []
+    for task in tasks:
+        figures = task.measure(model, task.rows)
+        found.append((task.data_set, figures))
+        say(*_lines(task, figures))
+    if rank() != 0:
+        return
+    about = {
+        **{key: value for key in _ABOUT if (value := masked(config.llamafactory).get(key)) is not None},
+        "limit": config.evaluate.limit,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "versions": _versions(),
+    }
+    say(f"written to {write_evaluation(output_dir, evaluation_record(found, about))}")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"dataflex": __version__, **{p: version(p) for p in ("llamafactory", "torch", "transformers")}}
+
+
+def _tasks(config: EvaluateConfig, loading: Loading) -> list[_Task]:
+    """What is to be measured, with the rows. ConfigError with all that is wrong with the data."""
+    from dataflex.base.evaluation.rows import choice_rows, generation_rows, heldout_rows
+
+    mistakes, tasks = Mistakes(), list[_Task]()
+
+    def add(key: str, name: str, load: Callable[[], Any], measure: Callable[..., Figures]) -> None:
+        with mistakes.noting():
+            tasks.append(_Task(key, name, load(), measure))
+
+    load: Callable[[], Any]
+    for name in config.heldout:
+        load = partial(heldout_rows, loading, name, f"{config.path}.heldout", config.limit)
+        add(f"heldout {name}", name, load, partial(_heldout, loading=loading))
+    for index, choice in enumerate(config.choice):
+        load = partial(choice_rows, loading, choice, f"{config.path}.choice[{index}]", config.limit)
+        add(f"choice {choice.dataset}", choice.dataset, load, partial(_chosen, loading=loading))
+    for index, entry in enumerate(config.generate):
+        load = partial(generation_rows, loading, entry, f"{config.path}.generate[{index}]", config.limit)
+        add(f"generate {entry.dataset}", entry.dataset, load, partial(_generated, keys=entry, loading=loading))
+    mistakes.settle()
+    return tasks
+
+
+def _likelihoods(model: Any, loading: Loading, name: str) -> Callable[[Sequence[Any]], np.ndarray]:
+    from dataflex.evaluating.likelihood import log_likelihoods
+
+    return partial(
+        log_likelihoods,
+        model,
+        batch_rows=loading.training_args.per_device_eval_batch_size,
+        pad=loading.tokenizer.pad_token_id,
+        device=loading.training_args.device,
+        name=name,
+    )
+
+
+def _heldout(model: Any, rows: Any, loading: Loading) -> Figures:
+    from dataflex.evaluating.heldout import heldout_figures
+
+    return heldout_figures(rows, _likelihoods(model, loading, "held-out loss"))
+
+
+def _chosen(model: Any, rows: Any, loading: Loading) -> Figures:
+    from dataflex.evaluating.choice import choice_figures
+
+    return choice_figures(rows, _likelihoods(model, loading, "options"))
+
+
+def _generated(model: Any, rows: Any, keys: Any, loading: Loading) -> Figures:
+    from dataflex.evaluating.generation import generation_figures, greedy_answers
+
+    answers = greedy_answers(
+        model,
+        rows.prompts,
+        max_new_tokens=keys.max_new_tokens,
+        stop=loading.template.get_stop_token_ids(loading.tokenizer),
+        pad=loading.tokenizer.pad_token_id,
+        batch_rows=loading.training_args.per_device_eval_batch_size,
+        device=loading.training_args.device,
+    )
+    texts = [loading.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+    return generation_figures(rows, answers, texts, keys.match == "number")
+
+
+def _lines(task: _Task, figures: Figures) -> list[str]:
+    """What is said of a data set once it is measured."""
+    said = []
+    for name, value in figures.metrics.items():
+        error = figures.errors.get(name)
+        said.append(f"{name} {value:.4f}{'' if error is None else f' ± {error:.4f}'}")
+    counts = {name: value for name, value in figures.counts.items() if name.endswith("rows")}
+    total = next(iter(counts.values()))
+    counts.pop("choice_tied_rows_raw", None)
+    lines = [f"{task.key} ({total:,} row{'' if total == 1 else 's'}): {', '.join(said)}"]
+    for name, count in counts.items():
+        for word, meaning in _REMARKS.items():
+            if count and word in name:
+                lines.append(f"{task.key}: {count} of them {meaning}")
+    lines += [f"{task.key}: {count} rows are left out: {why}" for why, count in figures.reasons.items()]
+    return lines
+
+
+_REMARKS = {
+    "_cut_": "are cut at cutoff_len",
+    "tied_rows": "have several options with the best score, of which the first counts",
+    "unended": "have an answer that does not end within max_new_tokens",
+}
