@@ -36,7 +36,7 @@ def ratio_and_error(
     """The ratio R = sum y / sum x over rows, and its standard error; None of a single row.
 
     Rows are the units that were drawn, and the tokens of a row belong together. So the error is that of the ratio
-    estimator (Cochran, Sampling Techniques, 1977, eq. 2.39, without the correction for a finite population):
+    estimator (Cochran, Sampling Techniques, 1977, section 2.11, without the correction for a finite population):
     sqrt(n / (n - 1) sum (y_i - R x_i)^2) / sum x.
     """
     total, count = float(denominators.sum()), len(numerators)
