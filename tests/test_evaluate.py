@@ -24,6 +24,7 @@ from judging import (
     write_data,
 )
 
+from dataflex.errors import ConfigError
 from dataflex.evaluating.matching import final_number
 
 WHOLE_BLOCK = {
@@ -183,7 +184,9 @@ def test_options_of_equal_likelihood_are_ties_and_the_first_counts(data: Path, g
     counts = {name: of["quiz"] for name, of in found["counts"].items()}
     assert (counts["choice_tied_rows"], counts["choice_tied_rows_raw"]) == (tied, tied_raw)
     assert (counts["choice_correct"], counts["choice_correct_raw"]) == (right, right_raw)
-    assert f"{tied} of them have several options with the best score, of which the first counts" in run.log
+    assert f"{tied} rows with several options of the best score, of which the first counts" in run.log.replace(
+        "1 row ", "1 rows "
+    )
 
 
 def test_the_answer_may_be_a_text_of_another_column(ground: Path, data: Path, by_hand: ByHand, tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_the_final_model_of_a_training_is_judged(base: dict[str, Any], data: Pat
         ({"generate": [{"dataset": "sums", "match": "numbr"}]}, "did you mean 'number'?"),
         ({"generate": 5}, "evaluate.generate must be a list of blocks or names, got 5"),
         ({"heldout": ["answers"], "limit": 0}, "evaluate.limit must be at least 1, got 0"),
-        ({}, "evaluate names no data set; add heldout, choice or generate"),
+        ({}, "evaluate names no data set; add heldout, choice, generate or tasks"),
         (None, "evaluate is required"),
         (7, "evaluate must be a block of keys, got 7"),
     ],
@@ -268,3 +271,51 @@ def test_all_mistakes_are_named_at_once(ground: Path, data: Path, tmp_path: Path
     lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
     for words in ("evaluate.choice[0].options", "evaluate.limit", "cutof_len: unknown key", "deepspeed splits"):
         assert any(words in line for line in lines), lines
+
+
+def test_a_task_of_lm_eval(ground: Path, data: Path, by_hand: ByHand, tmp_path: Path) -> None:
+    """A task on local data through lm-eval's own interface has the accuracy of a computation by hand."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    kept = QUESTIONS[:4]
+    (folder / "quiz.yaml").write_text(
+        "task: quiz_of_our_own\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {data / 'quiz.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{options}}'\n"
+        "doc_to_target: answer\nmetric_list: [{metric: acc}]\n"
+    )
+    block = {"tasks": ["quiz_of_our_own"], "task_folder": str(folder), "limit": 4}
+    found = evaluated(judged(ground / "still", data, block), tmp_path / "run")
+    right = 0
+    for question, options, answer in kept:
+        context = by_hand.ids(question)
+        nats = [by_hand.nats(context, by_hand.ids(f"{question} {option}")[len(context) :]) for option in options]
+        right += int(np.argmin(nats)) == answer
+    assert found["lm_eval/acc"] == {"quiz_of_our_own": right / 4}
+    assert found["counts"]["lm_eval_rows"] == {"quiz_of_our_own": 4}
+    assert found["standard_errors"]["lm_eval/acc"]["quiz_of_our_own"] >= 0
+    refused = start_evaluate(
+        judged(ground / "still", data, block | {"tasks": ["quiz_of_our_own", "quiz_of_our_won"]}), tmp_path / "refused",
+        hooks=["no_model"],
+    ).wait()  # fmt: skip
+    assert_refused(refused, "lm-eval has no task 'quiz_of_our_won'; did you mean 'quiz_of_our_own'?")
+
+
+def test_tasks_without_lm_eval_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataflex.config import evaluate
+    from dataflex.errors import Mistakes
+
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    mistakes = Mistakes()
+    evaluate.read_evaluate({"tasks": "arc_easy"}, "evaluate", mistakes)
+    with pytest.raises(ConfigError, match="the package lm-eval is not installed; it comes with the extra eval"):
+        mistakes.settle()
+
+
+def test_a_training_says_what_it_cannot_judge(base: dict[str, Any], tmp_path: Path) -> None:
+    block = {"select": {"name": "loss", "interval": 6}, "evaluate": {"heldout": ["nobody"], "limt": 3}}
+    run = train({**base, "dataflex": block}, tmp_path / "run", hooks=["no_model"])
+    assert_refused(run, "dataflex.evaluate.limt: unknown key; did you mean 'limit'?")
+    del block["evaluate"]["limt"]
+    run = train({**base, "dataflex": block}, tmp_path / "other", hooks=["no_model"])
+    assert_refused(run, "dataflex.evaluate.heldout: 'nobody' is not defined")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from dataflex.compat.flat import FLAT_KEYS
@@ -10,6 +11,7 @@ from dataflex.config.files import read
 from dataflex.config.schema import ChoiceKeys, EvaluateConfig, EvaluateKeys, GenerateKeys, RunConfig, own_keys
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values import shown, truth, words
+from dataflex.values.paths import is_folder
 from dataflex.values.validated import read_keys
 
 Entry = TypeVar("Entry", ChoiceKeys, GenerateKeys)
@@ -33,16 +35,18 @@ def read_evaluate(given: Any, path: str, mistakes: Mistakes) -> EvaluateConfig |
         mistakes.note(ConfigError(f"{path} must be a block of keys, got {shown(given)}"))
         return None
     given = dict(given)
-    if isinstance(given.get("heldout"), str):
-        given["heldout"] = words(given["heldout"])
+    for key in ("heldout", "tasks"):
+        if isinstance(given.get(key), str):
+            given[key] = words(given[key])
     values = read_keys(EvaluateKeys, given, path, str, mistakes)
     entries: dict[str, Any] = {
         "choice": _entries(ChoiceKeys, values.pop("choice", ()), f"{path}.choice", mistakes),
         "generate": _entries(GenerateKeys, values.pop("generate", ()), f"{path}.generate", mistakes),
     }
-    named = any(given.get(key) for key in ("heldout", "choice", "generate"))
+    named = any(given.get(key) for key in ("heldout", "choice", "generate", "tasks"))
     if not named and set(given) <= set(own_keys(EvaluateKeys)):
-        mistakes.note(ConfigError(f"{path} names no data set; add heldout, choice or generate"), once=True)
+        mistakes.note(ConfigError(f"{path} names no data set; add heldout, choice, generate or tasks"), once=True)
+    mistakes.gather(_refused_tasks(values, path))
     for key, keys in (("heldout", ()), *entries.items()):
         names = values.get(key, ()) if key == "heldout" else [entry.dataset for entry in keys]
         for name in dict.fromkeys(n for i, n in enumerate(names) if n in names[:i]):
@@ -72,6 +76,17 @@ def _entries(kind: type[Entry], given: Any, path: str, mistakes: Mistakes) -> tu
             mistakes.gather(_refused_choice(entry, at))
         found.append(kind(**values))
     return tuple(found)
+
+
+def _refused_tasks(values: Mapping[str, Any], path: str) -> Iterator[str]:
+    """What is wrong with tasks of lm-eval, as far as it is known without them."""
+    folder = values.get("task_folder")
+    if values.get("tasks") and find_spec("lm_eval") is None:
+        yield f"{path}.tasks: the package lm-eval is not installed; it comes with the extra eval (dataflex[eval])"
+    if folder is not None and not values.get("tasks"):
+        yield f"{path}.task_folder has no effect without tasks"
+    elif folder is not None and not is_folder(folder):
+        yield f"{path}.task_folder: no such directory: {folder}"
 
 
 def _refused_choice(entry: Mapping[str, Any], path: str) -> Iterator[str]:

@@ -57,7 +57,7 @@ def evaluate_schema() -> Json:
         block["properties"][name] = _nullable({**whole, "description": block["properties"][name]["description"]})
     named = [
         {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-        for name in ("heldout", "choice", "generate")
+        for name in ("heldout", "choice", "generate", "tasks")
     ]
     return {**block, "anyOf": named}
 

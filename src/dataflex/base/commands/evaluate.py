@@ -16,7 +16,7 @@ from dataflex.base.checks.arguments import check_arguments
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config.schema import EvaluateConfig, RunConfig
-from dataflex.errors import Mistakes
+from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.evaluating.figures import Figures
 from dataflex.locking import alone_in
 from dataflex.masking import masked
@@ -44,9 +44,9 @@ def evaluate(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """A data set with what is measured on it. key: names it in lines."""
+    """A data set with what is measured on it. name: stands for it in lines."""
 
-    key: str
+    name: str
     data_set: str
     rows: Any
     measure: Callable[..., Figures]
@@ -71,14 +71,17 @@ def _evaluate(config: RunConfig, output_dir: Path) -> None:
     loading = Loading(template, model_args, data_args, training_args, stage, **tokenizer_module)
     with loading.first_process("load evaluation data"):
         tasks = _tasks(config.evaluate, loading)
+    harness = _harness(config.evaluate, loading)
     model = load_model(loading.tokenizer, model_args, finetuning_args, is_trainable=False)
     if not getattr(model, "is_quantized", False):
         model = model.to(training_args.device)
     found = []
     for task in tasks:
-        figures = task.measure(model, task.rows)
-        found.append((task.data_set, figures))
-        say(*_lines(task, figures))
+        found.append((task.data_set, task.measure(model, task.rows)))
+        say(*_lines(task.name, found[-1][1]))
+    for name, figures in harness(model):
+        found.append((name, figures))
+        say(*_lines(f"task {name}", figures))
     if rank() != 0:
         return
     about = {
@@ -102,9 +105,9 @@ def _tasks(config: EvaluateConfig, loading: Loading) -> list[_Task]:
 
     mistakes, tasks = Mistakes(), list[_Task]()
 
-    def add(key: str, name: str, load: Callable[[], Any], measure: Callable[..., Figures]) -> None:
+    def add(name: str, data_set: str, load: Callable[[], Any], measure: Callable[..., Figures]) -> None:
         with mistakes.noting():
-            tasks.append(_Task(key, name, load(), measure))
+            tasks.append(_Task(name, data_set, load(), measure))
 
     load: Callable[[], Any]
     for name in config.heldout:
@@ -118,6 +121,31 @@ def _tasks(config: EvaluateConfig, loading: Loading) -> list[_Task]:
         add(f"generate {entry.dataset}", entry.dataset, load, partial(_generated, keys=entry, loading=loading))
     mistakes.settle()
     return tasks
+
+
+def _harness(config: EvaluateConfig, loading: Loading) -> Callable[[Any], list[tuple[str, Figures]]]:
+    """Measures the tasks of lm-eval, on rank 0 alone. ConfigError for a task that there is not."""
+    if not config.tasks:
+        return lambda model: []
+    from dataflex.distributed.collectives import decide
+    from dataflex.evaluating.harness import task_figures, task_manager
+
+    manager, mistakes = task_manager(config.task_folder), Mistakes()
+    for name in config.tasks:
+        if name not in manager.all_tasks:
+            near = nearest(name, manager.all_tasks)
+            mistakes.note(ConfigError(f"{config.path}.tasks: lm-eval has no task {name!r}{near}"))
+    mistakes.settle()
+    batch_rows = loading.training_args.per_device_eval_batch_size
+
+    def measure(model: Any) -> list[tuple[str, Figures]]:
+        return decide(
+            lambda: task_figures(
+                model, loading.tokenizer, manager, config.tasks, limit=config.limit, batch_rows=batch_rows
+            )
+        )
+
+    return measure
 
 
 def _likelihoods(model: Any, loading: Loading, name: str) -> Callable[[Sequence[Any]], np.ndarray]:
@@ -161,26 +189,27 @@ def _generated(model: Any, rows: Any, keys: Any, loading: Loading) -> Figures:
     return generation_figures(rows, answers, texts, keys.match == "number")
 
 
-def _lines(task: _Task, figures: Figures) -> list[str]:
+def _lines(task: str, figures: Figures) -> list[str]:
     """What is said of a data set once it is measured."""
     said = []
     for name, value in figures.metrics.items():
         error = figures.errors.get(name)
         said.append(f"{name} {value:.4f}{'' if error is None else f' ± {error:.4f}'}")
-    counts = {name: value for name, value in figures.counts.items() if name.endswith("rows")}
-    total = next(iter(counts.values()))
-    counts.pop("choice_tied_rows_raw", None)
-    lines = [f"{task.key} ({total:,} row{'' if total == 1 else 's'}): {', '.join(said)}"]
-    for name, count in counts.items():
-        for word, meaning in _REMARKS.items():
-            if count and word in name:
-                lines.append(f"{task.key}: {count} of them {meaning}")
-    lines += [f"{task.key}: {count} rows are left out: {why}" for why, count in figures.reasons.items()]
-    return lines
+    total = next(iter(figures.counts.values()), None)
+    lines = [f"{task}{'' if total is None else f' ({_rows(total)})'}: {', '.join(said)}"]
+    for name, count in figures.counts.items():
+        if count and (remark := _REMARKS.get(name.partition("_")[2])) is not None:
+            lines.append(f"{task}: {_rows(count)} {remark}")
+    return lines + [f"{task}: {_rows(count)} left out: {why}" for why, count in figures.reasons.items()]
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+# By what the name of a count says after its metric.
 _REMARKS = {
-    "_cut_": "are cut at cutoff_len",
-    "tied_rows": "have several options with the best score, of which the first counts",
-    "unended": "have an answer that does not end within max_new_tokens",
+    "cut_rows": "cut at cutoff_len",
+    "tied_rows": "with several options of the best score, of which the first counts",
+    "unended_rows": "with an answer that does not end within max_new_tokens",
 }

@@ -257,7 +257,11 @@ class EvaluateKeys(_Keys):
         unset="none",
         kind="list of blocks or names",
     )
-    limit: SomeOf | None = _key(None, "rows of each data set, from the first on", unset="none: all rows")
+    tasks: Names = _key(
+        (), "[tasks of lm-eval](evaluate.md#tasks-of-lm-eval), which the extra `eval` installs", unset="none"
+    )
+    task_folder: str | None = _key(None, "with `tasks`: tasks of your own, as lm-eval reads them", kind="directory")
+    limit: SomeOf | None = _key(None, "rows of each data set and each task, from the first on", unset="none: all rows")
 
 
 DoremiStep = Literal["reference", "proxy", "final"]
