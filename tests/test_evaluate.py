@@ -273,6 +273,7 @@ def test_all_mistakes_are_named_at_once(ground: Path, data: Path, tmp_path: Path
         assert any(words in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_a_task_of_lm_eval(ground: Path, data: Path, by_hand: ByHand, tmp_path: Path) -> None:
     """A task on local data through lm-eval's own interface has the accuracy of a computation by hand."""
     folder = tmp_path / "tasks"

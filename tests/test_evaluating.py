@@ -6,11 +6,17 @@ import json
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from judging import ByHand
 
+from dataflex.base.evaluation.final import final_keys
+from dataflex.config import RunConfig, load_offline, parse
+from dataflex.config.doremi import load_doremi
+from dataflex.config.evaluate import read_evaluate
+from dataflex.errors import ConfigError, Mistakes
 from dataflex.evaluating.choice import choose
 from dataflex.evaluating.figures import Figures, mean_and_error, ratio_and_error
 from dataflex.evaluating.matching import final_number, normalised
@@ -165,3 +171,65 @@ def test_the_tokens_of_an_option_are_those_of_its_text(ground: Path, name: str) 
         assert tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
     else:
         assert tokenizer.decode(prompt) == tokenizer.decode(AnswerTemplate(template, tokenizer).prompt(row))
+
+
+def parsed(**keys: Any) -> RunConfig:
+    return parse({"stage": "sft", "do_train": True, "output_dir": "runs/x", "model_name_or_path": "base", **keys})
+
+
+def test_the_final_model_is_named_by_the_kind_of_training() -> None:
+    block = {"heldout": "a", "choice": ["b", {"dataset": "c", "options": "letters"}], "limit": 3}
+    run = parsed(finetuning_type="full", deepspeed="x.json", learning_rate=1.0, dataflex={"evaluate": block})
+    assert run.dataflex is None  # a plain run of LLaMA-Factory
+    keys = final_keys(run)
+    assert keys["model_name_or_path"] == "runs/x" and "adapter_name_or_path" not in keys and "deepspeed" not in keys
+    choice = [{"dataset": "b"}, {"dataset": "c", "options": "letters"}]
+    assert keys["evaluate"] == {"heldout": ["a"], "choice": choice, "limit": 3}
+    mistakes = Mistakes()
+    again = read_evaluate(keys["evaluate"], "dataflex.evaluate", mistakes)
+    assert not mistakes and again == run.evaluate
+
+
+@pytest.mark.parametrize(
+    ("given", "adapters"),
+    [
+        ({}, "runs/x"),
+        ({"adapter_name_or_path": "one,two"}, "one,runs/x"),
+        ({"adapter_name_or_path": ["one", "two"], "create_new_adapter": True}, "one,two,runs/x"),
+    ],
+)
+def test_an_adapter_is_on_top_of_those_that_it_was_trained_on(given: dict[str, Any], adapters: str) -> None:
+    keys = final_keys(parsed(**given, dataflex={"evaluate": {"heldout": "a"}}))
+    assert keys["adapter_name_or_path"] == adapters and keys["model_name_or_path"] == "base"
+    assert "create_new_adapter" not in keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"stage": "rm"}, "dataflex.evaluate: stage: rm makes a model that has no answers to judge"),
+        ({"finetuning_type": "oft"}, "dataflex.evaluate: LLaMA-Factory loads no adapter of finetuning_type: oft"),
+        ({"pissa_init": True}, "dataflex.evaluate: pissa_init changes the model below the adapter"),
+        ({"output_dir": None}, "dataflex.evaluate: output_dir is required"),
+    ],
+)
+def test_final_models_that_cannot_be_judged(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parsed(**keys, dataflex={"evaluate": {"heldout": "a"}})
+
+
+def test_of_doremi_the_final_model_alone_is_judged(tmp_path: Path) -> None:
+    file = tmp_path / "doremi.yaml"
+    block = "{total_steps: 4, mix: {unit: samples}, evaluate: {heldout: a}}"
+    file.write_text(f"model_name_or_path: m\ndataset: a,b\noutput_dir: {tmp_path}\nstage: sft\ndataflex: {block}\n")
+    runs = load_doremi([str(file)]).runs
+    assert [step for step, keys in runs.items() if "evaluate" in keys["dataflex"]] == ["final"]
+
+
+def test_a_selection_says_that_it_judges_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "select.yaml"
+    block = "{select: {name: loss}, offline: {budget: 3}, evaluate: {heldout: a}}"
+    file.write_text(f"model_name_or_path: m\ndataset: a\noutput_dir: {tmp_path}\nstage: sft\ndataflex: {block}\n")
+    run = load_offline([str(file)])
+    assert run.evaluate is None
+    assert run.notices == ("dataflex.evaluate has no effect on select; dataflex-cli evaluate reads it",)
