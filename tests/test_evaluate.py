@@ -273,6 +273,19 @@ def test_all_mistakes_are_named_at_once(ground: Path, data: Path, tmp_path: Path
         assert any(words in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    ("keys", "dtype"), [({}, "float32"), ({"bf16": True}, "bfloat16"), ({"infer_dtype": "bfloat16"}, "bfloat16")]
+)
+def test_the_precision_is_the_one_that_is_asked_for(
+    ground: Path, data: Path, found: dict[str, Any], tmp_path: Path, keys: dict[str, Any], dtype: str
+) -> None:
+    other = evaluated(judged(ground / "still", data, {"heldout": "answers"}, **keys), tmp_path / "run")
+    assert other["about"]["dtype"] == dtype
+    loss, exact = other["heldout_loss"]["answers"], found["heldout_loss"]["answers"]
+    assert (loss == pytest.approx(exact, rel=1e-6)) == (dtype == "float32")
+    assert loss == pytest.approx(exact, rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_task_of_lm_eval(ground: Path, data: Path, by_hand: ByHand, tmp_path: Path) -> None:
     """A task on local data through lm-eval's own interface has the accuracy of a computation by hand."""

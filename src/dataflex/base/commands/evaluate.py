@@ -56,8 +56,9 @@ class _Task:
 def _evaluate(config: RunConfig, output_dir: Path) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
-    from llamafactory.model import load_model, load_tokenizer
+    from llamafactory.model import load_tokenizer
 
+    from dataflex.base.evaluation.model import load_evaluated
     from dataflex.distributed.collectives import rank
     from dataflex.evaluating.record import evaluation_record, write_evaluation
 
@@ -72,9 +73,7 @@ def _evaluate(config: RunConfig, output_dir: Path) -> None:
     with loading.first_process("load evaluation data"):
         tasks = _tasks(config.evaluate, loading)
     harness = _harness(config.evaluate, loading)
-    model = load_model(loading.tokenizer, model_args, finetuning_args, is_trainable=False)
-    if not getattr(model, "is_quantized", False):
-        model = model.to(training_args.device)
+    model = load_evaluated(loading, finetuning_args)
     found = []
     for task in tasks:
         found.append((task.data_set, task.measure(model, task.rows)))
@@ -87,6 +86,7 @@ def _evaluate(config: RunConfig, output_dir: Path) -> None:
     about = {
         **{key: value for key in _ABOUT if (value := masked(config.llamafactory).get(key)) is not None},
         "limit": config.evaluate.limit,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - begin, 1),
         "versions": _versions(),
     }
