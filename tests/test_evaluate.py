@@ -280,7 +280,7 @@ def test_the_precision_is_the_one_that_is_asked_for(
     ground: Path, data: Path, found: dict[str, Any], tmp_path: Path, keys: dict[str, Any], dtype: str
 ) -> None:
     other = evaluated(judged(ground / "still", data, {"heldout": "answers"}, **keys), tmp_path / "run")
-    assert other["about"]["dtype"] == dtype
+    assert other["about"]["measured"]["dtype"] == dtype
     loss, exact = other["heldout_loss"]["answers"], found["heldout_loss"]["answers"]
     assert (loss == pytest.approx(exact, rel=1e-6)) == (dtype == "float32")
     assert loss == pytest.approx(exact, rel=0.02)

@@ -83,13 +83,13 @@ def _evaluate(config: RunConfig, output_dir: Path) -> None:
         say(*_lines(f"task {name}", figures))
     if rank() != 0:
         return
-    about = {
-        **{key: value for key in _ABOUT if (value := masked(config.llamafactory).get(key)) is not None},
+    measured = {
         "limit": config.evaluate.limit,
         "dtype": str(model.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - begin, 1),
-        "versions": _versions(),
     }
+    keys = {key: value for key in _ABOUT if (value := masked(config.llamafactory).get(key)) is not None}
+    about = {"llamafactory": keys, "measured": measured, "versions": _versions()}
     say(f"written to {write_evaluation(output_dir, evaluation_record(found, about))}")
 
 
