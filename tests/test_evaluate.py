@@ -16,6 +16,7 @@ from judging import (
     LETTERED,
     QUESTIONS,
     SUMS,
+    TALKS,
     ByHand,
     evaluated,
     evaluation,
@@ -77,6 +78,25 @@ def test_held_out_figures_are_those_of_single_rows(found: dict[str, Any], by_han
         "heldout_rows": n, "heldout_tokens": sum(tokens), "heldout_bytes": sum(in_whole[1]), "heldout_cut_rows": 2,
         "heldout_left_out": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("last_alone", [False, True])
+def test_every_answer_of_a_conversation_counts_unless_history_is_masked(
+    ground: Path, data: Path, by_hand: ByHand, tmp_path: Path, last_alone: bool
+) -> None:
+    config = judged(ground / "still", data, {"heldout": "talks"}, mask_history=last_alone)
+    found = evaluated(config, tmp_path / "run")
+    nats, tokens, size = 0.0, 0, 0
+    for talk in TALKS:
+        context: list[int] = []
+        for turn, (question, text) in enumerate(talk):
+            context, answer = context + by_hand.prompt(question), by_hand.ids(f"{text}<|im_end|>\n")
+            if turn == len(talk) - 1 or not last_alone:
+                nats, tokens = nats + by_hand.nats(context, answer), tokens + len(answer)
+                size += len(text.encode())
+            context = context + answer
+    assert found["heldout_loss"]["talks"] == pytest.approx(nats / tokens, rel=1e-6)
+    assert found["bits_per_byte"]["talks"] == pytest.approx(nats / np.log(2) / size, rel=1e-6)
 
 
 def choices(by_hand: ByHand, question: str, options: list[str], answer: int) -> dict[str, tuple[bool, float]]:
@@ -235,6 +255,19 @@ def test_the_final_model_of_a_training_is_judged(base: dict[str, Any], data: Pat
 
 
 @pytest.mark.parametrize(
+    ("file", "key"), [("config.json", "model_name_or_path"), ("adapter_config.json", "adapter_name_or_path")]
+)
+def test_the_figures_of_a_trained_model_are_not_those_of_another(
+    ground: Path, data: Path, tmp_path: Path, file: str, key: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text("{}")
+    config = judged(ground / "still", data, {"heldout": ["answers"]})
+    run = start_evaluate(config, tmp_path / "run", hooks=["no_model"]).wait()
+    assert_refused(run, f"{key}: {tmp_path / 'run'} holds a trained model, and another one would be judged; set {key}=")
+
+
+@pytest.mark.parametrize(
     ("block", "words"),
     [
         ({"heldot": ["answers"]}, "evaluate.heldot: unknown key; did you mean 'heldout'?"),
@@ -269,7 +302,12 @@ def test_all_mistakes_are_named_at_once(ground: Path, data: Path, tmp_path: Path
     run = start_evaluate(config, tmp_path / "run", hooks=["no_model"]).wait()
     assert run.status == [2]
     lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
-    for words in ("evaluate.choice[0].options", "evaluate.limit", "cutof_len: unknown key", "deepspeed splits"):
+    expected = (
+        *("evaluate.heldout: 'nobody' is not defined", "evaluate.choice[0].options", "evaluate.limit"),
+        *("cutof_len: unknown key", "deepspeed splits"),
+    )
+    assert len(lines) == len(expected), lines
+    for words in expected:
         assert any(words in line for line in lines), lines
 
 
@@ -329,7 +367,11 @@ def test_tasks_without_lm_eval_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_training_says_what_it_cannot_judge(base: dict[str, Any], tmp_path: Path) -> None:
     block = {"select": {"name": "loss", "interval": 6}, "evaluate": {"heldout": ["nobody"], "limt": 3}}
     run = train({**base, "dataflex": block}, tmp_path / "run", hooks=["no_model"])
-    assert_refused(run, "dataflex.evaluate.limt: unknown key; did you mean 'limit'?")
+    assert run.status == [2]
+    lines = [line for line in run.log.splitlines() if line.startswith("dataflex: error: ")]
+    assert len(lines) == 2
+    assert "dataflex.evaluate.limt: unknown key; did you mean 'limit'?" in lines[0]
+    assert "dataflex.evaluate.heldout: 'nobody' is not defined" in lines[1]
     del block["evaluate"]["limt"]
     run = train({**base, "dataflex": block}, tmp_path / "other", hooks=["no_model"])
     assert_refused(run, "dataflex.evaluate.heldout: 'nobody' is not defined")

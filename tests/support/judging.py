@@ -48,8 +48,15 @@ LETTERED = [
 SUMS = [("7 + 5 =", "#### 12"), ("1,000 + 1 =", "The result is 1,001."), ("Say it.", "no number"), ("3 - 8 =", "-5")]
 
 
+TALKS = [
+    [("Hello, who is there?", "a model"), ("And what do you say?", "größer is better")],
+    [("One question.", "one answer")],
+]
+
+
 def write_data(folder: Path) -> Path:
-    """A dataset_dir with `answers`, `quiz` (right options by index), `quiz_text` (by text), `lettered`, `sums` and `texts`."""
+    """A dataset_dir with `answers`, `quiz` (right options by index), `quiz_text` (by text), `lettered`, `sums`, `texts` and
+    `talks`."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {"prompt": "instruction", "response": "output"}
     sets: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
@@ -63,10 +70,21 @@ def write_data(folder: Path) -> Path:
         "sums": (pairs, [{"instruction": p, "output": a} for p, a in SUMS]),
         "texts": ({"prompt": "text"}, [{"text": f"{p} {a}"} for p, a in ANSWERS]),
     }
-    info = {}
+    talks = [
+        {
+            "messages": [
+                m for q, a in talk for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})
+            ]
+        }
+        for talk in TALKS
+    ]
+    sets["talks"] = ({"messages": "messages"}, talks)
+    info: dict[str, Any] = {}
     for name, (columns, rows) in sets.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         info[name] = {"file_name": f"{name}.jsonl", "columns": columns}
+    roles = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    info["talks"] |= {"formatting": "sharegpt", "tags": roles}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
 

@@ -29,6 +29,13 @@ SET_BY_EVALUATE: Mapping[str, Any] = {
 _ANSWERING = ("sft", "dpo", "kto")
 
 
+def block_of(raw: Mapping[str, Any]) -> tuple[Any, str]:
+    """The block of a configuration as it is written, None without one, and how it is spelled."""
+    dataflex = raw.get("dataflex")
+    inner = dataflex.get("evaluate") if isinstance(dataflex, Mapping) else None
+    return (inner, BLOCK) if inner is not None else (raw.get("evaluate"), "evaluate")
+
+
 def read_evaluate(given: Any, path: str, mistakes: Mistakes) -> EvaluateConfig | None:
     """The typed block; None where it cannot be read. path: how the user spelled it. What is wrong is noted."""
     if not isinstance(given, Mapping):
@@ -100,14 +107,11 @@ def _refused_choice(entry: Mapping[str, Any], path: str) -> Iterator[str]:
 def load_evaluate(arguments: Sequence[str]) -> RunConfig:
     """As `load`, for the command `evaluate`: the block, alone or as `dataflex.evaluate`, and LLaMA-Factory's keys, set so that
     nothing is trained. ConfigError with all that is wrong."""
-    raw = {key: value for key, value in read(arguments).items() if key not in FLAT_KEYS}
-    dataflex, mistakes = raw.pop("dataflex", None), Mistakes()
-    inner = dataflex.get("evaluate") if isinstance(dataflex, Mapping) else None
-    outer = raw.pop("evaluate", None)
-    if inner is not None and outer is not None:
+    raw, mistakes, found = read(arguments), Mistakes(), None
+    block, path = block_of(raw)
+    if path == BLOCK and raw.get("evaluate") is not None:
         mistakes.note(ConfigError(f"evaluate and {BLOCK} are two spellings of one block; keep one of them"))
-    path, block = ("evaluate", outer) if inner is None else (BLOCK, inner)
-    found = None
+    raw = {key: value for key, value in raw.items() if key not in ("dataflex", "evaluate", *FLAT_KEYS)}
     if block is None:
         mistakes.note(
             ConfigError("evaluate is required: by what the model is judged; see dataflex-cli evaluate --help")

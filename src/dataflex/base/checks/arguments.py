@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 from dataflex.base.checks.entries import refused_data_sets
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
+from dataflex.config.evaluate import block_of, read_evaluate
 from dataflex.config.files import read
 from dataflex.config.llamafactory.ranges import check_range
 from dataflex.config.llamafactory.trainer_keys import refused_accelerator
 from dataflex.config.llamafactory.typed import read_typed
 from dataflex.config.refusals import loaded as refused
-from dataflex.config.schema import DataflexConfig, RunConfig
+from dataflex.config.schema import DataflexConfig, EvaluateConfig, RunConfig
 from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.values import dataset_names, truth, words
 from dataflex.values.paths import is_file, is_folder
@@ -41,8 +42,12 @@ def load_checked(
         mistakes = Mistakes()
         mistakes.note(error)
         with mistakes.noting(once=True):
-            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
+            raw = read(arguments)
+            keys = {k: v for k, v in raw.items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
             check_keys(keys, mistakes, needs_model=needs_model)
+            evaluated = read_evaluate(*block_of(raw), Mistakes())  # its mistakes are known
+            if evaluated is not None and not {"dataset_dir", "stage"} & mistakes.keys:
+                mistakes.gather(_refused_evaluated(evaluated, raw), once=True)
         mistakes.settle()
         raise
 
@@ -60,8 +65,8 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
     values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders)
     config = replace(config, llamafactory=values)
     folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
-    for key, evaluated in (config.evaluate.data_sets() if config.evaluate is not None else {}).items():
-        mistakes.gather(refused_data_sets(key, list(evaluated), folder, once=False, stage=_read_as(stage)))
+    if config.evaluate is not None:
+        mistakes.gather(_refused_evaluated(config.evaluate, values))
     if dataflex is not None:
         if dataflex.mix is not None and dataflex.mix.eval_dataset:
             given = dataflex.mix.eval_dataset
@@ -75,9 +80,11 @@ def check_arguments(config: RunConfig, *, needs_model: bool = True, writes: bool
     return config
 
 
-def _read_as(stage: str) -> str:
-    """The stage that reads the data by which a model of `stage` is judged."""
-    return "pt" if stage == "pt" else "sft"
+def _refused_evaluated(config: EvaluateConfig, values: Mapping[str, Any]) -> Iterator[str]:
+    """Data sets of an evaluation that are not defined, or not as prompts and responses; `stage: pt` reads texts."""
+    stage = "pt" if values.get("stage") == "pt" else "sft"
+    for key, names in config.data_sets().items():
+        yield from refused_data_sets(key, list(names), values.get("dataset_dir", "data"), once=False, stage=stage)
 
 
 def check_keys(

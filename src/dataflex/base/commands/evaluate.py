@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from dataflex.locking import alone_in
 from dataflex.masking import masked
 from dataflex.notices import say
 from dataflex.talking.talker import measuring
+from dataflex.values import words
 from dataflex.version import __version__
 
 # Of LLaMA-Factory's keys, those that say what was evaluated and how.
@@ -38,8 +39,22 @@ def evaluate(config: RunConfig) -> None:
     say(*config.notices)
     seams.check()
     output_dir = Path(str(config.llamafactory["output_dir"]))
+    _check_model(config.llamafactory, output_dir)
     with alone_in(output_dir), measuring(config.llamafactory, output_dir):
         _evaluate(config, output_dir)
+
+
+def _check_model(keys: Mapping[str, Any], output_dir: Path) -> None:
+    """ConfigError where output_dir holds a trained model and another one would be judged: its figures would be taken for those
+    of the trained one."""
+    held = {"adapter_name_or_path": "adapter_config.json", "model_name_or_path": "config.json"}
+    key = next((key for key, file in held.items() if (output_dir / file).is_file()), None)
+    if key is None or output_dir.resolve() in [Path(path).resolve() for path in words(keys.get(key))]:
+        return
+    raise ConfigError(
+        f"{key}: {output_dir} holds a trained model, and another one would be judged; set {key}={output_dir}, or another"
+        " output_dir"
+    )
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,8 @@ class EvaluateConfig(EvaluateKeys):
         """The data sets of each metric, by the key that names them."""
         named = {
             "heldout": self.heldout,
-            "choice": tuple(entry.dataset for entry in self.choice),
-            "generate": tuple(entry.dataset for entry in self.generate),
+            "choice": tuple(entry.dataset for entry in self.choice if entry.dataset),
+            "generate": tuple(entry.dataset for entry in self.generate if entry.dataset),
         }
         return {f"{self.path}.{key}": names for key, names in named.items() if names}
 
