@@ -21,7 +21,10 @@ from dataflex.config.schema.keys import (
     BLOCKS,
     SLOT_KEYS,
     BlockKeys,
+    ChoiceKeys,
     DoremiKeys,
+    EvaluateKeys,
+    GenerateKeys,
     OfflineConfig,
     PartKeys,
     WeightKeys,
@@ -119,6 +122,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "weights": lambda: key_table(WeightKeys),
     "offline": lambda: key_table(OfflineConfig),
     "doremi": lambda: key_table(DoremiKeys),
+    "evaluate": lambda: key_table(EvaluateKeys),
+    "choice": lambda: key_table(ChoiceKeys),
+    "generate": lambda: key_table(GenerateKeys),
 }
 _MARKED = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 

@@ -20,6 +20,7 @@ from dataflex import Mixer, SelectionContext, Selector, Weighter
 from dataflex.components import registry
 from dataflex.config import load, load_offline, parse
 from dataflex.config.doremi import load_doremi
+from dataflex.config.evaluate import load_evaluate
 
 ROOT = Path(__file__).parents[1]
 DEMO = sorted((ROOT / "examples" / "demo").glob("*.yaml"))
@@ -97,6 +98,9 @@ def test_real_examples_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert runs.steps == ("reference", "proxy", "final") and runs.output_dir == Path(f"runs/real/{path.stem}")
         for checked in runs.checked():
             check_arguments(checked)
+        return
+    if path.stem == "evaluate":
+        check_arguments(load_evaluate([str(path.relative_to(ROOT))]))
         return
     offline = "offline" in block
     run = (load_offline if offline else load)([str(path.relative_to(ROOT))])
@@ -189,6 +193,9 @@ def test_every_configuration_in_the_documentation_is_valid(page: Path, importabl
         if "doremi" in raw.get("dataflex", {}):
             (tmp_path / "doremi.yaml").write_text(text, encoding="utf-8")
             assert len(load_doremi([str(tmp_path / "doremi.yaml")]).checked()) == 3
+        elif "evaluate" in raw:
+            (tmp_path / "evaluate.yaml").write_text(text, encoding="utf-8")
+            assert load_evaluate([str(tmp_path / "evaluate.yaml")]).evaluate is not None
         elif {"dataflex", "train_type"} & set(raw):
             run = parse({"stage": "sft", "do_train": True, **raw})
             assert run.dataflex is not None, text

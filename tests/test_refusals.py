@@ -47,7 +47,7 @@ def test_what_is_decided_later_is_in_the_table_and_raised_somewhere() -> None:
 def test_the_documentation_is_what_the_code_says() -> None:
     """`python docs/generate.py` writes it: docs/refused.md, and the tables of keys between markers."""
     pages = generator().rendered()
-    assert {page.name for page in pages} == {"refused.md", "configuration.md", "offline.md"}
+    assert {page.name for page in pages} == {"refused.md", "configuration.md", "offline.md", "evaluate.md"}
     for page, text in pages.items():
         assert page.read_text(encoding="utf-8") == text, f"{page.name}: run python docs/generate.py"
 

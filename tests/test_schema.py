@@ -38,6 +38,8 @@ def validator(command: Command = "train") -> Draft202012Validator:
 
 def command_of(raw: dict[str, Any]) -> Command:
     block = raw.get("dataflex") or {}
+    if "evaluate" in raw:
+        return "evaluate"
     return "select" if "offline" in block else "doremi" if "doremi" in block else "train"
 
 
@@ -53,7 +55,12 @@ def test_every_example_validates(path: Path) -> None:
 
 
 def test_there_is_an_example_of_each_command() -> None:
-    assert {command_of(yaml.safe_load(path.read_text())) for path in EXAMPLES} == {"train", "select", "doremi"}
+    assert {command_of(yaml.safe_load(path.read_text())) for path in EXAMPLES} == {
+        "train",
+        "select",
+        "doremi",
+        "evaluate",
+    }
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,27 @@ def test_there_is_an_example_of_each_command() -> None:
 def test_a_misspelt_key_and_a_wrong_type_do_not_validate(changes: dict[str, Any]) -> None:
     assert validator().is_valid(good())
     assert not validator().is_valid(good(**changes))
+
+
+@pytest.mark.parametrize(
+    ("block", "valid"),
+    [
+        ({"heldout": "a"}, True),
+        ({"choice": ["a", {"dataset": "b", "options": "letters"}], "limit": None}, True),
+        ({"generate": {"dataset": "a", "match": "number"}, "heldout": None}, True),
+        ({"choice": [{"dataset": "b", "options": "leters"}]}, False),
+        ({"choice": [{"options": "letters"}]}, False),
+        ({"heldot": ["a"], "heldout": ["a"]}, False),
+        ({"generate": [{"dataset": "a", "max_new_tokens": 0}]}, False),
+        ({"limit": 5}, False),
+        ({}, False),
+    ],
+    ids=lambda given: json.dumps(given)[:80],
+)
+def test_the_block_of_evaluate(block: Any, valid: bool) -> None:
+    assert validator("evaluate").is_valid({"output_dir": "x", "evaluate": block}) == valid
+    assert validator("evaluate").is_valid({"output_dir": "x", "dataflex": {"evaluate": block, "mix": "odm"}}) == valid
+    assert validator().is_valid(good(dataflex={"weight": "loss", "evaluate": block})) == valid
 
 
 @pytest.mark.parametrize(

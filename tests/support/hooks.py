@@ -482,13 +482,14 @@ def mask_rows(out: str, ids: str) -> None:
 
 def no_model(out: str, _: str) -> None:
     """Fail if a model is loaded."""
+    import llamafactory.model
     from llamafactory.train.pt import workflow as pt
     from llamafactory.train.sft import workflow as sft
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    pt.load_model = sft.load_model = refuse
+    llamafactory.model.load_model = pt.load_model = sft.load_model = refuse
 
 
 def attempt_all(out: str, given: str) -> Callable[[list[str]], int]:

@@ -1,9 +1,11 @@
 """The `dataflex` block and its flat, compatible spelling -> one typed object; every other key goes to LLaMA-Factory."""
 
+from dataflex.config.evaluate import SET_BY_EVALUATE, load_evaluate
 from dataflex.config.files import CONFIG_SUFFIXES
 from dataflex.config.load import SET_BY_SELECT, load, load_offline, parse
 from dataflex.config.schema import (
     DataflexConfig,
+    EvaluateConfig,
     MixConfig,
     RunConfig,
     Schedule,
@@ -14,8 +16,10 @@ from dataflex.config.schema import (
 
 __all__ = [
     "CONFIG_SUFFIXES",
+    "SET_BY_EVALUATE",
     "SET_BY_SELECT",
     "DataflexConfig",
+    "EvaluateConfig",
     "MixConfig",
     "RunConfig",
     "Schedule",
@@ -23,6 +27,7 @@ __all__ = [
     "WeightConfig",
     "WeightPart",
     "load",
+    "load_evaluate",
     "load_offline",
     "parse",
 ]

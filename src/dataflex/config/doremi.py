@@ -89,6 +89,8 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
                 f"dataflex.doremi.{step} must be a block of LLaMA-Factory's keys for that run, got {changes!r}"
             )
         inherited = dict(block)
+        if step != "final":  # the models before it are means, and are not judged
+            inherited.pop("evaluate", None)
         if {"total_steps", "max_steps", "num_train_epochs"} & set(changes):
             inherited.pop("total_steps", None)
         if "total_steps" in changes:

@@ -10,12 +10,20 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
 from dataflex.components.contracts import Component
 from dataflex.components.registry import names, resolve
-from dataflex.config.schema import SLOT_KEYS, BlockKeys, DoremiKeys, OfflineConfig
+from dataflex.config.schema import (
+    SLOT_KEYS,
+    BlockKeys,
+    ChoiceKeys,
+    DoremiKeys,
+    EvaluateKeys,
+    GenerateKeys,
+    OfflineConfig,
+)
 from dataflex.config.schema.keys import BLOCKS, DOREMI_STEPS
 from dataflex.errors import ConfigError
 
 Json = dict[str, Any]
-Command = Literal["train", "select", "doremi"]
+Command = Literal["train", "select", "doremi", "evaluate"]
 _NAME = "a built-in component, an installed plug-in, or module:Class"
 
 
@@ -27,15 +35,31 @@ def block_schema(command: Command, steps: Json) -> Json:
     blocks["offline"] = {**_keys(OfflineConfig), **({"oneOf": either} if command == "select" else {})}
     doremi = {name: _nullable(steps) for name in DOREMI_STEPS}
     blocks["doremi"] = {**(found := _keys(DoremiKeys)), "properties": {**found["properties"], **doremi}}
+    blocks["evaluate"] = evaluate_schema()
     required: list[str] = []
     if command == "select":
         blocks = {name: blocks[name] for name in ("select", "offline")}
         required = ["select"]
     elif command == "doremi":
-        blocks = {"mix": {"anyOf": [{"const": "doremi"}, _doremi_mixer()]}, "doremi": blocks["doremi"]}
+        mixers = {"anyOf": [{"const": "doremi"}, _doremi_mixer()]}
+        blocks = {"mix": mixers, "doremi": blocks["doremi"], "evaluate": blocks["evaluate"]}
     described = {k: {**_nullable(s, k not in required), "description": BLOCKS[k][1]} for k, s in blocks.items()}
     block = _keys(BlockKeys)
     return {**block, "properties": {**block["properties"], **described}, "required": required}
+
+
+def evaluate_schema() -> Json:
+    """The schema of the block `evaluate`."""
+    block = _keys(EvaluateKeys)
+    for name, keys in (("choice", ChoiceKeys), ("generate", GenerateKeys)):
+        entry = {"anyOf": [{**_keys(keys), "required": ["dataset"]}, {"type": "string"}]}
+        whole = {"anyOf": [{"type": "array", "items": entry}, entry]}
+        block["properties"][name] = _nullable({**whole, "description": block["properties"][name]["description"]})
+    named = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+        for name in ("heldout", "choice", "generate", "tasks")
+    ]
+    return {**block, "anyOf": named}
 
 
 def _keys(*models: type) -> Json:

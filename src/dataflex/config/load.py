@@ -10,10 +10,11 @@ from typing import Any
 from dataflex.compat.behaviour import AS_THE_BLOCK
 from dataflex.compat.flat import FLAT_KEYS, read_presets, translate
 from dataflex.config.block import parse_block
+from dataflex.config.evaluate import BLOCK, read_evaluate, refused_at_the_end
 from dataflex.config.files import CONFIG_SUFFIXES, read, read_file
 from dataflex.config.heldout import check_held_out, evaluates
 from dataflex.config.refusals.table import check_combinations
-from dataflex.config.schema import DataflexConfig, RunConfig, WeightPart
+from dataflex.config.schema import DataflexConfig, EvaluateConfig, RunConfig, WeightPart
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values import integer, truth
 from dataflex.values.domains import domain_names
@@ -42,6 +43,15 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
     if isinstance(block, dict) and "doremi" in block:
         block = {key: value for key, value in block.items() if key != "doremi"}
         notices.append("dataflex.doremi has no effect on train; dataflex-cli doremi reads it")
+    evaluate: EvaluateConfig | None = None
+    if isinstance(block, dict) and "evaluate" in block:
+        block = dict(block)
+        given = block.pop("evaluate")
+        if offline:
+            notices.append(f"{BLOCK} has no effect on select; dataflex-cli evaluate reads it")
+        elif given is not None:
+            evaluate = read_evaluate(given, BLOCK, mistakes)
+            mistakes.gather(refused_at_the_end(raw))
     flat = {key: raw.pop(key) for key in FLAT_KEYS if key in raw}
     if block is not None and set(flat) - {"components_cfg_file"}:
         other = sorted(set(flat) - {"components_cfg_file"})[0]
@@ -64,7 +74,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         mistakes.note(ConfigError("dataflex: the block has no component; add select, mix or weight"))
     if not config.components:
         mistakes.settle()
-        return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices))
+        return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices), evaluate=evaluate)
 
     with mistakes.noting(once=True):
         _settle_steps(config, raw, spelled, notices)
@@ -99,7 +109,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         held_out = config.mix.eval_dataset if config.mix else ()
         if held_out and evaluates(raw) and not raw.get("eval_dataset") and not raw.get("val_size"):
             raw["eval_dataset"] = ",".join(held_out.values() if isinstance(held_out, dict) else held_out)
-    return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices))
+    return RunConfig(dataflex=config, llamafactory=raw, notices=tuple(notices), evaluate=evaluate)
 
 
 def _settle_steps(config: DataflexConfig, raw: dict[str, Any], spelled: dict[str, str], notices: list[str]) -> None:

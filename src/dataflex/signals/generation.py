@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,19 @@ from dataflex.errors import DataflexError
 from dataflex.signals.batching import share, token_batches
 from dataflex.signals.isolation import isolated, loaded_whole
 from dataflex.signals.passing import in_rounds, passing
+
+# What is left unset is filled in from the checkpoint's own settings, and would bend the distribution.
+UNBENT: Mapping[str, Any] = {
+    "repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "no_repeat_ngram_size": 0, "num_beams": 1, "use_cache": True,
+}  # fmt: skip
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, int64 [B, T]: every prompt ends at the last index, where its answer begins."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 
 
 def sample_responses(
@@ -46,17 +59,9 @@ def sample_responses(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         num_return_sequences=count,
-        # What is left unset is filled in from the checkpoint's own settings, and would bend the distribution.
-        repetition_penalty=1.0,
-        min_p=0.0,
-        typical_p=1.0,
-        epsilon_cutoff=0.0,
-        eta_cutoff=0.0,
-        no_repeat_ngram_size=0,
-        num_beams=1,
-        use_cache=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **UNBENT,
     )
     # Batches are dealt to the ranks; dummies keep the number of calls equal.
     lengths = np.array([len(p) for p in prompts], dtype=np.int64)
@@ -68,9 +73,7 @@ def sample_responses(
     with isolated(model), passing("responses", len(prompts), unit="prompts") as under_way:
         for turn, number in enumerate([int(n[0]) for n in mine] + numbers[:1] * dummies):
             rows = batches[number]
-            width = int(lengths[rows].max())
-            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in rows])
-            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows])
+            ids, mask = left_padded([prompts[i] for i in rows], tokenizer.pad_token_id)
             torch.manual_seed((seed + number) % 2**63)
             # Every rank goes on until all are done: sharded weights are gathered at every token.
             out = model.generate(
@@ -80,7 +83,7 @@ def sample_responses(
                 synced_gpus=ranks() > 1,
             )
             if turn < len(mine):
-                answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, width:].tolist()]
+                answers = [_until_end(a, tokenizer.eos_token_id) for a in out[:, ids.shape[1] :].tolist()]
                 found |= {int(row): answers[n * count : (n + 1) * count] for n, row in enumerate(rows)}
             under_way.advance(rounds[turn])
     # Every rank gets the responses of all.

@@ -143,25 +143,45 @@ def talking(config: RunConfig, output_dir: Path) -> Iterator[TimeSpent]:
 
     A run that is refused leaves no log. LLaMA-Factory's callbacks may ask the clock how much time is left.
     """
-    rank = int(os.environ.get("RANK", "0"))
     assert config.dataflex is not None
-    secrets = hiding({**config.llamafactory, "dataflex": config.dataflex.to_json()})
-    log, spent = RunLog(log_path(output_dir, rank), secrets), TimeSpent()
-    screen, listeners = _screen(config, rank), spent.listeners()
-    talker = Talker(config, screen, spent, output_dir) if rank == 0 else None
+    spent = TimeSpent()
+    with _logged(config.llamafactory, output_dir, config.dataflex.to_json()) as (screen, stack):
+        talker = Talker(config, screen, spent, output_dir) if _rank() == 0 else None
+        stack.enter_context(events.listening(*spent.listeners(), *(talker.listeners() if talker else ())))
+        yield spent
+        screen.close()
+        if talker is not None:
+            talker.close()
+
+
+@contextmanager
+def measuring(arguments: Mapping[str, Any], output_dir: Path) -> Iterator[None]:
+    """For the length of a command that measures and trains nothing: its passes are shown. arguments: LLaMA-Factory's keys."""
+    with _logged(arguments, output_dir, {}) as (screen, stack):
+        if _rank() == 0:
+            stack.enter_context(events.listening(*Passes(screen, lambda: None).listeners()))
+        yield
+
+
+@contextmanager
+def _logged(
+    arguments: Mapping[str, Any], output_dir: Path, block: Mapping[str, Any]
+) -> Iterator[tuple[Screen, ExitStack]]:
+    """What the libraries print goes to a log, which a refused command does not leave. The stack ends with the block."""
+    log = RunLog(log_path(output_dir, _rank()), hiding({**arguments, "dataflex": block}))
+    screen = _screen(arguments, _rank())
     with _discarded_if_refused(log), ExitStack() as stack:
         stack.callback(screen.close)
         if not notices.redirected():
             stack.enter_context(notices.into(screen))
         stack.enter_context(diverted(log, screen, verbose=_shown_too(screen) if notices.verbose() else None))
-        if talker is not None:
-            listeners += talker.listeners()
+        if _rank() == 0:
             say(header.label("log", f"{log.path} has what the libraries print"))
-        stack.enter_context(events.listening(*listeners))
-        yield spent
-        screen.close()
-        if talker is not None:
-            talker.close()
+        yield screen, stack
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
@@ -173,9 +193,9 @@ def _discarded_if_refused(log: RunLog) -> Iterator[None]:
         raise
 
 
-def _screen(config: RunConfig, rank: int) -> Screen:
+def _screen(arguments: Mapping[str, Any], rank: int) -> Screen:
     """The bar is for a terminal, and for those who have not switched bars off."""
-    off = truth(config.llamafactory.get("disable_tqdm"), "disable_tqdm") or notices.quiet()
+    off = truth(arguments.get("disable_tqdm"), "disable_tqdm") or notices.quiet()
     if rank:
         return File(sys.stderr)
     screen = screen_for(sys.stderr, bar=not off)

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from dataflex.base.checks.entries import refused_data_sets
+from dataflex.base.checks.entries import refused_data_sets, refused_evaluated
 from dataflex.base.checks.trackers import refused_trackers
 from dataflex.compat.flat import FLAT_KEYS
+from dataflex.config.evaluate import block_of, read_evaluate
 from dataflex.config.files import read
 from dataflex.config.llamafactory.known import KnownKeys
 from dataflex.config.llamafactory.ranges import check_range
@@ -46,8 +47,12 @@ def load_checked(
         mistakes = Mistakes()
         mistakes.note(error)
         with mistakes.noting(once=True):
-            keys = {k: v for k, v in read(arguments).items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
+            raw = read(arguments)
+            keys = {k: v for k, v in raw.items() if k not in ("dataflex", *FLAT_KEYS, *idle)}
             check_keys(keys, mistakes, needs_model=needs_model, writes=writes, known=known)
+            evaluated = read_evaluate(*block_of(raw), Mistakes())  # its mistakes are known
+            if evaluated is not None and not {"dataset_dir", "stage"} & mistakes.keys:
+                mistakes.gather(refused_evaluated(evaluated, raw), once=True)
         mistakes.settle()
         raise
 
@@ -67,6 +72,8 @@ def check_arguments(
     values = check_keys(config.llamafactory, mistakes, needs_model=needs_model, writes=writes, once=orders, known=known)
     config = replace(config, llamafactory=values)
     folder, stage = values.get("dataset_dir", "data"), str(values.get("stage", "sft"))
+    if config.evaluate is not None:
+        mistakes.gather(refused_evaluated(config.evaluate, values))
     if dataflex is not None:
         if dataflex.mix is not None and dataflex.mix.eval_dataset:
             given = dataflex.mix.eval_dataset

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dataflex.config.evaluate import EvaluateConfig
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import shown
 
@@ -114,3 +115,10 @@ def _missing(key: str, name: str, entry: dict[str, Any], folder: Any) -> Iterato
             yield f"{key}: the file of {name!r} may not be read: {path}"
     except (OSError, ValueError) as error:
         yield f"{key}: the file of {name!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def refused_evaluated(config: EvaluateConfig, values: Mapping[str, Any]) -> Iterator[str]:
+    """Data sets of an evaluation that are not defined, or not as prompts and responses; `stage: pt` reads texts."""
+    stage = "pt" if values.get("stage") == "pt" else "sft"
+    for key, names in config.data_sets().items():
+        yield from refused_data_sets(key, list(names), values.get("dataset_dir", "data"), once=False, stage=stage)

@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 from dataflex.base.checks.arguments import key_classes
 from dataflex.compat.flat import FLAT_KEYS
-from dataflex.config.json_schema import Command, Json, block_schema
+from dataflex.config.json_schema import Command, Json, block_schema, evaluate_schema
 from dataflex.config.llamafactory.json_types import key_schema
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -18,6 +18,8 @@ def schema(command: Command = "train") -> Json:
     """JSON schema, draft 2020-12, of the whole file that a command reads."""
     keys = _llamafactory_keys()
     step: Json = {"type": "object", "propertyNames": {"enum": sorted([*keys, "total_steps"])}}
+    if command == "evaluate":
+        return _of_evaluate(keys)
     block = {**block_schema(command, step), "description": "which samples are seen, how often, and how hard they pull"}
     flat = dict.fromkeys(FLAT_KEYS, _FLAT) if command == "train" else {}
     required = {"train": [], "select": ["dataflex", "output_dir"], "doremi": ["output_dir"]}[command]
@@ -31,6 +33,24 @@ def schema(command: Command = "train") -> Json:
             **keys,
         },
         "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _of_evaluate(keys: Json) -> Json:
+    """The file of `evaluate`: the block alone, or in the dataflex block of a training, of which nothing else is read."""
+    either = [{"required": ["evaluate"]}, {"required": ["dataflex"]}]
+    return {
+        "$schema": _DRAFT,
+        "title": "dataflex-cli evaluate",
+        "type": "object",
+        "properties": {
+            "evaluate": evaluate_schema(),
+            "dataflex": {"properties": {"evaluate": evaluate_schema()}},
+            **keys,
+        },
+        "required": ["output_dir"],
+        "oneOf": either,
         "additionalProperties": False,
     }
 

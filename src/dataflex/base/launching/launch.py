@@ -12,11 +12,12 @@ from pathlib import Path
 from dataflex import notices
 from dataflex.base.checks.arguments import load_checked
 from dataflex.base.launching import failures
-from dataflex.base.launching.torchrun import enabled, report_to_launcher, torchrun
+from dataflex.base.launching.torchrun import enabled, launched_by_us, report_to_launcher, torchrun
 from dataflex.base.processes import progress
 from dataflex.base.processes.stopping import on_stop
-from dataflex.config import SET_BY_SELECT, RunConfig, load, load_offline
+from dataflex.config import SET_BY_EVALUATE, SET_BY_SELECT, RunConfig, load, load_evaluate, load_offline
 from dataflex.config.doremi import load_doremi
+from dataflex.config.evaluate import BLOCK
 from dataflex.config.refusals import loaded as refused
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.locking import release_all
@@ -103,7 +104,31 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
             return torchrun(command, arguments, _devices())
         select(config)
         return 0
+    if command == "evaluate":
+        config = load_checked(load_evaluate, arguments, idle=(*SET_BY_EVALUATE, "evaluate"))
+        on_stop(lambda: progress.EVALUATION)
+        from dataflex.base.commands.evaluate import evaluate
+
+        run_log.watch(Path(str(config.llamafactory["output_dir"])))
+        if _wants_torchrun():
+            return torchrun(command, arguments, _devices())
+        evaluate(config)
+        return 0
     config = load_checked(load, arguments)
+    status = _train(config, command, arguments)
+    if status or config.evaluate is None:
+        return status
+    if "LOCAL_RANK" in os.environ:  # the launcher of the ranks evaluates, if it is ours
+        if not launched_by_us():
+            notices.say(f"{BLOCK}: the ranks were not started by dataflex-cli; dataflex-cli evaluate judges the model")
+        return 0
+    from dataflex.base.evaluation.final import evaluate_final
+
+    on_stop(lambda: progress.EVALUATION)
+    return evaluate_final(config)
+
+
+def _train(config: RunConfig, command: str, arguments: Sequence[str]) -> int:
     on_stop(lambda: progress.of_training(config))
     on_ray = _wants_ray(config)
     if config.dataflex is not None:

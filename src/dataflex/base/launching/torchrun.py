@@ -94,6 +94,11 @@ def torchrun(command: str, arguments: Sequence[str], devices: int) -> int:
                 env.pop(name, None)
 
 
+def launched_by_us() -> bool:
+    """Whether this rank was started by `torchrun` of this module."""
+    return _ERROR_FILE in os.environ
+
+
 def report_to_launcher(line: str, status: int, *, cause: bool) -> bool:
     """Leave a rank's line for the launcher, which prints that of the lowest rank that had one; False if there is no launcher of
     ours. cause: whether it may be what ended the run."""

@@ -13,6 +13,7 @@ from dataflex.values import truth
 
 STEP_FILE = "DATAFLEX_STEP_FILE"  # where the launcher of several ranks looks
 GOES_ON = "DATAFLEX_GOES_ON"  # set where the command of a run is given again without overwrite_output_dir
+EVALUATION = "stopped: nothing is written; the same command starts over"
 SELECTION = "stopped: what was measured is kept; the same command goes on"
 
 

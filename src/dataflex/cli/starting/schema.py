@@ -9,7 +9,7 @@ from pathlib import Path
 from dataflex import notices
 from dataflex.cli.parsing import examples
 
-_COMMANDS = ("train", "select", "doremi")
+_COMMANDS = ("train", "select", "doremi", "evaluate")
 
 
 def configure(parser: ArgumentParser) -> None:

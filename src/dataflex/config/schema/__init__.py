@@ -1,8 +1,18 @@
 """The keys of the `dataflex` block, and the typed object that every spelling of it ends in."""
 
-from dataflex.config.schema.keys import SLOT_KEYS, BlockKeys, DoremiKeys, OfflineConfig, own_keys
+from dataflex.config.schema.keys import (
+    SLOT_KEYS,
+    BlockKeys,
+    ChoiceKeys,
+    DoremiKeys,
+    EvaluateKeys,
+    GenerateKeys,
+    OfflineConfig,
+    own_keys,
+)
 from dataflex.config.schema.loaded import (
     DataflexConfig,
+    EvaluateConfig,
     MixConfig,
     RunConfig,
     Schedule,
@@ -14,8 +24,12 @@ from dataflex.config.schema.loaded import (
 __all__ = [
     "SLOT_KEYS",
     "BlockKeys",
+    "ChoiceKeys",
     "DataflexConfig",
     "DoremiKeys",
+    "EvaluateConfig",
+    "EvaluateKeys",
+    "GenerateKeys",
     "MixConfig",
     "OfflineConfig",
     "RunConfig",

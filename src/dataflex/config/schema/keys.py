@@ -209,6 +209,61 @@ class OfflineConfig(_Keys):
         return None if request.file_key is None else getattr(self, request.file_key)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChoiceKeys(_Keys):
+    """A data set of `dataflex.evaluate.choice`."""
+
+    dataset: str = _key("", "the data set", unset="required")
+    options: Literal["column", "letters"] = _key(
+        "column",
+        "where the options are: a column of the rows, or the prompt, which lists them as `A. text` or `Answer1: text`",
+    )
+    options_column: str = _key("options", "with `options: column`: the column, a list of texts")
+    answer_column: str = _key(
+        "answer",
+        "with `options: column`: the column of the answer, the index of an option (from 0) or its text. With `letters` the"
+        " response of the row names the option",
+    )
+    prompt: Literal["whole", "question"] = _key(
+        "whole", "with `options: letters`: the prompt as it is, or only what stands before the first option"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateKeys(_Keys):
+    """A data set of `dataflex.evaluate.generate`."""
+
+    dataset: str = _key("", "the data set", unset="required")
+    match: Literal["text", "number"] = _key(
+        "text", "what is compared with the response of the row: the whole text, or also the final number"
+    )
+    max_new_tokens: SomeOf = _key(256, "tokens of an answer at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateKeys(_Keys):
+    """The block `dataflex.evaluate`: by what a finished model is judged."""
+
+    heldout: Names = _key((), "data sets for the loss per answer token, perplexity and bits per byte", unset="none")
+    choice: SkipValidation[Sequence[ChoiceKeys | Mapping[str, Any] | str]] = _key(
+        (),
+        "data sets for multiple choice by likelihood: a list of [blocks](#choice), or of names",
+        unset="none",
+        kind="list of blocks or names",
+    )
+    generate: SkipValidation[Sequence[GenerateKeys | Mapping[str, Any] | str]] = _key(
+        (),
+        "data sets for exact match of generated answers: a list of [blocks](#generate), or of names",
+        unset="none",
+        kind="list of blocks or names",
+    )
+    tasks: Names = _key(
+        (), "[tasks of lm-eval](evaluate.md#tasks-of-lm-eval), which the extra `eval` installs", unset="none"
+    )
+    task_folder: str | None = _key(None, "with `tasks`: tasks of your own, as lm-eval reads them", kind="directory")
+    limit: SomeOf | None = _key(None, "rows of each data set and each task, from the first on", unset="none: all rows")
+
+
 DoremiStep = Literal["reference", "proxy", "final"]
 DOREMI_STEPS: tuple[str, ...] = get_args(DoremiStep)
 _STEP = "keys of LLaMA-Factory that differ in the step `{}`, and `total_steps`"
@@ -238,6 +293,10 @@ BLOCKS: Mapping[str, tuple[str, str]] = {
     "doremi": (
         "block",
         "the runs of `dataflex-cli doremi` ([doremi.md](doremi.md#keys)); no effect on `train`, which is said",
+    ),
+    "evaluate": (
+        "block",
+        "by what the final model is judged, at the end of `train` and by `dataflex-cli evaluate` ([evaluate.md](evaluate.md))",
     ),
 }
 # The keys that a component's block may hold beside its name and its parameters.

@@ -12,6 +12,9 @@ from dataflex.components.requests import Request, as_requests
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema.keys import (
     BlockKeys,
+    ChoiceKeys,
+    EvaluateKeys,
+    GenerateKeys,
     MixKeys,
     OfflineConfig,
     PartKeys,
@@ -265,9 +268,29 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluateKeys):
+    """By what a finished model is judged. path: how the user spelled the block."""
+
+    choice: tuple[ChoiceKeys, ...] = ()
+    generate: tuple[GenerateKeys, ...] = ()
+    path: str
+
+    def data_sets(self) -> dict[str, tuple[str, ...]]:
+        """The data sets of each metric, by the key that names them."""
+        named = {
+            "heldout": self.heldout,
+            "choice": tuple(entry.dataset for entry in self.choice if entry.dataset),
+            "generate": tuple(entry.dataset for entry in self.generate if entry.dataset),
+        }
+        return {f"{self.path}.{key}": names for key, names in named.items() if names}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """dataflex: None for a plain LLaMA-Factory run. llamafactory: every other key. notices: lines to show once."""
+    """dataflex: None for a plain LLaMA-Factory run. llamafactory: every other key. notices: lines to show once. evaluate: the
+    block `dataflex.evaluate`; None without it."""
 
     dataflex: DataflexConfig | None
     llamafactory: dict[str, Any]
     notices: tuple[str, ...] = field(default=())
+    evaluate: EvaluateConfig | None = None

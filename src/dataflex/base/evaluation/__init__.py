@@ -1,0 +1,1 @@
+"""The data and the model of an evaluation, through LLaMA-Factory."""

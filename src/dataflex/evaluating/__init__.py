@@ -1,0 +1,1 @@
+"""The figures by which a finished model is judged: losses, multiple choice, generated answers."""
