@@ -38,9 +38,8 @@ def load_checked(
     known: KnownKeys | None = None,
     writes: bool = True,
 ) -> _Read:
-    """What `load` makes of a command's arguments. Where it refuses the block, LLaMA-Factory's keys are checked all the same, so
-    that all mistakes are named at once. idle: keys that the command has values of its own for. known, writes: as in
-    `check_arguments`."""
+    """What `load` makes of a command's arguments. Where it refuses, LLaMA-Factory's keys are checked too, so that all mistakes
+    are named at once. idle: keys of which the command has its own values. known, writes: as in `check_arguments`."""
     try:
         return load(arguments)
     except ConfigError as error:
