@@ -46,6 +46,7 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
             "select", "running.select", "select rows before training, and write them as data sets", has_levels=True
         ),
         Command("doremi", "running.doremi", "DoReMi: train reference model, proxy and final model", has_levels=True),
+        Command("compare", "running.compare", "which method helped, by how much, and what is noise", has_levels=True),
         Command("demo", "running.demo", "train four tiny models on real text and compare them", has_levels=True),
     ),
     "Results": (
