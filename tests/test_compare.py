@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import yaml
 from forked import Starts
+from harness import start, train_all
 from scipy import stats
 
 from dataflex.cli import main
-from dataflex.comparing.cells import Trial
-from dataflex.comparing.grid import read_grid
-from dataflex.comparing.running import places
+from dataflex.comparing.grids.cells import Trial
+from dataflex.comparing.grids.grid import read_grid
+from dataflex.comparing.grids.running import places
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
+ROOT = Path(__file__).parents[1]
 VARIANTS: Config = {"none": None, "random": {"name": "random", "interval": 3}, "loss": {"name": "loss", "interval": 3}}
 HELD_OUT: Config = {"eval_dataset": "code_heldout,docs_heldout", "eval_on_each_dataset": True}
 
@@ -360,3 +362,110 @@ def test_a_failed_run_is_one_line_and_the_others_go_on(
     starts.names.clear()
     assert main(["compare", file]) == 0 and starts.names == ["random, seed 0"]
     assert comparison(tmp_path / "out")["metrics"]["loss/mean"]["random"]["seeds"] == 2
+
+
+# -- the example and the page ------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_guide_is_trained_and_compared(ground: Path, tmp_path: Path, starts: Starts) -> None:
+    """As it stands but for paths, steps and seeds; the guide quotes it, and shows a table of this form."""
+    text = (ROOT / "examples" / "demo" / "compare.yaml").read_text(encoding="utf-8")
+    config, guide = yaml.safe_load(text), (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    quoted = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.S)[0])
+    assert quoted == {key: value for key, value in config.items() if key != "base"}
+    base = config["base"]
+    assert base["model_name_or_path"] == "./dataflex-demo/model" and base["dataset_dir"] == "./dataflex-demo/data"
+    base |= {"model_name_or_path": str(ground / "model"), "dataset_dir": str(ground / "data"), "max_steps": 9}
+    out = tmp_path / "out"
+    assert main(["compare", written({**config, "output_dir": str(out), "seeds": [0, 1]}, tmp_path)]) == 0
+    assert len(starts.names) == 6
+    results = (out / "RESULTS.md").read_text(encoding="utf-8")
+    for title in comparison(out)["metrics"]:
+        assert f"## Held-out {title}" in results
+    rows = re.findall(r"^\| (\w+) \|.*\|$", results, re.M)
+    shown = re.findall(r"^    (none|random|longest)  ", guide, re.M)
+    assert set(rows) == {"method", "none", "random", "longest"} and set(shown) == {"none", "random", "longest"}
+
+
+def test_the_page_has_the_tables_on_top(base: Config, tmp_path: Path, starts: Starts) -> None:
+    grid = {"base": {**base, **HELD_OUT, "max_steps": 2}, "output_dir": str(tmp_path / "out"), "seeds": [0],
+            "vary": {"learning_rate": [1e-3, 1e-2]}}  # fmt: skip
+    assert main(["compare", written(grid, tmp_path)]) == 0
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    table, runs = text.index("Held-out loss/mean"), text.index("<h3>Runs</h3>")
+    assert table < runs and "one seed cannot tell an effect from noise" in text
+    assert "learning_rate=0.01, seed 0" in text[runs:]
+
+
+def test_metrics_of_a_finished_model_are_read(base: Config, tmp_path: Path, starts: Starts) -> None:
+    """From `dataflex/evaluation.json`, once it is there; without it they are named as missing."""
+    grid = {"base": {**base, **HELD_OUT, "max_steps": 2}, "output_dir": str(tmp_path / "out"), "seeds": [0, 1],
+            "vary": {"learning_rate": [1e-3, 1e-2]}, "metrics": ["accuracy", "loss/code_heldout"]}  # fmt: skip
+    file, out = written(grid, tmp_path), tmp_path / "out"
+    assert main(["compare", file]) == 0
+    found = comparison(out)
+    assert list(found["metrics"]) == ["loss/code_heldout"] and found["remarks"][0].startswith(
+        "metrics: no run has 'accuracy'"
+    )
+    for rate, right in (("0.001", 0.2), ("0.01", 0.4)):
+        for seed in (0, 1):
+            folder = out / f"learning_rate={rate}" / f"seed-{seed}" / "dataflex"
+            folder.mkdir(exist_ok=True)
+            measured = {"accuracy": {"sums": right * (1 + 0.01 * seed), "words": 0.1}, "exact_match": {"sums": 0.0}}
+            (folder / "evaluation.json").write_text(json.dumps(measured))
+    starts.names.clear()
+    assert main(["compare", file]) == 0 and not starts.names
+    found = comparison(out)
+    assert list(found["metrics"]) == ["accuracy/mean", "loss/code_heldout", "accuracy/sums", "accuracy/words"]
+    row = found["metrics"]["accuracy/sums"]["learning_rate=0.01"]
+    assert row["verdict"].startswith("higher (better) by 0.201 (p = 0.0032") and row["difference"][
+        "mean"
+    ] == pytest.approx(0.201)
+    assert found["metrics"]["accuracy/words"]["learning_rate=0.01"]["verdict"] == "equal in every seed"
+
+
+def test_runs_by_themselves_are_grouped_by_what_differs(
+    base: Config, tmp_path: Path, starts: Starts, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Runs of `train`: with a block by what they have recorded, without one by the names of their directories."""
+    keys = {**base, **HELD_OUT, "do_eval": True, "max_steps": 3}
+    running = []
+    for seed in (1, 2):
+        own = {**keys, "seed": seed}
+        for name, interval in (("short", 2), ("long", 3)):
+            select = {"name": "random", "interval": interval}
+            running.append(start({**own, "dataflex": {"select": select}}, tmp_path / f"{name}{seed}"))
+        running.append(start(own, tmp_path / f"plain-{seed}"))
+    for result in train_all(*running):
+        assert result.ok
+    runs = {kind: [str(tmp_path / f"{kind}{seed}") for seed in (1, 2)] for kind in ("short", "long", "plain-")}
+    assert main(["compare", *runs["short"], *runs["long"], "--json", "--out", str(tmp_path / "compared")]) == 0
+    methods = json.loads(capfd.readouterr().out)["methods"]
+    assert list(methods) == ["interval=2", "interval=3"] and list(methods["interval=2"]["runs"]) == ["1", "2"]
+    assert methods["interval=3"]["baseline"] == "interval=2" and (tmp_path / "compared" / "report.html").is_file()
+    assert main(["compare", *runs["plain-"], *runs["long"], "--baseline", "select random", "--json"]) == 0
+    methods = json.loads(capfd.readouterr().out)["methods"]
+    assert {name: method["baseline"] for name, method in methods.items()} == dict.fromkeys(
+        ["plain", "select random"], "select random"
+    )
+    shutil.copytree(tmp_path / "long1", tmp_path / "twin")
+    shutil.copytree(tmp_path / "plain-1", tmp_path / "nameless")
+    (tmp_path / "plain-2" / "all_results.json").unlink()
+    for chosen, line in (
+        (runs["short"], "these runs differ in nothing but their seeds"),
+        (
+            [*runs["short"], *runs["long"], "--baseline", "intervall=2"],
+            "--baseline: there is no method 'intervall=2'; did you",
+        ),
+        (
+            [*runs["short"], *runs["long"], str(tmp_path / "twin")],
+            f"{tmp_path / 'twin'} and {tmp_path / 'long1'} are runs of",
+        ),
+        (
+            [*runs["long"], str(tmp_path / "nameless")],
+            f"{tmp_path / 'nameless'}: a run without a dataflex block keeps no",
+        ),
+        ([*runs["long"], runs["plain-"][1]], f"{tmp_path / 'plain-2'}: there is no all_results.json"),
+    ):
+        assert main(["compare", *chosen]) == 2
+        assert capfd.readouterr().err.startswith(f"dataflex: error: {line}")

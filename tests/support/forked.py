@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -39,12 +38,15 @@ class Forked:
 
 
 class Starts:
-    """Stands for `side_by_side.start`; the names of what it has started. hooks: by the name of a command."""
+    """Stands for `side_by_side.start`, and knows what it has started.
+
+    hooks: by the name of a command. everywhere: hooks of all."""
 
     def __init__(self, hooks: Mapping[str, list[str]] | None = None) -> None:
-        self.hooks, self.names, self.files = dict(hooks or {}), list[str](), list[Path]()
+        self.hooks, self.everywhere, self.names = dict(hooks or {}), list[str](), list[str]()
+        self.arguments: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, command: Command, env: Mapping[str, str]) -> Any:
         self.names.append(command.name)
-        self.files.append(Path(command.arguments[1]))
-        return Forked(command, env, self.hooks.get(command.name, []))
+        self.arguments[command.name] = command.arguments
+        return Forked(command, env, [*self.everywhere, *self.hooks.get(command.name, [])])

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex.base.processes.stopping import on_stop
-from dataflex.comparing import output
-from dataflex.comparing.cells import Trial, settings_that_differ
-from dataflex.comparing.checks import check_cells, check_unmixed
 from dataflex.comparing.existing import methods_of
 from dataflex.comparing.fairness import fit
-from dataflex.comparing.figures import read_figures
-from dataflex.comparing.grid import Grid
-from dataflex.comparing.results import Comparison, Method
-from dataflex.comparing.running import Runs
+from dataflex.comparing.grids.cells import Trial, settings_that_differ
+from dataflex.comparing.grids.checks import check_cells, check_unmixed
+from dataflex.comparing.grids.grid import Grid
+from dataflex.comparing.grids.running import Runs
+from dataflex.comparing.results import output
+from dataflex.comparing.results.comparison import Comparison, Method
+from dataflex.comparing.results.figures import read_figures
 from dataflex.errors import DataflexError
 from dataflex.locking import alone_in
 from dataflex.notices import say

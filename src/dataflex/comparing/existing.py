@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from dataflex.comparing.cells import beside, settings_that_differ
-from dataflex.comparing.figures import RESULTS, Figures, read_figures
-from dataflex.comparing.results import Method
-from dataflex.comparing.running import RECORD
+from dataflex.comparing.grids.cells import beside, settings_that_differ
+from dataflex.comparing.grids.running import RECORD
+from dataflex.comparing.results.comparison import Method
+from dataflex.comparing.results.figures import RESULTS, Figures, read_figures
 from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.masking import masked
 from dataflex.reading.run import Run, open_runs

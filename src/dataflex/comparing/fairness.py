@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dataflex.comparing.figures import Figures
+from dataflex.comparing.results.figures import Figures
 from dataflex.errors import DataflexError
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from dataflex import notices
-from dataflex.comparing.cells import settings_that_differ
-from dataflex.comparing.checks import check_cells, check_unmixed
 from dataflex.comparing.commands import planned
-from dataflex.comparing.grid import Grid
-from dataflex.comparing.running import Runs
+from dataflex.comparing.grids.cells import settings_that_differ
+from dataflex.comparing.grids.checks import check_cells, check_unmixed
+from dataflex.comparing.grids.grid import Grid
+from dataflex.comparing.grids.running import Runs
 from dataflex.config import parse
 from dataflex.forecast.run import Forecast
 from dataflex.report.tables import Table

@@ -13,7 +13,7 @@ from dataflex.cli.parsing import examples
 from dataflex.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dataflex.comparing.results import Comparison
+    from dataflex.comparing.results.comparison import Comparison
 
 _OF_A_GRID, _OF_RUNS = ("jobs", "gpus", "dry_run"), ("baseline", "metrics", "out")
 
@@ -66,8 +66,8 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
         _show(compare_runs(paths, options.baseline, names_in(options.metrics), options.out, words), options)
         return 0
     from dataflex.comparing.commands import compare_grid
-    from dataflex.comparing.grid import read_grid
-    from dataflex.comparing.running import Runs
+    from dataflex.comparing.grids.grid import read_grid
+    from dataflex.comparing.grids.running import Runs
 
     grid = read_grid(options.what)
     runs = Runs(grid.output_dir, options.jobs or 1, options.gpus)
@@ -87,7 +87,7 @@ def _show(comparison: Comparison, options: Namespace) -> None:
         return
     from rich.console import Console
 
-    from dataflex.comparing.tables import tables_of
+    from dataflex.comparing.results.tables import tables_of
     from dataflex.report.terminal import show_table
 
     console = Console(highlight=False, file=sys.stdout)

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from dataflex.base.environment import report
-from dataflex.comparing.results import Comparison
-from dataflex.comparing.tables import markdown, tables_of
+from dataflex.comparing.results.comparison import Comparison
+from dataflex.comparing.results.tables import markdown, tables_of
 from dataflex.reading.run import Run
 from dataflex.report.page import Section, page
 from dataflex.writing import write_atomically

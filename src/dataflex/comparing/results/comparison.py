@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dataflex.comparing.figures import Figures, chosen, lower_is_better
-from dataflex.comparing.statistics import Difference, Sample, difference, holm, verdict
+from dataflex.comparing.results.figures import Figures, chosen, lower_is_better
+from dataflex.comparing.results.statistics import Difference, Sample, difference, holm, verdict
 from dataflex.errors import nearest
 
 

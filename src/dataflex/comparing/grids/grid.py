@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pydantic
 from pydantic import ConfigDict, PositiveFloat
 
-from dataflex.comparing.axes import SET_HERE, Axis, cells_of, read_axes
-from dataflex.comparing.cells import Cell
+from dataflex.comparing.grids.axes import SET_HERE, Axis, cells_of, read_axes
+from dataflex.comparing.grids.cells import Cell
 from dataflex.config.files import CONFIG_SUFFIXES, read_file
 from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.values import shown, words

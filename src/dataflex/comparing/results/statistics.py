@@ -18,6 +18,8 @@ LEVEL = 0.05
 """Of the test, and one minus the confidence of intervals."""
 POWER = 0.8
 _MOST_SEEDS = 1000
+_QUANTILES = 2000
+_ROUNDING = 1e-12  # of a value, below which a difference is one of rounding
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Difference:
     deviation: float | None
     """The standard deviation of the differences; None: fewer than two seeds, or a value that is not finite."""
     interval: tuple[float, float] | None
-    """Of 95 %, for this difference alone."""
+    """Of 95 %, for this difference alone; None as for `p`."""
     p: float | None
-    """Of the paired t test, two-sided, for this difference alone."""
+    """Of the paired t test, two-sided, for this difference alone; None where the deviation is not known, or zero."""
     adjusted: float | None = None
     """p after Holm's correction over the methods of the table."""
 
@@ -68,8 +70,9 @@ def difference(method: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if n < 2 or not np.isfinite(deltas).all():
         return Difference(seeds, mean, None, None, None)
     deviation = float(deltas.std(ddof=1))
-    if not deviation:  # equal in every seed, as of two names for one method: nothing, or a constant
-        return Difference(seeds, mean, deviation, (mean, mean), 1.0 if not mean else 0.0)
+    if deviation <= _ROUNDING * max(abs(value) for seed in seeds for value in (method[seed], baseline[seed])):
+        # Equal in every seed. Of counts, such as right answers, a few seeds may agree by chance, and t would be infinite.
+        return Difference(seeds, mean, 0.0, None, None) if mean else Difference(seeds, 0.0, 0.0, (0.0, 0.0), 1.0)
     error = deviation / math.sqrt(n)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
@@ -87,26 +90,31 @@ def holm(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def seeds_needed(mean: float, deviation: float) -> int | None:
-    """The fewest seeds with which a difference of this size is found with probability POWER, by one paired t test at LEVEL; None:
-    more than 1000, or there is no difference."""
+    """The fewest seeds with which a difference of this size is found with probability POWER, by one paired t test at LEVEL.
+
+    None: more than 1000, or there is no difference. deviation: of the differences, above zero."""
     if not mean:
         return None
-    effect = abs(mean) / deviation if deviation else math.inf
-
-    def power(n: int) -> float:
-        critical, shift = float(stats.t.ppf(1 - LEVEL / 2, n - 1)), effect * math.sqrt(n)
-        # Far out nct has no numbers; the other tail is nothing there.
-        return (
-            1.0 if shift > 30 else float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
-        )
-
+    effect = abs(mean) / deviation
     low, high = 2, _MOST_SEEDS
-    if power(high) < POWER:
+    if power(high, effect) < POWER:
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle + 1, high)
+        low, high = (low, middle) if power(middle, effect) >= POWER else (middle + 1, high)
     return low
+
+
+def power(n: int, effect: float) -> float:
+    """The chance that a paired t test of n seeds finds a difference of `effect` standard deviations, at LEVEL.
+
+    t is (Z + effect sqrt(n)) / sqrt(V / (n - 1)) with Z normal and V chi-squared. The mean over V is taken at its quantiles;
+    scipy's noncentral t has no numbers for large effects.
+    """
+    quantiles = stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1)
+    limit = stats.t.ppf(1 - LEVEL / 2, n - 1) * np.sqrt(quantiles / (n - 1))
+    shift = effect * math.sqrt(n)
+    return float(np.mean(stats.norm.cdf(shift - limit) + stats.norm.cdf(-shift - limit)))
 
 
 def verdict(found: Difference, *, lower_is_better: bool | None) -> str:
@@ -118,9 +126,14 @@ def verdict(found: Difference, *, lower_is_better: bool | None) -> str:
         return "a run has diverged, so there is no test"
     if n == 1:
         return "one seed cannot tell an effect from noise"
-    assert found.deviation is not None and found.adjusted is not None
-    if not found.mean and not found.deviation:
-        return "equal in every seed"
+    assert found.deviation is not None
+    if not found.deviation:
+        return (
+            "equal in every seed"
+            if not found.mean
+            else f"the same difference in all {n} seeds, so its spread is not known"
+        )
+    assert found.adjusted is not None
     if found.found:
         how = "lower" if found.mean < 0 else "higher"
         better = "" if lower_is_better is None else " (better)" if lower_is_better == (found.mean < 0) else " (worse)"

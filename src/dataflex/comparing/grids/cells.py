@@ -80,6 +80,8 @@ class Trial:
             keys["max_steps"] = self.steps
             if isinstance(keys.get("dataflex"), dict) and "total_steps" in keys["dataflex"]:
                 keys["dataflex"]["total_steps"] = self.steps
+            if "train_step" in keys:  # the spelling of 1.1.0
+                keys["train_step"] = self.steps
         return keys
 
     def text(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dataflex.comparing.results import Comparison, Row, mean_of
+from dataflex.comparing.results.comparison import Comparison, Row, mean_of
 from dataflex.report.tables import Table
 from dataflex.report.words import NONE, count, duration, number
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from dataflex.base.checks.arguments import check_arguments, check_keys
-from dataflex.comparing.cells import Cell, Trial, flat, holds_out
-from dataflex.comparing.grid import Grid
+from dataflex.comparing.grids.cells import Cell, Trial, flat, holds_out
+from dataflex.comparing.grids.grid import Grid
 from dataflex.compat.flat import FLAT_KEYS
 from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError, Mistakes

@@ -13,7 +13,7 @@ import xxhash
 
 from dataflex.base.processes import progress
 from dataflex.base.processes.side_by_side import Command, run_side_by_side
-from dataflex.comparing.cells import Trial
+from dataflex.comparing.grids.cells import Trial
 from dataflex.errors import ConfigError
 from dataflex.masking import to_environment
 from dataflex.notices import say

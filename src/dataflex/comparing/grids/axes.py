@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dataflex.comparing.cells import Cell
+from dataflex.comparing.grids.cells import Cell
 from dataflex.config.schema import SLOT_KEYS, BlockKeys, own_keys
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values import shown
