@@ -56,7 +56,7 @@ def table(out: Path) -> Config:
 def long_grid(base: Config, methods: Config, seeds: list[int]) -> Config:
     """Runs of some seconds each, with checkpoints."""
     keys = {
-        **base, **HELD_OUT, "max_steps": 240, "save_strategy": "steps", "save_steps": 40, "logging_steps": 20,
+        **base, **HELD_OUT, "max_steps": 120, "save_strategy": "steps", "save_steps": 20, "logging_steps": 10,
         "save_total_limit": 2,
     }  # fmt: skip
     return {"base": keys, "vary": {"select": methods}, "seeds": seeds}
@@ -138,7 +138,7 @@ def test_the_same_command_goes_on_from_any_moment(
     base: Config, tmp_path: Path, starts: Starts, number: signal.Signals
 ) -> None:
     """Cut off at every moment in turn, in one directory, and then finished."""
-    keys = long_grid(base, {"none": None, "loss": {"name": "loss", "interval": 60}}, [0, 1])
+    keys = long_grid(base, {"none": None, "loss": {"name": "loss", "interval": 30}}, [0, 1])
     file, out = written(tmp_path, "cut", **keys)
     for moment, there in MOMENTS.items():
         said, _ = cut_off(file, lambda there=there: (out / "dataflex.lock").exists() and there(out), number)

@@ -8,7 +8,7 @@ from pathlib import Path
 from dataflex.base.processes.stopping import on_stop
 from dataflex.comparing.existing import methods_of
 from dataflex.comparing.fairness import fit
-from dataflex.comparing.grids.cells import Trial, settings_that_differ
+from dataflex.comparing.grids.cells import Cell, Trial, settings_that_differ
 from dataflex.comparing.grids.checks import check_cells, check_unmixed
 from dataflex.comparing.grids.grid import Grid
 from dataflex.comparing.grids.running import Runs
@@ -27,8 +27,8 @@ def compare_grid(grid: Grid, runs: Runs, words: Sequence[str]) -> tuple[Comparis
     on_stop(lambda: "stopped; the same command goes on")
     with alone_in(grid.output_dir):
         trials, failed = _trained(grid, runs)
-        comparison = Comparison(_methods(grid, trials), grid.equal, grid.metrics)
         done = [trial for trial in trials if trial not in failed]
+        comparison = Comparison(_methods(grid, done), grid.equal, grid.metrics)
         files = output.write(grid.output_dir, comparison, _named(done), words) if done else []
     if files:
         say(f"written: {', '.join(map(str, files))}")
@@ -37,10 +37,9 @@ def compare_grid(grid: Grid, runs: Runs, words: Sequence[str]) -> tuple[Comparis
 
 def _trained(grid: Grid, runs: Runs) -> tuple[list[Trial], list[Trial]]:
     """All trials that are compared, and those that have failed."""
-    measures = grid.equal in ("tokens", "compute")
-    first = [_trial(grid, name, grid.seeds[0], None) for name in range(len(grid.cells))]
     steps: dict[str, int | None] = dict.fromkeys((cell.name for cell in grid.cells), None)
-    if measures:
+    if grid.equal in ("tokens", "compute"):
+        first = [_trial(grid, cell, grid.seeds[0], None) for cell in grid.cells]
         check_unmixed(first)
         if failed := runs.run(first):
             names = ", ".join(trial.cell.name for trial in failed)
@@ -53,18 +52,18 @@ def _trained(grid: Grid, runs: Runs) -> tuple[list[Trial], list[Trial]]:
         unit = "tokens" if grid.equal == "tokens" else "seconds"
         told = ", ".join(f"{name} {steps[name] or measured[name].steps:,}" for name in steps)
         say(f"equal: {grid.equal}: {fitted.budget:,.4g} {unit} of each run; steps: {told}")
-    trials = [_trial(grid, c, seed, steps[grid.cells[c].name]) for seed in grid.seeds for c in range(len(grid.cells))]
+    trials = [_trial(grid, cell, seed, steps[cell.name]) for seed in grid.seeds for cell in grid.cells]
     check_unmixed(trials)
     return trials, runs.run(trials)
 
 
-def _trial(grid: Grid, cell: int, seed: int, steps: int | None) -> Trial:
-    return Trial(grid.cells[cell], seed, grid.output_dir, steps, counts_tokens=grid.equal == "tokens")
+def _trial(grid: Grid, cell: Cell, seed: int, steps: int | None) -> Trial:
+    return Trial(cell, seed, grid.output_dir, steps, counts_tokens=grid.equal == "tokens")
 
 
 def planned(grid: Grid) -> list[Trial]:
     """The trials of a grid with the steps of the file."""
-    return [_trial(grid, c, seed, None) for seed in grid.seeds for c in range(len(grid.cells))]
+    return [_trial(grid, cell, seed, None) for seed in grid.seeds for cell in grid.cells]
 
 
 def _methods(grid: Grid, trials: Sequence[Trial]) -> list[Method]:
