@@ -21,7 +21,8 @@ from dataflex.config.json_schema import Command
 from dataflex.config.schema import SLOT_KEYS, own_keys
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = [path for folder in ("demo", "real") for path in sorted((ROOT / "examples" / folder).glob("*.yaml"))]
+FILES = [path for folder in ("demo", "real") for path in sorted((ROOT / "examples" / folder).glob("*.yaml"))]
+EXAMPLES = [path for path in FILES if path.stem != "compare"]  # which is a grid, and no file of these commands
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -135,3 +136,14 @@ class Failing(Selector):
 
     def select(self, state, signals, context):
         return Selection(np.zeros(0, dtype=np.int64)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Selector):
+    """Takes the first rows, and `seconds` for it."""
+
+    seconds: float = 0.5
+
+    def select(self, state, signals, context):
+        time.sleep(self.seconds)
+        return Selection(np.arange(context.budget)), state

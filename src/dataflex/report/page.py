@@ -48,8 +48,8 @@ class Section:
     folded: bool = False
 
 
-def page(runs: Sequence[Run], title: str) -> str:
-    """The page, as text."""
+def page(runs: Sequence[Run], title: str, first: Sequence[Section] = ()) -> str:
+    """The page, as text. first: sections above those about the runs."""
     figures: list[Figure] = []
 
     def place(figure: Figure) -> str:
@@ -62,7 +62,7 @@ def page(runs: Sequence[Run], title: str) -> str:
     environment.filters |= {"visible": visible, "number": number, "target_name": target_name}
     template = environment.get_template("page.html")
     parts = [(run, list(sections_of(run))) for run in runs]
-    across = list(_across(runs))
+    across = [*first, *_across(runs)]
     body = template.render(
         title=title,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str], env: Mapping[str, str] | None = None, *, ours:
     A signal that stops this process stops the child too, which says so itself."""
     child = subprocess.Popen(python(*arguments), env={**os.environ, **(env or {})})
     try:
-        return _status(child.wait())
+        return exit_status_of(child.wait())
     except stopping.Stopped:
         received = stopping.received() or signal.SIGTERM
         if (
@@ -64,5 +64,5 @@ def run(arguments: Sequence[str], env: Mapping[str, str] | None = None, *, ours:
             child.wait()
 
 
-def _status(code: int) -> int:
+def exit_status_of(code: int) -> int:
     return code if code >= 0 else stopping.exit_status(-code)

@@ -1,0 +1,143 @@
+"""Comparing runs that are there: grouped by what differs in their configurations, and paired by seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataflex.comparing.grids.cells import beside, settings_that_differ
+from dataflex.comparing.grids.running import RECORD
+from dataflex.comparing.results.comparison import Method
+from dataflex.comparing.results.figures import RESULTS, Figures, read_figures
+from dataflex.errors import ConfigError, Mistakes, nearest
+from dataflex.masking import masked
+from dataflex.reading.run import Run, open_runs
+from dataflex.report.tables import does
+
+_SEED = 42  # of transformers, where a file names none
+# Keys in which runs of one method may differ.
+_OF_A_RUN = (
+    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "overwrite_output_dir", "resume_from_checkpoint",
+)  # fmt: skip
+_ENDS_IN_SEED = re.compile(r"^(.*?)[-_.]?(?:seed)?[-_]?(\d+)$")
+
+
+def methods_of(paths: Sequence[Path], baseline: str | None) -> tuple[list[Method], list[Run]]:
+    """The methods that some runs are of, and the runs. baseline: the name of a method; None: that of the first run.
+
+    ConfigError for a run that is not finished, one whose method or seed is not known, and two of one method with one seed."""
+    runs = open_runs(_expanded(paths))
+    mistakes, figures = Mistakes(), dict[Path, Figures]()
+    for run in runs:
+        with mistakes.noting():
+            found = read_figures(run.path)
+            if found is None:
+                raise ConfigError(f"{run.path}: there is no {RESULTS}, so the run is not finished")
+            figures[run.path] = found
+    mistakes.settle()
+    groups = _grouped(runs)
+    if len(groups) == 1:
+        raise ConfigError("these runs differ in nothing but their seeds, so there are no methods to compare")
+    if baseline is not None and baseline not in groups:
+        raise ConfigError(f"--baseline: there is no method {baseline!r}{nearest(baseline, groups)}")
+    base = baseline if baseline is not None else next(iter(groups))
+    settings = settings_that_differ({name: next(iter(own.values()))[1] for name, own in groups.items()})
+    seeds = tuple(sorted({seed for own in groups.values() for seed in own}))
+    methods = [
+        Method(name, base, {seed: figures[run.path] for seed, (run, _) in sorted(own.items())}, seeds, settings[name])
+        for name, own in groups.items()
+    ]
+    return methods, runs
+
+
+def _expanded(paths: Sequence[Path]) -> list[Path]:
+    """The output directory of a comparison stands for its runs."""
+    found: list[Path] = []
+    for path in paths:
+        try:
+            found += [path / name for name in json.loads((path / RECORD).read_text(encoding="utf-8"))]
+        except (OSError, ValueError):
+            found.append(path)
+    return found
+
+
+def _grouped(runs: Sequence[Run]) -> dict[str, dict[int, tuple[Run, dict[str, Any]]]]:
+    """By method and seed, the runs and their configurations without the keys of a single run."""
+    configs = {run.path: _written(run) for run in runs}
+    if any(config is None for config in configs.values()):
+        configs = {run.path: _recorded(run) for run in runs}
+    by_content: dict[str, list[tuple[int, Run, dict[str, Any]]]] = {}
+    mistakes = Mistakes()
+    for run in runs:
+        config = configs[run.path]
+        with mistakes.noting():
+            seed, stem = (int(config.get("seed") or _SEED), "") if config is not None else _from_name(run)
+            keys = {k: v for k, v in (config or {}).items() if k not in _OF_A_RUN}
+            content = stem or json.dumps(keys, sort_keys=True, default=str)
+            by_content.setdefault(content, []).append((seed, run, keys))
+    mistakes.settle()
+    names = _names({content: [run for _, run, _ in found] for content, found in by_content.items()}, by_content)
+    groups: dict[str, dict[int, tuple[Run, dict[str, Any]]]] = {}
+    for content, found in by_content.items():
+        own = groups.setdefault(names[content], {})
+        for seed, run, keys in found:
+            if seed in own:
+                mistakes.note(
+                    ConfigError(f"{run.path} and {own[seed][0].path} are runs of one method with one seed ({seed})")
+                )
+            own[seed] = run, keys
+    mistakes.settle()
+    return groups
+
+
+def _names(
+    runs: Mapping[str, Sequence[Run]], found: Mapping[str, list[tuple[int, Run, dict[str, Any]]]]
+) -> dict[str, str]:
+    """Of each group: its directory, its components, or the settings that only it has, whichever tells the groups apart."""
+    folders = {content: {run.path.parent.name for run in own} for content, own in runs.items()}
+    if all(len(names) == 1 for names in folders.values()):
+        ways = [{content: next(iter(names)) for content, names in folders.items()}]
+    else:
+        ways = []
+    ways.append({content: content if not own[0].record else does(own[0]) for content, own in runs.items()})
+    for names in ways:
+        if len(set(names.values())) == len(names) and not any(name.startswith("{") for name in names.values()):
+            return names
+    settings = settings_that_differ({content: own[0][2] for content, own in found.items()})
+    return {
+        content: ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings[content].items())
+        or "the rest"
+        for content in found
+    }
+
+
+def _written(run: Run) -> dict[str, Any] | None:
+    """The configuration that a comparison has written beside a run."""
+    try:
+        found = yaml.safe_load(beside(run.path, ".yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) and str(found.get("output_dir")).endswith(run.path.name) else None
+
+
+def _recorded(run: Run) -> dict[str, Any] | None:
+    """What a run with a block has recorded; without one there is no record."""
+    if not run.record:
+        return None
+    return {**masked(run.record.get("llamafactory") or {}), "dataflex": run.block}
+
+
+def _from_name(run: Run) -> tuple[int, str]:
+    """Seed and method of a run without a record, by its directory, such as plain-0."""
+    found = _ENDS_IN_SEED.match(run.path.name)
+    if found is None or not found[1]:
+        raise ConfigError(
+            f"{run.path}: a run without a dataflex block keeps no configuration; let its directory end in the seed, such as"
+            f" {run.path.name}-0"
+        )
+    return int(found[2]), found[1]

@@ -1,0 +1,1 @@
+"""The grid of a comparison: its file, its cells, what is checked of them, and how they are trained."""

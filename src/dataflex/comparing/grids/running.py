@@ -1,0 +1,147 @@
+"""Runs the trials of a comparison: each an ordinary `train` of a written file, skipped where it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dataflex.base.processes import progress
+from dataflex.base.processes.side_by_side import Command, run_side_by_side
+from dataflex.comparing.grids.cells import Trial
+from dataflex.errors import ConfigError
+from dataflex.masking import to_environment
+from dataflex.notices import say
+from dataflex.record.completeness import newest_complete
+from dataflex.record.ledger import DIRECTORY
+from dataflex.version import __version__
+from dataflex.writing import write_atomically
+
+RECORD = "runs.json"
+_ERROR = "dataflex: error: "
+_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class Runs:
+    """The trials below one output directory, with a record of those that are done."""
+
+    def __init__(self, out: Path, jobs: int, gpus: int | None = None) -> None:
+        """gpus: of each run; None: all that are visible."""
+        self.out, self.jobs = out, jobs
+        self.places = places(jobs, gpus, visible_gpus() if jobs > 1 or gpus is not None else ())
+
+    def run(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Run those that are not done; the trials that have failed. A failed one is said in a line, and the others go on."""
+        done = self.done(trials)
+        left = [trial for trial in trials if trial not in done]
+        if len(left) < len(trials):
+            say(f"{len(trials) - len(left)} of {len(trials)} runs are done")
+        by_name = {trial.name: trial for trial in left}
+        failed: list[Trial] = []
+        began: dict[str, float] = {}
+
+        def commands() -> Any:
+            for trial in left:
+                began[trial.name] = time.monotonic()
+                say(f"{trial.name}: {trial.file}")
+                yield self._command(trial)
+
+        def ended(command: Command, status: int) -> None:
+            trial = by_name[command.name]
+            if status == 0:
+                self._note(trial)
+                seconds = time.monotonic() - began[trial.name]
+                say(f"{trial.name}: done in {seconds:.0f} s ({len(self.done(trials))} of {len(trials)} runs are done)")
+                return
+            failed.append(trial)
+            say(f"{trial.name}: failed with status {status}: {last_line(trial.log)} ({trial.log})")
+
+        run_side_by_side(commands(), self.jobs, ended, lambda slot: self.places[slot])
+        return failed
+
+    def done(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that have finished with the same configuration."""
+        record = self._read()
+        return [t for t in trials if t.folder.is_dir() and record.get(self._key(t), {}).get("digest") == digest(t)]
+
+    def _command(self, trial: Trial) -> Command:
+        write_atomically(trial.file, trial.text())
+        keys = trial.config()
+        arguments = ["train", str(trial.file), *_where_to_begin(trial.folder, str(keys.get("stage")))]
+        return Command(trial.name, tuple(arguments), trial.log, {**to_environment(keys), progress.GOES_ON: "1"})
+
+    def _key(self, trial: Trial) -> str:
+        return str(trial.folder.relative_to(self.out))
+
+    def _read(self) -> dict[str, Any]:
+        file = self.out / RECORD
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            return dict(found)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"output_dir: {file} cannot be read ({error}); remove it to run all again") from None
+
+    def _note(self, trial: Trial) -> None:
+        record = self._read() | {self._key(trial): {"digest": digest(trial), "dataflex": __version__}}
+        write_atomically(self.out / RECORD, json.dumps(record, indent=1).encode())
+
+
+def digest(trial: Trial) -> str:
+    """Of the configuration; a secret that has changed makes no other run."""
+    return xxhash.xxh3_64_hexdigest(trial.text())
+
+
+def _where_to_begin(folder: Path, stage: str) -> list[str]:
+    """Keys that have a trial go on from its newest whole checkpoint, or start over where there is none."""
+    start_over = ["overwrite_output_dir=true"]
+    if stage == "rm":  # LLaMA-Factory cannot resume a reward model
+        return start_over
+    if any(folder.glob(f"checkpoint-*/{DIRECTORY}")):
+        try:
+            return [] if newest_complete(folder)[0] is not None else start_over
+        except ConfigError:  # checkpoints that nothing can go on from, such as those of a model alone
+            return start_over
+    # A run without a block. LLaMA-Factory would take the last checkpoint, whole or not; its trainer_state.json is written last.
+    whole = {path.parent.name: path.parent for path in folder.glob("checkpoint-*/trainer_state.json")}
+    steps = [int(name.removeprefix("checkpoint-")) for name in whole if name.removeprefix("checkpoint-").isdigit()]
+    if not steps:
+        return start_over
+    return [f"resume_from_checkpoint={json.dumps(str(whole[f'checkpoint-{max(steps)}']))}"]
+
+
+def last_line(log: Path) -> str:
+    """What a failed run said of its end: its error, or else its last line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return (errors or [line.strip() for line in lines if line.strip()] or ["it printed nothing"])[-1]
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that a run started here would take, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get(_GPUS)
+    if given is not None:
+        return tuple(name.strip() for name in given.split(",") if name.strip())
+    import torch
+
+    return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def places(jobs: int, gpus: int | None, visible: Sequence[str]) -> list[Mapping[str, str]]:
+    """The environment of each of `jobs` places. A run takes as many ranks as it sees GPUs, and its global batch grows with them,
+    so the number of GPUs of a run never follows from `jobs`. ConfigError where there are too few."""
+    if gpus is None and len(visible) <= 1:
+        return [{}] * jobs  # they share what there is
+    if gpus is None:
+        raise ConfigError(
+            f"--jobs: {len(visible)} GPUs are visible, and every run would take all of them; say --gpus, the GPUs of a run"
+        )
+    if jobs * gpus > len(visible):
+        raise ConfigError(
+            f"--gpus: {jobs} runs with {gpus} GPUs each need {jobs * gpus}, and {len(visible)} are visible"
+        )
+    return [{_GPUS: ",".join(visible[j * gpus : (j + 1) * gpus])} for j in range(jobs)]
