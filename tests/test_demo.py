@@ -354,6 +354,8 @@ def test_the_demonstration_tells_what_its_files_hold(tmp_path: Path, capsys: pyt
 
     plain = [loss(name) for name in ("plain", "plain-2", "plain-3")]
     half = 4.302652729911275 * statistics.stdev(plain) * (4 / 3) ** 0.5
+    others = {name: [loss(name, domain) for domain in DOMAINS if domain != "arithmetic"] for name in RUNS}
+    plain_others = others["plain"] + others["plain-2"] + others["plain-3"]
     distance = loss("select") - statistics.mean(plain)
     verdict = "within noise" if abs(distance) <= half else "lower" if distance < 0 else "higher"
     chosen = pq.read_table(out / "select/dataflex/selections/step_0.parquet").to_pandas()
@@ -361,7 +363,8 @@ def test_the_demonstration_tells_what_its_files_hold(tmp_path: Path, capsys: pyt
     assert (
         f"rds took {taken.sum()} of {5 * ROWS} rows for arithmetic, and {taken['arithmetic']} of them are of arithmetic. Its"
         f" held-out loss: {loss('select'):.3f}, {verdict} (plain {statistics.mean(plain):.3f} ± {half:.2f}); with as many random"
-        f" rows: {loss('random'):.3f}."
+        f" rows: {loss('random'):.3f}. The other domains pay for it: {statistics.mean(others['select']):.3f} on average, plain"
+        f" {statistics.mean(plain_others):.3f}."
     ) in text
 
     ledger = [json.loads(line) for line in (out / "mix/dataflex/ledger.jsonl").read_text().splitlines()]

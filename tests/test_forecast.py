@@ -154,7 +154,20 @@ def test_advice(base: Config, ground: Path) -> None:
     assert "each selection takes 176 of 180 rows" in lines({**config, "max_steps": 100, "dataflex": most})
     assert "measuring takes about" in lines({**config, "dataflex": {"select": {"name": "loss", "interval": 1}}})
     assert "nothing is held out" in lines({**config, "dataflex": SELECT})
-    assert "nothing is held out" not in lines({**config, "val_size": 0.1, "dataflex": SELECT})
+    held = {**config, "val_size": 0.1, "dataflex": SELECT}
+    assert "nothing is held out" not in lines(held) and "the held-out rows are never evaluated" in lines(held)
+    for evaluated in ({"do_eval": True}, {"eval_strategy": "steps", "eval_steps": 4}):
+        assert "never evaluated" not in lines({**held, **evaluated})
+    other = {**config, "eval_dataset": "code_heldout", "do_eval": True}
+    assert "code_heldout is the target and is held out too" in lines({**other, "dataflex": aimed})
+    assert "held out too" not in lines({**other, "eval_dataset": "docs_heldout", "dataflex": aimed})
+    odm = {"mix": {"name": "odm", "warmup": 3, "interval": 3}}
+    assert "mix odm learns nothing in this run: with 3 data sets its first 3 decisions" in lines(
+        {**config, "dataflex": odm}
+    )
+    assert "learns nothing" not in lines({**config, "max_steps": 13, "dataflex": odm})
+    both = {**odm, "select": {"name": "random", "interval": 4, "keep_ratio": 0.25}}
+    assert "select keeps 25 % of the rows of each domain" in lines({**config, "dataflex": both})
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from harness import start, tiny_run, train, train_all
+from rich.console import Console
 
 from dataflex.plan.plan import Domains
 from dataflex.reading import Run, open_runs
@@ -24,7 +26,16 @@ from dataflex.record.selection_file import SelectionRecord
 from dataflex.report.charts import weight_charts
 from dataflex.report.page import page
 from dataflex.report.rows import losses_table
-from dataflex.report.tables import Table, cost_table, domains_table, final_losses, selections_table, weights_table
+from dataflex.report.tables import (
+    Table,
+    cost_table,
+    domains_table,
+    final_losses,
+    selections_table,
+    tables_of,
+    weights_table,
+)
+from dataflex.report.terminal import show_table
 from dataflex.report.words import visible
 
 Config = dict[str, Any]
@@ -203,7 +214,7 @@ def test_weights_and_time(runs: dict[str, Path]) -> None:
         assert cost.components[name].decisions == spent.loc[name, "count"]
         assert cost.components[name].seconds == pytest.approx(spent.loc[name, "sum"])
     assert cost.total == pytest.approx(sum(cost.kinds.values()))
-    for kind in ("selecting", "evaluating", "saving"):
+    for kind in ("loading", "selecting", "evaluating", "saving"):
         assert cost.kinds[kind] == log[f"dataflex/seconds/{kind}"].max()
     assert cells(cost_table(opened(path)))["training"]["share"].endswith("%")
 
@@ -348,6 +359,8 @@ def test_report_in_a_terminal_and_as_a_page(runs: dict[str, Path], tmp_path: Pat
         assert max(map(len, found.stdout.splitlines())) <= columns
         assert all(word in found.stdout for word in ("Domains", "Selections", "Weights", "Settings that differ"))
     assert all(words in found.stdout for words in ("select loss, mix odm, weight loss", "mean of domains"))
+    for columns in (80, 160):
+        _nothing_is_cut(opened(runs["all"]), columns)
     file = tmp_path / "report.html"
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0
     assert command("report", str(runs["all"]), "--html", str(file)).returncode == 0  # its own page may be replaced
@@ -357,6 +370,31 @@ def test_report_in_a_terminal_and_as_a_page(runs: dict[str, Path], tmp_path: Pat
     assert refused.returncode == 2 and "is no report" in refused.stderr and file.read_text() == "mine"
     missing = command("report", str(tmp_path))
     assert missing.returncode == 2 and "no run and no selection" in missing.stderr and missing.stderr.count("\n") == 1
+
+
+def _nothing_is_cut(run: Run, columns: int) -> None:
+    """Every figure of the tables is in the terminal whole, beside the name of its row."""
+    for table in tables_of(run):
+        console = Console(width=columns, file=io.StringIO(), highlight=False)
+        show_table(table, console)
+        shown = console.file.getvalue().splitlines()
+        for row in table.rows:
+            own = " ".join(line for line in shown if line.startswith(row[0]))
+            figures = [cell for name, cell in zip(table.columns, row) if name not in table.texts and cell != "-"]
+            assert all(figure in own for figure in figures), (row, shown)
+
+
+def test_texts_follow_a_narrow_table() -> None:
+    table = Table(
+        "Rows", ("row", "score", "margin", "text"), [("a:1", "0.5", "-", "y" * 300)], "note", frozenset({"text"})
+    )
+    narrow, wide = (Console(width=columns, file=io.StringIO(), highlight=False) for columns in (80, 160))
+    show_table(table, narrow)
+    lines = narrow.file.getvalue().splitlines()
+    assert [line.split() for line in lines[:3]] == [["Rows"], ["row", "score"], ["a:1", "0.5"]]
+    assert lines[4] == f"a:1  {'y' * 74}…" and lines[5] == "note"
+    show_table(table, wide)
+    assert wide.file.getvalue().count("y") == 300 and "margin" not in wide.file.getvalue()
 
 
 def test_show_rows_and_the_life_of_one(runs: dict[str, Path]) -> None:

@@ -163,23 +163,21 @@ def config_of(**slots: Any) -> Any:
     ).dataflex
 
 
-def started(steps: int, **schedules: Schedule) -> Any:
-    return events.Started(0, 4, schedules, SimpleNamespace(max_steps=steps, args=None))
+def started(config: Any, steps: int, domains: int, *, known: bool = True, **schedules: Schedule) -> list[str]:
+    return list(no_effect.at_the_start(config, schedules, steps, domains, known=known))
 
 
 def test_decisions_that_cannot_matter() -> None:
     odm = config_of(mix={"name": "odm", "interval": 3, "warmup": 3})
-    found = list(no_effect.at_the_start(started(12, mix=odm.mix.schedule), odm, 3, known=True))
+    found = started(odm, 12, 3, mix=odm.mix.schedule)
     assert len(found) == 1 and "its first 3 decisions do not depend on what is measured, and the run has 3" in found[0]
-    assert not list(no_effect.at_the_start(started(13, mix=odm.mix.schedule), odm, 3, known=True))
-    assert "there is one data set" in next(
-        no_effect.at_the_start(started(13, mix=odm.mix.schedule), odm, 1, known=True)
-    )
+    assert not started(odm, 13, 3, mix=odm.mix.schedule)
+    assert "there is one data set" in started(odm, 13, 1, mix=odm.mix.schedule)[0]
     delta = config_of(select={"name": "delta_loss", "interval": 5})
-    found = list(no_effect.at_the_start(started(5, select=delta.select.schedule), delta, 3, known=True))
+    found = started(delta, 5, 3, select=delta.select.schedule)
     assert found[0].startswith("select delta_loss learns nothing in this run: its first decision does not depend")
     flat = config_of(weight=[{"name": "focal", "gamma": 0.0}, {"name": "loss", "warmup": 20}])
-    assert list(no_effect.at_the_start(started(9), flat, 1, known=False)) == [
+    assert started(flat, 9, 1, known=False) == [
         "weight focal changes nothing: with gamma 0 every token weighs one",
         "weight[1] loss never acts: its warmup is 20 steps, and the run has 9",
     ]
@@ -238,6 +236,7 @@ def test_time_left_knows_of_what_is_to_come() -> None:
             if step + 1 in expected:
                 assert spent.left(step + 1) == pytest.approx(expected[step + 1]), step + 1
     assert spent.seconds == {"selecting": 14.0, "mixing": 5.0, "weighing": 0.0, "evaluating": 12.0, "saving": 9.0}
+    assert spent.scalars()["dataflex/seconds/loading"] == spent.loading > 0
     assert spent.scalars()["dataflex/seconds/total"] == pytest.approx(50 + 29 * 2 + 90 + 14 + 5 + 12 + 9)
 
 
@@ -247,7 +246,7 @@ def test_seconds_are_in_every_log_of_training() -> None:
         training, evaluation = events.Logging(1, {"loss": 1.0}), events.Logging(1, {"eval_loss": 1.0})
         events.emit(training)
         events.emit(evaluation)
-    assert len(training.scalars) == 7 and evaluation.scalars == {"eval_loss": 1.0}
+    assert len(training.scalars) == 8 and evaluation.scalars == {"eval_loss": 1.0}
     assert not any(
         calls for calls in events._CALLS.values() if any(c.__self__ is spent for c in calls if hasattr(c, "__self__"))
     )

@@ -107,11 +107,11 @@ def _check_ledger(run: Any) -> None:
 
 def _check_seconds(run: Any) -> None:
     """They grow, and all is more than its parts."""
-    names = ("total", "selecting", "mixing", "weighing", "evaluating", "saving")
+    names = ("total", "loading", "selecting", "mixing", "weighing", "evaluating", "saving")
     found = [[r[f"dataflex/seconds/{n}"] for n in names] for r in run.history()]
     assert (np.diff(np.array(found), axis=0) >= 0).all()
     total, *parts = found[-1]
-    assert total > sum(parts) > 0 and parts[2] == 0 and all(parts[k] > 0 for k in (0, 1, 3, 4))
+    assert total > sum(parts) > 0 and parts[3] == 0 and all(parts[k] > 0 for k in (0, 1, 2, 4, 5))
     logged = [json.loads(line) for line in (run.out / "trainer_log.jsonl").read_text().splitlines()]
     assert [r["remaining_time"] for r in logged if r["current_steps"] == 6][-1] == "0:00:00"
     assert {"dataflex/seconds/total", "elapsed_time"} <= logged[0].keys()

@@ -48,7 +48,7 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
         Command("evaluate", "running.evaluate", "judge a finished model by held-out data and tasks", has_levels=True),
         Command("doremi", "running.doremi", "DoReMi: train reference model, proxy and final model", has_levels=True),
         Command("compare", "running.compare", "which method helped, by how much, and what is noise", has_levels=True),
-        Command("demo", "running.demo", "train four tiny models on real text and compare them", has_levels=True),
+        Command("demo", "running.demo", "show on a tiny model what select, mix and weight are for", has_levels=True),
     ),
     "Results": (
         Command("report", "results.report", "what runs decided, served, learned and cost, as tables or a page"),

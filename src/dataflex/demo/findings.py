@@ -28,11 +28,14 @@ def noise_of(results: Mapping[str, RunResult]) -> dict[str, Noise]:
 
 def selection_line(run: Run, result: RunResult, random: RunResult, noise: Mapping[str, Noise]) -> str:
     counts = next(line for line in run.ledger if line["component"].startswith("select:"))["decided"]["domains"]
+    others = [name for name in result.losses if name != AIM]
+    paid = sum(result.losses[name] for name in others) / len(others)
+    plain = sum(noise[name].mean for name in others) / len(others)
     taken, rows = sum(counts.values()), sum(number_of or 0 for number_of in run.sizes.values())
     return (
         f"select  rds took {taken:,} of {rows:,} rows for {AIM}, and {counts.get(AIM, 0):,} of them are of {AIM}."
         f" Its held-out loss: {_against(result.losses[AIM], noise[AIM])}; with as many random rows:"
-        f" {number(random.losses[AIM])}."
+        f" {number(random.losses[AIM])}. The other domains pay for it: {number(paid)} on average, plain {number(plain)}."
     )
 
 

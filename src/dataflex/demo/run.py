@@ -178,7 +178,8 @@ def _show(
     print(f"\nHeld-out loss by domain after {steps} steps (lower is better); seconds are those of the training loop.\n")
     print(format_table(list(results.values()), PLAIN, noise))
     print(
-        f"\n~ within the noise of {len(PLAIN)} plain runs with other seeds. mislabelled: plain, on the data of weight.\n"
+        f"\nplain: the mean of {len(PLAIN)} runs with other seeds; ~ within their noise. mislabelled: plain, on the data of"
+        " weight.\n"
     )
     for line in (
         selection_line(runs["select"], results["select"], results["random"], noise),

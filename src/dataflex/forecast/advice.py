@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataflex.forecast.run import Forecast
+from dataflex.talking.no_effect import at_the_start
 
 _OFTEN = 4.0  # epochs from which on repeated data is worth less (Muennighoff et al., arXiv 2305.16264)
 _MOST = 0.5  # of the work of training
@@ -17,13 +18,12 @@ def advice(forecast: Forecast) -> Iterator[str]:
     yield from _same_reference(forecast)
     yield from _late_or_never(forecast)
     yield from _small_choice(forecast)
+    yield from _held_out(forecast)
     if forecast.measuring is not None and forecast.measuring > _MOST:
         yield (
             f"measuring takes about {100 * forecast.measuring:.0f} % of the work of training; a larger interval, fewer updates"
             " or a smaller pool (max_samples) make it cheaper"
         )
-    if forecast.config.dataflex is not None and not forecast.held_out:
-        yield "nothing is held out, so the run cannot say whether it helped; set eval_dataset or val_size"
 
 
 def _repeats(forecast: Forecast) -> Iterator[str]:
@@ -52,7 +52,29 @@ def _same_reference(forecast: Forecast) -> Iterator[str]:
                 yield f"dataflex.{slot}.reference_model_path is the model itself, so nothing exceeds the reference at first"
 
 
+def _held_out(forecast: Forecast) -> Iterator[str]:
+    """Whether the run will be able to say if it helped."""
+    if forecast.config.dataflex is None:
+        return
+    if not forecast.held_out:
+        yield "nothing is held out, so the run cannot say whether it helped; set eval_dataset or val_size"
+    elif not forecast.evaluates:
+        yield (
+            "the held-out rows are never evaluated, so the run cannot say whether it helped; set do_eval: true for its end, or"
+            " eval_strategy: steps and eval_steps"
+        )
+    for found in forecast.target:
+        if found.name in forecast.held_out:
+            yield (
+                f"{found.name} is the target and is held out too: its loss says how well the rows fit the target, and not how"
+                " well other rows of its kind are learned"
+            )
+
+
 def _late_or_never(forecast: Forecast) -> Iterator[str]:
+    block, known = forecast.config.dataflex, forecast.steps
+    if block is not None and known:
+        yield from at_the_start(block, forecast.schedules, known, len(forecast.data), known=True)
     for act in forecast.timeline:
         if act.words == "never acts":
             yield f"{act.slot}: {act.name} never acts in {forecast.steps:,} steps"
@@ -62,7 +84,13 @@ def _late_or_never(forecast: Forecast) -> Iterator[str]:
 
 def _small_choice(forecast: Forecast) -> Iterator[str]:
     block = forecast.config.dataflex
-    if block is None or block.select is None or block.mix is not None or forecast.samples is None:
+    if block is None or block.select is None or forecast.samples is None:
+        return
+    if block.mix is not None:
+        yield (
+            f"select keeps {100 * block.select.keep_ratio:g} % of the rows of each domain (dataflex.select.keep_ratio); how much"
+            " of each domain is served is up to mix"
+        )
         return
     budget = (block.select.schedule.interval or 0) * forecast.global_batch
     if budget > 0.8 * forecast.samples:

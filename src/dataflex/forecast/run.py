@@ -97,6 +97,13 @@ class Forecast:
         return tuple(dict.fromkeys([*words(self.keys.get("eval_dataset")), *named]))
 
     @property
+    def evaluates(self) -> bool:
+        """Whether held-out rows are evaluated, in training or after it, by LLaMA-Factory or by a mixer."""
+        block, strategy = self.config.dataflex, str(self.keys.get("eval_strategy") or "no").lower()
+        by_mixer = block is not None and block.mix is not None and block.mix.eval_dataset is not None
+        return truth(self.keys.get("do_eval"), "do_eval") or strategy not in ("no", "false") or by_mixer
+
+    @property
     def rows(self) -> int | None:
         """Rows to train on, what `val_size` holds out aside."""
         counts = [found.rows for found in self.data]
@@ -172,8 +179,18 @@ class Forecast:
             found.append(Acts(slot, part.name, (part.warmup,) if times else (), times, said))
         return tuple(found)
 
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """Of select and mix, where they are asked for."""
+        block, found = self.config.dataflex, dict[str, Schedule]()
+        if block is not None and block.select is not None:
+            found["select"] = block.select.schedule
+        if block is not None and block.mix is not None:
+            found["mix"] = block.mix.settled(self.global_batch)
+        return found
+
     def _planned(self, slot: str, spec: SelectConfig | MixConfig, steps: int) -> Acts:
-        schedule = spec.settled(self.global_batch) if isinstance(spec, MixConfig) else spec.schedule
+        schedule = self.schedules[slot]
         if schedule.interval is None and schedule.at is None:
             return Acts(slot, spec.name, (), 0, "holds from the start")
         times, first = schedule.turns(steps), _first(schedule, steps)

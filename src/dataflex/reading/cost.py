@@ -22,9 +22,9 @@ class Spent:
 @dataclass(frozen=True)
 class Cost:
     total: float
-    """Seconds of training, with all that happened in it."""
+    """Seconds up to the last log of a loss, with all that happened in them."""
     kinds: dict[str, float]
-    """Seconds by kind, `training` last: what is left of the total. Saving is known of newer runs alone."""
+    """Seconds by kind, `training` last: what is left of the total. Loading and saving are known of newer runs alone."""
     components: dict[str, Spent]
     """By the name that the ledger gives them."""
 
@@ -43,7 +43,7 @@ def cost_of(ledger: Sequence[Mapping[str, Any]], log: Log) -> Cost:
         before = components.get(name, Spent(0, 0.0))
         components[name] = Spent(before.decisions + 1, before.seconds + seconds)
         kinds[kind] += seconds
-    timed = {name: log.accumulated(f"dataflex/seconds/{name}") for name in ("total", *kinds, "saving")}
+    timed = {name: log.accumulated(f"dataflex/seconds/{name}") for name in ("total", "loading", *kinds, "saving")}
     kinds |= {name: seconds for name, seconds in timed.items() if name != "total" and seconds is not None}
     total = max(timed["total"] or 0.0, log.seconds, sum(kinds.values()))
     return Cost(total, {**kinds, "training": total - sum(kinds.values())}, components)

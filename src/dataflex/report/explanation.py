@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile, TargetRow
 from dataflex.reading.stored import stored_row
@@ -67,7 +69,12 @@ def _why_not(selection: SelectionFile, row: RowOfSelection) -> list[str]:
         side = "above the highest score left out" if row.selected else "below the lowest score taken"
         return [f"This is {margin} {side}."]
     if selection.turns is not None and not row.selected:
-        return [f"Rows are taken in turns, {selection.turns:,} of them; this row did not come up."]
+        places = np.flatnonzero(selection.selected & (selection.domain_numbers == selection.names.index(row.domain)))
+        among = f"of {row.domain} {len(places):,} rows were taken, " if selection.by_domain else ""
+        return [
+            f"Rows are taken in turns: {among}{selection.turns:,} times each row of the target took the closest row left,"
+            " and this row never was it."
+        ]
     if row.score is not None and not row.selected:
         return ["There is no cut: the rows taken are not those of the highest scores."]
     return []

@@ -167,10 +167,10 @@ def cost_table(run: Run) -> Table | None:
         if name != "evaluate":
             share = percent(spent.seconds / cost.total if cost.total else None)
             rows.append((name, str(spent.decisions), duration(spent.seconds), share))
-    for kind in ("evaluating", "saving", "training"):
+    for kind in ("loading", "evaluating", "saving", "training"):
         if cost.kinds.get(kind):
             rows.append((kind, "", duration(cost.kinds[kind]), percent(cost.share(kind))))
-    note = "Training: all that is left of the whole time."
+    note = "Up to the last log of a loss; evaluating and saving after it are not in it. Training: all that is left."
     return Table("Time", ("spent on", "decisions", "time", "share"), rows, note)
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dataflex import events
 from dataflex.components.contracts import declared
 from dataflex.config.schema import DataflexConfig
 
 
-def at_the_start(event: events.Started, config: DataflexConfig, domains: int, *, known: bool) -> Iterator[str]:
-    """domains: data sets that are mixed. known: the configuration names the number of steps, so what never acts was said then."""
-    steps = event.trainer.max_steps
+def at_the_start(
+    config: DataflexConfig, schedules: Mapping[str, Any], steps: int, domains: int, *, known: bool
+) -> Iterator[str]:
+    """schedules: the `Schedule` of `select` and of `mix`, where they act. steps: optimizer steps of the run. domains: data sets
+    that are mixed. known: what never acts was said before."""
     for slot, component in config.components.items():
         reason = declared(component.without_effect)
         if reason is not None:
             yield f"{slot} {_name(config, slot)} changes nothing: {reason}"
     for slot in () if known else ("select", "mix"):
-        schedule = event.schedules.get(slot)
+        schedule = schedules.get(slot)
         if schedule is not None and schedule.next_due(0) is not None and not schedule.turns(steps):
             yield f"{slot} {_name(config, slot)} never acts: it would before step {schedule.next_due(0)}, and the run has {steps}"
     if config.weight is not None and not known:
@@ -29,7 +30,7 @@ def at_the_start(event: events.Started, config: DataflexConfig, domains: int, *,
     if config.mix is not None and domains == 1:
         yield f"mix {config.mix.name} changes nothing: there is one data set"
         return
-    for slot, schedule in event.schedules.items():
+    for slot, schedule in schedules.items():
         turns = schedule.turns(steps) if schedule.next_due(0) is not None else 0
         blind = config.components[slot].unobserving_updates(domains)
         if 0 < turns <= blind:

@@ -85,7 +85,8 @@ class Talker:
             self.decisions.held = frozenset({"mix"})
         say(*header.plan_lines(event, self.config, self._proportions, self.screen.width))
         counted_in_steps = int(self.arguments.get("max_steps") or 0) > 0  # then it was said before
-        for line in no_effect.at_the_start(event, self.config, self._domains, known=counted_in_steps):
+        schedules, steps = event.schedules, self._max_steps
+        for line in no_effect.at_the_start(self.config, schedules, steps, self._domains, known=counted_in_steps):
             self._once.say(line)
 
     def _decide(self, event: events.Decided) -> None:

@@ -64,7 +64,7 @@ class TimeSpent:
     def scalars(self) -> dict[str, float]:
         """Since this process began with the run."""
         out = {f"{PREFIX}/{name}": round(seconds, 3) for name, seconds in self.seconds.items()}
-        return {f"{PREFIX}/total": round(self.total, 3), **out}
+        return {f"{PREFIX}/total": round(self.total, 3), f"{PREFIX}/loading": round(self.loading, 3), **out}
 
     # -- events ------------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,12 @@ lr_scheduler_type: cosine
 max_steps: {steps}  # or num_train_epochs
 seed: 42
 
+### held-out rows: did it help?
+val_size: 0.05  # or eval_dataset, for data sets of their own
+eval_strategy: steps
+eval_steps: 100
+per_device_eval_batch_size: 4
+
 ### output
 output_dir: runs/{stem}
 logging_steps: 10
