@@ -18,6 +18,7 @@ import pytest
 from harness import start, tiny_run, train, train_all
 from rich.console import Console
 
+from dataflex.cli.results.report import _stamps, _wait
 from dataflex.plan.plan import Domains
 from dataflex.reading import Run, open_runs
 from dataflex.reading.log import Log
@@ -451,6 +452,14 @@ def test_following_a_run_ends_with_it(base: Config, tmp_path: Path) -> None:
     run.wait().ok  # noqa: B018
     assert shown.returncode == 0 and "finished" in shown.stdout, shown.stderr
     assert opened(tmp_path / "run").status == "finished"
+
+
+def test_following_misses_no_change(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has changed since the files were read is seen without waiting, and so is the end of a process that says nothing."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    run = opened(runs["plain"])
+    _wait([run], [[(0, 0)] * 3], [])
+    _wait([run], [_stamps(run)], [run])
 
 
 def test_the_runs_of_doremi(runs: dict[str, Path], tmp_path: Path) -> None:

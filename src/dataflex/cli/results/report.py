@@ -42,11 +42,12 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
 
     while True:
         runs = open_runs(options.out)
+        before = [_stamps(each) for each in runs]  # before reading, so that no change is missed
         _show(runs, options)
-        running = options.follow and any(each.status == "running" for each in runs)
-        if not running:
+        running = [each for each in runs if each.status == "running"]
+        if not options.follow or not running:
             return 0
-        _wait(runs)
+        _wait(runs, before, running)
 
 
 def _show(runs: list[Run], options: Namespace) -> None:
@@ -68,10 +69,14 @@ def _show(runs: list[Run], options: Namespace) -> None:
     notices.say(f"written to {options.html}")
 
 
-def _wait(runs: list[Run]) -> None:
-    """Until a file of a run has changed, or a run has ended."""
-    before = [_stamps(each) for each in runs]
+def _wait(runs: list[Run], before: list[list[tuple[int, int]]], running: list[Run]) -> None:
+    """Until a file of a run has changed, or a run has ended, be it without a word. before: what `_stamps` gave of each."""
+    from dataflex.locking import LOCK, holder_of
+
     while [_stamps(each) for each in runs] == before:
+        holders = [holder_of(each.path / LOCK) for each in running]
+        if any(holder is None or holder.gone() for holder in holders):
+            return
         time.sleep(1.0)
 
 
