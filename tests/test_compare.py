@@ -367,6 +367,7 @@ def test_a_failed_run_is_one_line_and_the_others_go_on(
 # -- the example and the page ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_of_the_guide_is_trained_and_compared(ground: Path, tmp_path: Path, starts: Starts) -> None:
     """As it stands but for paths, steps and seeds; the guide quotes it, and shows a table of this form."""
     text = (ROOT / "examples" / "demo" / "compare.yaml").read_text(encoding="utf-8")

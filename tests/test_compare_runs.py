@@ -85,6 +85,7 @@ def cut_off(file: str, there: Callable[[], bool], number: signal.Signals, *optio
         kill_tree(process)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(base: Config, tmp_path: Path, starts: Starts) -> None:
     """SIGKILL of the command alone, once a run has a checkpoint: one has a block, the other is LLaMA-Factory's own."""
     keys = long_grid(base, {"none": None, "random": {"name": "random", "interval": 30}}, [0])
@@ -208,6 +209,7 @@ def test_steps_follow_from_what_a_run_took() -> None:
         fit("tokens", None, {"none": figures(100, 20.0)})
 
 
+@pytest.mark.slow
 def test_equal_compute(base: Config, tmp_path: Path, starts: Starts) -> None:
     """A selector that takes half a second at each of its four turns: the baseline trains for longer instead."""
     slow = {"name": "own_components:Slow", "interval": 3, "seconds": 0.5}

@@ -271,6 +271,7 @@ def test_a_mistake_is_named_as_train_names_it(base: Config, tmp_path: Path, key:
     assert found[0][0].startswith(key) and said in found[0][0]
 
 
+@pytest.mark.slow
 def test_all_mistakes_at_once_with_ours(base: Config, tmp_path: Path) -> None:
     wrong: Config = {key: value for key, value, _ in MISTAKES}
     block = {"select": {"name": "los", "interval": -1}, "mix": {"name": "odm", "unit": "row", "interval": 2}}

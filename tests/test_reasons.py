@@ -282,7 +282,10 @@ def test_show_says_why_and_older_files_are_read(aimed: Config, tmp_path: Path) -
     turns = max(row["turn"] or 0 for row in rows)
     assert f"left this row out.\nIts score is {left['score']:.4f}" in said
     assert f"from row {left['score_from_row']} of gaps." in said
-    assert f"Rows are taken in turns, {turns} of them; this row did not come up." in said
+    assert (
+        f"Rows are taken in turns: {turns} times each row of the target took the closest row left, and this row never was it."
+        in said
+    )
     missing = command("show", str(out), "--step", "5", "--row", "code:1")
     assert missing.returncode == 2 and "--step: there is no selection at step 5" in missing.stderr
 
