@@ -302,7 +302,7 @@ def test_show_says_why_and_older_files_are_read(aimed: Config, tmp_path: Path) -
     if row["selected"]:
         assert life["selections"][-1]["chosen_for"]["row"] == row["chosen_for_row"]
 
-    words = ["row", "score", "by", "score", "taken", "as", "turn", "for", "tokens"]
+    words = ["row", "score", "by", "score", "taken", "as", "turn", "for", "tokens", "text"]
     assert header(out).split() == words
     text = page([opened(out)], "a run")
     assert "chosen for row " in text and "score from row " in text and "Chosen for row " in text
@@ -315,7 +315,7 @@ def test_show_says_why_and_older_files_are_read(aimed: Config, tmp_path: Path) -
     assert "chosen for" not in page([opened(out)], "a run")
     said = command("show", str(out), "--step", "6", "--row", f"{last['domain']}:{last['row']}").stdout
     assert "Step 6: rds took this row as number 24." in said
-    assert header(out).split() == ["row", "score", "by", "score", "taken", "as", "tokens"]
+    assert header(out).split() == ["row", "score", "by", "score", "taken", "as", "tokens", "text"]
 
 
 def test_the_margin_of_a_domain_selected_from_apart(base: Config, tmp_path: Path) -> None:
