@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from dataflex.reading.log import Series
 from dataflex.reading.run import Run
 from dataflex.report.words import NONE, count, duration, number, percent, shares
+from dataflex.values.nested import flat
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def final_losses(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 def settings_table(runs: Sequence[Run]) -> Table | None:
     """Keys of the file that differ between runs. Of a run without a block they are not known."""
     runs = [run for run in runs if run.record]
-    settings = [_flat({**(run.record.get("llamafactory") or {}), "dataflex": run.block}) for run in runs]
+    settings = [flat({**(run.record.get("llamafactory") or {}), "dataflex": run.block}) for run in runs]
     keys = [
         key for key in dict.fromkeys(key for found in settings for key in found)
         if key != "output_dir" and len({str(found.get(key)) for found in settings}) > 1
@@ -223,13 +223,3 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
     return Table(
         "Settings that differ", ("key", *(run.name for run in runs)), rows, texts=frozenset(r.name for r in runs)
     )
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{before}{key}.")
-        else:
-            out[before + key] = value
-    return out

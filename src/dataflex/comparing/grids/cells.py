@@ -13,6 +13,7 @@ import yaml
 
 from dataflex.masking import masked
 from dataflex.values import number, truth
+from dataflex.values.nested import flat
 
 _UNSAFE = re.compile(r"[^\w.+=-]+")
 
@@ -96,17 +97,6 @@ def beside(folder: Path, suffix: str) -> Path:
 def holds_out(keys: Mapping[str, Any]) -> bool:
     """Whether LLaMA-Factory has rows to evaluate on."""
     return bool(keys.get("eval_dataset")) or number(keys.get("val_size") or 0, "val_size") > 0
-
-
-def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested keys as paths, such as `dataflex.mix.interval`."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            out |= flat(value, f"{before}{key}.")
-        else:
-            out[f"{before}{key}"] = value
-    return out
 
 
 def settings_that_differ(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dataflex.base.checks.arguments import check_arguments, check_keys
-from dataflex.comparing.grids.cells import Cell, Trial, flat, holds_out
+from dataflex.comparing.grids.cells import Cell, Trial, holds_out
 from dataflex.comparing.grids.grid import Grid
 from dataflex.compat.flat import FLAT_KEYS
 from dataflex.config import RunConfig, parse
@@ -17,6 +17,7 @@ from dataflex.errors import ConfigError, Mistakes
 from dataflex.forecast.run import Forecast
 from dataflex.masking import masked
 from dataflex.values import truth
+from dataflex.values.nested import flat
 
 _MISSING = "nothing"
 
