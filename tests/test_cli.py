@@ -135,6 +135,7 @@ def test_notices_are_shown_once(base: Config, tmp_path: Path) -> None:
     assert max(run.trace()) == 2
 
 
+@pytest.mark.slow
 def test_torchrun_is_started_and_resumed_after_a_kill(base: Config, tmp_path: Path) -> None:
     """FORCE_TORCHRUN with an argument that holds spaces; the whole process tree is killed, then started again."""
     slots = {"select": {"name": "loss", "warmup": 2, "interval": 4}, "mix": {"name": "odm", "interval": 3}}
@@ -179,6 +180,7 @@ def test_an_error_under_torchrun_is_one_line(base: Config, tmp_path: Path) -> No
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_export_is_passed_on(base: Config, tmp_path: Path) -> None:
     """A checkpoint of a dynamic run is an ordinary model directory: LLaMA-Factory merges its adapter."""
     config = {**base, "finetuning_type": "lora", "lora_rank": 4, "max_steps": 2, **block(mix={"name": "static"})}

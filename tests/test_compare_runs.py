@@ -170,6 +170,7 @@ def test_twelve_runs_are_the_same_side_by_side_and_in_turn(base: Config, tmp_pat
 # -- the same tokens, the same seconds -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_equal_tokens(base: Config, tmp_path: Path, starts: Starts, capfd: pytest.CaptureFixture[str]) -> None:
     """The longest rows have more tokens, so fewer steps take the budget."""
     shortest = {"name": "token_length", "interval": 10, "order": "shortest", "count": "all"}

@@ -111,10 +111,11 @@ def test_another_global_batch_is_stated(
 @pytest.mark.parametrize(
     ("engine", "ranks", "said"),
     [
-        (
+        pytest.param(
             "zero3",
             1,
             "it was saved by 2 ranks and there are 1 now; DeepSpeed can go on with others once ds_to_universal",
+            marks=pytest.mark.slow,
         ),
         ("fsdp2", 2, "it was saved under ZeRO-3 and this run is under FSDP 2"),
     ],

@@ -238,6 +238,7 @@ def test_the_command_meets_itself_on_another_node(two: Config, ground: Path, tmp
     assert single.ledger() == Result([0], out, "").ledger()
 
 
+@pytest.mark.slow
 def test_other_rows_on_one_node_end_both(two: Config, ground: Path, tmp_path: Path) -> None:
     for node in range(2):
         settle(two, ground, tmp_path, node)

@@ -175,6 +175,7 @@ def test_a_run_that_starts_over_takes_up_its_first_pass(base: Config, tmp_path: 
 # -- what is not taken up --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp_path: Path) -> None:
     config = saved(base)
     whole, killed = start_pair(config, tmp_path, "kill_after_pieces:3=1")
@@ -202,6 +203,7 @@ def test_what_is_damaged_or_of_another_model_is_measured_again(base: Config, tmp
     assert found["model"].trace() != whole.trace()
 
 
+@pytest.mark.slow
 def test_the_same_weights_as_another_function_are_measured_again(base: Config, tmp_path: Path) -> None:
     """Killed in the pass right after the checkpoint of step 2: with another `pref_beta` every weight is the same, and the loss
     of a pair is another."""
