@@ -133,5 +133,5 @@ def test_a_checkpoint_after_a_selection_begins_no_other_run(base: Config, tmp_pa
         assert found.status == [2 * refused], found.log[-3000:]
         said = f"{checkpoint} was saved after a selection, so no run with another selector can begin with it"
         assert (said in found.log) is refused
-    changed = {**other, "learning_rate": 0.5, "resume_from_checkpoint": str(tmp_path / "first" / "checkpoint-2")}
-    assert "learning_rate was" in train(changed, tmp_path / "changed", DATAFLEX_BRANCHES="1").log
+    changed = {**other, "seed": 5, "resume_from_checkpoint": str(tmp_path / "first" / "checkpoint-2")}
+    assert "seed was" in train(changed, tmp_path / "changed", DATAFLEX_BRANCHES="1").log
