@@ -7,6 +7,7 @@ from typing import Any
 import harness
 import pytest
 from models_and_data import EXPERTS
+from ray_cluster import cluster  # noqa: F401
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is computed here is small: threads would wait for each other

@@ -259,13 +259,22 @@ def test_bad_options_are_one_line(
     assert capfd.readouterr().err == f"dataflex: error: {line.replace('OUT', names['OUT'])}\n"
 
 
-def test_ray_and_several_nodes_are_refused(
+def test_several_nodes_are_refused(
+    grid: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NNODES", "2")
+    assert main(["compare", written(grid, tmp_path)]) == 2
+    assert [line.split(":")[2].strip() for line in capfd.readouterr().err.splitlines()] == ["NNODES"]
+
+
+def test_ray_that_is_not_installed_is_one_line(
     grid: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("USE_RAY", "1")
-    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setattr("dataflex.base.processes.on_ray.find_spec", lambda name: None)
     assert main(["compare", written(grid, tmp_path)]) == 2
-    assert [line.split(":")[2].strip() for line in capfd.readouterr().err.splitlines()] == ["USE_RAY", "NNODES"]
+    line = "USE_RAY: the package ray is not installed; it comes with the extra ray (dataflex[ray])"
+    assert capfd.readouterr().err == f"dataflex: error: {line}\n"
 
 
 def test_every_place_has_gpus_of_its_own() -> None:

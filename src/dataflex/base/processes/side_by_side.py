@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from dataflex.base.processes import stopping
 from dataflex.base.processes.children import exit_status_of, parent_is, python
@@ -27,11 +28,24 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+class Child(Protocol):
+    """As much of a Popen as is used here."""
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
 def run_side_by_side(
     commands: Iterable[Command],
     at_once: int,
     ended: Callable[[Command, int], None],
     slots: Callable[[int], Mapping[str, str]] = lambda slot: {},
+    begin: Callable[[Command, Mapping[str, str]], Child] | None = None,
 ) -> None:
     """Run all commands, at most `at_once` at a time. A signal that stops this process stops them too.
 
@@ -39,13 +53,15 @@ def run_side_by_side(
         commands: The next one is asked for when there is a place for it.
         ended: Called with a command and its exit status when it is over.
         slots: The environment of the place that a command takes, from 0 to at_once - 1.
+        begin: Starts a command with the environment of its place; None: on this machine.
     """
-    waiting, running = iter(commands), dict[int, tuple[Command, subprocess.Popen[bytes]]]()
+    begin = begin or start
+    waiting, running = iter(commands), dict[int, tuple[Command, Child]]()
     try:
         while True:
             for slot in range(at_once):
                 if slot not in running and (command := next(waiting, None)) is not None:
-                    running[slot] = command, start(command, slots(slot))
+                    running[slot] = command, begin(command, slots(slot))
             if not running:
                 return
             over = {slot: child.poll() for slot, (_, child) in running.items() if child.poll() is not None}
@@ -77,7 +93,7 @@ def start(command: Command, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+def _stop(children: list[Child]) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(stopping.received() or signal.SIGTERM)

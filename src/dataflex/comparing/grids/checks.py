@@ -16,7 +16,6 @@ from dataflex.config import RunConfig, parse
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.forecast.run import Forecast
 from dataflex.masking import masked
-from dataflex.values import truth
 from dataflex.values.nested import flat
 
 _MISSING = "nothing"
@@ -75,12 +74,8 @@ def _by_cells(lines: Mapping[str, list[str]], cells: Sequence[Cell]) -> list[str
 
 
 def _check_environment(mistakes: Mistakes) -> None:
-    if truth(os.getenv("USE_RAY"), "USE_RAY"):
-        mistakes.note(
-            ConfigError("USE_RAY: compare starts its runs on this machine, not on a Ray cluster; leave it out")
-        )
     if os.getenv("NNODES", "1") != "1":
-        mistakes.note(ConfigError("NNODES: compare starts its runs on one machine; leave it out"))
+        mistakes.note(ConfigError("NNODES: a run of compare takes one machine; leave it out, or set USE_RAY for many"))
 
 
 def check_unmixed(trials: Sequence[Trial]) -> None:

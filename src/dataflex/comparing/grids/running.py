@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from dataflex.base.processes import progress
+from dataflex.base.processes.on_ray import Cluster, wanted_on_ray
 from dataflex.base.processes.side_by_side import Command, run_side_by_side
 from dataflex.comparing.grids import beginnings
 from dataflex.comparing.grids.beginnings import Beginning
@@ -36,7 +38,11 @@ class Runs:
 
     def __init__(self, out: Path, jobs: int, gpus: int | None = None, *, share: bool = False) -> None:
         """gpus: of each run; None: all that are visible. share: whether runs have steps and measured values in common."""
-        self.out, self.jobs, self.share = out, jobs, share
+        self.out, self.jobs, self.gpus, self.share = out, jobs, gpus, share
+        self.on_ray = wanted_on_ray()
+        if self.on_ray:  # it knows where there is room
+            self.places: list[Mapping[str, str]] = [{}] * jobs
+            return
         self.places = places(jobs, gpus, visible_gpus() if jobs > 1 or gpus is not None else ())
 
     def run(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -66,7 +72,7 @@ class Runs:
             failed.append(trial)
             say(f"{trial.name}: failed with status {status}: {last_line(trial.log)} ({trial.log})")
 
-        run_side_by_side(commands(), self.jobs, ended, lambda slot: self.places[slot])
+        self._side_by_side(commands(), ended)
         if self.share and not failed:
             beginnings.remove(self.out)
         return failed
@@ -90,8 +96,16 @@ class Runs:
             if status:
                 say(f"{command.name}: failed with status {status}: {last_line(command.log)} ({command.log})")
 
-        run_side_by_side(commands(), self.jobs, ended, lambda slot: self.places[slot])
+        self._side_by_side(commands(), ended)
         return {trial.name: one for one in found if one.done for trial in one.trials}
+
+    def _side_by_side(self, commands: Iterator[Command], ended: Callable[[Command, int], None]) -> None:
+        begin = self._cluster.start if self.on_ray else None
+        run_side_by_side(commands, self.jobs, ended, lambda slot: self.places[slot], begin)
+
+    @cached_property
+    def _cluster(self) -> Cluster:
+        return Cluster(self.gpus)
 
     def _sharing(self) -> dict[str, str]:
         """The environment of runs that share what they measure."""
