@@ -12,6 +12,7 @@ from typing import Any
 
 from dataflex.base.processes.children import exit_status_of, parent_is, python
 from dataflex.base.processes.side_by_side import Command
+from dataflex.base.processes.stopping import take_signals
 from dataflex.errors import ConfigError
 from dataflex.values import truth
 
@@ -39,7 +40,11 @@ class Cluster:
     def __init__(self, gpus: int | None) -> None:
         import ray
 
-        ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"RAY_ADDRESS: Ray cannot be started or reached ({error})") from error
+        take_signals()  # Ray has handlers of its own
         if gpus is None and ray.cluster_resources().get("GPU"):
             raise ConfigError("--gpus: the Ray cluster has GPUs; say how many each run takes")
         self._node = ray.remote(num_cpus=1, num_gpus=gpus or 0, max_concurrency=2)(_Node)
