@@ -21,6 +21,13 @@ def time_line(step: int, spent: TimeSpent) -> str:
     return label("done", f"{counted(step, 'step')} in {duration(total)}: {', '.join(shares)}")
 
 
+def nothing_left_line(step: int) -> str:
+    """Of a command that found its run at the end."""
+    return label(
+        "done", f"nothing is left to do: the run ended at step {step:,}; overwrite_output_dir: true starts anew"
+    )
+
+
 def served_line(served: Mapping[str, int], width: int | None) -> str | None:
     if not served:
         return None
