@@ -23,8 +23,9 @@ from dataflex.config.llamafactory.source import SourceKeys
 from dataflex.config.load import load, parse
 from dataflex.errors import ConfigError
 from dataflex.forecast.advice import advice
-from dataflex.forecast.data import Sizes, texts_of
+from dataflex.forecast.data import Sizes
 from dataflex.forecast.run import Forecast
+from dataflex.reading.stored import texts_of
 
 Config = dict[str, Any]
 SELECT: Config = {"select": {"name": "loss", "warmup": 2, "interval": 3, "focus": "high"}}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dataflex import notices
+from dataflex.comparing.existing import over_seeds
 from dataflex.demo.data import DOMAINS, HELDOUT, build_domains
 from dataflex.demo.findings import chosen_lines, mixture_line, noise_of, selection_line, weight_line
 from dataflex.demo.planted import plant
@@ -134,10 +135,11 @@ def run_demo(
     runs = {run.name: run for run in open_runs([out / name for name in RUNS])}
     _show(out, domains, runs, results, steps)
     if keep:
-        write_atomically(out / _REPORT, page(list(runs.values()), "The demonstration").encode(errors="replace"))
+        shown = page(list(runs.values()), "The demonstration", noise=over_seeds(list(runs.values())))
+        write_atomically(out / _REPORT, shown.encode(errors="replace"))
         print(f"\n{seconds:.0f} s in all. Configurations, models, data and {_LOG} are in {out}.")
-        print(f"Repeat a run:  dataflex-cli train {out / 'select'}.yaml")
-        print(f"Its rows:      dataflex-cli show {out / 'select'} --step 0")
+        print(f"Repeat a run:  {notices.program()} train {out / 'select'}.yaml")
+        print(f"Its rows:      {notices.program()} show {out / 'select'} --step 0")
         print(f"The report:    {(out / _REPORT).resolve()}")
     else:
         _remove(out)

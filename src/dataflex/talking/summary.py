@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dataflex import events
+from dataflex.notices import program
 from dataflex.talking.header import label
 from dataflex.talking.time_spent import TimeSpent
 from dataflex.talking.wording import counted, duration, listed, percent
@@ -53,4 +54,4 @@ def proportions_line(found: events.Recommended) -> str:
 
 
 def next_line(output_dir: Path) -> str:
-    return label("next", f"dataflex-cli report {output_dir}")
+    return label("next", f"{program()} report {output_dir}")
