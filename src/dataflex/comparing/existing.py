@@ -14,7 +14,7 @@ import yaml
 from dataflex.comparing.grids.cells import beside, settings_that_differ
 from dataflex.comparing.grids.running import RECORD
 from dataflex.comparing.results.comparison import Comparison, Method
-from dataflex.comparing.results.figures import RESULTS, Figures, chosen, read_figures
+from dataflex.comparing.results.figures import RESULTS, Figures, chosen, figures_of
 from dataflex.comparing.results.statistics import ONE_SEED
 from dataflex.comparing.results.tables import tables_of
 from dataflex.errors import ConfigError, Mistakes, nearest
@@ -38,7 +38,7 @@ def methods_of(paths: Sequence[Path], baseline: str | None) -> tuple[list[Method
     mistakes, figures = Mistakes(), dict[Path, Figures]()
     for run in runs:
         with mistakes.noting():
-            found = read_figures(run.path)
+            found = figures_of(run)
             if found is None:
                 raise ConfigError(f"{run.path}: there is no {RESULTS}, so the run is not finished")
             figures[run.path] = found
@@ -54,7 +54,7 @@ def methods_of(paths: Sequence[Path], baseline: str | None) -> tuple[list[Method
 def over_seeds(runs: Sequence[Run]) -> Table | str:
     """What is noise in the difference of several runs, those that are finished: the table of `compare` over all their data sets
     where a method has several seeds, else a sentence. Empty: there is nothing to compare."""
-    figures = {run.path: found for run in runs if (found := read_figures(run.path)) is not None}
+    figures = {run.path: found for run in runs if (found := figures_of(run)) is not None}
     done = [run for run in runs if run.path in figures]
     if sum(any(chosen(list(found.metrics), ())) for found in figures.values()) < 2:
         return ""
