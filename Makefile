@@ -62,10 +62,11 @@ endef
 
 $(PY):
 	@$(call require_python,$(PYTHON))
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # .stamp-base is the package alone, .stamp-<extra> the package with that extra. The uv used is the one in .venv, else a
-# fresh one put there, else the one on PATH (a .venv that uv made has no pip). Where uv fails, pip does the same, slower.
+# fresh one put there, else the one on PATH (a .venv that uv made has no pip). Where uv fails, pip does the same, slower. Both
+# are quiet but for errors.
 $(VENV)/.stamp-%: what = $(if $(filter base,$*),.,.[$*])
 $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(PY)
 	@$(call require_python,$(PY))
@@ -73,10 +74,10 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(PY)
 	if ! $$uv --version >/dev/null 2>&1; then \
 		$(PY) -m pip install --quiet uv 2>/dev/null || uv=uv; \
 	fi; \
-	echo "installing $(what) into $(VENV)"; \
-	$$uv pip install --python $(PY) --compile-bytecode -c constraints.txt -e '$(what)' || { \
+	echo "installing $(what) into $(VENV), which takes some minutes the first time ..."; \
+	$$uv pip install --quiet --python $(PY) --compile-bytecode -c constraints.txt -e '$(what)' || { \
 		echo "uv cannot install here; going on with pip" >&2; \
-		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip; \
-		$(PY) -m pip install -c constraints.txt -e '$(what)'; \
+		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
+		$(PY) -m pip install --quiet -c constraints.txt -e '$(what)'; \
 	}
 	@touch $@

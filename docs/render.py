@@ -16,10 +16,11 @@ import textwrap
 from pathlib import Path
 
 from dataflex.cli.blocks import plain, written
+from dataflex.cli.components.found import Found
 from dataflex.cli.parsing import parser_of
 from dataflex.cli.tree import Command, grouped
-from dataflex.components.description import Description, Parameter, describe
-from dataflex.components.registry import FAMILIES, resolve
+from dataflex.components.description import Description, Parameter
+from dataflex.components.registry import FAMILIES, first_name
 
 DOCS = Path(__file__).parent
 _PASSAGE = re.compile(r"(<!-- rendered: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -87,7 +88,7 @@ def _passage(what: str) -> str:
 
 
 def _told(family: str, name: str) -> Description:
-    return describe(family, name, resolve(family, name, name))
+    return Found(family, name, None).describe()
 
 
 def _table() -> str:
@@ -95,7 +96,7 @@ def _table() -> str:
     for family, (names, _, _) in FAMILIES.items():
         for name in names:
             told = _told(family, name)
-            anchor = f"{family}-{'proportional' if name == 'stratified' else name}"
+            anchor = f"{family}-{first_name(family, name)}"
             cells = (
                 f"[`{name}`](#{anchor})",
                 told.summary,

@@ -18,7 +18,7 @@ from plug_ins import plug_in
 
 from dataflex.cli.blocks import DOMAINS, block_lines
 from dataflex.components.description import describe, field_docstrings, parameters, type_in_words
-from dataflex.components.registry import FAMILIES, resolve
+from dataflex.components.registry import FAMILIES, first_name, resolve
 from dataflex.components.requests import REQUESTS
 from dataflex.config import load
 
@@ -57,10 +57,18 @@ def test_list_as_json_says_what_the_classes_say() -> None:
     assert sorted((r["family"], r["name"]) for r in records) == sorted(BUILT_IN)
     for record in records:
         about = told(record["family"], record["name"])
+        other = "Another name of `proportional`: " if record["name"] == "stratified" else ""
         assert record == {
-            "family": about.family, "name": about.name, "package": None, "summary": about.summary, "work": about.work,
-            "needs": list(about.needs),
+            "family": about.family, "name": about.name, "package": None, "summary": other + about.summary,
+            "work": about.work, "needs": list(about.needs),
         }  # fmt: skip
+
+
+def test_no_two_components_are_listed_alike() -> None:
+    rows = table(command("list", "mixers").stdout)
+    summaries = [row[-1] for row in rows.values()]
+    assert len(set(summaries)) == len(summaries)
+    assert rows["stratified"][-1] == f"Another name of `proportional`: {rows['proportional'][-1]}"
 
 
 def test_list_signals() -> None:
@@ -198,13 +206,25 @@ def test_the_readme_names_the_components_there_are() -> None:
 @pytest.mark.parametrize("family, name", BUILT_IN)
 def test_the_page_and_the_module_name_the_paper_of_the_class(family: str, name: str) -> None:
     """What is written by hand: the entry's first paragraph and the first line of the module name no other number."""
-    entry_name = "proportional" if name == "stratified" else name
+    entry_name = first_name(family, name)
     page = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
     (entry,) = re.findall(rf"^### {family}: {entry_name}\n\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
     cls = resolve(family, name, name)
     text = f"{entry} {sys.modules[cls.__module__].__doc__}".replace("\n", " ")
     paper = told(family, name).paper
     assert set(re.findall(r"arXiv (\d{4}\.\d{5})", text)) <= ({paper.arxiv} if paper else set())
+
+
+def test_every_component_says_what_null_stands_for_where_it_is_the_default() -> None:
+    found = {
+        f"{family} {name}.{parameter.name}": parameter.of_null
+        for family, name in BUILT_IN
+        for parameter in told(family, name).parameters
+        if parameter.default is None and not parameter.required
+    }
+    assert all(found.values()), found
+    assert found["mix odm.reward_scale"] == "0.1 for `authors`, 15 for the others"
+    assert found["select tsds.sigma"] == "from the distances in the data"  # behind what another value stands for
 
 
 def test_descriptions_of_types() -> None:

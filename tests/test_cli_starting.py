@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,21 @@ def test_what_examples_refuses() -> None:
     assert unknown.stderr == "dataflex: error: unknown example 'select_los'; did you mean 'select_loss'?\n"
     unnamed = command("examples", "--copy", "somewhere")
     assert unnamed.returncode == 2 and "--copy needs the name of an example" in unnamed.stderr
+
+
+# -- make ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "extra", "ends"), [("demo", ".", "demo"), ("demo-real", ".[demo]", "demo dataflex-demo-real --real")]
+)
+def test_make_installs_in_silence_and_shows_the_demonstration(
+    target: str, extra: str, ends: str, tmp_path: Path
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    planned = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    installs = re.findall(r"(?:\$uv pip|-m pip) install (.*) -e '(.*)'", planned)
+    assert [what for _, what in installs] == [extra, extra]  # uv, and pip where uv fails
+    assert all("--quiet" in options.split() for options, _ in installs)
+    assert planned.splitlines()[-1] == f".venv/bin/dataflex-cli {ends}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command
 
 from dataflex.compat.behaviour import Compatibility
 from dataflex.compat.flat import FLAT_KEYS
@@ -247,6 +248,28 @@ def test_overrides_reach_into_the_block(tmp_path: Path) -> None:
     mixed = load([file, "dataflex.select=null", "dataflex.mix.name=static", "dataflex.mix.proportions=[0.5,0.5]"])
     assert mixed.dataflex == DataflexConfig(
         mix=MixConfig(name="static", component=StaticMixer(), schedule=Schedule(), proportions=(0.5, 0.5))
+    )
+
+
+def test_an_override_replaces_what_is_of_another_kind(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.yaml",
+        "stage: sft\ndo_train: true\ndataset: a,b\ndataflex: {mix: {name: static, proportions: {a: 0.9, b: 0.1}}}\n",
+    )
+    listed = "dataflex.mix.proportions=[0.3,0.7]"
+
+    def shares(*overrides: str) -> object:
+        block = load([file, *overrides]).dataflex
+        return block is not None and block.mix is not None and block.mix.proportions
+
+    assert shares() == (0.9, 0.1)
+    assert shares(listed) == shares("dataflex={mix: {proportions: [0.3, 0.7]}}") == (0.3, 0.7)
+    assert shares(listed, "dataflex.mix.proportions={a: 0.6, b: 0.4}") == (0.6, 0.4)
+    ended = command("plan", file, listed, "dataflex.mix.proportions.a=0.5")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"dataflex: error: {file}: override 'dataflex.mix.proportions.a=0.5' cannot be read: dataflex.mix.proportions is a"
+        " list there; write the list whole\n",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from enum import Enum
@@ -12,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
+from commands import command
 from harness import train
 
 from dataflex.base.checks.arguments import ImportedKeys, check_arguments, load_checked
@@ -21,8 +23,9 @@ from dataflex.config.llamafactory.source import SourceKeys
 from dataflex.config.load import load, parse
 from dataflex.errors import ConfigError
 from dataflex.forecast.advice import advice
-from dataflex.forecast.data import Sizes, texts_of
+from dataflex.forecast.data import Sizes
 from dataflex.forecast.run import Forecast
+from dataflex.reading.stored import texts_of
 
 Config = dict[str, Any]
 SELECT: Config = {"select": {"name": "loss", "warmup": 2, "interval": 3, "focus": "high"}}
@@ -43,6 +46,18 @@ def lines(config: Config) -> str:
 
 def ledger(out: Path) -> list[Config]:
     return [json.loads(line) for line in (out / "dataflex" / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_defaults_are_what_happens(base: Config, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml.safe_dump({**base, "output_dir": str(tmp_path / "out"), "dataflex": BOTH}))
+    ended = command("plan", str(file), "dataflex.mix.alpha=0.7", "dataflex.mix.reward=averaged", COLUMNS="150")
+    assert ended.returncode == 0, ended.stderr
+    words = dict(re.findall(r"^(dataflex\.\S+) +(.*?) *$", ended.stdout, re.M))
+    assert words["dataflex.weight.r_schedule"] == "`r` at every step" and "dataflex.mix.alpha" not in words
+    assert words["dataflex.mix.reward_scale"] == "0.1 for `authors`, 15 for the others"
+    assert words["dataflex.select.temperature"] == "1.0"
+    assert "None" not in ended.stdout
 
 
 @pytest.mark.parametrize("block", [SELECT, BOTH], ids=["select", "all"])
@@ -168,10 +183,6 @@ def test_advice(base: Config, ground: Path) -> None:
     assert "learns nothing" not in lines({**config, "max_steps": 13, "dataflex": odm})
     both = {**odm, "select": {"name": "random", "interval": 4, "keep_ratio": 0.25}}
     assert "select keeps 25 % of the rows of each domain" in lines({**config, "dataflex": both})
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "dataflex", *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_the_command(base: Config, tmp_path: Path) -> None:

@@ -85,3 +85,16 @@ def test_quiet_and_verbose_runs(base: dict[str, Any], tmp_path: Path) -> None:
     steps = [line.split(" {")[0] for line in verbose.splitlines() if line.startswith("dataflex: step") and " {" in line]
     assert steps == ["dataflex: step 0: start", "dataflex: step 1: select:random"]
     assert verbose.index("training example:") < verbose.index("dataflex: done")  # which is not in the log alone
+
+
+def test_a_command_is_named_as_it_can_be_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "dataflex-cli"
+    script.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(script), "train"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert notices.program() == str(script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert notices.program() == "dataflex-cli"
+    monkeypatch.setattr("sys.argv", ["-c"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert notices.program() == "dataflex-cli"

@@ -26,6 +26,7 @@ from dataflex.record.ledger import RunFiles
 from dataflex.record.selection_file import SelectionRecord
 from dataflex.report.charts import weight_charts
 from dataflex.report.page import page
+from dataflex.report.questions import end_of, question, shortened
 from dataflex.report.rows import losses_table
 from dataflex.report.tables import (
     Table,
@@ -37,7 +38,7 @@ from dataflex.report.tables import (
     weights_table,
 )
 from dataflex.report.terminal import show_table
-from dataflex.report.words import visible
+from dataflex.report.words import duration, visible
 
 Config = dict[str, Any]
 SAVED: Config = {"save_strategy": "steps", "save_steps": 4}
@@ -85,6 +86,14 @@ def logged(path: Path) -> pd.DataFrame:
     """Steps with a loss."""
     lines = [json.loads(line) for line in (path / "trainer_log.jsonl").read_text().splitlines()]
     return pd.DataFrame([line for line in lines if "loss" in line])
+
+
+def seconds_of_evaluations(path: Path, from_step: int = 0) -> float:
+    """As LLaMA-Factory says: those in training from a step on, and the one after it."""
+    history = json.loads((path / "trainer_state.json").read_text())["log_history"]
+    final = json.loads((path / "eval_results.json").read_text())
+    found = [final, *(record for record in history if record["step"] >= from_step)]
+    return sum(value for record in found for name, value in record.items() if re.fullmatch(r"eval_\w+_runtime", name))
 
 
 def ledger(path: Path) -> list[dict[str, Any]]:
@@ -215,8 +224,15 @@ def test_weights_and_time(runs: dict[str, Path]) -> None:
         assert cost.components[name].decisions == spent.loc[name, "count"]
         assert cost.components[name].seconds == pytest.approx(spent.loc[name, "sum"])
     assert cost.total == pytest.approx(sum(cost.kinds.values()))
-    for kind in ("loading", "selecting", "evaluating", "saving"):
+    for kind in ("loading", "selecting", "saving"):
         assert cost.kinds[kind] == log[f"dataflex/seconds/{kind}"].max()
+    after = seconds_of_evaluations(path, from_step=12)  # the last log of a loss comes before the evaluation of its step
+    assert after > 0 and cost.kinds["evaluating"] == pytest.approx(log["dataflex/seconds/evaluating"].max() + after)
+    assert cost.total == pytest.approx(log["dataflex/seconds/total"].max() + after)
+    (said,) = re.findall(r"^dataflex: done .*evaluating (\d+) %", (path / "log-0.txt").read_text(), re.M)
+    assert 100 * cost.share("evaluating") == pytest.approx(int(said), abs=3)  # the summary knows the last saving, too
+    (told,) = re.findall(r"^evaluating +(\d.*?) +[\d.]+ %", command("report", str(path)).stdout, re.M)
+    assert told == duration(cost.kinds["evaluating"])
     assert cells(cost_table(opened(path)))["training"]["share"].endswith("%")
 
 
@@ -228,8 +244,10 @@ def test_charts_hold_what_the_files_say(runs: dict[str, Path]) -> None:
         assert numbers(served[domain]["y"]) == pytest.approx(log[f"dataflex/realized/{domain}"].to_numpy(), rel=1e-6)
     stages = [line for line in ledger(runs["all"]) if "stage" in line]
     asked = {trace["name"]: trace for trace in found["Asked for"]["data"]}
-    assert numbers(asked["code"]["x"]).tolist() == [line["step"] for line in stages]
-    assert numbers(asked["code"]["y"]) == pytest.approx([line["stage"]["proportions"][0] for line in stages], rel=1e-6)
+    shares = [line["stage"]["proportions"][0] for line in stages]
+    assert stages[-1]["step"] < 12  # and what was asked for last holds to the end of the run
+    assert numbers(asked["code"]["x"]).tolist() == [*(line["step"] for line in stages), 12]
+    assert numbers(asked["code"]["y"]) == pytest.approx([*shares, shares[-1]], rel=1e-6)
     losses = {trace["name"]: numbers(trace["y"]) for trace in found["Train loss"]["data"]}
     assert losses["all"] == pytest.approx(log.loss.to_numpy(), rel=1e-6)
     held_out = {trace["name"]: numbers(trace["y"]) for trace in found["Held-out bits per byte"]["data"]}
@@ -244,6 +262,122 @@ def test_charts_hold_what_the_files_say(runs: dict[str, Path]) -> None:
     last = pd.read_parquet(opened(runs["all"]).selections[-1].path)
     histogram = found["Scores"]["data"]
     assert sum(histogram[0]["y"]) == last.selected.sum() and sum(histogram[1]["y"]) == (~last.selected).sum()
+
+
+def test_a_name_has_one_colour_in_all_charts(runs: dict[str, Path]) -> None:
+    """Kinds of time whatever other kinds a run has; domains in losses and mixtures."""
+    found = [charts(opened(runs[name])) for name in ("all", "select", "plain")]
+    shades: dict[str, set[str]] = {}
+    for each in found:
+        for trace in each["Time"]["data"]:
+            shades.setdefault(trace["name"], set()).add(trace["marker"]["color"])
+    assert {"training", "loading", "evaluating"} <= set(shades) and all(len(own) == 1 for own in shades.values())
+    assert len(set.union(*shades.values())) == len(shades)
+    domains: dict[str, set[str]] = {}
+    for title in ("Asked for", "Served", "Train loss", "Held-out loss", "Held-out perplexity"):
+        for trace in found[0][title]["data"]:
+            domains.setdefault(trace["name"], set()).add(trace["line"]["color"])
+    assert {"code", "docs", "arithmetic", "all"} <= set(domains) and all(len(own) == 1 for own in domains.values())
+
+
+def test_a_page_of_a_run_with_a_block_beside_one_without(runs: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    ended = command("report", str(runs["plain"]), str(runs["all"]), str(runs["select"]), "--html", str(file))
+    assert ended.returncode == 0, ended.stderr
+    text = file.read_text()
+    assert "<section><h3>Settings that differ</h3>" in text and "dataflex.mix.name" in text
+    (time,) = [
+        f for f in figures(text) if f["layout"]["xaxis"]["title"]["text"] == "seconds" and len(f["data"][0]["y"]) == 3
+    ]
+    plain, whole = opened(runs["plain"]).cost, opened(runs["all"]).cost
+    assert plain.kinds["evaluating"] == pytest.approx(seconds_of_evaluations(runs["plain"]))
+    for trace in time["data"]:
+        assert trace["x"][:2] == pytest.approx([cost.kinds.get(trace["name"], 0.0) for cost in (plain, whole)])
+
+
+def finished_run(folder: Path, name: str, seed: int, losses: list[float]) -> str:
+    """The files of a run that this needs, in a directory with the seed in its name."""
+    out = folder / f"{name}-{seed}"
+    (out / "dataflex").mkdir(parents=True)
+    found = {f"eval_{domain}_loss": loss for domain, loss in zip(("code", "docs"), losses)}
+    for file in ("all_results.json", "eval_results.json"):
+        (out / file).write_text(json.dumps({**found, "train_runtime": 9.0}))
+    (out / "trainer_state.json").write_text(json.dumps({"global_step": 4, "max_steps": 4, "log_history": []}))
+    block = {"select": {"name": name, "interval": 2}}
+    (out / "dataflex" / "config.yaml").write_text(json.dumps({"dataflex": block, "llamafactory": {"seed": seed}}))
+    (out / "trainer_log.jsonl").write_text('{"current_steps": 4, "total_steps": 4, "loss": 2.0}\n')
+    return str(out)
+
+
+def test_several_runs_are_shown_with_their_noise(tmp_path: Path) -> None:
+    """Of one method with several seeds what `compare` says; of one seed that it says nothing."""
+    offsets = (0.0, 0.04, -0.03)
+    paths = [finished_run(tmp_path, "random", seed, [2 + d, 3 - d]) for seed, d in enumerate(offsets)]
+    paths += [finished_run(tmp_path, "loss", seed, [1.8 + d, 2.9 - 2 * d]) for seed, d in enumerate(offsets)]
+    compared = json.loads(command("compare", *paths, "--json").stdout)["metrics"]["loss/mean"]["select loss"]
+    (low, high), p = compared["difference"]["interval"], compared["difference"]["p_holm"]
+    ended = command("report", *paths)
+    assert ended.returncode == 0, ended.stderr
+    (line,) = re.findall(r"^select loss .*$", ended.stdout, re.M)
+    assert f"{low:+.3g} to {high:+.3g}" in line and f"  {p:.2g}  " in line and compared["verdict"] in line
+    assert "One seed" not in ended.stdout
+    one = "One seed cannot tell an effect from noise; dataflex-cli compare GRID.yaml trains several"
+    assert (
+        one in command("report", paths[0], paths[3]).stdout
+        and "95 %" not in command("report", paths[0], paths[3]).stdout
+    )
+    file = tmp_path / "report.html"
+    for some, said in ((paths, f"{low:+.3g} to {high:+.3g}"), ([paths[0], paths[3]], one)):
+        assert command("report", *some, "--html", str(file)).returncode == 0
+        assert said in file.read_text()
+    unknown = tmp_path / "somewhere"  # without a block, and with no seed in its name
+    Path(paths[5]).rename(unknown)
+    (unknown / "dataflex" / "config.yaml").unlink()
+    told = command("report", paths[0], str(unknown)).stdout.replace("\n", " ")
+    assert "Not compared over seeds:" in told and "let its directory end in the seed" in told
+
+
+# -- texts in short -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "system\nYou are a helpful assistant.\nuser\nWhat is 3 + 4?\nassistant",
+        "You are helpful. USER: What is 3 + 4? ASSISTANT:",
+        "### Instruction:\nWhat is 3 + 4?\n\n### Response:\n",
+        "<|start_header_id|>user<|end_header_id|>\n\nWhat is 3 + 4?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "[INST] What is 3 + 4? [/INST]",
+        "user\nHello\nassistant\nHello, user: what?\nuser\nWhat is 3 + 4?\nassistant",
+    ],
+)
+def test_a_question_is_found_in_what_templates_write(prompt: str) -> None:
+    assert question(prompt) == "What is 3 + 4?"
+
+
+def test_texts_are_cut_between_words() -> None:
+    assert question("The answer is on the model's page: 3 + 4") is None
+    assert end_of("You are a helpful assistant.\nWhat is the sum?", 20) == "…What is the sum?"
+    assert end_of("What is\nthe sum?", 20) == "What is the sum?"
+    assert shortened("What is  the\nsum of them?", 14) == "What is the…"
+    assert shortened("word " * 10, 13) == "word word…" and shortened("y" * 30, 10) == "y" * 9 + "…"
+
+
+def test_rows_begin_with_their_questions(runs: dict[str, Path]) -> None:
+    """Of rows whose text is kept, and of those read from the data, in the terminal and in a page."""
+    info = opened(runs["select"]).record["llamafactory"]["dataset_dir"]
+    ended = command("show", str(runs["select"]), "--top", "200", columns=80)
+    assert ended.returncode == 0, ended.stderr
+    shown = dict(re.findall(r"^(\w+:\d+)  (.*)$", ended.stdout.partition("\n\n")[2], re.M))
+    kept = {f"{row.domain}:{row.row}" for row in opened(runs["select"]).selections[-1].rows(range(180)) if row.text}
+    assert len(shown) == 180 and 0 < len(kept) < 180
+    for name, text in shown.items():
+        domain, _, number = name.partition(":")
+        stored = json.loads((Path(info) / f"{domain}.jsonl").read_text().splitlines()[int(number)])
+        begin = stored["instruction"].split()[:3]
+        assert text.split()[:3] == begin, (name, text)
+    begins = re.findall(r'<span class="begin">(.*?)</span>', page([opened(runs["select"])], "a run"))
+    assert len(begins) > 20 and not any(begin.startswith(("system", "user", "(text")) for begin in begins)
 
 
 # -- runs that are not whole ----------------------------------------------------------------------------------------------

@@ -110,7 +110,14 @@ def test_decisions_that_are_held_back() -> None:
     lines = DecisionLines()
     lines.held = frozenset({"mix"})
     assert lines.of(mixed(1, [0.5, 0.5], a=0.6, b=0.4)) is None and lines.of(mixed(2, [0.6, 0.4], a=0.7, b=0.3)) is None
-    assert lines.waiting() == "step 2  mix odm: a .50 > .70  b .50 > .30" and lines.waiting() is None
+    assert lines.waiting() == "steps 1 to 2  mix odm: a .50 > .70  b .50 > .30" and lines.waiting() is None
+    assert lines.of(mixed(3, [0.7, 0.3], a=0.8, b=0.2)) is None
+    cut = {"domain": "b", "proportions": {"a": 1.0, "b": 0.0}}
+    exhausted = {"step": 4, "component": "exhausted", "decided": cut, "from": {"rows": 60}, "seconds": 0.0}
+    assert lines.of(exhausted) == (
+        "step 3  mix odm: a .70 > .80  b .30 > .20\nstep 4  b is exhausted (60 rows): a .80 > 1.00  b .20 > .00"
+    )
+    assert lines.waiting() is None
 
 
 def test_weights_of_losses() -> None:

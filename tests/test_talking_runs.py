@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from harness import Run, start, train
+from harness import Run, plain, start, train
 from terminals import shown, train_on_terminal
 
 Config = dict[str, Any]
@@ -169,13 +169,95 @@ def test_quiet(config: Config, tmp_path: Path) -> None:
     assert (status, said) == (0, "")
 
 
-def test_a_plain_run_prints_what_it_did(config: Config, tmp_path: Path) -> None:
-    """Without a block nothing of it is ours."""
+PLAIN_LINES = """
+log       OUT/dataflex/run.log has what the libraries print
+model     model: 51,488 parameters, all of them trained (full)
+data      code, docs, arithmetic: 180 rows
+steps     6 of 4 rows (4 per device x 1 x 1 rank)
+also      evaluate every 3 steps, save every 3 steps
+step 1  loss L  lr 0.001
+step 2  loss L  lr 0.000833
+step 3  loss L  lr 0.000667
+step 3  evaluate: loss L | T
+step 4  loss L  lr 0.0005
+step 5  loss L  lr 0.000333
+step 6  loss L  lr 0.000167
+step 6  evaluate: loss L | T
+done      6 steps in T: loading N %, training N %, evaluating N %
+next      dataflex-cli report OUT
+"""
+
+
+def results(out: Path) -> Config:
+    """What a run leaves, by file, but for its times: the records of logs and metrics, and the bytes of models."""
+    found: Config = {}
+    for file in sorted(out.rglob("*")):
+        name = str(file.relative_to(out))
+        if file.suffix == ".safetensors":
+            found[name] = file.read_bytes()
+        elif file.suffix in (".json", ".jsonl"):
+            found[name] = [untimed(json.loads(text)) for text in texts_in(file)]
+        elif file.is_file() and not name.startswith(("dataflex/", "log-", "config.yaml")):
+            found[name] = None
+    return found
+
+
+def texts_in(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+
+
+def untimed(record: Any) -> Any:
+    if isinstance(record, list):
+        return [untimed(each) for each in record]
+    if not isinstance(record, dict):
+        return record
+    return {k: untimed(v) for k, v in record.items() if not k.endswith(("_runtime", "_per_second", "_time"))}
+
+
+def test_a_plain_run_talks_like_the_others(config: Config, tmp_path: Path) -> None:
+    """And is the run of LLaMA-Factory's own command in every file."""
     config.pop("dataflex")
-    run: Run = start(config, tmp_path / "run")
-    found = printed(run.wait().ok)
-    assert "training example:" in found and "{'loss': " in found and "dataflex: " not in found
-    assert not (tmp_path / "run" / "dataflex").exists()
+    run, itself = train(config, tmp_path / "run").ok, plain(config, tmp_path / "itself").wait().ok
+    assert masked(printed(run), run.out) == PLAIN_LINES.split("\n")[1:-1]
+    log = (run.out / "dataflex" / "run.log").read_text()
+    assert "training example:" in log and "{'loss': " in log
+    ours, theirs = results(run.out), results(itself.out)
+    assert list(ours) == list(theirs) and len([name for name in ours if name.endswith(".safetensors")]) == 3
+    for name, content in theirs.items():
+        assert ours[name] == content, name
+
+
+def test_a_plain_run_on_two_ranks_with_all_that_the_libraries_print(config: Config, tmp_path: Path) -> None:
+    config.pop("dataflex")
+    run = start(config, tmp_path / "run", ranks=2)
+    found = masked(printed(run.wait().ok), run.out)
+    assert (
+        "steps     6 of 8 rows (4 per device x 1 x 2 ranks)" in found
+        and found[-1] == "next      dataflex-cli report OUT"
+    )
+    assert not any("training example:" in line for line in found)
+    file = run.out / "config.yaml"
+    arguments = ["train", str(file), "overwrite_output_dir=true", "-v"]
+    verbose = printed(Run(arguments, run.out, 1, [], {}).wait().ok)
+    assert "training example:" in verbose and "{'loss': " in verbose and "dataflex: next " in verbose
+
+
+def test_what_does_not_train_prints_its_results(config: Config, tmp_path: Path) -> None:
+    config = {k: v for k, v in config.items() if k not in ("dataflex", "max_steps", "eval_strategy", "eval_steps")}
+    run = train({**config, "do_train": False, "do_eval": True}, tmp_path / "run").ok
+    assert "eval_loss" in printed(run) and not (run.out / "dataflex").exists()
+
+
+def test_a_finished_run_has_nothing_left_to_do(config: Config, tmp_path: Path) -> None:
+    config = {**config, "max_steps": 2, "save_steps": 2, "eval_strategy": "no", "dataflex": {"mix": {"name": "static"}}}
+    train(config, tmp_path / "run").ok  # noqa: B018
+    again = train(config, tmp_path / "run").ok
+    line = (
+        "dataflex: done      nothing is left to do: the run ended at step 2; overwrite_output_dir: true starts anew\n"
+    )
+    assert line in printed(again)
+    anew = train({**config, "overwrite_output_dir": True}, tmp_path / "run").ok
+    assert "dataflex: done      2 steps in " in printed(anew)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -206,8 +288,10 @@ def test_a_mixer_that_is_run_for_its_proportions(base: Config, reference: Path, 
     run = train({**base, "max_steps": 4, "logging_steps": 2, "dataflex": {"mix": mix}}, tmp_path / "run").ok
     lines = printed(run).splitlines()
     decided = [line for line in lines if " mix doremi: " in line]
-    assert len(decided) == 2 and re.search(r"step 1  mix doremi: loss weights (\w+ \.\d\d  ){2}\w+ \.\d\d$", decided[0])
-    assert "step 3  mix doremi: loss weights" in decided[1] and " > " in decided[1]
+    assert len(decided) == 2 and re.search(
+        r"steps 0 to 1  mix doremi: loss weights (\w+ \.\d\d  ){2}\w+ \.\d\d$", decided[0]
+    )
+    assert "steps 2 to 3  mix doremi: loss weights" in decided[1] and " > " in decided[1]
     found = json.loads((run.out / "dataflex" / "proportions.json").read_text())
     shares = ", ".join(f"{name} {share:.4f}" for name, share in found.items())
     assert f"dataflex: found     proportions: {shares} (in {run.out}/dataflex/proportions.json)" in lines

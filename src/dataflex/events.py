@@ -22,7 +22,7 @@ class Prepared:
     """The trainer of a run is made; nothing is trained or restored yet."""
 
     rows: Any
-    """Training data: `Rows`, or `Streams`."""
+    """Training data: `Rows`, or `Streams`; without a block LLaMA-Factory's data set."""
     target: Any
     """Rows that selectors and weighters aim at, or None."""
     held_out: Any
@@ -30,7 +30,7 @@ class Prepared:
     evaluation: Any
     """LLaMA-Factory's evaluation data, or None."""
     config: Any
-    """The `dataflex` block, a `DataflexConfig`."""
+    """The `dataflex` block, a `DataflexConfig`; None without one."""
     model: Any
     """As it was loaded, before an engine wraps it."""
 
@@ -45,7 +45,7 @@ class Started:
     schedules: Mapping[str, Any]
     """The `Schedule` of `select` and of `mix`, where they act."""
     trainer: Any
-    """Read only: a `StageView`."""
+    """Read only: a `StageView`. Without a block it has `args` and `max_steps` alone."""
 
 
 @dataclass(frozen=True)

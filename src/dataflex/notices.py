@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 LEVEL = "DATAFLEX_LOG_LEVEL"  # also read by the processes that a command starts
@@ -85,6 +87,14 @@ def tell(line: str) -> None:
 def show(text: str) -> None:
     """The output that a command is asked for."""
     print(text, flush=True)
+
+
+def program() -> str:
+    """How the user starts this command again: by its path, where a shell does not find it by its name."""
+    started = Path(sys.argv[0])
+    if started.name in ("dataflex-cli", "dataflex") and shutil.which(started.name) is None:
+        return str(started)
+    return "dataflex-cli"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import yaml
 
 from dataflex.comparing.grids.cells import beside, settings_that_differ
 from dataflex.comparing.grids.running import RECORD
-from dataflex.comparing.results.comparison import Method
-from dataflex.comparing.results.figures import RESULTS, Figures, read_figures
+from dataflex.comparing.results.comparison import Comparison, Method
+from dataflex.comparing.results.figures import RESULTS, Figures, chosen, figures_of
+from dataflex.comparing.results.statistics import ONE_SEED
+from dataflex.comparing.results.tables import tables_of
 from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.masking import masked
 from dataflex.reading.run import Run, open_runs
-from dataflex.report.tables import does
+from dataflex.report.tables import Table, does
 
 _SEED = 42  # of transformers, where a file names none
 # Keys in which runs of one method may differ.
@@ -35,7 +38,7 @@ def methods_of(paths: Sequence[Path], baseline: str | None) -> tuple[list[Method
     mistakes, figures = Mistakes(), dict[Path, Figures]()
     for run in runs:
         with mistakes.noting():
-            found = read_figures(run.path)
+            found = figures_of(run)
             if found is None:
                 raise ConfigError(f"{run.path}: there is no {RESULTS}, so the run is not finished")
             figures[run.path] = found
@@ -45,14 +48,38 @@ def methods_of(paths: Sequence[Path], baseline: str | None) -> tuple[list[Method
         raise ConfigError("these runs differ in nothing but their seeds, so there are no methods to compare")
     if baseline is not None and baseline not in groups:
         raise ConfigError(f"--baseline: there is no method {baseline!r}{nearest(baseline, groups)}")
-    base = baseline if baseline is not None else next(iter(groups))
+    return _methods(groups, figures, baseline if baseline is not None else next(iter(groups))), runs
+
+
+def over_seeds(runs: Sequence[Run]) -> Table | str:
+    """What is noise in the difference of several runs, those that are finished: the table of `compare` over all their data sets
+    where a method has several seeds, else a sentence. Empty: there is nothing to compare."""
+    figures = {run.path: found for run in runs if (found := figures_of(run)) is not None}
+    done = [run for run in runs if run.path in figures]
+    if sum(any(chosen(list(found.metrics), ())) for found in figures.values()) < 2:
+        return ""
+    try:
+        groups = _grouped(done)
+    except ConfigError as error:
+        return f"Not compared over seeds: {str(error).splitlines()[0]}"
+    if all(len(own) == 1 for own in groups.values()):
+        return f"{ONE_SEED.capitalize()}; dataflex-cli compare GRID.yaml trains several, and says what is noise."
+    comparison = Comparison(_methods(groups, figures, next(iter(groups))), None)
+    table = next(tables_of(comparison))
+    note = f"{table.note} dataflex-cli compare with these directories has every data set."
+    return replace(table, title=f"Over seeds: {table.title[0].lower()}{table.title[1:]}", note=note)
+
+
+def _methods(
+    groups: Mapping[str, Mapping[int, tuple[Run, dict[str, Any]]]], figures: Mapping[Path, Figures], base: str
+) -> list[Method]:
+    """base: the method that the others are compared with."""
     settings = settings_that_differ({name: next(iter(own.values()))[1] for name, own in groups.items()})
     seeds = tuple(sorted({seed for own in groups.values() for seed in own}))
-    methods = [
+    return [
         Method(name, base, {seed: figures[run.path] for seed, (run, _) in sorted(own.items())}, seeds, settings[name])
         for name, own in groups.items()
     ]
-    return methods, runs
 
 
 def _expanded(paths: Sequence[Path]) -> list[Path]:
@@ -98,13 +125,15 @@ def _grouped(runs: Sequence[Run]) -> dict[str, dict[int, tuple[Run, dict[str, An
 def _names(
     runs: Mapping[str, Sequence[Run]], found: Mapping[str, list[tuple[int, Run, dict[str, Any]]]]
 ) -> dict[str, str]:
-    """Of each group: its directory, its components, or the settings that only it has, whichever tells the groups apart."""
+    """Of each group: its directory, its components, the name of its first run without a seed, or the settings that only it has,
+    whichever tells the groups apart."""
     folders = {content: {run.path.parent.name for run in own} for content, own in runs.items()}
     if all(len(names) == 1 for names in folders.values()):
         ways = [{content: next(iter(names)) for content, names in folders.items()}]
     else:
         ways = []
     ways.append({content: content if not own[0].record else does(own[0]) for content, own in runs.items()})
+    ways.append({content: _without_seed(own) for content, own in runs.items()})
     for names in ways:
         if len(set(names.values())) == len(names) and not any(name.startswith("{") for name in names.values()):
             return names
@@ -114,6 +143,13 @@ def _names(
         or "the rest"
         for content in found
     }
+
+
+def _without_seed(runs: Sequence[Run]) -> str:
+    """The name of the first directory of a method; of several without the number in which it ends."""
+    name = runs[0].path.name
+    found = _ENDS_IN_SEED.match(name) if len(runs) > 1 else None
+    return found[1] if found is not None and found[1] else name
 
 
 def _written(run: Run) -> dict[str, Any] | None:

@@ -38,6 +38,12 @@ class Parameter:
     """What `check` demands of it, such as `in (0, 1]`."""
     meaning: str
 
+    @property
+    def of_null(self) -> str:
+        """What null stands for, which `meaning` says behind "null:"; empty where it does not say."""
+        _, found, rest = self.meaning.partition("null: ")
+        return rest.partition("; ")[0].removesuffix(".") if found else ""
+
 
 @dataclass(frozen=True)
 class Description:

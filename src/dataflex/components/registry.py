@@ -91,6 +91,12 @@ def names(slot: str) -> list[str]:
     return sorted({"custom", *FAMILIES[slot][0], *(entry.name for entry in plug_ins(slot))})
 
 
+def first_name(slot: str, name: str) -> str:
+    """The name under which a built-in component of several names is described; of any other, `name` itself."""
+    table = FAMILIES[slot][0]
+    return next((other for other, path in table.items() if path == table.get(name)), name)
+
+
 def resolve(slot: str, name: str, key: str) -> type[Component]:
     """The component class called `name` in family `slot` (select, mix, weight); `key` names the setting in errors."""
     table, base, family = FAMILIES[slot]

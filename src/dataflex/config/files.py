@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def read_file(path: Path, overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold keys and values")
     if not base:
         raise ConfigError(f"{path} holds no key")
-    for override in overrides:
-        base = _overridden(base, override, path)
     merged = OmegaConf.to_container(base)
+    for override in overrides:
+        merged = _overridden(merged, override, path)
     assert isinstance(merged, dict)
     return filled({str(k): v for k, v in at_home(merged).items()})
 
@@ -68,12 +69,22 @@ def _overridden(base: Any, override: str, path: Path) -> Any:
 
 def _set(base: Any, pair: str, fault: str) -> Any:
     """`base` with the key and the value of `key=value`; ConfigError that begins with `fault` if that is none."""
+    parts = [part for part in re.split(r"[.\[\]]", pair.partition("=")[0]) if part]
     try:
-        return OmegaConf.merge(base, OmegaConf.from_dotlist([pair]))
+        return _merged(base, OmegaConf.to_container(OmegaConf.from_dotlist([pair])), parts, f"{fault[:200]}:")
     except RecursionError:
         raise ConfigError(f"{fault[:200]}: it is nested too deeply") from None
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{fault[:200]}: {_one_line(error)}") from None
+
+
+def _merged(old: Any, new: Any, parts: Sequence[str], fault: str, depth: int = 0) -> Any:
+    """Mappings are merged key by key; anything else is replaced. parts: of the key that names the value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: _merged(old.get(key), value, parts, fault, depth + 1) for key, value in new.items()}}
+    if isinstance(old, list) and depth < len(parts):
+        raise ConfigError(f"{fault} {'.'.join(parts[:depth])} is a list there; write the list whole")
+    return new
 
 
 def _is_word(text: str) -> bool:
@@ -95,7 +106,7 @@ def _one_line(error: BaseException) -> str:
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value`, `--key a b` (a list) and `--key` (true), values typed as YAML does."""
-    content = OmegaConf.create({})
+    content: dict[Any, Any] = {}
     index = 0
     while index < len(arguments):
         word = arguments[index]
@@ -111,4 +122,4 @@ def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
             index += 1
         joined = "true" if not values else values[0] if len(values) == 1 else "[" + ",".join(values) + "]"
         content = _set(content, f"{key}={joined}", f"--{key} cannot be read")
-    return {str(k): v for k, v in at_home(OmegaConf.to_container(content)).items()}  # type: ignore[arg-type]
+    return {str(k): v for k, v in at_home(content).items()}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import shutil
-import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dataflex import notices
+from dataflex.comparing.existing import over_seeds
 from dataflex.demo.data import DOMAINS, HELDOUT, build_domains
 from dataflex.demo.findings import chosen_lines, mixture_line, noise_of, selection_line, weight_line
 from dataflex.demo.planted import plant
@@ -35,34 +33,18 @@ _REPORT = "report.html"
 
 @contextlib.contextmanager
 def _quiet(log: TextIO) -> Iterator[None]:
-    """Send what the libraries print to `log` and hold back their notices; training's progress bar stays on stderr."""
-    import datasets
-    import transformers
+    """Send what the runs say to `log`, but for their bars, and hold back what transformers says outside of them."""
+    from transformers.utils import logging
 
-    variable = "LLAMAFACTORY_VERBOSITY"
-    verbosity, before = transformers.utils.logging.get_verbosity(), os.environ.get(variable)
-    logger = logging.getLogger("llamafactory")
-    level, console = logger.level, sys.stdout
-    os.environ[variable] = "WARNING"
-    logger.setLevel(logging.WARNING)
-    _redirect(logger, console, log)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(log), notices.into(log):
             yield
     finally:
-        datasets.enable_progress_bars()
-        transformers.utils.logging.enable_progress_bar()
-        transformers.utils.logging.set_verbosity(verbosity)
-        logger.setLevel(level or logging.INFO)
-        # A handler made inside the block holds on to the stream it found there, which is about to close.
-        _redirect(logger, log, console)
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
+        logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
@@ -76,12 +58,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _redirect(logger: logging.Logger, old: TextIO, new: TextIO) -> None:
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
-            handler.setStream(new)
 
 
 def _claim(out: Path) -> None:
@@ -159,10 +135,11 @@ def run_demo(
     runs = {run.name: run for run in open_runs([out / name for name in RUNS])}
     _show(out, domains, runs, results, steps)
     if keep:
-        write_atomically(out / _REPORT, page(list(runs.values()), "The demonstration").encode(errors="replace"))
+        shown = page(list(runs.values()), "The demonstration", noise=over_seeds(list(runs.values())))
+        write_atomically(out / _REPORT, shown.encode(errors="replace"))
         print(f"\n{seconds:.0f} s in all. Configurations, models, data and {_LOG} are in {out}.")
-        print(f"Repeat a run:  dataflex-cli train {out / 'select'}.yaml")
-        print(f"Its rows:      dataflex-cli show {out / 'select'} --step 0")
+        print(f"Repeat a run:  {notices.program()} train {out / 'select'}.yaml")
+        print(f"Its rows:      {notices.program()} show {out / 'select'} --step 0")
         print(f"The report:    {(out / _REPORT).resolve()}")
     else:
         _remove(out)

@@ -11,12 +11,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dataflex.reading.stored import texts_of
 from dataflex.values import integer
 
 _SAMPLE = 200  # rows that are read for the estimate, evenly spaced
 _CHARACTERS = 4.0  # of a token, where the model has no tokenizer.json on this machine
-_ANSWERS = ("response", "output", "chosen", "answer")
-_SPEAKERS = ("assistant", "gpt", "function_call")
 
 
 @dataclass(frozen=True)
@@ -83,24 +82,6 @@ class Sizes:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
-
-
-def texts_of(row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, str]:
-    """What a stored row asks, and what it answers, as far as its format in dataset_info.json says."""
-    columns = {**{name: name for name in ("messages", "conversations")}, **(entry.get("columns") or {})}
-    talk = next((row[c] for c in columns.values() if isinstance(row.get(c), list) and row[c]), None)
-    if talk is not None and isinstance(talk[0], dict):
-        tags = entry.get("tags") or {}
-        role, content = tags.get("role_tag", "from"), tags.get("content_tag", "value")
-        speakers = {*_SPEAKERS, tags.get("assistant_tag")}
-        turns = [(str(turn.get(role)), str(turn.get(content) or "")) for turn in talk if isinstance(turn, dict)]
-        asked, said = ("\n".join(t for r, t in turns if (r in speakers) == answers) for answers in (False, True))
-        return asked, said
-    answers = {columns[name] for name in ("response", "chosen") if name in columns} or set(_ANSWERS)
-    texts = {name: value for name, value in row.items() if isinstance(value, str)}
-    known = set(columns.values()) if entry.get("columns") else set(texts)
-    asked = "\n".join(value for name, value in texts.items() if name in known and name not in answers)
-    return asked, "\n".join(value for name, value in texts.items() if name in answers)
 
 
 def _tokenizer(model: str) -> Any:

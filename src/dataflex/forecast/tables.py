@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dataflex.components.description import parameters
 from dataflex.forecast.run import Forecast
 from dataflex.report.tables import Table
 from dataflex.report.words import NONE, count, number, percent
@@ -75,7 +76,16 @@ def _passes(forecast: Forecast) -> Table:
 
 
 def _defaults(forecast: Forecast) -> Table:
-    rows = [(name, str(value)) for name, value in forecast.defaults.items()]
+    block = forecast.config.dataflex
+    of_null = {
+        f"dataflex.{slot}.{parameter.name}": parameter.of_null
+        for slot, component in (block.components if block is not None else {}).items()
+        for parameter in parameters(type(component))
+    }
+    rows = [
+        (name, str(value) if value is not None else of_null[name] or "not set")
+        for name, value in forecast.defaults.items()
+    ]
     return Table("Left at defaults", ("parameter", "value"), rows, texts=frozenset({"value"}))
 
 

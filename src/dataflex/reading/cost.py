@@ -9,6 +9,8 @@ from typing import Any
 from dataflex.reading.log import Log
 
 KINDS = {"select": "selecting", "mix": "mixing", "weight": "weighing", "evaluate": "evaluating"}
+ALL_KINDS = ("training", "loading", *KINDS.values(), "saving")
+"""Kinds of time, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Spent:
 @dataclass(frozen=True)
 class Cost:
     total: float
-    """Seconds up to the last log of a loss, with all that happened in them."""
+    """Seconds up to the last log of a loss, with all that happened in them, and those of the evaluations after it."""
     kinds: dict[str, float]
     """Seconds by kind, `training` last: what is left of the total. Loading and saving are known of newer runs alone."""
     components: dict[str, Spent]
@@ -32,7 +34,19 @@ class Cost:
         return self.kinds[kind] / self.total if self.total else 0.0
 
 
-def cost_of(ledger: Sequence[Mapping[str, Any]], log: Log) -> Cost:
+def seconds_of(measures: Mapping[str, Any]) -> float:
+    """What an evaluation took, as LLaMA-Factory reports it: `eval_runtime`, or one of each data set."""
+    return sum(
+        float(value)
+        for name, value in measures.items()
+        if name.startswith("eval_") and name.endswith("_runtime") and "/" not in name
+    )
+
+
+def cost_of(
+    ledger: Sequence[Mapping[str, Any]], log: Log, evaluations: Sequence[tuple[int, float]] = (), final: float = 0.0
+) -> Cost:
+    """evaluations: step and seconds of each one in training. final: seconds of that after it."""
     components: dict[str, Spent] = {}
     kinds = dict.fromkeys(KINDS.values(), 0.0)
     for line in ledger:
@@ -43,7 +57,14 @@ def cost_of(ledger: Sequence[Mapping[str, Any]], log: Log) -> Cost:
         before = components.get(name, Spent(0, 0.0))
         components[name] = Spent(before.decisions + 1, before.seconds + seconds)
         kinds[kind] += seconds
+    last = log.last_loss
+    in_training, after = sum(s for _, s in evaluations), sum(s for step, s in evaluations if step >= last)
     timed = {name: log.accumulated(f"dataflex/seconds/{name}") for name in ("total", "loading", *kinds, "saving")}
     kinds |= {name: seconds for name, seconds in timed.items() if name != "total" and seconds is not None}
-    total = max(timed["total"] or 0.0, log.seconds, sum(kinds.values()))
+    if timed["evaluating"] is None:  # of a run without a block, or of an older version
+        kinds["evaluating"] = max(kinds["evaluating"], in_training)
+    else:
+        kinds["evaluating"] += after
+    kinds["evaluating"] += final
+    total = max((timed["total"] or 0.0) + after + final, log.seconds + final, sum(kinds.values()))
     return Cost(total, {**kinds, "training": total - sum(kinds.values())}, components)

@@ -56,6 +56,12 @@ class Log:
         return int(self.records[-1][STEP]) if self.records else 0
 
     @property
+    def last_loss(self) -> int:
+        """The step of the last log of a loss; 0: none."""
+        steps = self.series("loss")[0]
+        return int(steps[-1]) if len(steps) else 0
+
+    @property
     def total_steps(self) -> int:
         return int(self.records[-1].get("total_steps", 0)) if self.records else 0
 

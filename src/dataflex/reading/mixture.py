@@ -20,6 +20,12 @@ class Shares:
     values: np.ndarray
     """float64[n, k]"""
 
+    def until(self, step: int) -> Shares:
+        """The same, with the last shares once more at a later step."""
+        if step <= self.steps[-1]:
+            return self
+        return Shares(np.append(self.steps, step), np.concatenate([self.values, self.values[-1:]]))
+
 
 @dataclass(frozen=True)
 class Mixture:

@@ -16,7 +16,7 @@ import yaml
 
 from dataflex.errors import ConfigError
 from dataflex.locking import LOCK, holder_of
-from dataflex.reading.cost import Cost, cost_of
+from dataflex.reading.cost import Cost, cost_of, seconds_of
 from dataflex.reading.exposure import DomainExposure, exposure_of, last_weights
 from dataflex.reading.log import LOG, Log, Series, columns, read_lines
 from dataflex.reading.mixture import Mixture, mixture_of
@@ -87,6 +87,18 @@ class Run:
     def domains(self) -> tuple[str, ...]:
         return tuple(self.sizes)
 
+    @property
+    def _history(self) -> list[dict[str, Any]]:
+        """What the Trainer has logged, with its evaluations in training."""
+        return self.state.get("log_history") or []
+
+    @cached_property
+    def _evaluated_after(self) -> dict[str, Any]:
+        """The evaluation after training; empty: none."""
+        with suppress(OSError, ValueError):
+            return dict(json.loads((self.path / "eval_results.json").read_text()))
+        return {}
+
     # -- how far it is -----------------------------------------------------------------------------------------------
 
     @property
@@ -133,7 +145,9 @@ class Run:
 
     @cached_property
     def cost(self) -> Cost:
-        return cost_of(self.ledger, self.log)
+        evaluations = [(int(line.get("step", 0)), seconds_of(line)) for line in self._history]
+        final = seconds_of(self._evaluated_after) if self.status == "finished" else 0.0
+        return cost_of(self.ledger, self.log, evaluations, final)
 
     def train_loss(self) -> dict[str, Series]:
         """Of the whole batch under "all", and by domain."""
@@ -152,10 +166,8 @@ class Run:
     @cached_property
     def evaluated(self) -> dict[str, Series]:
         """Losses as LLaMA-Factory evaluates them, in training and after it, by data set ("" where there is one)."""
-        history = [(int(line.get("step", 0)), line) for line in self.state.get("log_history") or []]
-        with suppress(OSError, ValueError):
-            history.append((self.step, json.loads((self.path / "eval_results.json").read_text())))
-        found = columns(iter(history))
+        history = [(int(line.get("step", 0)), line) for line in self._history]
+        found = columns(iter([*history, (self.step, self._evaluated_after)]))
         return {
             name.removeprefix("eval").removesuffix("loss").strip("_"): series
             for name, series in found.items()

@@ -10,19 +10,53 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+_ANSWERS = ("response", "output", "chosen", "answer")
+_SPEAKERS = ("assistant", "gpt", "function_call")
+
 
 def stored_row(keys: Mapping[str, Any], dataset: str, row: int) -> dict[str, Any] | None:
     """Row `row`, from 0, of a data set that is one local JSON, JSON lines or Parquet file; None for any other, and where the file
     has gone. keys: LLaMA-Factory's, of the run."""
-    folder = Path(str(keys.get("dataset_dir", "data")))
     try:
-        entry = json.loads((folder / "dataset_info.json").read_text())[dataset]
-        path = folder / str(entry["file_name"])
+        path = _folder(keys) / str(_entry(keys, dataset)["file_name"])
         if path.suffix == ".parquet":
             return _of_parquet(path, row)
         return _of_json(path, row) if path.suffix in (".json", ".jsonl") else None
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def stored_texts(keys: Mapping[str, Any], dataset: str, row: int) -> tuple[str, str] | None:
+    """What a stored row asks, and what it answers; None as for `stored_row`."""
+    found = stored_row(keys, dataset, row)
+    return None if found is None else texts_of(found, _entry(keys, dataset))
+
+
+def texts_of(row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, str]:
+    """What a stored row asks, and what it answers, as far as its format in dataset_info.json says."""
+    columns = {**{name: name for name in ("messages", "conversations")}, **(entry.get("columns") or {})}
+    talk = next((row[c] for c in columns.values() if isinstance(row.get(c), list) and row[c]), None)
+    if talk is not None and isinstance(talk[0], dict):
+        tags = entry.get("tags") or {}
+        role, content = tags.get("role_tag", "from"), tags.get("content_tag", "value")
+        speakers = {*_SPEAKERS, tags.get("assistant_tag")}
+        turns = [(str(turn.get(role)), str(turn.get(content) or "")) for turn in talk if isinstance(turn, dict)]
+        asked, said = ("\n".join(t for r, t in turns if (r in speakers) == answers) for answers in (False, True))
+        return asked, said
+    answers = {columns[name] for name in ("response", "chosen") if name in columns} or set(_ANSWERS)
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    known = set(columns.values()) if entry.get("columns") else set(texts)
+    asked = "\n".join(value for name, value in texts.items() if name in known and name not in answers)
+    return asked, "\n".join(value for name, value in texts.items() if name in answers)
+
+
+def _folder(keys: Mapping[str, Any]) -> Path:
+    return Path(str(keys.get("dataset_dir", "data")))
+
+
+def _entry(keys: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Of a data set in dataset_info.json."""
+    return dict(json.loads((_folder(keys) / "dataset_info.json").read_text())[dataset])
 
 
 def _of_json(path: Path, row: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.reading.cost import ALL_KINDS
 from dataflex.reading.exposure import MOST, DomainExposure
 from dataflex.reading.log import Series
 from dataflex.reading.mixture import Mixture, Shares
@@ -36,11 +37,12 @@ def colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def mixture_charts(mixture: Mixture) -> dict[str, Figure]:
-    """Shares over steps as stacked areas: what was asked for, and what was served."""
+def mixture_charts(mixture: Mixture, step: int) -> dict[str, Figure]:
+    """Shares over steps as stacked areas: what was asked for, and what was served. step: optimizer steps done, to which what was
+    asked for last holds."""
     out = {}
     if mixture.requested is not None:
-        out["Asked for"] = _areas(mixture, mixture.requested, "hv")
+        out["Asked for"] = _areas(mixture, mixture.requested.until(step), "hv")
     if mixture.served is not None:
         out["Served"] = _areas(mixture, mixture.served, "linear")
     return out
@@ -66,13 +68,13 @@ def loss_charts(run: Run) -> dict[str, Figure]:
     out = {}
     train = {name: series for name, series in run.train_loss().items() if len(series[0])}
     if train:
-        out["Train loss"] = lines(train, "nats per token")
+        out["Train loss"] = lines(train, "nats per token", known=run.domains)
     titles = {"loss": "nats per token", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
     for measure, unit in titles.items():
         found = run.held_out(measure)
         if found is not None:
             title = f"Held-out {'loss' if measure == 'loss' else unit}"
-            out[title] = lines({"mean of domains": found.macro, **found.domains}, unit)
+            out[title] = lines({"mean of domains": found.macro, **found.domains}, unit, known=run.domains)
     if "Held-out loss" not in out and any(len(series[0]) for series in run.evaluated.values()):
         out["Held-out loss"] = lines({name or "all": s for name, s in run.evaluated.items()}, "nats per token")
     return out
@@ -93,19 +95,19 @@ def weight_charts(run: Run) -> dict[str, Figure]:
         out["Weights of rows when last trained on"] = last
     weights = run.log.under("dataflex/loss_weight/")
     if weights:
-        out["Weights of domains"] = lines(weights, "weight")
+        out["Weights of domains"] = lines(weights, "weight", known=run.domains)
     return out
 
 
 def cost_chart(runs: Sequence[Run]) -> Figure:
     """Seconds by kind, a bar a run."""
     names = [_label(run.name) for run in runs]
-    kinds = [kind for kind in runs[0].cost.kinds if any(run.cost.kinds[kind] for run in runs)]
+    seconds = {kind: [run.cost.kinds.get(kind, 0.0) for run in runs] for kind in ALL_KINDS}
     bars = [
-        {"type": "bar", "orientation": "h", "y": names, "x": [run.cost.kinds[kind] for run in runs], "name": kind,
-         "marker": {"color": colour(k)}}
-        for k, kind in enumerate(kinds)
-    ]  # fmt: skip
+        {"type": "bar", "orientation": "h", "y": names, "x": of_runs, "name": kind, "marker": {"color": colour(k)}}
+        for k, (kind, of_runs) in enumerate(seconds.items())
+        if any(of_runs)
+    ]
     figure = _figure(bars, x="seconds", barmode="stack")
     figure["layout"]["height"] = 150 + 34 * len(runs)
     return figure
@@ -190,22 +192,25 @@ def _score_and_length(selection: SelectionFile) -> Figure:
 
 def compared(runs: Sequence[Run]) -> dict[str, Figure]:
     """Runs on the same axes."""
+    names = [run.name for run in runs]
     train = {run.name: run.log.series("loss") for run in runs if len(run.log.series("loss")[0])}
-    out = {"Train loss": lines(train, "nats per token")} if len(train) > 1 else {}
+    out = {"Train loss": lines(train, "nats per token", known=names)} if len(train) > 1 else {}
     for measure, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
         found = {run.name: held_out.macro for run in runs if (held_out := run.held_out(measure)) is not None}
         if len(found) > 1 and any(len(series[0]) > 1 for series in found.values()):
-            out[f"Held-out {measure.replace('_', ' ')}, mean of domains"] = lines(found, unit)
+            out[f"Held-out {measure.replace('_', ' ')}, mean of domains"] = lines(found, unit, known=names)
     return out
 
 
-def lines(series: Mapping[str, Series], unit: str, *, share: bool = False) -> Figure:
-    """One line per series; where all have one value, one bar."""
+def lines(series: Mapping[str, Series], unit: str, *, share: bool = False, known: Sequence[str] = ()) -> Figure:
+    """One line per series; where all have one value, one bar. known: names that have the same colours in all charts."""
     if all(len(steps) <= 1 for steps, _ in series.values()):
-        known = {_label(name): float(values[0]) for name, (_, values) in series.items() if len(values)}
-        return _figure([_bars(list(known), list(known.values()), unit, colour(0))], y=unit, share=share)
+        single = {_label(name): float(values[0]) for name, (_, values) in series.items() if len(values)}
+        return _figure([_bars(list(single), list(single.values()), unit, colour(0))], y=unit, share=share)
     data = []
-    for number, (name, (steps, values)) in enumerate(series.items()):
+    colours = [*known, *(name for name in series if name not in known)]
+    for name, (steps, values) in series.items():
+        number = colours.index(name)
         steps, values = thinned(steps, values)
         data.append(
             {"type": "scatter", "mode": "lines" if len(steps) > 1 else "markers", "x": _packed(steps), "y": _packed(values),

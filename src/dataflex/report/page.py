@@ -19,14 +19,16 @@ from dataflex.reading.selections import RowOfSelection, SelectionFile
 from dataflex.report import charts
 from dataflex.report.charts import Figure
 from dataflex.report.explanation import target_name
+from dataflex.report.rows import short_texts
 from dataflex.report.tables import (
     Table,
-    comparison,
     cost_table,
+    differences,
     domains_table,
     overview,
     remarks_table,
     selections_table,
+    settings_table,
     weights_table,
 )
 from dataflex.report.words import number, visible
@@ -35,21 +37,22 @@ from dataflex.version import __version__
 _SHOWN = 6
 """Selections that are shown one by one, the first and the last among them."""
 _ROWS = 5
+_ASKED, _ANSWERED = 90, 120  # characters of a row that is not opened
 
 
 @dataclass
 class Section:
-    """A part of the page. charts: title -> figure; rows: title -> rows of a selection."""
+    """A part of the page. charts: title -> figure; rows: title -> rows of a selection, each with question and answer in short."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
     charts: Mapping[str, Figure] = field(default_factory=dict)
-    rows: Mapping[str, list[RowOfSelection]] = field(default_factory=dict)
+    rows: Mapping[str, list[tuple[RowOfSelection, tuple[str, str] | None]]] = field(default_factory=dict)
     folded: bool = False
 
 
-def page(runs: Sequence[Run], title: str, first: Sequence[Section] = ()) -> str:
-    """The page, as text. first: sections above those about the runs."""
+def page(runs: Sequence[Run], title: str, first: Sequence[Section] = (), noise: Table | str = "") -> str:
+    """The page, as text. first: sections above those about the runs. noise: as of `differences`."""
     figures: list[Figure] = []
 
     def place(figure: Figure) -> str:
@@ -59,10 +62,11 @@ def page(runs: Sequence[Run], title: str, first: Sequence[Section] = ()) -> str:
     environment = Environment(
         loader=PackageLoader("dataflex.report", "web"), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"visible": visible, "number": number, "target_name": target_name}
+    filters = (visible, number, target_name)
+    environment.filters |= {each.__name__: each for each in filters}
     template = environment.get_template("page.html")
     parts = [(run, list(sections_of(run))) for run in runs]
-    across = [*first, *_across(runs)]
+    across = [*first, *_across(runs, noise)]
     body = template.render(
         title=title,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -77,13 +81,15 @@ def page(runs: Sequence[Run], title: str, first: Sequence[Section] = ()) -> str:
     return body.replace("@@FIGURES@@", in_script(figures)).replace("@@SCRIPT@@", script)
 
 
-def _across(runs: Sequence[Run]) -> Iterator[Section]:
+def _across(runs: Sequence[Run], noise: Table | str) -> Iterator[Section]:
     cost = {"Time": charts.cost_chart([run for run in runs if run.trains])} if any(run.trains for run in runs) else {}
     if len(runs) == 1:
         yield Section("Run", [overview(runs)])
         return
-    yield Section("Runs", [overview(runs), *comparison(runs)[:1]], {**charts.compared(runs), **cost})
-    yield Section("Settings that differ", comparison(runs)[1:], folded=True)
+    yield Section("Runs", [overview(runs), *differences(runs, noise)], {**charts.compared(runs), **cost})
+    settings = _tables(settings_table(runs))
+    if settings:
+        yield Section("Settings that differ", settings)
 
 
 def sections_of(run: Run) -> Iterator[Section]:
@@ -102,7 +108,7 @@ def _losses(run: Run) -> Section:
 
 
 def _mixture(run: Run) -> Section:
-    figures = charts.mixture_charts(run.mixture) if run.mixture is not None and len(run.domains) > 1 else {}
+    figures = charts.mixture_charts(run.mixture, run.step) if run.mixture is not None and len(run.domains) > 1 else {}
     return Section(
         "Mixture and exposure", [], {**figures, **(charts.exposure_charts(run.exposure) if run.exposure else {})}
     )
@@ -120,7 +126,11 @@ def _selections(run: Run) -> Iterator[Section]:
 
 def _selection(run: Run, selection: SelectionFile, *, folded: bool) -> Section:
     title = f"Selection at step {selection.step}" if run.trains else f"Selection {selection.path.parent.name}"
-    return Section(f"{title}: {selection.name}", [], charts.selection_charts(selection), rows_shown(selection), folded)
+    shown = {
+        name: [(row, short_texts(run, row, _ASKED, _ANSWERED)) for row in rows]
+        for name, rows in rows_shown(selection).items()
+    }
+    return Section(f"{title}: {selection.name}", [], charts.selection_charts(selection), shown, folded)
 
 
 def rows_shown(selection: SelectionFile) -> dict[str, list[RowOfSelection]]:

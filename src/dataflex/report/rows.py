@@ -9,11 +9,13 @@ from typing import Any
 
 from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile
-from dataflex.reading.stored import stored_row
+from dataflex.reading.stored import stored_row, stored_texts
+from dataflex.report.questions import end_of, question, shortened
 from dataflex.report.tables import Table
 from dataflex.report.words import NONE, number, visible
 
-_PROMPT, _ANSWER = 60, 100  # characters of a text that stand in a table
+_PROMPT, _ANSWER = 80, 80  # characters of a text that stand in a table
+_NOT_KEPT = "(text not kept)"
 
 
 def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection], *, whole: bool = False) -> Table:
@@ -107,20 +109,31 @@ def record_of(run: Run, row: RowOfSelection) -> dict[str, Any]:
 
 
 def text_of(run: Run, row: RowOfSelection, *, whole: bool = False) -> str:
-    """As the run has kept it, or as it is stored."""
+    """As the run has kept it, or as it is stored; in short what it asks, and its answer."""
+    if not whole:
+        parts = short_texts(run, row, _PROMPT, _ANSWER)
+        return _NOT_KEPT if parts is None else visible(" > ".join(part for part in parts if part))
     if row.text is not None:
-        prompt, answer = row.text
-        text = f"{prompt}\n{answer}" if whole else f"{prompt[-_PROMPT:]} > {answer[:_ANSWER]}"
-    elif (stored := _stored(run, row)) is not None:
-        if whole:
-            text = json.dumps(stored, ensure_ascii=False, indent=2)
-        else:
-            text = " > ".join(value for value in stored.values() if isinstance(value, str) and value)[
-                : _PROMPT + _ANSWER
-            ]
-    else:
-        return "(text not kept)"
-    return visible(text if whole else " ".join(text.split()))
+        return visible("\n".join(row.text))
+    stored = _stored(run, row)
+    return _NOT_KEPT if stored is None else visible(json.dumps(stored, ensure_ascii=False, indent=2))
+
+
+def short_texts(run: Run, row: RowOfSelection, asked: int, answered: int) -> tuple[str, str] | None:
+    """The question of a row and its answer, each in one line of so many characters at most. None: not known.
+
+    What is stored is read where the text that was kept does not show where its question begins."""
+    found = None if row.text is None else question(row.text[0])
+    if row.text is not None and found is not None:
+        return shortened(found, asked), shortened(row.text[1], answered)
+    stored = _stored_texts(run, row)
+    if stored is not None:
+        return shortened(stored[0], asked), shortened(stored[1], answered)
+    return None if row.text is None else (end_of(row.text[0], asked), shortened(row.text[1], answered))
+
+
+def _stored_texts(run: Run, row: RowOfSelection) -> tuple[str, str] | None:
+    return None if row.row is None else stored_texts(run.record.get("llamafactory") or {}, row.domain, row.row)
 
 
 def _stored(run: Run, row: RowOfSelection) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dataflex.reading.log import Series
 from dataflex.reading.run import Run
@@ -170,7 +170,7 @@ def cost_table(run: Run) -> Table | None:
     for kind in ("loading", "evaluating", "saving", "training"):
         if cost.kinds.get(kind):
             rows.append((kind, "", duration(cost.kinds[kind]), percent(cost.share(kind))))
-    note = "Up to the last log of a loss; evaluating and saving after it are not in it. Training: all that is left."
+    note = "Up to the last log of a loss, with the evaluations after it, but not saving. Training: all that is left."
     return Table("Time", ("spent on", "decisions", "time", "share"), rows, note)
 
 
@@ -179,9 +179,15 @@ def remarks_table(run: Run) -> Table | None:
     return Table("Remarks", ("by", "remark"), rows, texts=frozenset({"remark"}))
 
 
-def comparison(runs: Sequence[Run]) -> list[Table]:
-    """What differs between runs: held-out losses, and settings."""
-    return [table for table in (_held_out_of(runs), settings_table(runs)) if table is not None and table.rows]
+def differences(runs: Sequence[Run], noise: Table | str = "") -> list[Table]:
+    """Held-out losses of several runs, and what of their differences is noise. noise: what several seeds say of it, or a sentence
+    that no seeds can."""
+    table = _held_out_of(runs)
+    if table is None:
+        return []
+    if isinstance(noise, Table):
+        return [table, noise]
+    return [replace(table, note=f"{table.note} {noise}".strip())]
 
 
 def _held_out_of(runs: Sequence[Run]) -> Table | None:

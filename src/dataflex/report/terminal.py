@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dataflex.reading.run import Run
-from dataflex.report.tables import Table, comparison, overview, tables_of
+from dataflex.report.tables import Table, differences, overview, settings_table, tables_of
 from dataflex.report.words import NONE, visible
 
 TEXT = "text"
@@ -19,7 +19,8 @@ _WIDE = 120
 _GAP, _TEXT_LEAST = 2, 20
 
 
-def show_runs(runs: Sequence[Run], console: Console) -> None:
+def show_runs(runs: Sequence[Run], console: Console, noise: Table | str = "") -> None:
+    """noise: as of `differences`."""
     show_table(overview(runs), console)
     for run in runs:
         if len(runs) > 1:
@@ -28,8 +29,9 @@ def show_runs(runs: Sequence[Run], console: Console) -> None:
             show_table(table, console)
     if len(runs) > 1:
         console.rule("All runs", align="left", style="dim")
-        for table in comparison(runs):
-            show_table(table, console)
+        for found in (*differences(runs, noise), settings_table(runs)):
+            if found is not None and found.rows:
+                show_table(found, console)
 
 
 def show_table(table: Table, console: Console) -> None:

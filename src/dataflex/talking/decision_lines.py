@@ -35,7 +35,8 @@ class DecisionLines:
         if slot == "mix":
             return self._mix_or_hold(record, name)
         if slot == "exhausted":
-            return self._exhausted(record)
+            lines = (self.waiting(), self._exhausted(record))  # what was decided before comes first
+            return "\n".join(line for line in lines if line)
         if slot == "start":
             self._in_force = record["decided"].get("proportions", {})
         if slot.startswith("weight"):
@@ -49,7 +50,8 @@ class DecisionLines:
             return None
         (first, before), (last, _) = self._waiting[0], self._waiting[-1]
         self._waiting = []
-        return self._mix(last, last["component"].partition(":")[2], before, _before(first))
+        name, since = last["component"].partition(":")[2], first["step"]
+        return self._mix(last, name, before, _before(first), since=since)
 
     def evaluation(self, step: int, measures: Mapping[str, float], seconds: float) -> str | None:
         """measures: what the Trainer reports, by name. None where there is no loss among them."""
@@ -85,15 +87,25 @@ class DecisionLines:
         self._waiting = [*self._waiting[:1], (record, before)]
         return None
 
-    def _mix(self, record: Mapping[str, Any], name: str, weights_before: Proportions, before: Proportions) -> str:
+    def _mix(
+        self,
+        record: Mapping[str, Any],
+        name: str,
+        weights_before: Proportions,
+        before: Proportions,
+        since: int | None = None,
+    ) -> str:
+        """since: the step of the first of several decisions."""
+        step = record["step"]
+        when = step if since in (None, step) else f"{since} to {step}"
         now, weights = _proportions(record), record["decided"].get("loss_weights")
         head, items = f"mix {name}:", [] if now is None else moves(before, now)
         if weights is not None:
             items += moves(weights_before, weights)
             head += " loss weights" if now is None else ""
         if not items:
-            return self._line(record["step"], f"{head} no domain moved by {fraction(LEAST_MOVE, 3)}", [], "", [])
-        return self._line(record["step"], head, items, "  ", [])
+            return self._line(when, f"{head} no domain moved by {fraction(LEAST_MOVE, 3)}", [], "", [])
+        return self._line(when, head, items, "  ", [])
 
     def _exhausted(self, record: Mapping[str, Any]) -> str:
         decided = record["decided"]
@@ -101,9 +113,12 @@ class DecisionLines:
         head = f"{decided['domain']} is exhausted ({amount(record['from']['rows'])} rows):"
         return self._line(record["step"], head, moves(before, decided["proportions"]), "  ", [])
 
-    def _line(self, step: int, head: str, items: list[str], apart: str, tail: list[str]) -> str:
-        """Items are left out at the end until the line fits."""
-        begin, end = f"step {step}  {head}", "".join(f" | {part}" for part in tail)
+    def _line(self, step: int | str, head: str, items: list[str], apart: str, tail: list[str]) -> str:
+        """Items are left out at the end until the line fits. step: optimizer steps that were done when it was decided."""
+        begin, end = (
+            f"step{'s' if isinstance(step, str) else ''} {step}  {head}",
+            "".join(f" | {part}" for part in tail),
+        )
         if not items:
             return begin + end
         begin += " " if head.endswith((":", "weights")) else " | "

@@ -11,6 +11,7 @@ from dataflex import events
 from dataflex.config.schema import DataflexConfig, Schedule, WeightPart
 from dataflex.talking.time_spent import strategy_of
 from dataflex.talking.wording import amount, counted, fraction, listed
+from dataflex.values import words
 
 # Steps of a schedule that are listed by themselves.
 _STEPS = 4
@@ -21,7 +22,7 @@ def data_lines(event: events.Prepared, arguments: Mapping[str, Any], width: int 
     """arguments: LLaMA-Factory's."""
     named = [
         ("model", model(event.model, arguments)),
-        ("data", rows_of(event.rows, width)),
+        ("data", rows_of(event.rows, width) if event.config is not None else _plain(event.rows, arguments)),
         ("target", rows_of(event.target, width, tokens=False)),
         ("held out", rows_of(event.held_out, width, tokens=False) or _evaluated(event.evaluation)),
     ]
@@ -92,6 +93,12 @@ def rows_of(rows: Any, width: int | None, *, tokens: bool = True) -> str:
     sums = [int(learned[a:b].sum(dtype="int64")) for a, b in pairwise(rows.domains.offsets)]
     items = [f"{n} {s} ({amount(t)} tokens)" for n, s, t in zip(names, sizes, sums, strict=True)]
     return listed(items, apart=" | ", room=_room(width))
+
+
+def _plain(rows: Any, arguments: Mapping[str, Any]) -> str:
+    """LLaMA-Factory's training data, which may be streamed."""
+    names = ", ".join(words(arguments.get("dataset")))
+    return f"{names}: {counted(len(rows), 'row')}" if hasattr(rows, "__len__") else f"{names} (streamed)"
 
 
 def _room(width: int | None) -> int | None:

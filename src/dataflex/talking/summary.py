@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dataflex import events
+from dataflex.notices import program
 from dataflex.talking.header import label
 from dataflex.talking.time_spent import TimeSpent
 from dataflex.talking.wording import counted, duration, listed, percent
@@ -19,6 +20,13 @@ def time_line(step: int, spent: TimeSpent) -> str:
     parts = {"loading": spent.loading, "training": total - spent.loading - sum(spent.seconds.values()), **spent.seconds}
     shares = [f"{name} {percent(seconds / total)}" for name, seconds in parts.items() if seconds > 0]
     return label("done", f"{counted(step, 'step')} in {duration(total)}: {', '.join(shares)}")
+
+
+def nothing_left_line(step: int) -> str:
+    """Of a command that found its run at the end."""
+    return label(
+        "done", f"nothing is left to do: the run ended at step {step:,}; overwrite_output_dir: true starts anew"
+    )
 
 
 def served_line(served: Mapping[str, int], width: int | None) -> str | None:
@@ -46,4 +54,4 @@ def proportions_line(found: events.Recommended) -> str:
 
 
 def next_line(output_dir: Path) -> str:
-    return label("next", f"dataflex-cli report {output_dir}")
+    return label("next", f"{program()} report {output_dir}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dataflex import events, notices
-from dataflex.config.schema import RunConfig
+from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.errors import ConfigError
 from dataflex.masking import hiding
 from dataflex.notices import Once, say
@@ -28,16 +28,16 @@ OFTEN = 10
 
 
 class Talker:
-    """Of rank 0. config: of a run with a block."""
+    """Of rank 0."""
 
     def __init__(self, config: RunConfig, screen: Screen, spent: TimeSpent, output_dir: Path) -> None:
-        assert config.dataflex is not None
-        self.config, self.arguments = config.dataflex, config.llamafactory
+        self.config, self.arguments = config.dataflex or DataflexConfig(), config.llamafactory
         self.screen, self.spent, self.output_dir = screen, spent, output_dir
         self.decisions = DecisionLines(screen.width)
         self._once = Once()
         self._domains = 0
         self._step: int | None = None
+        self._begin: int | None = None  # steps done before this process; None: it had none to make
         self._max_steps = 0
         self._logged = ""
         self._proportions: Mapping[str, float] = {}
@@ -60,7 +60,10 @@ class Talker:
             return
         width = self.screen.width
         self._say(self.decisions.waiting())
-        say(summary.time_line(self._finished.step, self.spent))
+        if self._begin in (None, self._finished.step):
+            say(summary.nothing_left_line(self._finished.step))
+        else:
+            say(summary.time_line(self._finished.step, self.spent))
         self._say(summary.served_line(self._finished.served, width))
         if self._held_out:
             self._say(summary.held_out_line(self._held_out[0], self._held_out[-1], width))
@@ -74,11 +77,12 @@ class Talker:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def _prepare(self, event: events.Prepared) -> None:
-        self._domains = len(event.rows.domains)
+        self._domains = len(event.rows.domains) if event.config is not None else 0
         say(*header.data_lines(event, self.arguments, self.screen.width))
 
     def _start(self, event: events.Started) -> None:
-        self._step, self._max_steps = event.step, event.trainer.max_steps
+        self._step = self._begin = event.step
+        self._max_steps = event.trainer.max_steps
         args, schedule = event.trainer.args, event.schedules.get("mix")
         every = None if schedule is None else schedule.interval
         if every is not None and every < min(OFTEN, args.logging_steps):
@@ -140,13 +144,12 @@ class Talker:
 
 @contextmanager
 def talking(config: RunConfig, output_dir: Path) -> Iterator[TimeSpent]:
-    """For the length of a run with a block. Every rank has its own log and clock; rank 0 speaks.
+    """For the length of a run. Every rank has its own log and clock; rank 0 speaks.
 
     A run that is refused leaves no log. LLaMA-Factory's callbacks may ask the clock how much time is left.
     """
-    assert config.dataflex is not None
-    spent = TimeSpent()
-    with _logged(config.llamafactory, output_dir, config.dataflex.to_json()) as (screen, stack):
+    spent, block = TimeSpent(), {} if config.dataflex is None else config.dataflex.to_json()
+    with _logged(config.llamafactory, output_dir, block) as (screen, stack):
         talker = Talker(config, screen, spent, output_dir) if _rank() == 0 else None
         stack.enter_context(events.listening(*spent.listeners(), *(talker.listeners() if talker else ())))
         yield spent

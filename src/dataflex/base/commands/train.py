@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,30 @@ def train(config: RunConfig) -> None:
     output_dir = _output_dir(config.llamafactory)
     with alone_in(output_dir), failed_writes_reported(_NOT_WRITTEN):
         if config.dataflex is None:
-            _train_without_block(config)
+            _train_without_block(config, output_dir)
             return
         with talking(config, output_dir) as spent:
             _train(config, spent)
 
 
-def _train_without_block(config: RunConfig) -> None:
-    """LLaMA-Factory's own run, with its own output."""
+def _train_without_block(config: RunConfig, output_dir: Path) -> None:
+    """LLaMA-Factory's own run. It is told of by callbacks, which change nothing of it."""
     from llamafactory.train import tuner
 
-    from dataflex.base.commands.callbacks import StepReporter
+    from dataflex.base.commands.callbacks import EvaluationProgress, StepReporter
+    from dataflex.base.commands.plain_run import PlainRunEvents, talks_like_others
 
     arguments = dict(config.llamafactory)
     on_ray = truth(os.getenv("USE_RAY"), "USE_RAY")  # whose workers need not have this package then
-    with seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)):
-        tuner.run_exp(args=arguments, callbacks=[] if on_ray else [StepReporter()])
+    told = PlainRunEvents()
+    callbacks = [] if on_ray else [StepReporter(), EvaluationProgress(), told]
+    elsewhere = on_ray or truth(os.getenv("USE_MCA"), "USE_MCA")
+    with ExitStack() as stack:
+        if talks_like_others(arguments, elsewhere=elsewhere):
+            stack.enter_context(talking(config, output_dir))
+        stack.enter_context(seams.replaced(*seams.that_may_refuse(str(arguments.get("stage", "sft")), data=True)))
+        tuner.run_exp(args=arguments, callbacks=callbacks)
+        told.finish()
 
 
 def _train(config: RunConfig, spent: TimeSpent) -> None:

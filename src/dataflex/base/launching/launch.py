@@ -131,8 +131,7 @@ def _launch(command: str, arguments: Sequence[str]) -> int:
 def _train(config: RunConfig, command: str, arguments: Sequence[str]) -> int:
     on_stop(lambda: progress.of_training(config))
     on_ray = _wants_ray(config)
-    if config.dataflex is not None:
-        run_log.watch(Path(str(config.llamafactory.get("output_dir"))))
+    run_log.watch(Path(str(config.llamafactory.get("output_dir"))))
     if _wants_torchrun():
         return torchrun(command, arguments, _devices())
     if on_ray:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataflex.components.contracts import Component
 from dataflex.components.description import Description, describe
-from dataflex.components.registry import FAMILIES, package_of, plug_ins, resolve
+from dataflex.components.registry import FAMILIES, first_name, package_of, plug_ins, resolve
 from dataflex.errors import ConfigError, nearest
 
 KINDS = {"select": "selector", "mix": "mixer", "weight": "weighter"}
@@ -26,7 +26,8 @@ class Found:
         return resolve(self.family, self.name, f"{KINDS[self.family]} {self.name}")
 
     def describe(self) -> Description:
-        return describe(self.family, self.name, self.load())
+        told, first = describe(self.family, self.name, self.load()), first_name(self.family, self.name)
+        return told if first == self.name else replace(told, summary=f"Another name of `{first}`: {told.summary}")
 
 
 def found_in(family: str) -> list[Found]:

@@ -13,6 +13,7 @@ from dataflex.errors import ConfigError
 
 if TYPE_CHECKING:
     from dataflex.reading import Run
+    from dataflex.report.tables import Table
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -51,6 +52,11 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
 
 
 def _show(runs: list[Run], options: Namespace) -> None:
+    noise: Table | str = ""
+    if len(runs) > 1:
+        from dataflex.comparing.existing import over_seeds
+
+        noise = over_seeds(runs)
     if options.html is None:
         from rich.console import Console
 
@@ -59,13 +65,13 @@ def _show(runs: list[Run], options: Namespace) -> None:
         console = Console(highlight=False)
         if options.follow and console.is_terminal:
             console.clear()
-        show_runs(runs, console)
+        show_runs(runs, console, noise)
         return
     from dataflex.report.page import page
     from dataflex.writing import write_atomically
 
     title = options.title or ", ".join(run.name for run in runs)
-    write_atomically(options.html, page(runs, title).encode(errors="replace"))
+    write_atomically(options.html, page(runs, title, noise=noise).encode(errors="replace"))
     notices.say(f"written to {options.html}")
 
 

@@ -78,6 +78,11 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
     if options.json:
         notices.show(json.dumps([record_of(run, row) for row in rows], indent=2, ensure_ascii=False))
         return
+    if not rows:
+        of = "" if options.domain is None else f" of {options.domain}"
+        wanted = "was taken" if by == "first" else "has a score"
+        notices.show(f"Step {selection.step}: no row{of} {wanted}.")
+        return
     from rich.console import Console
 
     from dataflex.report.terminal import show_table

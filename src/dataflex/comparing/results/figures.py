@@ -10,7 +10,6 @@ from typing import Any
 
 from dataflex.errors import ConfigError
 from dataflex.reading.run import Run
-from dataflex.record.ledger import DIRECTORY
 
 RESULTS = "all_results.json"
 """LLaMA-Factory's: the losses of held-out rows, by data set."""
@@ -41,17 +40,21 @@ class Figures:
 
 def read_figures(folder: Path) -> Figures | None:
     """None where there are no results: the run is not finished."""
-    results = _json(folder / RESULTS)
+    return figures_of(Run(folder, folder.name))
+
+
+def figures_of(run: Run) -> Figures | None:
+    """The same of a run that is opened."""
+    results = _json(run.path / RESULTS)
     if results is None:
         return None
-    run = Run(folder, folder.name)
     cost = run.cost
     # The first is exact, and of the last process of a run that was resumed; the log knows whole seconds, of all of them.
     seconds = max(float(results.get("train_runtime") or 0.0), run.log.seconds)
     deciding = sum(cost.kinds.get(kind, 0.0) for kind in ("selecting", "mixing", "weighing"))
     seen = int(run.state.get("num_input_tokens_seen") or 0)
     by_metric: dict[str, dict[str, float]] = {LOSS: dict(_losses(results))}
-    for metric, values in (_json(folder / DIRECTORY / EVALUATION) or {}).items():
+    for metric, values in (_json(run.folder / EVALUATION) or {}).items():
         by_metric.setdefault(str(metric), {}).update(_numbers(values))
     return Figures(
         dict(_named(by_metric)), int(run.state.get("global_step") or run.step), seconds, deciding, seen or None

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 """Of the test, and one minus the confidence of intervals."""
 POWER = 0.8
+ONE_SEED = "one seed cannot tell an effect from noise"
 _MOST_SEEDS = 1000
 _QUANTILES = 2000
 _ROUNDING = 1e-12  # of a value, below which a difference is one of rounding
@@ -73,6 +73,8 @@ def difference(method: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     if deviation <= _ROUNDING * max(abs(value) for seed in seeds for value in (method[seed], baseline[seed])):
         # Equal in every seed. Of counts, such as right answers, a few seeds may agree by chance, and t would be infinite.
         return Difference(seeds, mean, 0.0, None, None) if mean else Difference(seeds, 0.0, 0.0, (0.0, 0.0), 1.0)
+    from scipy import stats  # which takes a second to import
+
     error = deviation / math.sqrt(n)
     half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
@@ -111,6 +113,8 @@ def power(n: int, effect: float) -> float:
     t is (Z + effect sqrt(n)) / sqrt(V / (n - 1)) with Z normal and V chi-squared. The mean over V is taken at its quantiles;
     scipy's noncentral t has no numbers for large effects.
     """
+    from scipy import stats
+
     quantiles = stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1)
     limit = stats.t.ppf(1 - LEVEL / 2, n - 1) * np.sqrt(quantiles / (n - 1))
     shift = effect * math.sqrt(n)
@@ -125,7 +129,7 @@ def verdict(found: Difference, *, lower_is_better: bool | None) -> str:
     if not math.isfinite(found.mean):
         return "a run has diverged, so there is no test"
     if n == 1:
-        return "one seed cannot tell an effect from noise"
+        return ONE_SEED
     assert found.deviation is not None
     if not found.deviation:
         return (

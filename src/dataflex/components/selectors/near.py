@@ -43,7 +43,7 @@ class NearSelector(EmbeddingSelector):
 
     indices_path: str | None = None
     """Neighbours found before: an .npy file of int[M, K], for each of M target rows its K nearest rows as stored; -1:
-    none."""
+    none; null: they are found by embeddings."""
 
     retired: ClassVar[Mapping[str, str]] = {"cache_dir": "nothing is cached outside the checkpoints"}
 

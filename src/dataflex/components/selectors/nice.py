@@ -46,7 +46,7 @@ class NiceSelector(GradientSelector):
     reward: str = "exact_match"
     """`exact_match` with the target's own response, or `module:function` of prompts, responses and references."""
     reward_model_path: str | None = None
-    """A reward model (directory or name on the hub) instead of `reward`, which is then left out."""
+    """A reward model (directory or name on the hub), with which `reward` is left out; null: rewards are those of `reward`."""
     mc_samples: int = 20
     """Responses per prompt, M."""
     max_new_tokens: int = 512

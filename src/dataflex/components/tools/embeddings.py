@@ -30,7 +30,7 @@ class EmbeddingSelector(Selector, ABC):
     """How hidden states are averaged over the tokens of a row; `weighted_mean`: token i weighs i; `last`: the last token
     alone."""
     embedding_model: str | None = None
-    """A sentence-transformers model (directory or name on the hub) instead of the model that is trained."""
+    """A sentence-transformers model (directory or name on the hub); null: the model that is trained."""
 
     def check(self) -> None:
         check_encoder(self, "embedding_model")

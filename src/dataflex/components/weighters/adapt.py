@@ -43,7 +43,7 @@ class AdaptWeighter(Weighter):
     """Optimizer steps between two embeddings of the target."""
     clip: float | None = None
     """A weight above so many times the mean of the comparison batch is cut to that, before weights are normalised; null:
-    none is."""
+    no weight is cut."""
     embedding_layer: int = -1
     """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     pooling: Literal["mean", "weighted_mean", "last"] = "weighted_mean"

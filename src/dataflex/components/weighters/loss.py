@@ -50,7 +50,7 @@ class LossWeighter(Weighter):
     r: float = 1.0
     """Temperature: larger values bring the weights together."""
     r_schedule: tuple[tuple[int, float], ...] | None = None
-    """Pairs of an optimizer step, ascending, and r: linear between them, constant outside; in place of `r`."""
+    """Pairs of an optimizer step, ascending, and r: linear between them, constant outside; null: `r` at every step."""
 
     paper: ClassVar[Paper | None] = Paper(
         authors="Sow et al.",

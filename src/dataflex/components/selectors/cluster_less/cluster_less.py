@@ -64,7 +64,7 @@ class ClusterLessSelector(GradientSelector):
     cluster_size: int = 64
     """Rows of a cluster on average."""
     num_clusters: int | None = None
-    """Number of clusters, instead of `cluster_size`."""
+    """Number of clusters; null: as many as `cluster_size` gives."""
     samples_per_cluster: int = 4
     """Representatives of a cluster."""
     clustering_method: str = "kmeans"
@@ -78,7 +78,7 @@ class ClusterLessSelector(GradientSelector):
     embedding_layer: int = -1
     """Layer after which hidden states are taken; -1: the last; 0: the input embedding."""
     embedding_model_name_or_path: str | None = None
-    """A sentence-transformers model (directory or name on the hub) instead of the model that is trained."""
+    """A sentence-transformers model (directory or name on the hub); null: the model that is trained."""
 
     retired: ClassVar[Mapping[str, str]] = {
         **GradientSelector.retired,

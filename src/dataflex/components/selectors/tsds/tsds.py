@@ -73,7 +73,7 @@ class TsdsSelector(EmbeddingSelector):
     exact: bool = False
     """Compare all pairs of candidates for rho, however many there are."""
     probs_path: str | None = None
-    """A distribution found before: an .npy file of float[N], one for each row as stored."""
+    """A distribution found before: an .npy file of float[N], one for each row as stored; null: it is worked out."""
 
     paper: ClassVar[Paper | None] = Paper(
         authors="Liu et al.",
