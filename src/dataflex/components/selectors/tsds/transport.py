@@ -127,11 +127,11 @@ def transport(
         at_the_end += left[j] if n == K - 1 else 0.0
     gamma = np.pad(gamma, ((0, 0), (0, max(filled.max() + 1 - gamma.shape[1], 0))))
     gamma[np.arange(M), filled] = left
-    j, k = np.nonzero(np.arange(gamma.shape[1]) <= filled[:, None])
-    i, sent = indices[j, k], gamma[j, k]
+    senders, k = np.nonzero(np.arange(gamma.shape[1]) <= filled[:, None])
+    i, sent = indices[senders, k], gamma[senders, k]
     probabilities = np.bincount(i, weights=sent, minlength=rows)
     most, sender = np.zeros(rows), np.full(rows, -1)
     np.maximum.at(most, i, sent)
     is_most = np.flatnonzero((sent == most[i]) & (sent > 0))[::-1]  # so that the first of equals is written last
-    sender[i[is_most]] = j[is_most]
+    sender[i[is_most]] = senders[is_most]
     return Transported(probabilities / probabilities.sum(), stopped, at_the_end, sender)
