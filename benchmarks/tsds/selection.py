@@ -176,6 +176,7 @@ def main() -> None:
     command = Command(
         __file__, __doc__, SIZES, "threads", "processor_time",
         seed={"type": int, "default": 0},
+        most={"type": int, "help": "points of at most so many rows"},
         million={"action": "store_true", "help": "1M rows and 500 targets, ours alone"},
     )  # fmt: skip
     given = command.given
@@ -192,8 +193,10 @@ def main() -> None:
         command.publish("One million rows", million(given.seed), threads=given.threads)
     else:
         read = time.process_time if given.processor_time else time.perf_counter
-        text, note = compared(SIZES[given.preset], given.seed, read), f"; faiss {faiss.__version__}"
-        command.publish(f"Selection step ({given.preset})", text, threads=given.threads, note=note)
+        sizes = [size for size in SIZES[given.preset] if size[0] <= (given.most or size[0])]
+        note = f"; faiss {faiss.__version__}" + (", processor time" if given.processor_time else "")
+        title = f"Selection step ({given.preset}{f', up to {given.most:,} rows' if given.most else ''})"
+        command.publish(title, compared(sizes, given.seed, read), threads=given.threads, note=note)
 
 
 if __name__ == "__main__":
