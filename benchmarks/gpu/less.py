@@ -138,7 +138,7 @@ class Bench:
         collector = Collector(
             model=self.model, data=range(len(self.pool)), cfg=IndexConfig(run_path="none"), skip_index=True,
             processor=GradientProcessor(projection_dim=BERGSON_SIDE),
-            target_modules={name.removesuffix(".weight") for name in self.compared.engine.names},
+            target_modules={name.removesuffix(".weight") for name in self.compared.engine.names.values()},
         )  # fmt: skip
 
         def features(batch: Any) -> Any:

@@ -1,17 +1,23 @@
-"""Parts of a measurement on a GPU: kept once done, gone on with, and cut off in time. No GPU and no torch."""
+"""The GPU benchmark in parts: kept once done, gone on with, and cut off in time. No GPU is needed."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
+import everything
 import kept
+import less
+import overhead
+import shapes
 
 
 class Counted:
@@ -107,3 +113,60 @@ def test_a_file_cut_off_while_it_was_written_counts_as_none(tmp_path: Path, text
     work = Counted()
     kept.run([kept.Part("part", work)], tmp_path, 60, "H100")
     assert work.calls == 1 and values([kept.Part("part", work)], tmp_path) == {"part": "1 rows/s"}
+
+
+# -- what `run.py --everything` makes of them --------------------------------------------------------------------------
+
+
+class Runs:
+    """In place of `run.Parts`: a machine with so many GPUs."""
+
+    device, threads = "cuda", 1
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def ready(self) -> None:
+        raise AssertionError("nothing is to be made")
+
+
+def test_the_parts_for_a_gpu(tmp_path: Path) -> None:
+    """The most important first; together they fit into the time that is promised."""
+    parts = everything.parts_of(Runs(tmp_path), everything.SIZES["gpu"])
+    names = [part.name for part in parts]
+    assert names[:3] == ["resume", "two ranks", "LESS 0.5B LoRA"] and len(set(names)) == len(names)
+    assert {"LESS 7B LoRA", "losses 0.5B", "losses 7B", "step: weight loss", "scoring, LoRA"} <= set(names)
+    assert sum(part.needs for part in parts) <= 25 * 60
+    for size in everything.SIZES.values():
+        assert {*size.losses, *(shape for shape, _ in size.scored)} <= shapes.SHAPES.keys()
+        assert set(size.overhead) <= overhead.variants(tmp_path).keys()
+
+
+def test_one_gpu_has_no_two_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("apart.call", lambda *_, **__: [1])
+    parts = [part for part in everything.parts_of(Runs(tmp_path), everything.SIZES["gpu"]) if part.name == "two ranks"]
+    kept.run(parts, tmp_path, 60, "H100")
+    assert [line[2] for line in kept.lines_of(parts, tmp_path)] == ["one device is visible, NCCL needs two"]
+
+
+def test_figures_of_scoring_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ways with a figure and without one; and a step over a plain one."""
+    found = {
+        less.PLAIN: less.Found(rate=200.0, peak=3.0),
+        "sgd, exact": less.Found(rate=150.0, peak=4.0),
+        "sgd, bergson": less.Found(why="bergson cannot be imported"),
+    }
+    monkeypatch.setattr("apart.call", lambda *_, **__: [("0.5B", found)])
+    assert everything._less(Runs(tmp_path), everything.SIZES["gpu"], "0.5B", True) == [
+        (less.PLAIN, "200 tokens/s (1.00 of plain passes), peak 3.00 GiB"),
+        ("sgd, exact", "150 tokens/s (0.75 of plain passes), peak 4.00 GiB"),
+        ("sgd, bergson", "bergson cannot be imported"),
+    ]
+
+
+def test_everything_wants_a_folder() -> None:
+    script = Path(everything.__file__).with_name("run.py")
+    ended = subprocess.run(
+        [sys.executable, script, "--preset", "tiny", "--everything"], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2 and "--everything and --work go together" in ended.stderr
