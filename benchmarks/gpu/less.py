@@ -214,9 +214,10 @@ class Bench:
 
 
 def measure(
-    shape: str, lora: bool, sizes: Sizes, device: str, until: float, with_bergson: bool = False
+    shape: str, lora: bool, sizes: Sizes, device: str, until: float, seconds: float = 0.0, with_bergson: bool = False
 ) -> tuple[str, dict[str, Found]]:
-    """The name of a model, and what was found of each way. until: the time (time.time) by which it should be done."""
+    """The name of a model, and what was found of each way. until: the time (time.time) by which it should be done. seconds: from
+    when the model is there, if that is later."""
     import torch
 
     from dataflex.signals.isolation import isolated
@@ -231,7 +232,7 @@ def measure(
         bench = Bench(shapes.SHAPES[shape], lora, sizes, device, with_bergson)
     except torch.OutOfMemoryError:
         return label, {PLAIN: Found(why="out of memory")}
-    ways, found, cosines = list(bench.ways()), {}, {}
+    ways, found, cosines, until = list(bench.ways()), {}, {}, max(until, time.time() + seconds)
     label += f", {bench.size / 1e6:.{0 if bench.size > 1e7 else 2}f}M"
     with torch.autocast(device, dtype=torch.bfloat16), isolated(bench.model):
         for place, (name, ready, alone) in enumerate(ways):
