@@ -155,12 +155,15 @@ def test_figures_of_scoring_and_steps(monkeypatch: pytest.MonkeyPatch, tmp_path:
         less.PLAIN: less.Found(rate=200.0, peak=3.0),
         "sgd, exact": less.Found(rate=150.0, peak=4.0),
         "sgd, bergson": less.Found(why="bergson cannot be imported"),
+        "sgd, loop": less.Found(why="no time left"),
+        "adam, loop": less.Found(why="no time left"),
     }
     monkeypatch.setattr("apart.call", lambda *_, **__: [("0.5B", found)])
     assert everything._less(Runs(tmp_path), everything.SIZES["gpu"], "0.5B", True) == [
         (less.PLAIN, "200 tokens/s (1.00 of plain passes), peak 3.00 GiB"),
         ("sgd, exact", "150 tokens/s (0.75 of plain passes), peak 4.00 GiB"),
         ("sgd, bergson", "bergson cannot be imported"),
+        ("sgd, loop; adam, loop", "no time left"),
     ]
 
 

@@ -109,13 +109,14 @@ def _less(runs: Any, size: Size, shape: str, lora: bool) -> kept.Lines:
         less.measure, shape, lora, sizes, runs.device, until, True, log=log, threads=runs.threads
     )
     plain = found[less.PLAIN].rate
-
-    def value(one: less.Found) -> str:
+    lines, without = [], dict[str, list[str]]()
+    for way, one in found.items():
         if one.why:
-            return one.why
-        return f"{one.rate:.0f} tokens/s ({one.rate / plain:.2f} of plain passes), peak {one.peak:.2f} GiB"
-
-    return [(way, value(one)) for way, one in found.items()]
+            without.setdefault(one.why, []).append(way)
+        else:
+            speed = f"{one.rate:.0f} tokens/s ({one.rate / plain:.2f} of plain passes)"
+            lines.append((way, f"{speed}, peak {one.peak:.2f} GiB"))
+    return lines + [("; ".join(ways), why) for why, ways in without.items()]
 
 
 def _losses(runs: Any, size: Size, shape: str) -> kept.Lines:
