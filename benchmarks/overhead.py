@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,9 @@ DOMAINS = 7
 TARGET = f"d{DOMAINS}"  # a data set that is not trained on
 PROPORTIONS = (0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05)
 LAYER, RUNNING = 1.02, 1.03
+# A pretrained chat model of about 100M parameters with LoRA, in steps of a second.
+LORA = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "all", "template": "chatml"}
+REAL, REAL_TARGETS = settings.Preset(model={}, vocabulary=0, rows=4, cutoff=64, pairs=20, pool=0), (1.01, 1.02)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Variant:
     over: dict[str, Any] | None = None
 
 
-def variants(reference: Path) -> dict[str, Variant]:
-    """reference: a model that DoReMi and rho1 compare losses with."""
+def variants(reference: Path, layer: float = LAYER, running: float = RUNNING) -> dict[str, Variant]:
+    """reference: a model that DoReMi and rho1 compare losses with. layer, running: targets."""
     static = {"mix": {"name": "static"}}
     doremi = {"name": "doremi", "reference_model_path": str(reference)}
     weight = {"name": "loss", "strategy": "linupper"}
@@ -51,23 +54,23 @@ def variants(reference: Path) -> dict[str, Variant]:
     odm = {"name": "odm", "interval": 10}
     return {
         "plain again (the noise)": Variant(None),
-        "mix static (the layer)": Variant({"mix": {"name": "static", "proportions": list(PROPORTIONS)}}, target=LAYER),
-        "select random (the layer)": Variant({"select": {"name": "random", "interval": 10}}, target=LAYER),
-        "weight loss": Variant({"weight": weight}, target=RUNNING),
-        "weight loss, running, 4 micro-batches": Variant({"weight": {**weight, "scope": "running"}}, 4, RUNNING),
+        "mix static (the layer)": Variant({"mix": {"name": "static", "proportions": list(PROPORTIONS)}}, target=layer),
+        "select random (the layer)": Variant({"select": {"name": "random", "interval": 10}}, target=layer),
+        "weight loss": Variant({"weight": weight}, target=running),
+        "weight loss, running, 4 micro-batches": Variant({"weight": {**weight, "scope": "running"}}, 4, running),
         "weight loss, global, 4 micro-batches": Variant({"weight": {**weight, "scope": "global"}}, 4),
-        "weight focal": Variant({"weight": {"name": "focal"}}, target=RUNNING),
-        "weight loss and focal": Variant({"weight": [weight, {"name": "focal"}]}, target=RUNNING),
-        "weight rho1": Variant({"weight": {"name": "rho1", "reference_model_path": str(reference)}}, target=RUNNING),
+        "weight focal": Variant({"weight": {"name": "focal"}}, target=running),
+        "weight loss and focal": Variant({"weight": [weight, {"name": "focal"}]}, target=running),
+        "weight rho1": Variant({"weight": {"name": "rho1", "reference_model_path": str(reference)}}, target=running),
         "weight adapt": Variant({"weight": {"name": "adapt", "refresh_interval": 20, "target_dataset": TARGET}}),
         "weight joint_update_aware": Variant(
             {"weight": {"name": "joint_update_aware", "target_update_step": 20, "target_dataset": TARGET}}
         ),
-        "mix odm": Variant({"mix": odm}),
-        "mix odm, over mix static": Variant({"mix": odm}, target=LAYER, over=static),
-        "mix ado, over mix static": Variant({"mix": {"name": "ado", "interval": 3}}, target=LAYER, over=static),
-        "mix doremi, over mix static": Variant({"mix": doremi}, target=LAYER, over=static),
-        "select loss": Variant({"select": scored}),
+        "mix odm": Variant({"mix": odm}, target=layer),
+        "mix odm, over mix static": Variant({"mix": odm}, target=layer, over=static),
+        "mix ado, over mix static": Variant({"mix": {"name": "ado", "interval": 3}}, target=layer, over=static),
+        "mix doremi, over mix static": Variant({"mix": doremi}, target=layer, over=static),
+        "select loss": Variant({"select": scored}, target=layer),
         "select less": Variant({"select": {"name": "less", "interval": 20, "target_dataset": TARGET}}),
         "select loss, mix odm, weight loss": Variant({"select": scored, "mix": odm, "weight": weight}),
     }
@@ -144,8 +147,15 @@ def make_data(work: Path, tokenizer: Any, texts: Sequence[str], preset: settings
     settings.write_equal_rows(work / "data", tokenizer, texts, DOMAINS + 1, rows * (DOMAINS + 1), preset.cutoff)
 
 
-def keys_of_run(work: Path, preset: settings.Preset, place: int, which: str) -> dict[str, Any]:
-    return settings.run_keys(work, preset, f"{place}-{which}") | {"dataset": ",".join(f"d{i}" for i in range(DOMAINS))}
+def keys_of_run(
+    work: Path, preset: settings.Preset, place: int, which: str, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    keys = settings.run_keys(work, preset, f"{place}-{which}") | {"dataset": ",".join(f"d{i}" for i in range(DOMAINS))}
+    return keys | dict(more or {})
+
+
+def chosen(known: Mapping[str, Variant], only: str) -> dict[str, Variant]:
+    return {name: variant for name, variant in known.items() if any(part in name for part in only.split(","))}
 
 
 def plan_cost() -> str:
@@ -170,34 +180,39 @@ def plan_cost() -> str:
 
 
 def main() -> None:
+    presets = {**settings.PRESETS, "real": REAL}
     command = Command(
-        __file__, __doc__, settings.PRESETS, "threads", "processor_time",
+        __file__, __doc__, presets, "threads", "processor_time", "model",
         pairs={"type": int, "help": "pairs of steps compared per run (of the preset)"},
-        only={"default": "", "help": "measure the runs whose name contains this"},
+        only={"default": "", "help": "measure the runs whose names contain this, or one of these between commas"},
     )  # fmt: skip
-    given, preset = command.given, settings.PRESETS[command.given.preset]
+    given, preset = command.given, presets[command.given.preset]
+    if (given.preset == "real") != (given.model is not None):
+        command.parser.error("--preset real and --model go together")
     given.pairs = given.pairs or preset.pairs
     preset = replace(preset, pairs=given.pairs)
-    if not any(given.only in name for name in variants(Path())):
+    if not chosen(variants(Path()), given.only):
         command.parser.error(f"--only: no run has {given.only!r} in its name")
     if given.processor_time and (given.threads != 1 or preset.gpu):
         command.parser.error("--processor-time needs --threads 1, and says nothing about a GPU")
     with tempfile.TemporaryDirectory(prefix="dataflex-overhead-") as folder:
         work = Path(folder)
         settings.settle_environment(work, preset, given.threads)
-        _, texts, tokenizer = settings.demonstration(work, preset)
+        _, texts, tokenizer = settings.demonstration(work, preset, model=given.model)
         make_data(work, tokenizer, texts, preset)
         lines = []
-        asked = {name: variant for name, variant in variants(work / "model").items() if given.only in name}
+        targets = REAL_TARGETS if given.model else (LAYER, RUNNING)
+        asked = chosen(variants(work / "model", *targets), given.only)
         for place, (name, variant) in enumerate(asked.items()):
-            keys_of = partial(keys_of_run, work, preset, place)
+            keys_of = partial(keys_of_run, work, preset, place, more=LORA if given.model else {})
             lines.append(compare(name, variant, keys_of, preset, given.threads, processor_time=given.processor_time))
             print(f"{name}: {lines[-1][3]} ({lines[-1][4]})", flush=True)
     text = (
         f"A step is {preset.rows} rows of {preset.cutoff} tokens; each line is 2 x {preset.pairs} pairs of steps, once each way"
         f" round.\n\n{table(HEADER, lines)}\n\nThe plan alone, per optimizer step:\n\n{plan_cost()}"
     )
-    command.publish(f"Overhead of a step ({given.preset})", text, threads=given.threads, gpu=preset.gpu)
+    title = f"Overhead of a step ({given.preset}{', ' + given.only if given.only else ''})"
+    command.publish(title, text, threads=given.threads, gpu=preset.gpu)
 
 
 if __name__ == "__main__":

@@ -67,14 +67,22 @@ def settle_environment(work: Path, preset: Preset, threads: int) -> None:
 # -- data and models ---------------------------------------------------------------------------------------------------
 
 
-def demonstration(work: Path, preset: Preset, rows: int = 200, heldout: int = 1) -> tuple[list[str], list[str], Any]:
+def demonstration(
+    work: Path, preset: Preset, rows: int = 200, heldout: int = 1, model: str | None = None
+) -> tuple[list[str], list[str], Any]:
     """The demonstration's data sets in `work`/demo, at least `rows` rows in each, and a model of the preset in `work`/model:
-    their names, their texts and the tokenizer."""
+    their names, their texts and the tokenizer. model: the folder of a finished model to have there instead."""
     from dataflex.demo.data import DOMAINS, build_domains, training_texts
 
     sizes = build_domains(work / "demo", rows_per_domain=max(200, rows), heldout=heldout)
     texts = list(training_texts(work / "demo"))
-    tokenizer = make_model(work / "model", preset, texts)
+    if model is None:
+        tokenizer = make_model(work / "model", preset, texts)
+    else:
+        from transformers import AutoTokenizer
+
+        (work / "model").symlink_to(Path(model).resolve(), target_is_directory=True)
+        tokenizer = AutoTokenizer.from_pretrained(model)
     return [name for name in DOMAINS if name in sizes], texts, tokenizer
 
 

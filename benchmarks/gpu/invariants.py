@@ -69,8 +69,11 @@ def _apart(a: dict[str, Any], b: dict[str, Any]) -> float:
     return max(abs(a["losses"][s] - b["losses"][s]) / abs(a["losses"][s]) for s in both)
 
 
-def check(run_keys: Callable[[str], dict[str, Any]], work: Path, threads: int, until: float) -> list[list[str]]:
-    """Lines of the table. run_keys: the keys of a run of a name, without a block. until: the time by which to be done."""
+def check(
+    run_keys: Callable[[str], dict[str, Any]], work: Path, threads: int, until: float, only: str | None = None
+) -> list[list[str]]:
+    """Lines of the table. run_keys: the keys of a run of a name, without a block. until: the time by which to be done. only:
+    one of the checks, by name."""
     lora = {"finetuning_type": "lora", "lora_rank": 8, "lora_target": "all", "lora_dropout": 0.1}
     random = {"dataflex": {"select": {"name": "less", "warmup": STEPS, "interval": STEPS, "target_dataset": "d7"}}}
 
@@ -125,12 +128,13 @@ def check(run_keys: Callable[[str], dict[str, Any]], work: Path, threads: int, u
         shutil.rmtree(run_keys("whole")["output_dir"], ignore_errors=True)
 
     steps: list[tuple[str, Callable[[], None]]] = [
-        ("LoRA: uniform weights", lambda: uniform("LoRA", lora)),
-        ("LoRA: scoring", lambda: scoring("LoRA", lora)),
-        ("LoRA: killed and resumed", resumed),
-        ("full: uniform weights", lambda: uniform("full", {})),
-        ("full: scoring", lambda: scoring("full", {})),
+        ("uniform weights, LoRA", lambda: uniform("LoRA", lora)),
+        ("scoring, LoRA", lambda: scoring("LoRA", lora)),
+        ("resume", resumed),
+        ("uniform weights, full", lambda: uniform("full", {})),
+        ("scoring, full", lambda: scoring("full", {})),
     ]
+    steps = [(name, work_of) for name, work_of in steps if only in (None, name)]
     took = 0.0
     for name, work_of in steps:
         begin = time.time()

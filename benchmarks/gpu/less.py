@@ -20,6 +20,7 @@ from runner import table
 from ways import Way, Ways, random_signs
 
 DIM = 8192
+BERGSON_SIDE = 16
 TOGETHER = 16  # rows that the loop projects at once
 PLAIN = "plain forward and backward"
 _BLOCK = 1 << 16  # values whose random signs are there at once
@@ -61,11 +62,12 @@ class Skipped(Exception):
 
 
 class Bench:
-    def __init__(self, shape: shapes.Shape, lora: bool, sizes: Sizes, device: str) -> None:
+    def __init__(self, shape: shapes.Shape, lora: bool, sizes: Sizes, device: str, with_bergson: bool = False) -> None:
         import torch
 
         from dataflex.signals.batching import token_batches
 
+        self.with_bergson = with_bergson
         self.torch, self.device = torch, torch.device(device)
         model = shapes.build(shape, device)
         self.model = (shapes.with_lora(model, sizes.rank) if lora else model).eval()
@@ -122,6 +124,36 @@ class Bench:
 
         return way
 
+    def bergson(self) -> Way:
+        """The projected gradients of every row as bergson collects them, 16 x 16 values of each linear layer."""
+        try:
+            from bergson import GradientCollector, GradientProcessor, IndexConfig
+        except Exception as error:  # what it imports may be missing too
+            raise Skipped(f"bergson cannot be imported: {error}") from error
+
+        class Collector(GradientCollector):  # type: ignore[misc]
+            def teardown(self) -> None:  # nothing is written
+                pass
+
+        collector = Collector(
+            model=self.model, data=range(len(self.pool)), cfg=IndexConfig(run_path="none"), skip_index=True,
+            processor=GradientProcessor(projection_dim=BERGSON_SIDE),
+            target_modules={name.removesuffix(".weight") for name in self.compared.engine.names.values()},
+        )  # fmt: skip
+
+        def features(batch: Any) -> Any:
+            collector.mod_grads.clear()
+            with collector, self.torch.enable_grad():
+                self.model(**batch, use_cache=False).loss.backward()
+            self.model.zero_grad(set_to_none=True)
+            return _unit(self.torch.cat([g.flatten(1).float() for g in collector.mod_grads.values()], dim=1))
+
+        from dataflex.signals.batching import over_rows
+
+        target = over_rows(self.compared.target, features, "target")
+        aim = self.torch.as_tensor(target.mean(axis=0), dtype=self.torch.float32, device=self.device)
+        return lambda batch, _: features(batch) @ aim
+
     def _project(self, gradients: Any) -> Any:
         """[n, numel] by a matrix of random signs [numel, DIM] that is never there as a whole."""
         torch = self.torch
@@ -138,6 +170,8 @@ class Bench:
         for kind in ("sgd", "adam"):
             yield f"{kind}, exact", partial(self.exact, kind), 0
             yield f"{kind}, projected to {DIM}", partial(self.projected, kind), 0
+            if kind == "sgd" and self.with_bergson:
+                yield f"sgd, bergson, {BERGSON_SIDE} x {BERGSON_SIDE} a layer", self.bergson, 0
             yield f"{kind}, loop", partial(self.loop, kind), 1
             yield f"{kind}, loop, projected to {DIM}", partial(self.loop_projected, kind), TOGETHER
 
@@ -179,8 +213,11 @@ class Bench:
         return self.torch.cuda.max_memory_allocated() / 2**30
 
 
-def measure(shape: str, lora: bool, sizes: Sizes, device: str, until: float) -> tuple[str, dict[str, Found]]:
-    """The name of a model, and what was found of each way. until: the time (time.time) by which it should be done."""
+def measure(
+    shape: str, lora: bool, sizes: Sizes, device: str, until: float, seconds: float = 0.0, with_bergson: bool = False
+) -> tuple[str, dict[str, Found]]:
+    """The name of a model, and what was found of each way. until: the time (time.time) by which it should be done. seconds: from
+    when the model is there, if that is later."""
     import torch
 
     from dataflex.signals.isolation import isolated
@@ -192,10 +229,10 @@ def measure(shape: str, lora: bool, sizes: Sizes, device: str, until: float) -> 
         why = "the vector of a target and Adam's moments do not fit beside model and gradients"
         return label, {PLAIN: Found(why=why)}
     try:
-        bench = Bench(shapes.SHAPES[shape], lora, sizes, device)
+        bench = Bench(shapes.SHAPES[shape], lora, sizes, device, with_bergson)
     except torch.OutOfMemoryError:
         return label, {PLAIN: Found(why="out of memory")}
-    ways, found, cosines = list(bench.ways()), {}, {}
+    ways, found, cosines, until = list(bench.ways()), {}, {}, max(until, time.time() + seconds)
     label += f", {bench.size / 1e6:.{0 if bench.size > 1e7 else 2}f}M"
     with torch.autocast(device, dtype=torch.bfloat16), isolated(bench.model):
         for place, (name, ready, alone) in enumerate(ways):

@@ -3,6 +3,7 @@
     python benchmarks/gpu/run.py --preset gpu                              # everything, in ten minutes
     python benchmarks/gpu/run.py --preset gpu --only less --minutes 9      # the time for one part
     python benchmarks/gpu/run.py --preset tiny                             # the same on a CPU, with tiny models
+    python benchmarks/gpu/run.py --preset gpu --everything --work DIR      # short parts of all; again and again until it is done
     python benchmarks/gpu/run.py --preset gpu --write                      # and put the tables into RESULTS.md beside this file
 
 What there was no time for is in the tables as such. Nothing is downloaded.
@@ -23,7 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import apart
+import everything
 import invariants
+import kept
 import less
 import overhead
 import settings
@@ -131,6 +134,20 @@ class Parts:
         )
 
 
+def _everything(command: Command, parts: Parts, until: float) -> int:
+    """Measure what --work does not have yet, and print the table of all it has; the exit status."""
+    given, folder = command.given, command.given.work.resolve()
+    todo = everything.parts_of(parts, everything.SIZES[given.preset])
+    card = everything.card(parts.work / "begin.log")  # imports are paid for once
+    kept.run(todo, folder, until - time.time(), card)
+    text = table(("part", "what", "value", "s", "on"), kept.lines_of(todo, folder))
+    left, failed = kept.left_over(todo, folder), kept.failed(todo, folder)
+    if left:
+        text += f"\n\nLeft: {'; '.join(left)}. The same command goes on with these."
+    command.publish(f"Everything ({given.preset})", text, threads=given.threads, gpu=parts.setting.runs.gpu)
+    return 1 if failed else 0
+
+
 def _nothing() -> None:
     return
 
@@ -150,15 +167,21 @@ def main() -> None:
         __file__, __doc__, SETTINGS, "threads", preset="gpu",
         only={"help": "parts, separated by commas (all)"},
         minutes={"type": float, "help": "time for all parts together (8.5; tiny: 3)"},
+        everything={"action": "store_true", "help": "short parts of all there is, kept in --work; the same command goes on"},
+        work={"type": Path, "help": "where --everything keeps what is done"},
     )  # fmt: skip
     given, begin, setting = command.given, time.time(), SETTINGS[command.given.preset]
     asked, texts = command.several("only", PARTS), dict[str, str]()
     given.minutes = given.minutes or setting.minutes
     until = begin + 60 * given.minutes
+    if given.everything != (given.work is not None):
+        command.parser.error("--everything and --work go together")
     work = Path(tempfile.mkdtemp(prefix="dataflex-gpu-"))
     try:
         settings.settle_environment(work, setting.runs, given.threads)
         parts = Parts(setting, work, given.threads)
+        if given.everything:
+            sys.exit(_everything(command, parts, until))
         apart.call(_nothing, log=work / "begin.log")  # imports are paid for once
         for place, name in enumerate(asked):
             end = time.time() + (until - time.time()) / (len(asked) - place)

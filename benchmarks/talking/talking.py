@@ -1,9 +1,11 @@
 """What a run's lines, bar and clocks cost per optimizer step, and what is recorded of the rows that are served.
 
-One real run on a tiny model, whose steps take turns: one with, one without. A step without emits no event, which is all that
-talking lives on; of the second pair it also notes no rows. So ratios are of neighbouring steps of the same run.
+One real run on a tiny model, or on a given one, whose steps take turns: one with, one without. All rows are of one length. A
+step without emits no event, which is all that talking lives on; of the second pair it also notes no rows. So ratios are of
+neighbouring steps of the same run.
 
     python benchmarks/talking/talking.py --steps 400
+    python benchmarks/talking/talking.py --preset tiny --model PATH --steps 60    # a pretrained chat model, with LoRA
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import settings
 from measuring import interval
+from overhead import LORA
 from runner import Command, table
 
 SKIPPED = 20  # first steps of a run
 TARGET = 1.01
+DOMAINS = 4
 HEADER = ("with and without", "ms without", "more ms", "ratio", "90% interval", "target", "verdict")
 
 
@@ -93,22 +97,25 @@ def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[
 def main() -> None:
     steps = {"type": int, "default": 400, "help": "pairs of steps (400)"}
     command = Command(
-        __file__, __doc__, ("tiny", "demo", "cpu"), "threads", "processor_time", preset="demo", steps=steps
+        __file__, __doc__, ("tiny", "demo", "cpu"), "threads", "processor_time", "model", preset="demo", steps=steps
     )
     given, preset = command.given, settings.PRESETS[command.given.preset]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         settings.settle_environment(work, preset, given.threads)
-        names, _, _ = settings.demonstration(work, preset)
+        _, texts, tokenizer = settings.demonstration(work, preset, model=given.model)
+        settings.write_equal_rows(work / "data", tokenizer, texts, DOMAINS, 400, preset.cutoff)
         keys = {
-            **settings.run_keys(work, preset, "run"), "dataset_dir": str(work / "demo"), "dataset": ",".join(names),
+            **settings.run_keys(work, preset, "run"), **(LORA if given.model else {}),
+            "dataset": ",".join(f"d{i}" for i in range(DOMAINS)),
             "logging_steps": 1,  # a line at every step
             "dataflex": {"mix": {"name": "odm", "interval": 9, "warmup": 9}},
         }  # fmt: skip
         read = time.process_time if given.processor_time else time.perf_counter
         with settings.printing_to(work / "log"):
             lines = [measure(keys, given.steps, rows_too=rows, read=read) for rows in (False, True)]
-        command.publish("Talking", table(HEADER, lines), threads=given.threads)
+        title = f"Talking ({given.preset}{', a pretrained model' if given.model else ''})"
+        command.publish(title, table(HEADER, lines), threads=given.threads)
 
 
 if __name__ == "__main__":

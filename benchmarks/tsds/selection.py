@@ -17,7 +17,7 @@ import heapq
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,13 @@ def ours(rows: np.ndarray, targets: np.ndarray, **more: Any) -> np.ndarray:
     return TsdsSelector(**PARAMETERS, **more).distribution(rows, targets)[0].probabilities
 
 
-def point(rows: int, targets: int, seed: int, ours_first: bool) -> dict[str, Any]:
+def point(rows: int, targets: int, seed: int, ours_first: bool, read: Callable[[], float]) -> dict[str, Any]:
     data, seconds, results = mixture(rows, targets, seed), {}, {}
     ways = {"index and heap": with_index, "dataflex": ours}
     for name in sorted(ways, key=lambda n: (n == "dataflex") != ours_first):
-        begin = time.perf_counter()
+        begin = read()
         results[name] = ways[name](*data)
-        seconds[name] = time.perf_counter() - begin
+        seconds[name] = read() - begin
     exact = ours(*data, exact=True)
     distance = {name: float(np.abs(found - exact).sum() / 2) for name, found in results.items()}
     return {
@@ -142,10 +142,10 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def compared(sizes: Sequence[tuple[int, int]], seed: int) -> str:
+def compared(sizes: Sequence[tuple[int, int]], seed: int, read: Callable[[], float]) -> str:
     found = []
     for place, (n, m) in enumerate(sizes):
-        found.append(point(n, m, seed, bool(place % 2)))
+        found.append(point(n, m, seed, bool(place % 2), read))
         print(found[-1], flush=True)
     lines = [
         [
@@ -174,11 +174,14 @@ def compared(sizes: Sequence[tuple[int, int]], seed: int) -> str:
 
 def main() -> None:
     command = Command(
-        __file__, __doc__, SIZES, "threads",
+        __file__, __doc__, SIZES, "threads", "processor_time",
         seed={"type": int, "default": 0},
+        most={"type": int, "help": "points of at most so many rows"},
         million={"action": "store_true", "help": "1M rows and 500 targets, ours alone"},
     )  # fmt: skip
     given = command.given
+    if given.processor_time and given.threads != 1:
+        command.parser.error("--processor-time needs --threads 1")
     import faiss
     import torch
 
@@ -189,8 +192,11 @@ def main() -> None:
     if given.million:
         command.publish("One million rows", million(given.seed), threads=given.threads)
     else:
-        text, note = compared(SIZES[given.preset], given.seed), f"; faiss {faiss.__version__}"
-        command.publish(f"Selection step ({given.preset})", text, threads=given.threads, note=note)
+        read = time.process_time if given.processor_time else time.perf_counter
+        sizes = [size for size in SIZES[given.preset] if size[0] <= (given.most or size[0])]
+        note = f"; faiss {faiss.__version__}" + (", processor time" if given.processor_time else "")
+        title = f"Selection step ({given.preset}{f', up to {given.most:,} rows' if given.most else ''})"
+        command.publish(title, compared(sizes, given.seed, read), threads=given.threads, note=note)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,15 @@ def stop(
         travelled = np.cumsum(np.where(event, d[:, :depth] * inverse_rho[:, :depth], 0.0), axis=1)
         rate = np.where(event, d[:, 1 : depth + 1] * full_at[:, :depth] - travelled, 0.0)
     growth = np.diff(rate, axis=1, prepend=0.0)
-    j, k = np.nonzero(event)
-    by_s = np.lexsort((j, k, full_at[j, k]))
+    at = np.flatnonzero(event.T)  # by k, then by j: the order of events at the same s
+    k, j = np.divmod(at, M)
+    s = full_at[j, k]
+    by_s = np.argsort(s, kind="stable")
     j, k = j[by_s], k[by_s]
     reached = alpha / C * np.cumsum(growth[j, k]) >= (1 - alpha) * M
     first = int(np.argmax(reached)) if reached.any() else len(reached)
     filled = np.bincount(j[:first], minlength=M)
-    return filled, float(full_at[j[first], k[first]]) if reached.any() else np.inf
+    return filled, float(s[by_s[first]]) if reached.any() else np.inf
 
 
 def transport(
@@ -99,13 +101,14 @@ def transport(
     positive, at some candidates; asked only where mass can reach.
     """
     M, K = indices.shape
-    d, rho = distances.astype(np.float64), np.full(rows, np.nan)
+    d, rho = distances.astype(np.float64, copy=False), np.full(rows, np.nan)
     known = np.full(M, min(_FIRST_DEPTH, K))
     while True:
         within = np.arange(known.max()) < known[:, None]
         i = indices[:, : known.max()]
-        new = np.unique(i[within])
-        new = new[np.isnan(rho[new])]
+        wanted = np.zeros(rows, dtype=bool)
+        wanted[i[within]] = True
+        new = np.flatnonzero(wanted & np.isnan(rho))
         rho[new] = density(new)
         inverse_rho = np.where(within, 1 / rho[i], np.inf)
         full_at = np.cumsum(inverse_rho, axis=1)
@@ -117,15 +120,18 @@ def transport(
     stopped = bool(np.isfinite(s))
     if not stopped:
         s = float(full_at[:, max(K - 2, 0)].max())
-    gamma_full = inverse_rho / (M * s)
-    probabilities, at_the_end = np.zeros(rows), 0.0
-    most, sender = np.zeros(rows), np.full(rows, -1)
+    gamma = inverse_rho[:, : filled.max() + 1] / (M * s)
+    left, at_the_end = np.zeros(M), 0.0
     for j, n in enumerate(filled):  # the n nearest candidates are full, the next one takes what is left
-        np.add.at(probabilities, i[j, :n], gamma_full[j, :n])
-        left = max(1 / M - gamma_full[j, :n].sum(), 0.0)
-        probabilities[indices[j, n]] += left
-        at_the_end += left if n == K - 1 else 0.0
-        sent = np.append(gamma_full[j, :n], left)
-        more = sent > most[indices[j, : n + 1]]
-        most[indices[j, : n + 1][more]], sender[indices[j, : n + 1][more]] = sent[more], j
+        left[j] = max(1 / M - gamma[j, :n].sum(), 0.0)
+        at_the_end += left[j] if n == K - 1 else 0.0
+    gamma = np.pad(gamma, ((0, 0), (0, max(filled.max() + 1 - gamma.shape[1], 0))))
+    gamma[np.arange(M), filled] = left
+    senders, k = np.nonzero(np.arange(gamma.shape[1]) <= filled[:, None])
+    i, sent = indices[senders, k], gamma[senders, k]
+    probabilities = np.bincount(i, weights=sent, minlength=rows)
+    most, sender = np.zeros(rows), np.full(rows, -1)
+    np.maximum.at(most, i, sent)
+    is_most = np.flatnonzero((sent == most[i]) & (sent > 0))[::-1]  # so that the first of equals is written last
+    sender[i[is_most]] = senders[is_most]
     return Transported(probabilities / probabilities.sum(), stopped, at_the_end, sender)

@@ -132,7 +132,9 @@ class TsdsSelector(EmbeddingSelector):
         tenth = max(len(rows) // 10, min(len(rows), 2))  # as in the authors' program; mass needs two places to go
         cosine, indices = nearest(targets, rows, min(self.max_K, tenth))
         d = distance(cosine)
-        reachable = np.unique(indices)  # rho counts these alone, as in the authors' program
+        found = np.zeros(len(rows), dtype=bool)
+        found[indices] = True
+        reachable = np.flatnonzero(found)  # rho counts these alone, as in the authors' program
         candidates = np.ascontiguousarray(rows[reachable])
         sigma, C, remarks = self.scaled(candidates, d)
         kde = Density(candidates, sigma, min(self.kde_K, tenth), exact=self.exact) if sigma else None
