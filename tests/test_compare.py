@@ -94,6 +94,8 @@ def test_paths_reach_into_blocks_and_empty_blocks_are_left_out(grid: Config, tmp
     grid["vary"] = {"mix": [None, {"name": "odm", "interval": 2}]}
     none, odm = read_grid([written(grid, tmp_path)]).cells
     assert "dataflex" not in none.keys and none.keys["max_steps"] == 5  # the length of the block is kept
+    grid["base"]["dataflex"]["evaluate"] = judged = {"heldout": "code_heldout"}
+    assert read_grid([written(grid, tmp_path)]).cells[0].keys["dataflex"] == {"evaluate": judged}
     assert (none.name, odm.name) == ("mix=none", "mix=odm") and odm.keys["dataflex"]["total_steps"] == 5
 
 

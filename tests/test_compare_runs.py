@@ -124,6 +124,8 @@ def losses(run: Path) -> list[float]:
 
 MOMENTS = {
     "before any run": lambda out: True,
+    "within the steps that runs share": lambda out: any(out.glob("shared/*/trainer_log.jsonl")),
+    "once these are saved": lambda out: any(out.glob("shared/*/checkpoint-*/dataflex/COMPLETE")),
     "once a run has begun": lambda out: any(out.glob("*/seed-*.log")),
     "within the second run": lambda out: (out / "runs.json").is_file(),
     "after a checkpoint": lambda out: any(out.glob("loss/seed-*/checkpoint-*/dataflex/COMPLETE")),
@@ -138,14 +140,16 @@ MOMENTS = {
 def test_the_same_command_goes_on_from_any_moment(
     base: Config, tmp_path: Path, starts: Starts, number: signal.Signals
 ) -> None:
-    """Cut off at every moment in turn, in one directory, and then finished."""
-    keys = long_grid(base, {"none": None, "loss": {"name": "loss", "interval": 30}}, [0, 1])
+    """Cut off at every moment in turn, in one directory, and then finished. The whole one shares nothing."""
+    loss = {"name": "loss", "warmup": 30, "interval": 30}
+    keys = long_grid(base, {"none": None, "loss": loss, "high": {**loss, "focus": "high"}}, [0, 1])
     file, out = written(tmp_path, "cut", **keys)
     for moment, there in MOMENTS.items():
         said, _ = cut_off(file, lambda there=there: (out / "dataflex.lock").exists() and there(out), number)
         if number != signal.SIGKILL:
             assert said.splitlines()[-1] == "dataflex: stopped; the same command goes on", moment
-    assert main(["compare", file]) == 0 and main(["compare", written(tmp_path, "whole", **keys)[0]]) == 0
+    whole = written(tmp_path, "whole", **keys, share=False)[0]
+    assert main(["compare", file]) == 0 and main(["compare", whole]) == 0
     assert table(out) == table(tmp_path / "whole")
 
 

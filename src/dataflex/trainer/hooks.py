@@ -30,6 +30,7 @@ from dataflex.errors import DataflexError
 from dataflex.notices import say
 from dataflex.record.exposure import Exposure
 from dataflex.record.sharded import load_adapter, load_moments
+from dataflex.record.sharing import before_selecting, branches
 from dataflex.record.snapshot import read_snapshot
 from dataflex.signals.asking.ask import Signals
 from dataflex.signals.asking.context import MeasureContext
@@ -175,7 +176,7 @@ class DynamicTrainer(Announcing):
 
     def _restore(self, folder: Path) -> None:
         snapshot, ledger = read_snapshot(folder)
-        self.state_of_run.restore(snapshot)
+        self.state_of_run.restore(before_selecting(snapshot, ledger, folder) if branches() else snapshot)
         batch, before = self.serving.global_batch, snapshot.global_batch
         if before != batch and self.in_epochs:
             self.args.max_steps = snapshot.step + steps_left(

@@ -51,8 +51,11 @@ class RunState:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        if self.selecting is not None:
+        """Go on from a snapshot. One without the state of a selector is of a run whose selector had not acted."""
+        if self.selecting is not None and "select" in snapshot.components:
             self.selecting.component_state = snapshot.components["select"]
+        elif self.selecting is not None:
+            self.selecting.init()
         if self.mixing is not None:
             self.mixing.component_state = snapshot.components["mix"]
         if self.weights is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dataflex import events
 from dataflex.base import seams
 from dataflex.base.checks.arguments import check_arguments
 from dataflex.base.checks.optimizers import check_resumable, optimizer_notices
@@ -79,8 +81,23 @@ def _train(config: RunConfig, spent: TimeSpent) -> None:
 
         patience = int(arguments.pop("early_stopping_steps"))
         callbacks.append(EarlyStoppingCallback(patience, config.dataflex.compat.early_stopping_min_delta))
-    with _dynamic(config, spent):
+    with _dynamic(config, spent), _ends_when_asked():
         tuner._training_function(config={"args": arguments, "callbacks": callbacks})
+
+
+@contextmanager
+def _ends_when_asked() -> Iterator[None]:
+    """The environment may name a step: the process ends once the checkpoint of that step is complete."""
+    from dataflex.record.sharing import stops_at
+
+    step = stops_at()
+
+    def end(saved: events.Saved) -> None:
+        if saved.step == step:
+            raise SystemExit(0)
+
+    with events.listening((events.Saved, end)):
+        yield
 
 
 def _output_dir(arguments: Mapping[str, Any]) -> Path:
@@ -272,13 +289,19 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     from dataflex.base.checks.identity import comparable
     from dataflex.base.checks.nodes import check_generators
     from dataflex.deciding.mixing import check_older
+    from dataflex.record.sharing import before_selecting, branches, without_selector
     from dataflex.record.snapshot import check_identity, read_snapshot
 
     folder = training_args.resume_from_checkpoint
     if not folder:
         return
-    snapshot, _ = read_snapshot(Path(folder))
-    check_identity(*comparable(snapshot.identity, identity), Path(folder))
+    snapshot, ledger = read_snapshot(Path(folder))
+    saved, current = comparable(snapshot.identity, identity)
+    if branches():
+        before_selecting(snapshot, ledger, Path(folder))
+        elsewhere = any(slot.startswith("weight") for slot in dataflex.aiming())
+        saved, current = (without_selector(side, aims_elsewhere=elsewhere) for side in (saved, current))
+    check_identity(saved, current, Path(folder))
     check_same_engine(snapshot, training_args, Path(folder))
     check_generators(training_args, snapshot.ranks)
     if dataflex.mix is not None:

@@ -70,7 +70,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
     from dataflex.comparing.grids.running import Runs
 
     grid = read_grid(options.what)
-    runs = Runs(grid.output_dir, options.jobs or 1, options.gpus)
+    runs = Runs(grid.output_dir, options.jobs or 1, options.gpus, share=grid.share)
     if options.dry_run:
         from dataflex.comparing.preview import show_plan
 

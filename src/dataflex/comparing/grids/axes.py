@@ -152,10 +152,13 @@ def _changed(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 
 
 def _drop_empty_block(keys: dict[str, Any]) -> None:
-    """A block without a component is no block; its length goes to LLaMA-Factory."""
+    """A block without a component is none for the training; its length goes to LLaMA-Factory. How the finished model is judged
+    stays."""
     block = keys.get("dataflex")
     if not isinstance(block, dict) or any(block.get(slot) is not None for slot in SLOT_KEYS):
         return
     if block.get("total_steps") is not None:
         keys["max_steps"] = block["total_steps"]
     del keys["dataflex"]
+    if block.get("evaluate") is not None:
+        keys["dataflex"] = {"evaluate": block["evaluate"]}

@@ -30,6 +30,7 @@ class GridKeys:
     seeds: list[int] = field(default_factory=lambda: list(SEEDS))
     equal: Equal = "steps"
     budget: PositiveFloat | None = None
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Grid:
     """Seconds, or tokens; None: those of the dearest cell, or of the baseline."""
     metrics: tuple[str, ...]
     """Which figures are compared; none: all held-out losses."""
+    share: bool
+    """Whether runs begin with steps that they have in common, and take over what others have measured."""
 
     def baseline_of(self, cell: Cell) -> Cell:
         """The cell that `cell` is compared with; it may be the same one."""
@@ -82,8 +85,10 @@ def read_grid(arguments: Sequence[str]) -> Grid:
     if len(cells) == 1:
         mistakes.note(ConfigError("vary gives a single combination, and there is nothing to compare it with"))
     mistakes.settle()
+    # Seconds are compared there, so every run has to spend its own.
+    share = keys.share and keys.equal != "compute"
     return Grid(
-        Path(keys.output_dir), axes, cells, tuple(keys.seeds), baseline, keys.equal, keys.budget, tuple(metrics)
+        Path(keys.output_dir), axes, cells, tuple(keys.seeds), baseline, keys.equal, keys.budget, tuple(metrics), share
     )
 
 

@@ -23,11 +23,13 @@ from dataflex.distributed.engine import engine_of
 from dataflex.distributed.trainer_view import TrainerView
 from dataflex.notices import say
 from dataflex.record.ledger import DIRECTORY
+from dataflex.record.sharing import signals_folder
 from dataflex.signals import pace
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.keeping.dependencies import Dependencies, order_in
 from dataflex.signals.keeping.disk import PieceFile, Run, rows_of_run
 from dataflex.signals.keeping.memory import MemoryCache, SignalCache
+from dataflex.signals.keeping.shared import SharedCache, measured_alike
 
 # Bytes of other passes beside which a pass is kept; the oldest go first.
 _ROOM = 1 << 30
@@ -179,8 +181,8 @@ class RunCaches:
 
     def __init__(self, view: TrainerView, identity: Mapping[str, Any], output_dir: str) -> None:
         self.view, self._dependencies = view, Dependencies(view)
-        run = xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True, default=str).encode())
-        self.folders = StepFolders(Path(output_dir) / DIRECTORY / "signals", run)
+        self.folders = StepFolders(Path(output_dir) / DIRECTORY / "signals", _hash(identity))
+        self._identity, self._shared = identity, signals_folder()
 
     def open(self, request: SignalRequest, rows: ScoringRows, more: Callable[[], dict[str, Any]]) -> SignalCache | None:
         if not (request.kept and request.per == "row" and len(rows)):
@@ -193,11 +195,19 @@ class RunCaches:
 
         # Of a model that is split each rank reads its part alone, and what is read may be another thing once it has run.
         split = engine_of(self.view.args) != "DDP"
-        return RunCache(self.folders, self.view.step, len(rows), key, lambda: order_in(request, rows), at_once=split)
+        cache = RunCache(self.folders, self.view.step, len(rows), key, lambda: order_in(request, rows), at_once=split)
+        if self._shared is None or (known := key()) is None:
+            return cache
+        alike = {"runs": _hash(measured_alike(self._identity)), "step": self.view.step}
+        return SharedCache(cache, self._shared, alike | dict(known))
 
     def remove(self, before: int | None = None) -> None:
         if rank() == 0:
             self.folders.remove(before)
+
+
+def _hash(identity: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True, default=str).encode())
 
 
 def _belongs(folder: Path, run: str) -> bool:
