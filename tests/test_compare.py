@@ -306,7 +306,8 @@ def test_a_grid_is_trained_and_compared(
             )
             own = found["methods"][name]["runs"][str(seed)]
             assert own["metrics"]["loss/code_heldout"] == results["eval_code_heldout_loss"]
-            assert own["seconds"] == results["train_runtime"] and own["steps"] == 6
+            assert 0 <= own["seconds"] - results["train_runtime"] < 1  # the log knows whole seconds
+            assert own["steps"] == 6
     assert list(found["metrics"]) == ["loss/mean", "loss/code_heldout", "loss/docs_heldout"]
     table = found["metrics"]["loss/mean"]
     for name in ("random", "loss"):

@@ -160,12 +160,13 @@ def test_twelve_runs_are_the_same_side_by_side_and_in_turn(base: Config, tmp_pat
         "base": {**base, **HELD_OUT}, "seeds": [0, 1],
         "vary": {"select": methods, "learning_rate": [1e-3, 3e-3]}, "baseline": {"select": "none"},
     }  # fmt: skip
-    tables = []
+    tables, orders = [], []
     for jobs in ("1", "2"):
         file, out = written(tmp_path, f"jobs-{jobs}", **keys)
         assert main(["compare", file, "--jobs", jobs]) == 0
         tables.append(table(out))
-    assert len(starts.names) == 24 and tables[0] == tables[1]
+        orders.append(list(json.loads((out / "runs.json").read_text())))
+    assert len(starts.names) == 24 and tables[0] == tables[1] and orders[0] == orders[1]
     rows = tables[0]["metrics"]["loss/mean"]
     assert sum("difference" in row for row in rows.values()) == 4  # each rate has a baseline of its own
     assert tables[0]["methods"]["select=loss learning_rate=0.003"]["baseline"] == "select=none learning_rate=0.003"

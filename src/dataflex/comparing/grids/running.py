@@ -59,7 +59,7 @@ class Runs:
         def ended(command: Command, status: int) -> None:
             trial = by_name[command.name]
             if status == 0:
-                self._note(trial)
+                self._note(trial, trials)
                 seconds = time.monotonic() - began[trial.name]
                 say(f"{trial.name}: done in {seconds:.0f} s ({len(self.done(trials))} of {len(trials)} runs are done)")
                 return
@@ -124,8 +124,11 @@ class Runs:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"output_dir: {file} cannot be read ({error}); remove it to run all again") from None
 
-    def _note(self, trial: Trial) -> None:
-        record = self._read() | {self._key(trial): {"digest": digest(trial), "dataflex": __version__}}
+    def _note(self, trial: Trial, order: Sequence[Trial]) -> None:
+        """order: of the record, which `compare` reads. Side by side, runs end in any order."""
+        found = self._read() | {self._key(trial): {"digest": digest(trial), "dataflex": __version__}}
+        first = [key for one in order if (key := self._key(one)) in found]
+        record = {key: found[key] for key in dict.fromkeys([*first, *found])}
         write_atomically(self.out / RECORD, json.dumps(record, indent=1).encode())
 
 
