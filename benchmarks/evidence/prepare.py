@@ -3,7 +3,8 @@
     python benchmarks/evidence/prepare.py --data DIR --model MODEL --out runs/evidence
 
 DIR holds <name>.jsonl and <name>.heldout.jsonl with the columns instruction, input and output; MODEL is the name or folder of the
-pretrained model. OUT/data is a LLaMA-Factory dataset_dir, OUT/model a link to the model, and OUT/small a small model to train from scratch.
+pretrained model. OUT/data is a LLaMA-Factory dataset_dir, OUT/model a link to the model, and OUT/small a small model to train from
+scratch.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def selection(folder: Folder, rows: int, target_rows: int, heldout: int) -> None
 
 
 def reweighting(folder: Folder, rows: int, clean: int, heldout: int, share: float) -> None:
-    """noisy_<set>: `rows` rows; `share` of them have the answer of another row of the same set, and weight 0. noisy: all of these.
-    clean and heldout_<set>: others, as they are."""
+    """noisy_<set>: `rows` rows; `share` of them have the answer of another row of the same set, and weight 0. noisy: all of
+    these. clean and heldout_<set>: others, as they are."""
     noisy, reference = [], []
     for name in NOISY:
         drawn = folder.rows(name, "noisy")
