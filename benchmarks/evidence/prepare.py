@@ -3,7 +3,7 @@
     python benchmarks/evidence/prepare.py --data DIR --model MODEL --out runs/evidence
 
 DIR holds <name>.jsonl and <name>.heldout.jsonl with the columns instruction, input and output; MODEL is the name or folder of the
-pretrained model. OUT/data is a LLaMA-Factory dataset_dir, OUT/model a link to the model, and OUT/small a small model to train from
+pretrained model. OUT/data is a LLaMA-Factory dataset_dir, OUT/model a link to the model, and OUT/small a small one to train from
 scratch.
 """
 
