@@ -17,7 +17,8 @@ from dataflex.signals.batching import ScoringRows
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
-from dataflex.signals.gradients.alignment import alignment, group_products
+from dataflex.signals.gradients import passes as passes_module
+from dataflex.signals.gradients.alignment import alignment, exact_targets, group_products
 from dataflex.signals.gradients.directions import (
     AdamDirection,
     AuthorsDirection,
@@ -288,6 +289,38 @@ def test_the_gradient_of_a_weighted_sum(models: Any, kind: str) -> None:
         assert (totals[p] - wanted).norm() <= 2e-5 * max(1e-3, float(wanted.norm()))
 
 
+@pytest.mark.parametrize("room", [0, 1 << 17, 1 << 30])
+@pytest.mark.parametrize("parameters", ["linear", "all"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_target_vectors_are_mean_unit_gradients(
+    models: Any, kind: str, parameters: Any, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each subtask, against autograd in fp64: by two passes where no factors may be kept, by one pass over small batches,
+    and by one over large batches. The empty row has no direction."""
+    monkeypatch.setitem(passes_module._KEPT_FACTORS, "cpu", room)
+    model = models["qwen2", kind]
+    engine = BatchGradients(model, parameters)
+    made: list[int] = []
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda batch, *a: (made.append(len(batch["labels"])), run(batch, *a))[1])
+    subtasks = [np.array([0, 2, EMPTY]), np.array([1, 3, 5, 6])]
+    lengths = np.array([len(ids) for ids, _ in rows()])
+    target = ScoringRows(
+        rows=rows(), ids=np.arange(ROWS), lengths=lengths, batch_tokens=60, device=torch.device("cpu"), collate=collate,
+        prepare=lambda batch: batch,
+    )  # fmt: skip
+    with torch.no_grad():
+        found = exact_targets(target, subtasks, engine)
+    assert sum(made) == (2 if room == 0 else 1) * ROWS
+    order = list(engine.names.values())
+    whole = [None if g is None else flat({n: g[n] for n in order}) for g in one_at_a_time(model, order)]
+    units = [[whole[i] / whole[i].norm() for i in own if whole[i] is not None] for own in subtasks]  # type: ignore[union-attr, operator]
+    vectors = torch.cat([found[p] for p in engine.names], dim=1).double()
+    for k, some in enumerate(units):
+        wanted = torch.stack(some).mean(0)  # type: ignore[arg-type]
+        assert (vectors[k] - wanted).norm() <= 2e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_several_rows_as_one(models: Any, kind: str) -> None:
     """Each two rows as one unit, weighted: norms and products are those of the weighted sum of their gradients."""
@@ -475,7 +508,7 @@ def test_nothing_of_a_pass_stays_behind(models: Any) -> None:
 # -- forms of one parameter's gradient -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 8, 8)])
+@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 8, 8), (2, 300, 5, 9)])
 @pytest.mark.parametrize("targets", [0, 1, 4])
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_factors_in_either_form(

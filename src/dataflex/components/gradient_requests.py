@@ -44,7 +44,7 @@ class TargetAlignment(Gradient):
     name = "target_alignment"
     slots = ("select",)
     aim = "target"
-    cost = "a forward and backward pass over the data per update, and two over the target"
+    cost = "a forward and backward pass over the data and the target per update"
     kept = True
 
     boundaries: tuple[int, ...] | None = None
@@ -59,9 +59,7 @@ class PolicyAlignment(Gradient):
     slots = ("select",)
     aim = "target"
     work = "generation"
-    cost = (
-        "responses to the prompts of the target, a forward and backward pass over the data, and two over the responses"
-    )
+    cost = "responses to the prompts of the target, a forward and backward pass over the data and the responses"
     needs_prompts = True
     kept = True
 

@@ -16,7 +16,7 @@ from dataflex.signals.gradients.capture import Capture
 from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.projection import Concatenation, Projection
-from dataflex.signals.gradients.sites import Sites, find_sites, size
+from dataflex.signals.gradients.sites import Sites, find_sites, shape, size
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32
@@ -27,6 +27,9 @@ Targets = dict[torch.nn.Parameter, torch.Tensor]
 
 MERGE_WEIGHTS = "dataflex_merge_weights"
 """The key of a batch with the weights of rows that are merged: [rows, count]."""
+
+# Bytes of the factors of a whole batch that may be kept until its norms are known.
+_KEPT_FACTORS = {"cpu": 1 << 30, "cuda": 1 << 32}
 
 # fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
 _HALF_SCALE = 4096.0
@@ -116,6 +119,45 @@ class BatchGradients:
             totals[parameter] += factors.total()
 
         self._run(batch, consume, weights)
+
+    def add_units(
+        self,
+        batch: dict[str, Any],
+        totals: dict[torch.nn.Parameter, Float[Tensor, " numel"]],
+        *,
+        at_once: bool,
+        dummy: bool = False,
+    ) -> Bool[Tensor, " B"]:
+        """totals[p] += sum_i gradient_i / |gradient_i|, and whether each row was added. The gradient itself, whatever
+        `direction` says.
+
+        Args:
+            at_once: One forward and backward pass, which keeps all factors until the norms are known; else two.
+            dummy: Make the passes, and add nothing.
+        """
+        squares = torch.zeros(row_count(batch), dtype=torch.float32, device=batch["labels"].device)
+        kept: list[tuple[torch.nn.Parameter, Factors]] = []
+
+        def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            squares.add_(dots_and_norms(factors, None)[1])
+            if at_once:
+                kept.append((parameter, factors))
+
+        valid = self._run(batch, consume)
+        usable = valid & torch.isfinite(squares) & (squares > 0) & (not dummy)
+        weights = torch.where(usable, squares, 1.0).rsqrt()
+        if not at_once:
+            self.add_weighted(batch, torch.where(usable, weights, torch.nan), totals)
+        for parameter, factors in kept if not dummy else ():
+            some = factors if bool(usable.all()) else factors.only(usable)
+            totals[parameter] += some.scaled(weights).total()
+        return usable
+
+    def tokens_at_once(self, device: torch.device) -> int:
+        """Tokens of a batch whose factors may all be kept."""
+        own, value = _KEPT_FACTORS.get(device.type, _KEPT_FACTORS["cuda"]), 4
+        width = sum(sum(shape(p)) if len(shape(p)) > 1 else 0 for p in self.names)
+        return own // max(1, value * width)
 
     # -- how ---------------------------------------------------------------------------------------------------------
 
