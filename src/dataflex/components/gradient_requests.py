@@ -28,6 +28,8 @@ class Gradient(SignalRequest):
     """Project to so many values; None: exact where that fits."""
     seed: int = 0
     """Of the projection."""
+    gradient_precision: Literal["run", "fp32"] = "run"
+    """Of products of gradients in a bf16 run on a CPU with AMX or avx512_bf16: `run`: bf16; `fp32`. Elsewhere always fp32."""
 
     def reads_moments(self) -> bool:
         return self.gradient_type == "adam"
@@ -127,3 +129,5 @@ class DomainGradients(Gradient):
 
     rows: int = 8
     """Of each domain, in both halves together."""
+    gradient_precision: Literal["run", "fp32"] = "fp32"
+    """As above. Means of few rows are compared, and they take little time."""

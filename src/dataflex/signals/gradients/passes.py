@@ -7,11 +7,13 @@ pass over one batch, in evaluation mode. Rows without a finite loss or without t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from dataflex.signals.cross_entropy import forward_inputs, forward_row_losses, output_embedding, row_losses
+from dataflex.signals.gradients.attention import attention_in_bf16, multiplies_bf16
 from dataflex.signals.gradients.capture import Capture
 from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
@@ -41,6 +43,8 @@ class BatchGradients:
     Args:
         direction: Turns a gradient into the direction that is used; None: the gradient itself.
         half: Whether the pass runs in fp16.
+        fast_bf16: Whether gradients in bf16 are multiplied in bf16, where the processor does that faster
+            (`attention.multiplies_bf16`), and not in fp32.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class BatchGradients:
         parameters: Literal["linear", "all"] = "linear",
         direction: Direction | None = None,
         half: bool = False,
+        fast_bf16: bool = False,
     ) -> None:
         self.model, self.direction = model, direction
         self.sites: Sites = find_sites(model, parameters)
@@ -59,6 +64,7 @@ class BatchGradients:
         inside = set(head.modules()) if head is not None else set()  # peft may have wrapped it
         self._whole = any(site.module in inside for site in self.sites.sites)
         self._scale = _HALF_SCALE if half else 1.0
+        self._fast_bf16 = fast_bf16 and multiplies_bf16()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -202,6 +208,8 @@ class BatchGradients:
 
         def handed_on(parameter: torch.nn.Parameter, factors: Factors) -> None:
             factors = factors if self._scale == 1.0 else factors.scaled(1 / self._scale)
+            if factors.device.type == "cpu":
+                factors = factors.in_bf16() if self._fast_bf16 else factors.in_fp32()
             if broken.any():  # zero times what is not finite is not finite
                 factors = factors.only(~broken)
             with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
@@ -209,7 +217,8 @@ class BatchGradients:
 
         # One forward and backward pass; a merged row is spoilt by any of its rows that weighs something.
         rows, length = batch["input_ids"].shape
-        Capture(self.model, self.sites, handed_on).run(loss, rows, length)
+        with attention_in_bf16() if self._fast_bf16 else nullcontext():
+            Capture(self.model, self.sites, handed_on).run(loss, rows, length)
         spoilt = (broken & (scale != 0)).unflatten(0, (-1, fold)).any(dim=1)
         return valid.unflatten(0, (-1, fold)).any(dim=1) & ~spoilt
 
