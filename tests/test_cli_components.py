@@ -114,7 +114,7 @@ def test_describe_prints_all_of_it() -> None:
     for part in (
         "less (selector)\n", about.summary, f"Paper: {about.paper}\n", "(equation 7, at the current model)",
         "  gradient_type: adam | sgd; default adam\n", "  proj_dim: integer, or null; default null; between 1 and 16777216\n",
-        "Needs: target, model\n", "a forward and backward pass over the data per update, and two over the target\n",
+        "Needs: target, model\n", "a forward and backward pass over the data and the target per update\n",
         "Departures from the authors\n", "\n  select:\n    name: less\n",
     ):  # fmt: skip
         assert part in page, part

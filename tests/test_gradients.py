@@ -15,9 +15,11 @@ from peft import LoraConfig, get_peft_model
 from dataflex.demo.model import build_model
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.cross_entropy import IGNORE
+from dataflex.signals.gradients import attention as attention_module
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
-from dataflex.signals.gradients.alignment import alignment, group_products
+from dataflex.signals.gradients import passes as passes_module
+from dataflex.signals.gradients.alignment import alignment, exact_targets, group_products
 from dataflex.signals.gradients.directions import (
     AdamDirection,
     AuthorsDirection,
@@ -288,6 +290,38 @@ def test_the_gradient_of_a_weighted_sum(models: Any, kind: str) -> None:
         assert (totals[p] - wanted).norm() <= 2e-5 * max(1e-3, float(wanted.norm()))
 
 
+@pytest.mark.parametrize("room", [0, 1 << 17, 1 << 30])
+@pytest.mark.parametrize("parameters", ["linear", "all"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_target_vectors_are_mean_unit_gradients(
+    models: Any, kind: str, parameters: Any, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each subtask, against autograd in fp64: by two passes where no factors may be kept, by one pass over small batches,
+    and by one over large batches. The empty row has no direction."""
+    monkeypatch.setitem(passes_module._KEPT_FACTORS, "cpu", room)
+    model = models["qwen2", kind]
+    engine = BatchGradients(model, parameters)
+    made: list[int] = []
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda batch, *a: (made.append(len(batch["labels"])), run(batch, *a))[1])
+    subtasks = [np.array([0, 2, EMPTY]), np.array([1, 3, 5, 6])]
+    lengths = np.array([len(ids) for ids, _ in rows()])
+    target = ScoringRows(
+        rows=rows(), ids=np.arange(ROWS), lengths=lengths, batch_tokens=60, device=torch.device("cpu"), collate=collate,
+        prepare=lambda batch: batch,
+    )  # fmt: skip
+    with torch.no_grad():
+        found = exact_targets(target, subtasks, engine)
+    assert sum(made) == (2 if room == 0 else 1) * ROWS
+    order = list(engine.names.values())
+    whole = [None if g is None else flat({n: g[n] for n in order}) for g in one_at_a_time(model, order)]
+    units = [[whole[i] / whole[i].norm() for i in own if whole[i] is not None] for own in subtasks]  # type: ignore[union-attr, operator]
+    vectors = torch.cat([found[p] for p in engine.names], dim=1).double()
+    for k, some in enumerate(units):
+        wanted = torch.stack(some).mean(0)  # type: ignore[arg-type]
+        assert (vectors[k] - wanted).norm() <= 2e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_several_rows_as_one(models: Any, kind: str) -> None:
     """Each two rows as one unit, weighted: norms and products are those of the weighted sum of their gradients."""
@@ -475,7 +509,7 @@ def test_nothing_of_a_pass_stays_behind(models: Any) -> None:
 # -- forms of one parameter's gradient -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 8, 8)])
+@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 8, 8), (2, 300, 5, 9)])
 @pytest.mark.parametrize("targets", [0, 1, 4])
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_factors_in_either_form(
@@ -659,3 +693,87 @@ def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
         mean, spread = torch.tensor(values).mean(), torch.tensor(values).std()
         assert abs(float(mean) - wanted) < 4 * float(spread) / 600**0.5
         assert float(spread) < 3 * size / 64**0.5
+
+
+# -- bf16 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 40, 30), (5, 60, 3, 50), (3, 17, 30, 8), (2, 300, 5, 9)])
+@pytest.mark.parametrize("form", [True, False])
+def test_products_in_bf16_are_near_those_in_fp64(
+    shape: tuple[int, ...], form: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of factors that are bf16 values: only the products are rounded, to 8 bits, and the sums of them are not."""
+    monkeypatch.setattr(factors_module, "_ghost_is_cheaper", lambda *_: form)
+    rows_, length, m, n = shape
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn((rows_, length, m), generator=generator).bfloat16()
+    right = torch.randn((rows_, length, n), generator=generator)  # as a hook sees it, which autocast rounds
+    aim = torch.randn((3, m * n), generator=generator)
+    exact = torch.einsum("btm,btn->bmn", left.double(), right.bfloat16().double()).flatten(1)
+    factors = Factors([(left, right)]).in_bf16()
+    dots, norms = dots_and_norms(factors, aim)
+    assert dots.dtype == norms.dtype == torch.float32
+    assert torch.allclose(norms.double(), exact.square().sum(dim=1), rtol=1e-2)
+    size = exact.norm(dim=1)[:, None] * aim.double().norm(dim=1)
+    assert ((dots.double() - exact @ aim.double().T).abs() <= 1e-2 * size).all()
+    in_fp32 = dots_and_norms(factors.in_fp32(), aim)
+    assert ((in_fp32[0].double() - exact @ aim.double().T).abs() <= 1e-5 * size).all()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_in_bf16_is_torchs_with_a_better_gradient(heads: tuple[int, int]) -> None:
+    """The same output; a gradient as near that of fp64 as torch's own; other calls are left alone."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads[0], 37, 16), (2, heads[1], 37, 16), (2, heads[1], 37, 16)]
+    inputs = [torch.randn(s, generator=generator).bfloat16() for s in shapes]
+    g = torch.randn(shapes[0], generator=generator).bfloat16()
+
+    def attended(dtype: torch.dtype) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        own = [t.to(dtype).requires_grad_() for t in inputs]
+        out = F.scaled_dot_product_attention(*own, is_causal=True, enable_gqa=heads[0] != heads[1])
+        return out, torch.autograd.grad(out, own, g.to(dtype))
+
+    _, exact = attended(torch.float64)
+    stock, found_by_stock = attended(torch.bfloat16)
+    with attention_module.attention_in_bf16():
+        out, found = attended(torch.bfloat16)
+        assert out.grad_fn.name() == "_AttentionBackward"
+        single = torch.randn(shapes[0]).requires_grad_()
+        assert (
+            F.scaled_dot_product_attention(single, single, single, is_causal=True).grad_fn.name() != out.grad_fn.name()
+        )
+        assert (
+            F.scaled_dot_product_attention(inputs[0].requires_grad_(), inputs[0], inputs[0]).grad_fn.name()
+            != out.grad_fn.name()
+        )
+    assert torch.equal(out, stock)
+    for own, theirs, wanted in zip(found, found_by_stock, exact, strict=True):
+        assert own.dtype == torch.bfloat16
+        assert (own.double() - wanted).norm() <= 1.1 * max((theirs.double() - wanted).norm(), 4e-3 * wanted.norm())
+
+
+@pytest.mark.parametrize("adapted", ["full", "lora"])
+@pytest.mark.parametrize("with_adam", [False, True])
+def test_gradients_in_bf16_point_where_those_in_fp32_do(
+    models: Any, adapted: str, with_adam: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast, products in bf16 beside those in fp32: equal up to the rounding that the pass itself has."""
+    monkeypatch.setattr(passes_module, "multiplies_bf16", lambda: True)
+    model = models["llama", adapted]
+    moments = random_moments([p for p in model.parameters() if p.requires_grad])
+    direction = AdamDirection(lambda p: moments[p]) if with_adam else None
+    targets = random_targets(BatchGradients(model), 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        slow = BatchGradients(model, direction=direction).dots(collate(rows()), targets)
+        fast = BatchGradients(model, direction=direction, fast_bf16=True).dots(collate(rows()), targets)
+    assert not torch.equal(slow[0].nan_to_num(), fast[0].nan_to_num())
+    size = (slow[1][:, None] * torch.cat(list(targets.values()), dim=1).norm(dim=1)).nan_to_num()
+    assert torch.allclose(slow[1], fast[1], rtol=1e-2, equal_nan=True)
+    assert ((slow[0] - fast[0]).nan_to_num().abs() <= 3e-3 * size).all()
+    if direction is None:
+        projection = Projection(BatchGradients(model).names, 64, 0, formed=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            a = BatchGradients(model).features(collate(rows()), projection).nan_to_num()
+            b = BatchGradients(model, fast_bf16=True).features(collate(rows()), projection).nan_to_num()
+        assert (a - b).norm() <= 2e-2 * a.norm()

@@ -149,7 +149,7 @@ def test_a_pass_that_is_whole_is_not_made_again(base: Config, tmp_path: Path) ->
     assert_same_continuation(resumed, whole, 4)
     assert measured(resumed) == [0, 180]
     passes = json.loads((resumed.out / "passes.json").read_text())
-    assert passes == {"target norms": 1, "mean gradients": 2, "gradients": 1}  # of step 10, which aims at two subtasks
+    assert passes == {"target gradients": 2, "gradients": 1}  # of step 10, which aims at two subtasks
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ class Gradient(SignalRequest):
     """Project to so many values; None: exact where that fits."""
     seed: int = 0
     """Of the projection."""
+    gradient_precision: Literal["run", "fp32"] = "run"
+    """Of products of gradients in a bf16 run on a CPU with AMX or avx512_bf16: `run`: bf16; `fp32`. Elsewhere always fp32."""
 
     def reads_moments(self) -> bool:
         return self.gradient_type == "adam"
@@ -44,7 +46,7 @@ class TargetAlignment(Gradient):
     name = "target_alignment"
     slots = ("select",)
     aim = "target"
-    cost = "a forward and backward pass over the data per update, and two over the target"
+    cost = "a forward and backward pass over the data and the target per update"
     kept = True
 
     boundaries: tuple[int, ...] | None = None
@@ -59,9 +61,7 @@ class PolicyAlignment(Gradient):
     slots = ("select",)
     aim = "target"
     work = "generation"
-    cost = (
-        "responses to the prompts of the target, a forward and backward pass over the data, and two over the responses"
-    )
+    cost = "responses to the prompts of the target, a forward and backward pass over the data and the responses"
     needs_prompts = True
     kept = True
 
@@ -129,3 +129,5 @@ class DomainGradients(Gradient):
 
     rows: int = 8
     """Of each domain, in both halves together."""
+    gradient_precision: Literal["run", "fp32"] = "fp32"
+    """As above. Means of few rows are compared, and they take little time."""

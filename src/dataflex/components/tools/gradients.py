@@ -34,6 +34,9 @@ class GradientSelector(Selector, ABC):
     parameters: Literal["linear", "all"] = "linear"
     """Whose gradients: those of the linear layers but the output embedding, or of all parameters."""
 
+    gradient_precision: Literal["run", "fp32"] = "run"
+    """In a bf16 run on a CPU with AMX or avx512_bf16: `run` multiplies gradients in bf16. No effect elsewhere."""
+
     retired: ClassVar[Mapping[str, str]] = {
         "cache_dir": "nothing is cached: a score depends on the model it was made with",
         "save_interval": "rows are reduced to their scores as they are measured",
@@ -60,7 +63,7 @@ class GradientSelector(Selector, ABC):
     @property
     def taken(self) -> dict[str, Any]:
         """How gradients are taken: the fields of a Gradient."""
-        names = ("gradient_type", "adam_step", "proj_dim", "seed", "parameters")
+        names = ("gradient_type", "adam_step", "proj_dim", "seed", "parameters", "gradient_precision")
         return {name: getattr(self, name) for name in names}
 
 

@@ -159,7 +159,7 @@ class WeightConfig(WeightKeys):
 
 
 # Keys that are new, with the value that earlier versions went by.
-_BEFORE = {"serving_order": "rows", "adam_step": "optimizer"}
+_BEFORE = {"serving_order": "rows", "adam_step": "optimizer", "gradient_precision": "run"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,15 +162,18 @@ def _engine(context: MeasureContext, request: Gradient) -> BatchGradients:
     if request.reads_moments():
         step = AdamDirection if request.adam_step == "optimizer" else AuthorsDirection
         direction = step(optimizer_moments(context.view.optimizer))
-    engine = BatchGradients(context.view.model, request.parameters, direction, half=context.view.args.fp16)
+    engine = _plain_engine(context, request, direction)
     if not engine.names:
         raise DataflexError(f"there is no gradient to measure: {engine.sites.describe()}")
     return engine
 
 
-def _target_engine(context: MeasureContext, request: Gradient) -> BatchGradients:
-    """For plain gradients, of target rows."""
-    return BatchGradients(context.view.model, request.parameters, half=context.view.args.fp16)
+def _plain_engine(context: MeasureContext, request: Gradient, direction: Direction | None = None) -> BatchGradients:
+    """For plain gradients, of target rows; or for `direction`."""
+    fast = request.gradient_precision == "run"
+    return BatchGradients(
+        context.view.model, request.parameters, direction, half=context.view.args.fp16, fast_bf16=fast
+    )
 
 
 @measures(TargetAlignment)
@@ -216,7 +219,7 @@ def _alignment(
     subtasks: Sequence[np.ndarray],
 ) -> np.ndarray:
     """float64 [rows, subtasks]."""
-    engine, target_engine = _engine(context, request), _target_engine(context, request)
+    engine, target_engine = _engine(context, request), _plain_engine(context, request)
     target_rows = target()
     exact = is_exact(target_engine, len(subtasks), request.proj_dim)
     how = "exact" if exact else f"projected to {request.proj_dim or DEFAULT_DIM}"
@@ -234,7 +237,7 @@ def subtasks_of(target: Rows, boundaries: Sequence[int] | None) -> list[np.ndarr
 
 @measures(Interaction)
 def interactions(context: MeasureContext, request: Interaction, rows: ScoringRows) -> np.ndarray:
-    engine, target_engine = _engine(context, request), _target_engine(context, request)
+    engine, target_engine = _engine(context, request), _plain_engine(context, request)
     target = context.batches(request, context.target_rows)
     usable = np.flatnonzero(context.target_rows.trainable_tokens() > 0)
     if request.target_rows is not None and request.target_rows < len(usable):

@@ -6,14 +6,15 @@ of
     cos(Gamma(z), grad l(z'))  =  < Gamma(z) / |Gamma(z)|,  mean over z' of grad l(z') / |grad l(z')| >.
 
 So one vector per subtask holds all that is needed of the target. Rows need inner products with these vectors, and their
-own norms. No N x P matrix is kept, and no projection is needed. The vectors take two backward passes over the target's
-rows: one for the norms, one for the sum.
+own norms. No N x P matrix is kept, and no projection is needed. A gradient is divided by its norm, which is known at the
+end of the backward pass, so the factors of a batch are kept until then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -101,37 +102,48 @@ def exact_targets(
     target: ScoringRows, subtasks: Sequence[Int64[np.ndarray, " indices"]], engine: BatchGradients
 ) -> Targets:
     """For each subtask the mean of its rows' unit gradients, equal on every rank."""
-    norms, scales = over_rows(target, engine.norms, "target norms"), []
-    for k, indices in enumerate(subtasks):
-        here = norms[indices]
-        usable = np.isfinite(here) & (here > 0)
-        if not usable.any():
+    # One row may have more tokens than there is room for; then the pass is made twice, on every rank.
+    room = engine.tokens_at_once(target.device)
+    at_once = len(target) == 0 or int(target.lengths.max()) <= room
+    target = replace(target, batch_tokens=min(target.batch_tokens, room)) if at_once else target
+    counts = torch.zeros(len(subtasks), dtype=torch.int64, device=target.device)
+
+    def add(batch: Any, k: int, own: Int64[np.ndarray, " rows"] | None, totals: Any) -> None:
+        counts[k] += engine.add_units(batch, totals, at_once=at_once, dummy=own is None).sum()
+
+    found = _sums(target, subtasks, engine, "target gradients", add)
+    add_over_ranks(counts)
+    for k, count in enumerate(counts.tolist()):
+        if not count:
             raise DataflexError(_NO_GRADIENT.format(k))
-        scales.append(np.where(usable, 1.0 / np.where(usable, here, 1.0) / usable.sum(), np.nan))
-    return _weighted_sums(target, subtasks, scales, engine)
+        for total in found.values():
+            total[k] /= count
+    return found
 
 
-def _weighted_sums(
+def _sums(
     rows: ScoringRows,
     groups: Sequence[Int64[np.ndarray, " indices"]],
-    scales: Sequence[Float64[np.ndarray, " indices"]],
     engine: BatchGradients,
+    name: str,
+    add: Callable[[Any, int, Int64[np.ndarray, " rows"] | None, Any], None],
 ) -> Targets:
-    """Sum over the rows i at indices `groups[k]` of scales[k][i] gradient_i, equal on every rank.
+    """For each group k what `add` adds to totals for its batches, equal on every rank.
 
-    Rows with a scale that is not finite are left out.
+    Args:
+        name: Of the pass.
+        add: Takes (batch, k, indices within the group or None for a dummy, totals by parameter).
     """
     device = rows.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     found: Targets = {
         p: torch.empty((len(groups), n), dtype=torch.float32, device=device) for p, n in engine.sizes.items()
     }
-    with passing("mean gradients", sum(map(len, groups))):
+    with passing(name, sum(map(len, groups))):
         for k, indices in enumerate(groups):
             totals = {p: torch.zeros(n, dtype=kind, device=device) for p, n in engine.sizes.items()}
-            for own, batch in batches_of(rows.subset(indices), "mean gradients"):
-                some = np.full(row_count(batch), np.nan) if own is None else scales[k][own]
-                engine.add_weighted(batch, torch.as_tensor(some, device=device), totals)
+            for own, batch in batches_of(rows.subset(indices), name):
+                add(batch, k, own, totals)
             for p, total in totals.items():
                 add_over_ranks(total)
                 found[p][k] = total
@@ -149,8 +161,12 @@ def group_products(
     """<g_i, g_j>, g_k the mean gradient of the rows at indices `groups[k]`; exact where K gradients fit."""
     with isolated(engine.model):
         if is_exact(engine, len(groups), proj_dim):
-            scales = [np.full(len(g), 1.0 / len(g)) for g in groups]
-            means = _weighted_sums(rows, groups, scales, engine)
+
+            def add(batch: Any, k: int, own: Int64[np.ndarray, " rows"] | None, totals: Any) -> None:
+                weight = np.nan if own is None else 1.0 / len(groups[k])
+                engine.add_weighted(batch, torch.full((row_count(batch),), weight, device=rows.device), totals)
+
+            means = _sums(rows, groups, engine, "mean gradients", add)
             return np.asarray(sum((m.double() @ m.double().T).cpu().numpy() for m in means.values()))
         projection = Projection(engine.names, proj_dim or DEFAULT_DIM, seed, formed=engine.direction is not None)
         features = over_rows(rows, lambda batch: engine.features(batch, projection), "gradients")

@@ -7,16 +7,18 @@ pass over one batch, in evaluation mode. Rows without a finite loss or without t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from dataflex.signals.cross_entropy import forward_inputs, forward_row_losses, output_embedding, row_losses
+from dataflex.signals.gradients.attention import attention_in_bf16, multiplies_bf16
 from dataflex.signals.gradients.capture import Capture
 from dataflex.signals.gradients.directions import Direction
 from dataflex.signals.gradients.factors import Factors, dots_and_norms
 from dataflex.signals.gradients.projection import Concatenation, Projection
-from dataflex.signals.gradients.sites import Sites, find_sites, size
+from dataflex.signals.gradients.sites import Sites, find_sites, shape, size
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32
@@ -28,6 +30,9 @@ Targets = dict[torch.nn.Parameter, torch.Tensor]
 MERGE_WEIGHTS = "dataflex_merge_weights"
 """The key of a batch with the weights of rows that are merged: [rows, count]."""
 
+# Bytes of the factors of a whole batch that may be kept until its norms are known.
+_KEPT_FACTORS = {"cpu": 1 << 30, "cuda": 1 << 32}
+
 # fp16 gradients below 6e-8 vanish; the backward pass runs on the loss times this, and the result is divided by it.
 _HALF_SCALE = 4096.0
 
@@ -38,6 +43,8 @@ class BatchGradients:
     Args:
         direction: Turns a gradient into the direction that is used; None: the gradient itself.
         half: Whether the pass runs in fp16.
+        fast_bf16: Whether gradients in bf16 are multiplied in bf16, where the processor does that faster
+            (`attention.multiplies_bf16`), and not in fp32.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class BatchGradients:
         parameters: Literal["linear", "all"] = "linear",
         direction: Direction | None = None,
         half: bool = False,
+        fast_bf16: bool = False,
     ) -> None:
         self.model, self.direction = model, direction
         self.sites: Sites = find_sites(model, parameters)
@@ -56,6 +64,7 @@ class BatchGradients:
         inside = set(head.modules()) if head is not None else set()  # peft may have wrapped it
         self._whole = any(site.module in inside for site in self.sites.sites)
         self._scale = _HALF_SCALE if half else 1.0
+        self._fast_bf16 = fast_bf16 and multiplies_bf16()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +126,45 @@ class BatchGradients:
 
         self._run(batch, consume, weights)
 
+    def add_units(
+        self,
+        batch: dict[str, Any],
+        totals: dict[torch.nn.Parameter, Float[Tensor, " numel"]],
+        *,
+        at_once: bool,
+        dummy: bool = False,
+    ) -> Bool[Tensor, " B"]:
+        """totals[p] += sum_i gradient_i / |gradient_i|, and whether each row was added. The gradient itself, whatever
+        `direction` says.
+
+        Args:
+            at_once: One forward and backward pass, which keeps all factors until the norms are known; else two.
+            dummy: Make the passes, and add nothing.
+        """
+        squares = torch.zeros(row_count(batch), dtype=torch.float32, device=batch["labels"].device)
+        kept: list[tuple[torch.nn.Parameter, Factors]] = []
+
+        def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
+            squares.add_(dots_and_norms(factors, None)[1])
+            if at_once:
+                kept.append((parameter, factors))
+
+        valid = self._run(batch, consume)
+        usable = valid & torch.isfinite(squares) & (squares > 0) & (not dummy)
+        weights = torch.where(usable, squares, 1.0).rsqrt()
+        if not at_once:
+            self.add_weighted(batch, torch.where(usable, weights, torch.nan), totals)
+        for parameter, factors in kept if not dummy else ():
+            some = factors if bool(usable.all()) else factors.only(usable)
+            totals[parameter] += some.scaled(weights).total()
+        return usable
+
+    def tokens_at_once(self, device: torch.device) -> int:
+        """Tokens of a batch whose factors may all be kept."""
+        own, value = _KEPT_FACTORS.get(device.type, _KEPT_FACTORS["cuda"]), 4
+        width = sum(sum(shape(p)) if len(shape(p)) > 1 else 0 for p in self.names)
+        return own // max(1, value * width)
+
     # -- how ---------------------------------------------------------------------------------------------------------
 
     def _directions(
@@ -160,6 +208,8 @@ class BatchGradients:
 
         def handed_on(parameter: torch.nn.Parameter, factors: Factors) -> None:
             factors = factors if self._scale == 1.0 else factors.scaled(1 / self._scale)
+            if factors.device.type == "cpu":
+                factors = factors.in_bf16() if self._fast_bf16 else factors.in_fp32()
             if broken.any():  # zero times what is not finite is not finite
                 factors = factors.only(~broken)
             with torch.autocast(scale.device.type, enabled=False):  # what is added up is added up in fp32
@@ -167,7 +217,8 @@ class BatchGradients:
 
         # One forward and backward pass; a merged row is spoilt by any of its rows that weighs something.
         rows, length = batch["input_ids"].shape
-        Capture(self.model, self.sites, handed_on).run(loss, rows, length)
+        with attention_in_bf16() if self._fast_bf16 else nullcontext():
+            Capture(self.model, self.sites, handed_on).run(loss, rows, length)
         spoilt = (broken & (scale != 0)).unflatten(0, (-1, fold)).any(dim=1)
         return valid.unflatten(0, (-1, fold)).any(dim=1) & ~spoilt
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dataflex.signals.gradients.factors import Factors
+from dataflex.signals.gradients.factors import Factors, multiplied
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int8, Int32
@@ -59,7 +59,8 @@ class Projection:
         r = self._sign_matrix(parameter, "left", m, self.left_dim, device)
         q = self._sign_matrix(parameter, "right", n, self.right_dim, device)
         if pair is not None:
-            out = torch.bmm((pair[0].float() @ r).transpose(1, 2), pair[1].float() @ q)
+            left, right = multiplied(*pair)
+            out = torch.bmm((left @ r.to(left.dtype)).transpose(1, 2), right @ q.to(right.dtype)).float()
         else:
             out = torch.cat([r.T @ (gradients.view(-1, m, n) @ q) for _, gradients in factors.chunks()])
         return torch.nn.functional.pad(out.flatten(1), (0, self.dim - out[0].numel()))

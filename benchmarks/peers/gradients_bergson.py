@@ -1,0 +1,95 @@
+"""bergson's side of gradients.py, run with `python -P` in its own environment: MODEL ROWS DIM THREADS."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("turns", Path(__file__).with_name("gradients_turns.py"))
+    assert spec is not None and spec.loader is not None
+    turns = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(turns)
+    model, rows, dim, threads = sys.argv[1:]
+    pool, target = turns.read_rows(rows)
+
+    import torch
+
+    torch.set_num_threads(int(threads))
+    clocks = {"processor": time.process_time, "wall": time.perf_counter}
+    loaded: dict[str, Any] = {}
+
+    def measure(line: str) -> dict[str, Any]:
+        precision, clock = line.split()
+        if precision not in loaded:
+            loaded[precision] = Side(model, precision, int(dim), turns.peak)
+        return loaded[precision].measure(pool, target, clocks[clock])
+
+    turns.serve(measure)
+
+
+class Side:
+    """The mean of the target's unit gradients in memory, then the cosine of every row with it, both projected."""
+
+    def __init__(self, model: str, precision: str, dim: int, peak: Any) -> None:
+        import torch
+        from bergson import IndexConfig
+        from bergson.utils.worker_utils import processor_for, setup_model_and_peft
+
+        self.folder = tempfile.mkdtemp()
+        self.config = IndexConfig(
+            run_path=self.folder + "/index", model=model, precision=precision, projection_dim=dim, loss_reduction="mean"
+        )
+        self.config.partial_run_path.mkdir(parents=True, exist_ok=True)
+        self.model, self.modules = setup_model_and_peft(self.config)
+        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.processor = processor_for(self.config)
+        self.peak = peak
+
+    def measure(self, pool: Any, target: Any, clock: Any) -> dict[str, Any]:
+        import torch
+        from bergson import PreprocessConfig, Scorer
+        from bergson.score.score_writer import InMemorySequenceScoreWriter
+
+        shutil.rmtree(self.config.partial_run_path, ignore_errors=True)
+        self.config.partial_run_path.mkdir(parents=True)
+        peak, begin = self.peak(self.dtype), clock()
+        index = self._collect(target, preprocess_cfg=PreprocessConfig(unit_normalize=True, aggregation="mean"))
+        between = clock()
+        writer = InMemorySequenceScoreWriter(len(pool), 1)
+        scorer = Scorer(
+            index.gradients, list(index.gradients), writer, torch.device("cpu"), self.dtype, unit_normalize=True
+        )
+        self._collect(pool, scorer=scorer)
+        values = sum(g.shape[1] for g in index.gradients.values())
+        return {
+            "target": between - begin, "pool": clock() - between, "scores": writer.scores[:, 0].float().tolist(),
+            "values": values, "peak": peak,
+        }  # fmt: skip
+
+    def _collect(self, rows: Any, **more: Any) -> Any:
+        from bergson import CollectorComputer, InMemoryCollector
+        from bergson.data import allocate_batches
+        from datasets import Dataset
+
+        ids, labels = zip(*rows, strict=True)
+        lengths = [len(row) for row in ids]
+        data = Dataset.from_dict({"input_ids": ids, "labels": labels, "length": lengths})
+        collector = InMemoryCollector(
+            model=self.model.base_model, cfg=self.config, processor=self.processor, target_modules=self.modules,
+            data=data, **more,
+        )  # fmt: skip
+        batches = allocate_batches(lengths, self.config.token_batch_size)
+        computer = CollectorComputer(model=self.model, data=data, collector=collector, batches=batches, cfg=self.config)
+        computer.run_with_collector_hooks(desc="gradients")
+        return collector
+
+
+if __name__ == "__main__":
+    main()
