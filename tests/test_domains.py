@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -20,7 +22,9 @@ from harness import Result, Run, start, train, train_all
 from selecting import table
 
 from dataflex.base.loading.domains.columns import column_of
+from dataflex.base.loading.domains.files import labels_of_file
 from dataflex.base.loading.domains.labels import Labels, assign, encoded
+from dataflex.base.loading.domains.lengths import characters
 from dataflex.base.loading.split import take
 from dataflex.config import parse
 from dataflex.config.domains import settled
@@ -303,6 +307,145 @@ def test_a_plan_says_that_the_data_names_the_domains(slim: Config, tmp_path: Pat
     assert "domains are named by meta.source" in " ".join(done.stdout.split())
 
 
+# -- by a file, by length --------------------------------------------------------------------------------------------
+
+
+def named_file(folder: Path, names: list[str], kind: str, **columns: list[Any]) -> str:
+    path, table = folder / f"names.{kind}", pa.table({**columns, "domain": names})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "csv":
+        csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return str(path)
+
+
+@pytest.mark.parametrize("case", ["parquet", "csv", "jsonl"])
+def test_a_file_gives_the_run_of_the_column(slim: Config, tmp_path: Path, case: str) -> None:
+    """In order, by number over all data sets, and by number in each of them."""
+    folder = Path(slim["dataset_dir"])
+    names = {name: [row["meta"]["source"] for row in rows_of(folder, name)] for name in ("first", "second")}
+    listed, first = [*names["first"], *names["second"]], len(names["first"])
+    columns: dict[str, list[Any]] = {}
+    order = list(range(len(listed)))
+    random.Random(0).shuffle(order)
+    if case != "parquet":
+        columns["row"] = order
+        listed = [listed[i] for i in order]
+    if case == "jsonl":
+        columns = {"row": [i - first if i >= first else i for i in order]}
+        columns["dataset"] = ["second" if i >= first else "first" for i in order]
+    path = named_file(tmp_path, listed, case, **columns)
+    config = {**slim, "dataset": "first,second", "max_steps": 6}
+    by_file, by_column = train_all(
+        start({**config, **block(domains={"by": "file", "path": path})}, tmp_path / "file", hooks=["record_ids"]),
+        start({**config, **block()}, tmp_path / "column", hooks=["record_ids"]),
+    )
+    assert by_file.ok.ids() == by_column.ok.ids() and by_file.trace() == by_column.trace()
+
+
+def test_another_file_is_refused_and_a_copy_is_not(slim: Config, tmp_path: Path) -> None:
+    names = [row["meta"]["source"] for row in rows_of(Path(slim["dataset_dir"]), "slim")]
+    for where in ("a", "b"):
+        (tmp_path / where).mkdir()
+    paths = [named_file(tmp_path / "a", names, "csv"), named_file(tmp_path / "b", names, "csv")]
+    config = {**slim, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+    def run(path: str, *hooks: str) -> Result:
+        return train({**config, **block(domains={"by": "file", "path": path})}, tmp_path / "run", hooks=hooks)
+
+    run(paths[0], "kill_after:3")
+    other = next(i for i, name in enumerate(names) if name != names[0])
+    named_file(tmp_path / "a", [names[other], *names[1:other], names[0], *names[other + 1 :]], "csv")
+    assert_refused(run(paths[0]), "content of dataflex.domains.path")
+    assert max(run(paths[1]).ok.trace()) == 4
+
+
+FILES: dict[str, tuple[list[str], dict[str, list[Any]], str]] = {
+    "short": (["a"] * 3, {}, "names 3 rows in order, and the data sets have 4"),
+    "outside": (["a"], {"row": [4]}, "names row 4, and there are 4"),
+    "outside of one": (["a"], {"row": [2], "dataset": ["y"]}, "names row 2, and there are 1"),
+    "twice": (["a", "b"], {"row": [1, 1]}, "names a row twice"),
+    "no number": (["a"], {"row": ["1"]}, "does not hold whole numbers"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_what_a_file_may_not_say(tmp_path: Path, case: str) -> None:
+    names, columns, message = FILES[case]
+    stored = {"x": Dataset.from_dict({"n": [0, 1, 2]}), "y": Dataset.from_dict({"n": [3]})}
+    spec = DomainsKeys(by="file", path=named_file(tmp_path, names, "parquet", **columns))
+    with pytest.raises(ConfigError, match=rf"^dataflex\.domains\.path: .*{message}"):
+        labels_of_file(stored, spec)
+    with pytest.raises(ConfigError, match="no column 'domian'; did you mean 'domain'"):
+        labels_of_file(stored, replace(spec, column="domian"))
+
+
+def test_a_file_is_about_stored_rows(tmp_path: Path) -> None:
+    """Not about those that were drawn; a row that is not listed has no name, and other data sets are passed over."""
+    stored = {"x": Dataset.from_dict({"n": [0, 1, 2]}).select([2, 0]), "y": Dataset.from_dict({"n": [3, 4]})}
+    columns = {"row": [2, 0, 1, 9], "dataset": ["x", "x", "y", "z"]}
+    spec = DomainsKeys(by="file", path=named_file(tmp_path, ["a", "b", "a", "c"], "parquet", **columns))
+    found = {
+        name: [labels.names[code] if code >= 0 else None for code in labels.codes]
+        for name, labels in labels_of_file(stored, spec).items()
+    }
+    assert found == {"x": ["a", "b"], "y": [None, "a"]}
+
+
+def test_domains_by_length(slim: Config, tmp_path: Path) -> None:
+    """The run over a file for each range; held-out rows are divided by their own lengths."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    info: dict[str, Any] = {}
+    edges, names = [150, 300], ("0-149", "150-299", "300+")
+    mix = {"name": "static", "proportions": dict(zip(names, (0.5, 0.3, 0.2), strict=True))}
+    for ending in ("", "_heldout"):
+        rows = rows_of(Path(slim["dataset_dir"]), f"slim{ending}")
+        info[f"slim{ending}"] = written(folder, f"slim{ending}", rows)
+        for i, name in enumerate(names):
+            own = [row for row in rows if np.searchsorted(edges, length(row), side="right") == i]
+            assert own, name
+            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", own)
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    config = {**slim, "dataset_dir": str(folder), "do_eval": True, "eval_dataset": "slim_heldout"}
+    files = {
+        "dataset": ",".join(names),
+        "eval_dataset": ",".join(f"{n}_heldout" for n in names),
+        "dataflex": {"mix": mix},
+    }
+    domains = {"by": "length", "edges": edges}
+    runs = train_all(
+        start({**config, "dataflex": {"mix": mix, "domains": domains}}, tmp_path / "a", hooks=["record_ids"]),
+        start({**config, **files}, tmp_path / "b", hooks=["record_ids"]),
+    )
+    assert runs[0].ok.ids() == runs[1].ok.ids() and runs[0].trace() == runs[1].trace()
+    results = [json.loads((run.out / "eval_results.json").read_text()) for run in runs]
+    ours = [{k: v for k, v in result.items() if "dataflex" in k} for result in results]
+    assert ours[0] == ours[1] and ours[0]["eval_dataflex/loss/300+"] > 0
+
+
+def length(row: Row) -> int:
+    """Of the prompt, which LLaMA-Factory joins from two columns, and of the answer."""
+    return len("\n".join(filter(None, (row["instruction"], row["input"])))) + len(row["output"])
+
+
+def test_characters_of_messages() -> None:
+    said = [["ä", "bc"], [], ["x" * 9]]
+    rows = [
+        {
+            "_prompt": [{"content": t, "role": "user"} for t in texts],
+            "_response": [{"content": "no", "role": "assistant"}],
+        }
+        for texts in said
+    ]
+    data = Dataset.from_list([{**row, "_system": system} for row, system in zip(rows, ("sys", None, ""), strict=True)])
+    assert characters(data).tolist() == [3 + 2 + 3, 2, 11]
+    assert characters(data.select([2, 0])).tolist() == [11, 8]
+    assert DomainsKeys(by="length", edges=(5, 9)).ranges == ("0-4", "5-8", "9+")
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 LATER: dict[str, tuple[Config, list[str]]] = {
@@ -320,6 +463,7 @@ LATER: dict[str, tuple[Config, list[str]]] = {
     ),
     "count": ({"mix": {"name": "static", "proportions": [0.5, 0.5]}}, ["dataflex.mix.proportions", "3 domains"]),
     "repetition": ({"mix": {**STATIC, "max_repetition": {"cod": 2}}}, ["dataflex.mix.max_repetition", "'code'"]),
+    "length": ({"domains": {"by": "length", "edges": [9999]}, "mix": "uniform"}, ["dataflex.domains.edges", "'9999+'"]),
     "held out": (
         {"mix": {"name": "aioli", "interval": 2, "eval_dataset": {"cod": "docs_heldout"}}},
         ["dataflex.mix.eval_dataset", "'code'"],
@@ -349,6 +493,10 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "idle": ({"column": "a"}, ["dataflex.domains.column has no effect with by: dataset", "by: column"]),
     "twice": ({**BY_COLUMN, "keep": ["a", "b", "a"]}, ["dataflex.domains.keep: 'a' is listed twice"]),
     "other": ({**BY_COLUMN, "other": "drop"}, ["dataflex.domains.other has no effect without keep"]),
+    "path": ({"by": "file"}, ["dataflex.domains.path is required with by: file"]),
+    "no file": ({"by": "file", "path": "there.csv"}, ["dataflex.domains.path: no such file: there.csv"]),
+    "edges": ({"by": "length", "edges": [5, 5]}, ["dataflex.domains.edges must ascend, got [5, 5]"]),
+    "no edges": ({"by": "length", "edges": []}, ["dataflex.domains.edges is required"]),
     "several": (
         {**BY_COLUMN, "kep": 1, "other": "mrge", "missing": ""},
         ["dataflex.domains.kep", "dataflex.domains.other: 'mrge'", "dataflex.domains.missing must be a name"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from dataflex.config.mixture import check_domains
@@ -12,6 +13,7 @@ from dataflex.config.schema import DataflexConfig, DomainsKeys, MixConfig, own_k
 from dataflex.errors import ConfigError, Mistakes, nearest
 from dataflex.values import shown, words
 from dataflex.values.domains import LATER, Names, proportions, repetition
+from dataflex.values.paths import is_file
 from dataflex.values.validated import read_keys
 
 _KEY = "dataflex.domains"
@@ -19,8 +21,11 @@ _KEY = "dataflex.domains"
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "dataset": (),
     "column": ("column", "keep", "other", "missing"),
+    "file": ("path", "column", "keep", "other", "missing"),
+    "length": ("edges",),
 }
-_NEEDED: Mapping[str, tuple[str, ...]] = {"column": ("column",)}
+_NEEDED: Mapping[str, tuple[str, ...]] = {"column": ("column",), "file": ("path",), "length": ("edges",)}
+_FILES = (".parquet", ".jsonl", ".csv")
 
 
 def read_domains(given: Any, mistakes: Mistakes) -> DomainsKeys:
@@ -48,13 +53,20 @@ def _refused(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
             near = f"; it belongs to {' and '.join(others)}".replace("`", "")
             yield f"{_KEY}.{name} has no effect with by: {by}{near}"
     for name in _NEEDED.get(by, ()):
-        if given.get(name) in (None, ""):
+        if given.get(name) in (None, "", []):
             yield f"{_KEY}.{name} is required with by: {by}"
     keep = values.get("keep", ())
     for name in dict.fromkeys(name for index, name in enumerate(keep) if name in keep[:index]):
         yield f"{_KEY}.keep: {name!r} is listed twice"
     if "other" in values and not keep and "keep" not in given:
         yield f"{_KEY}.other has no effect without keep"
+    path, edges = values.get("path"), values.get("edges", ())
+    if by == "file" and path and not is_file(path):
+        yield f"{_KEY}.path: no such file: {path}"
+    elif by == "file" and path and not path.endswith(_FILES):
+        yield f"{_KEY}.path must be a file of the kinds {', '.join(_FILES)}, got {path}"
+    if any(a >= b for a, b in pairwise(edges)):
+        yield f"{_KEY}.edges must ascend, got {list(edges)}"
     if values.get("missing") == "":
         yield f"{_KEY}.missing must be a name, got ''"
 
@@ -63,6 +75,8 @@ def names_of(spec: DomainsKeys, data_sets: tuple[str, ...] | None) -> Names:
     """The names of the domains as far as the configuration tells. data_sets: those in `dataset`."""
     if spec.by == "dataset":
         return data_sets
+    if spec.by == "length":
+        return spec.ranges if spec.edges else LATER
     if spec.keep and spec.other == "drop" and spec.missing is None:
         return spec.keep
     return LATER

@@ -33,18 +33,19 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any], names: Sequence[s
     trained, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
     domains = list(names) if names is not None else [] if config.splits else trained
     given = config.mix.eval_dataset if config.mix is not None else ()
+    divides = config.domains.by in ("column", "length")  # a file is about the rows that are trained on
     found = None
     if given:
         key = config.compat.held_out_key
-        if config.splits and not isinstance(given, Mapping):
+        if divides and not isinstance(given, Mapping):
             found = HeldOut(key, divided=given)
         elif config.splits and not domains:
-            found = HeldOut(key, tuple(given.values()))  # type: ignore[union-attr]
+            found = HeldOut(key, tuple(given.values() if isinstance(given, Mapping) else given))
         else:
             found = HeldOut(key, _given(given, domains, key))
     elif evaluated and (named := _by_name(domains, evaluated)):
         found = HeldOut("eval_dataset", named)
-    elif evaluated and config.splits:
+    elif evaluated and divides:
         found = HeldOut("eval_dataset", divided=tuple(evaluated))
     elif not evaluated and number(lf.get("val_size") or 0, "val_size") > 0:
         return HeldOut("val_size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from datasets import Dataset, concatenate_datasets
 from datasets.table import InMemoryTable
 
 from dataflex.base.loading.carried import row_indices
-from dataflex.base.loading.domains.labels import Assigned, assign, codes_in, labels_of_column
+from dataflex.base.loading.domains.files import labels_of_file
+from dataflex.base.loading.domains.labels import Assigned, Labels, assign, codes_in, labels_of_column
+from dataflex.base.loading.domains.lengths import labels_of_length
 from dataflex.base.loading.reading import ReadData
 from dataflex.config.refusals import domains as refused
 from dataflex.config.schema import DomainsKeys
@@ -76,7 +78,9 @@ def assigned_rows(read: Mapping[str, ReadData], spec: DomainsKeys) -> Assigned:
     if spec.by == "dataset":
         codes = {name: np.full(len(found.aligned), d, dtype=np.int32) for d, (name, found) in enumerate(read.items())}
         return Assigned(tuple(read), codes, {})
-    labels = {name: labels_of_column(found.stored, name, spec) for name, found in read.items()}
+    labels = _labels(read, spec)
+    if spec.by == "length":
+        spec = replace(spec, keep=spec.ranges)
     return assign(labels, {name: found.stored for name, found in read.items()}, spec)
 
 
@@ -85,13 +89,22 @@ def split_held_out(read: Mapping[str, ReadData], spec: DomainsKeys, names: Seque
 
     Rows of no domain are left out. ConfigError for a data set that does not say what its rows are of. key: what names them."""
     try:
-        labels = {name: labels_of_column(found.stored, name, spec) for name, found in read.items()}
+        labels = _labels(read, spec)
     except ConfigError as error:
         why = str(error).partition(": ")[2]
         raise refused.NOT_HELD_OUT.error(key=key, name=", ".join(read), why=why) from error
     codes = {name: codes_in(found, names, spec) for name, found in labels.items()}
     present = {index for found in codes.values() for index in np.unique(found).tolist()}
     return [_of_domain(read, codes, index) if index in present else None for index in range(len(names))]
+
+
+def _labels(read: Mapping[str, ReadData], spec: DomainsKeys) -> Mapping[str, Labels]:
+    """What names the domain of each row, by data set."""
+    if spec.by == "file":
+        return labels_of_file({name: found.stored for name, found in read.items()}, spec)
+    if spec.by == "length":
+        return {name: labels_of_length(found.aligned, spec) for name, found in read.items()}
+    return {name: labels_of_column(found.stored, name, spec) for name, found in read.items()}
 
 
 def _of_domain(read: Mapping[str, ReadData], codes: Mapping[str, np.ndarray], index: int) -> Any:

@@ -19,7 +19,9 @@ NAMELESS = Refusal(
     why=f"{_KEY}.missing is required: {{rows}} rows have no {{what}}, the first of them row {{row}} of {{name!r}}",
     instead="name the domain of such rows",
 )
-NOT_KEPT = Refusal(key=f"{_KEY}.keep", why=f"{_KEY}.keep: no row has {{kept!r}} as its {{what}}{{near}}")
+NOT_KEPT = Refusal(key=f"{_KEY}.keep", why="{key}: no row has {kept!r} as its {what}{near}")
+NO_FILE_COLUMN = Refusal(key=f"{_KEY}.column", why=f"{_KEY}.column: {{path}} has no column {{column!r}}{{near}}")
+FILE_ROWS = Refusal(key=f"{_KEY}.path", why=f"{_KEY}.path: {{path}} {{why}}")
 MANY = Refusal(
     key=f"{_KEY}.by",
     why=f"{_KEY}.by: {{what}} has {{count}} different values, and more than {{most}} are no domains",
@@ -50,6 +52,19 @@ DOMAINS = Group(
             instead="make a data set of each domain, or leave streaming out",
             when=lambda f: f.on("streaming"),
         ),
-        *(NO_COLUMN, NO_BLOCK, NESTED, NAMELESS, NOT_KEPT, MANY, NO_DOMAIN, NO_VALUE, OTHER_COUNT, NOT_HELD_OUT),
+        *(
+            NO_COLUMN,
+            NO_BLOCK,
+            NESTED,
+            NAMELESS,
+            NOT_KEPT,
+            NO_FILE_COLUMN,
+            FILE_ROWS,
+            MANY,
+            NO_DOMAIN,
+            NO_VALUE,
+            OTHER_COUNT,
+            NOT_HELD_OUT,
+        ),
     ),
 )

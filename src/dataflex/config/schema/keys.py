@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from pydantic import SkipValidation
@@ -236,13 +237,28 @@ class EvaluateKeys(KeyModel):
 class DomainsKeys(KeyModel):
     """The block `dataflex.domains`: what the domains of the data are."""
 
-    by: Literal["dataset", "column"] = key(
-        "dataset", "what names the domain of a row: the data set it is in, or a column of its data set"
+    by: Literal["dataset", "column", "file", "length"] = key(
+        "dataset",
+        "what says the domain of a row: the data set it is in, a column of its data set, a file about all rows, or its length",
     )
     column: str | None = key(
         None,
-        "with `by: column`: the column; `meta.source` is the key `source` of the blocks in the column `meta`",
-        unset="required with `by: column`",
+        "with `by: column`: the column; `meta.source` is the key `source` of the blocks in the column `meta`. With `by: file`:"
+        " the column of the file with the names",
+        unset="required with `by: column`; `domain` with `by: file`",
+    )
+    path: str | None = key(
+        None,
+        "with `by: file`: a name for each stored row, see [above](configuration.md#domains)",
+        unset="required with `by: file`",
+        kind="path of a `.parquet`, `.jsonl` or `.csv` file",
+    )
+    edges: tuple[SomeOf, ...] = key(
+        (),
+        "with `by: length`: where one range of lengths ends and the next begins, in characters, ascending; `[500, 2000]` makes"
+        " the domains `0-499`, `500-1999` and `2000+`",
+        unset="required with `by: length`",
+        kind="list of integers >= 1",
     )
     keep: Names = key(
         (),
@@ -263,7 +279,19 @@ class DomainsKeys(KeyModel):
     @property
     def named_by(self) -> str:
         """What names the domain of a row, in messages."""
-        return self.column or "dataset"
+        named = {
+            "column": self.column,
+            "file": f"name in {self.path}",
+            "length": "length in characters",
+            "dataset": "data set",
+        }
+        return str(named[self.by])
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """With `by: length` the names of the domains, from short to long."""
+        ends = [f"{begin}-{end - 1}" for begin, end in pairwise((0, *self.edges))]
+        return (*ends, f"{self.edges[-1]}+")
 
     def record(self) -> dict[str, Any] | None:
         """What checkpoints and stored tokens are compared with, as JSON gives it back; None where data sets are the domains."""

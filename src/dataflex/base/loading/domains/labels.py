@@ -94,9 +94,10 @@ def assign(labels: Mapping[str, Labels], stored: Mapping[str, Any], spec: Domain
             mistakes.note(refused.NAMELESS.error(what=spec.named_by, rows=sum(nameless.values()), row=row, name=first))
         else:
             counts[spec.missing] = counts.get(spec.missing, 0) + sum(nameless.values())
+    key = f"dataflex.domains.{'edges' if spec.by == 'length' else 'keep'}"
     for name in spec.keep:
         if name not in counts:
-            mistakes.note(refused.NOT_KEPT.error(kept=name, what=spec.named_by, near=nearest(name, counts)))
+            mistakes.note(refused.NOT_KEPT.error(key=key, kept=name, what=spec.named_by, near=nearest(name, counts)))
     names = _in_order(counts, spec)
     if len(names) > _MOST:
         mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=_MOST))
