@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -170,16 +171,26 @@ def test_arithmetic_is_right_and_preferences_are_apart_from_it(data: Path) -> No
     assert len({frozenset(question.split(" + ")) for question in asked}) == len(asked)
 
 
+def test_the_corpus_has_the_rows_of_all_domains(data: Path) -> None:
+    for part in ("", HELDOUT):
+        found = _rows(data, f"corpus{part}")
+        for name in DOMAINS:
+            own = [row for row in found if row["meta"] == {"redpajama_set_name": name}]
+            key = itemgetter("instruction", "input", "output")
+            assert sorted(map(key, own)) == sorted(map(key, _rows(data, f"{name}{part}")))
+        assert len({row["meta"]["redpajama_set_name"] for row in found[: len(DOMAINS) + 1]}) > 1
+
+
 def test_llamafactory_knows_every_data_set(data: Path) -> None:
     from llamafactory.data.parser import get_dataset_list
 
     info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
-    assert len(info) == 2 * (2 * len(DOMAINS) + 2)
+    assert len(info) == 2 * (2 * len(DOMAINS) + 3)
     for name, attributes in zip(info, get_dataset_list(list(info), str(data)), strict=True):
         assert attributes.load_from == "file"
         row = _rows(data, name)[0]
         used = [getattr(attributes, key) for key in ("prompt", "query", "response", "chosen", "rejected", "kto_tag")]
-        assert {column for column in used if column} == set(row) - {"weight"}
+        assert {column for column in used if column} == set(row) - {"weight", "meta"}
         assert attributes.ranking is ("chosen" in row)
 
 

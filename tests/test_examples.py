@@ -38,7 +38,7 @@ LINES = {
     "weight_adapt": 2, "weight_joint_update_aware": 2, "weight_rho1": 0, "weight_focal": 0, "weight_product": 0,
     "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4, "weight_domain": 1,
-    "weight_column": 0, "target_and_mix": 1 + 2 + 4,
+    "weight_column": 0, "target_and_mix": 1 + 2 + 4, "domains_column": 1 + 4,
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     assert [r["step"] for r in run.ok.history()] == [3, 6, 9, 12]
     assert len(run.ledger()) == LINES[path.stem]
     scalars = {key.split("/")[1] for records in run.scalars().values() for key in records}
-    slots = set(config.get("dataflex", {"select": {}})) - {"total_steps"}
+    slots = set(config.get("dataflex", {"select": {}})) - {"total_steps", "domains"}
     expected = {"select": {"selection", "realized"}, "mix": {"proportion", "realized"}, "weight": {"weight"}}
     assert set().union(*(expected[slot] for slot in slots)) <= scalars
 

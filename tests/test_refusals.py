@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
-from dataflex.config.refusals import loaded
+from dataflex.config.refusals import domains, loaded
 from dataflex.config.refusals.record import Group, Refusal
 from dataflex.config.refusals.table import GROUPS
 from dataflex.config.schema import SLOT_KEYS, DoremiKeys, own_keys
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [(group, refusal) for group in GROUPS for refusal in group.refusals]
-LATER = {name: record for name, record in vars(loaded).items() if isinstance(record, Refusal)}
+LATER = [
+    (name, record)
+    for module in (loaded, domains)
+    for name, record in vars(module).items()
+    if isinstance(record, Refusal)
+]
 
 
 def generator() -> Any:
@@ -38,10 +43,10 @@ def test_what_is_decided_later_is_in_the_table_and_raised_somewhere() -> None:
     """A record without a predicate that no place raises would be a promise that nothing keeps."""
     source = "".join(path.read_text() for path in (ROOT / "src" / "dataflex").rglob("*.py"))
     listed = [refusal for _, refusal in RECORDS]
-    for name, record in LATER.items():
+    for name, record in LATER:
         assert record in listed or any(r.template == record.template for r in listed), name
         assert re.search(rf"refused\.{name}\.(error|line)\(", source), name
-    assert {r.template for r in listed if r.when is None} <= {r.template for r in LATER.values()}
+    assert {r.template for r in listed if r.when is None} <= {r.template for _, r in LATER}
 
 
 def test_the_documentation_is_what_the_code_says() -> None:

@@ -13,7 +13,7 @@ import yaml
 from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import integer, number, truth, words
-from dataflex.values.domains import Names, domain_names, proportions
+from dataflex.values.domains import data_sets, proportions
 from dataflex.values.paths import at_home
 
 FLAT_KEYS = (
@@ -127,7 +127,7 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
     presets = {} if fixed else read_presets(flat.get("components_cfg_file"))  # 1.1.0 reads none with static_mix
     if slot == "mix":
         preset = presets.get("mix", {}).get(spec["name"])
-        spec = _mixture(flat, spec, preset, domain_names(llamafactory), notices)
+        spec = _mixture(flat, spec, preset, data_sets(llamafactory), notices)
         if flat.get("mixer_eval_dataset"):
             given, domains = words(flat["mixer_eval_dataset"]), words(llamafactory.get("dataset"))
             spec["eval_dataset"] = _assign(given, domains, "mixer_eval_dataset")
@@ -145,7 +145,7 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
 
 
 def _mixture(
-    flat: dict[str, Any], spec: dict[str, Any], preset: Any, names: Names, notices: list[str]
+    flat: dict[str, Any], spec: dict[str, Any], preset: Any, names: tuple[str, ...] | None, notices: list[str]
 ) -> dict[str, Any]:
     """spec with where the mixture starts: by `mixture_sample_rule` and `init_mixture_proportions`, which a preset does not
     overrule. Proportions of a preset are where `static` goes after its warmup, and where other mixers start for want of
@@ -185,7 +185,7 @@ def _mixture(
 
 
 def _after_warmup(
-    spec: dict[str, Any], later: list[float] | None, whose: str, names: Names, notices: list[str]
+    spec: dict[str, Any], later: list[float] | None, whose: str, names: tuple[str, ...] | None, notices: list[str]
 ) -> dict[str, Any]:
     """`static` without `static_mix`: the proportions of its preset (none: equal ones) from the end of the warmup on."""
     start, warmup = spec["proportions"], spec["warmup"]
@@ -218,9 +218,9 @@ def _assign(names: list[str], domains: list[str], key: str) -> dict[str, str]:
     return out
 
 
-def _listed(given: Any, key: str, names: Names) -> Sequence[Any]:
+def _listed(given: Any, key: str, names: tuple[str, ...] | None) -> Sequence[Any]:
     """Of a preset, which may also have them as the block does."""
-    return given if isinstance(given, list) else proportions(given, names, key)
+    return given if isinstance(given, list) else list(proportions(given, names, key))
 
 
 def _shares(given: Sequence[Any], key: str) -> list[float]:

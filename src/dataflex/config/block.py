@@ -10,12 +10,14 @@ from dataflex.components.contracts import Component, Mixer, Weighter, declared
 from dataflex.components.registry import names, resolve
 from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
+from dataflex.config.domains import names_of, read_domains
 from dataflex.config.offline import read_offline
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import (
     SLOT_KEYS,
     BlockKeys,
     DataflexConfig,
+    DomainsKeys,
     MixConfig,
     Schedule,
     SelectConfig,
@@ -35,15 +37,15 @@ def parse_block(
     presets: Mapping[str, Mapping[str, Any]],
     spelled: Mapping[str, str],
     notices: list[str],
-    domains: Names,
+    data_sets: tuple[str, ...] | None,
     mistakes: Mistakes,
 ) -> DataflexConfig | None:
     """What is wrong is noted in `mistakes`, and what can be read without it stands for the rest; None where nothing can.
 
     block: nested keys. presets: {slot: {preset name: {"name": class name, "params": {...}}}} of a components file.
 
-    spelled: how the user wrote a key, where it differs from its path ("dataflex.select.interval" -> "update_step"). domains:
-    names of the data sets in `dataset`.
+    spelled: how the user wrote a key, where it differs from its path ("dataflex.select.interval" -> "update_step").
+    data_sets: those in `dataset`.
     """
     if not isinstance(block, Mapping):
         mistakes.note(ConfigError(f"dataflex must be a block of keys, got {shown(block)}"))
@@ -52,8 +54,10 @@ def parse_block(
     def key(path: str) -> str:
         return spelled.get(path, path)
 
-    blocks = (*SLOT_KEYS, "offline")
+    blocks = (*SLOT_KEYS, "domains", "offline")
     top = read_keys(BlockKeys, {k: v for k, v in block.items() if k not in blocks}, "dataflex", key, mistakes, blocks)
+    split = read_domains(block["domains"], mistakes) if block.get("domains") is not None else DomainsKeys()
+    domains = names_of(split, data_sets)
     slots: dict[str, Any] = {}
     for slot in ("select", "mix"):
         if block.get(slot) is not None:
@@ -72,7 +76,7 @@ def parse_block(
     asked = [slot for slot in SLOT_KEYS if block.get(slot) is not None]
     if any(slots.get(slot) is None for slot in asked):
         return None
-    return DataflexConfig(**top, **slots, offline=offline)
+    return DataflexConfig(**top, **slots, domains=split, offline=offline)
 
 
 def _weights(
@@ -210,9 +214,10 @@ def _mix(
             given = own.pop(parameter)
             with mistakes.noting():
                 own[parameter] = read(given, domains, key(f"dataflex.mix.{parameter}"))
+    by_name = {k: own.pop(k) for k in ("proportions", "max_repetition") if isinstance(own.get(k), Mapping)}
     if not limited and own.pop("when_exhausted", None) is not None:
         notices.append("dataflex.mix.when_exhausted has no effect without max_repetition")
-    if own.get("proportions") is None:
+    if own.get("proportions") is None and "proportions" not in by_name:
         own.setdefault("initial", component.default_initial)
     mixture.check_mixer(component, own, name, domains, key, mistakes, limited)
     if component.fixed or component.own_plan().timed:
@@ -221,7 +226,7 @@ def _mix(
         schedule = replace(schedule, interval=component.default_interval)
         if schedule.interval is None:
             raise ConfigError(_interval_missing(name, "dataflex.mix", key))
-    return MixConfig(name=name, component=component, schedule=schedule, **own)
+    return MixConfig(name=name, component=component, schedule=schedule, by_name=by_name, **own)
 
 
 def _interval_missing(name: str, path: str, key: Any) -> str:

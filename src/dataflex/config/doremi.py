@@ -27,8 +27,8 @@ class DoremiConfig:
     runs: Mapping[str, dict[str, Any]]
     reference: str
 
-    def final(self, proportions: Sequence[float]) -> dict[str, Any]:
-        return _with_mix(self.runs["final"], {"name": "static", "proportions": list(proportions)})
+    def final(self, proportions: Sequence[float] | Mapping[str, float]) -> dict[str, Any]:
+        return _with_mix(self.runs["final"], {"name": "static", "proportions": proportions})
 
     def checked(self) -> list[RunConfig]:
         """The runs as far as they can be checked beforehand: with the mixer of the reference, whose model is not there yet."""

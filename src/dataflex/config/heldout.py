@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,29 +17,42 @@ _SUFFIXES = ("_eval", ".heldout", "_heldout", "_validation", "_val", "_test")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """key: the setting they come from. names: the data set of each domain, in the order of `dataset`, None where it has none;
-    no names: what `val_size` holds out of each domain."""
+    """key: the setting they come from. names: the data set of each domain, in their order, None where it has none. divided: data
+    sets whose rows name their domains. Neither: what `val_size` holds out of each domain."""
 
     key: str
     names: tuple[str | None, ...] = ()
+    divided: tuple[str, ...] = ()
 
 
-def held_out_of(config: DataflexConfig, lf: Mapping[str, Any]) -> HeldOut | None:
-    """The first source that there is: `dataflex.mix.eval_dataset` (or `mixer_eval_dataset`), `eval_dataset` where its names say
+def held_out_of(config: DataflexConfig, lf: Mapping[str, Any], names: Sequence[str] | None = None) -> HeldOut | None:
+    """names: of the domains; None: the data sets, or not known yet, and then the names found are in no order.
+
+    The first source that there is: `dataflex.mix.eval_dataset` (or `mixer_eval_dataset`), `eval_dataset` where its names say
     which domain each belongs to, `val_size`. ConfigError for a name that fits no domain, or is itself trained on."""
-    domains, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
+    trained, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
+    domains = list(names) if names is not None else [] if config.splits else trained
+    given = config.mix.eval_dataset if config.mix is not None else ()
+    divides = config.domains.by in ("column", "length")  # a file is about the rows that are trained on
     found = None
-    if config.mix is not None and config.mix.eval_dataset:
+    if given:
         key = config.compat.held_out_key
-        found = HeldOut(key, _given(config.mix.eval_dataset, domains, key))
+        if divides and not isinstance(given, Mapping):
+            found = HeldOut(key, divided=given)
+        elif config.splits and not domains:
+            found = HeldOut(key, tuple(given.values() if isinstance(given, Mapping) else given))
+        else:
+            found = HeldOut(key, _given(given, domains, key))
     elif evaluated and (named := _by_name(domains, evaluated)):
         found = HeldOut("eval_dataset", named)
+    elif evaluated and divides:
+        found = HeldOut("eval_dataset", divided=tuple(evaluated))
     elif not evaluated and number(lf.get("val_size") or 0, "val_size") > 0:
         return HeldOut("val_size")
     if found is None:
         return None
-    for name in found.names:
-        if name in domains:
+    for name in (*found.names, *found.divided):
+        if name in trained:
             raise refused.HELD_OUT_TRAINED.error(key=found.key, name=name)
     return found
 
@@ -53,6 +66,8 @@ def evaluates(lf: Mapping[str, Any]) -> bool:
 def check_held_out(config: DataflexConfig, lf: Mapping[str, Any], notices: list[str]) -> None:
     """Raise ConfigError if a component needs held-out rows that a domain does not have."""
     found, domains = held_out_of(config, lf), words(lf.get("dataset"))
+    if config.splits and found is not None and config.reads_held_out:
+        return  # which domains lack them is known once the data is read
     if config.reads_held_out:
         assert config.mix is not None
         names = found.names or domains if found else [None] * len(domains)

@@ -14,6 +14,7 @@ from dataflex.config.schema import (
     SLOT_KEYS,
     BlockKeys,
     ChoiceKeys,
+    DomainsKeys,
     DoremiKeys,
     EvaluateKeys,
     GenerateKeys,
@@ -31,6 +32,7 @@ def block_schema(command: Command, steps: Json) -> Json:
     """The schema of the block as `command` reads it. steps: that of the keys of one run of `doremi`."""
     blocks: Json = {slot: _family(slot) for slot in SLOT_KEYS}
     blocks["weight"] = {"anyOf": [blocks["weight"], {"type": "array", "items": blocks["weight"], "minItems": 1}]}
+    blocks["domains"] = _keys(DomainsKeys)
     either = [{"required": ["budget"]}, {"required": ["keep_ratio"]}]
     blocks["offline"] = {**_keys(OfflineConfig), **({"oneOf": either} if command == "select" else {})}
     doremi = {name: _nullable(steps) for name in DOREMI_STEPS}
@@ -38,11 +40,16 @@ def block_schema(command: Command, steps: Json) -> Json:
     blocks["evaluate"] = evaluate_schema()
     required: list[str] = []
     if command == "select":
-        blocks = {name: blocks[name] for name in ("select", "offline")}
+        blocks = {name: blocks[name] for name in ("select", "domains", "offline")}
         required = ["select"]
     elif command == "doremi":
         mixers = {"anyOf": [{"const": "doremi"}, _doremi_mixer()]}
-        blocks = {"mix": mixers, "doremi": blocks["doremi"], "evaluate": blocks["evaluate"]}
+        blocks = {
+            "mix": mixers,
+            "domains": blocks["domains"],
+            "doremi": blocks["doremi"],
+            "evaluate": blocks["evaluate"],
+        }
     described = {k: {**_nullable(s, k not in required), "description": BLOCKS[k][1]} for k, s in blocks.items()}
     block = _keys(BlockKeys)
     return {**block, "properties": {**block["properties"], **described}, "required": required}

@@ -17,7 +17,7 @@ from dataflex.config.refusals.table import check_combinations
 from dataflex.config.schema import DataflexConfig, EvaluateConfig, RunConfig, WeightPart
 from dataflex.errors import ConfigError, Mistakes
 from dataflex.values import integer, truth
-from dataflex.values.domains import domain_names
+from dataflex.values.domains import data_sets
 from dataflex.values.paths import is_file
 
 STREAM_BLOCK = 2048  # raw rows
@@ -65,7 +65,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         presets, spelled, compat = None, {}, AS_THE_BLOCK
         with mistakes.noting():
             presets = read_presets(flat.get("components_cfg_file"))
-    settled = parse_block(block, presets or {}, spelled, notices, domain_names(raw), mistakes)
+    settled = parse_block(block, presets or {}, spelled, notices, data_sets(raw), mistakes)
     if settled is None or presets is None:
         mistakes.settle()
         raise AssertionError("a block that cannot be read has a mistake")

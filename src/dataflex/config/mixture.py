@@ -27,7 +27,7 @@ def check_mixer(
 
 def check_domains(component: Mixer | Weighter, names: Names, key: str) -> None:
     """Raise ConfigError if parameters of a component do not fit the data sets."""
-    if names is not None:
+    if isinstance(names, tuple):
         try:
             component.check_domains(names)
         except ConfigError as error:

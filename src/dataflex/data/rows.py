@@ -37,6 +37,7 @@ class Rows(Dataset):
         stored: The number of each row in its data set as it is stored, int64[N]; None: unknown.
         raw: The number of each row among the stored rows of all data sets, int64[N]; None: unknown.
         raw_total: Stored rows of all data sets.
+        data_sets: The data set of each row, as an index into names, int32[N], and these names; None: its domain.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Rows(Dataset):
         raw: np.ndarray | None = None,
         raw_total: int = 0,
         stored: np.ndarray | None = None,
+        data_sets: tuple[np.ndarray, tuple[str, ...]] | None = None,
     ) -> None:
         self.parts, self.raw, self.raw_total, self.stored = list(parts), raw, raw_total, stored
+        self.data_sets = data_sets
         self._tokens: np.ndarray | None = None
         self._learned: np.ndarray | None = None
         self.domains = Domains(tuple(names), tuple(len(p) for p in parts))

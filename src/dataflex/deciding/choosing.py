@@ -67,6 +67,8 @@ class Available:
     """The rows of the target; None: there is none, or its vectors come from a file."""
     stored: np.ndarray | None = None
     """The number of each row in its data set as it is stored, int64 [N]."""
+    data_sets: tuple[np.ndarray, tuple[str, ...]] | None = None
+    """The data set of each row, as an index into names, int32 [N], and these names; None: its domain."""
     tokens: Callable[[], np.ndarray | None] = lambda: None
     """Tokens of each row that are learned, int32 [N]; None: not known."""
 

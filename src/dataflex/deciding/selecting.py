@@ -82,6 +82,7 @@ class Selecting:
             looked_at,
             stored=available.stored,
             tokens=available.tokens(),
+            data_sets=available.data_sets,
             reasons=chosen.reasons,
         )
         decided: dict[str, Any] = {

@@ -22,7 +22,7 @@ from dataflex.demo.sources import (
 )
 
 DOMAINS = ("code", "docs", "topics", "licence", "arithmetic")
-HELDOUT = "_heldout"
+HELDOUT, CORPUS = "_heldout", "corpus"
 _SFT = {"prompt": "instruction", "query": "input", "response": "output"}
 _TEXT = {"prompt": "text"}
 _PAIRS = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
@@ -79,6 +79,10 @@ def _text_domains(count: int, seed: int) -> dict[str, list[Row]]:
     return {name: distinct.take(rows, count) for name, rows in sources.items()}
 
 
+def _of_corpus(row: dict[str, Any], domain: str) -> dict[str, Any]:
+    return {**{name: row[name] for name in _SFT.values()}, "meta": {"redpajama_set_name": domain}}
+
+
 def _wrong(total: int, rng: random.Random) -> int:
     return total + rng.choice([-10, -2, -1, 1, 2, 10, 100])
 
@@ -88,9 +92,11 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
 
     A domain D of `DOMAINS` gives D and D_heldout (instruction, input, output) and D_text and D_text_heldout (text);
     arithmetic also gives arithmetic_pairs (chosen, rejected) and arithmetic_kto (kto_tag) with their held-out parts,
-    and its rows have a weight, the digits of the sum. A domain with too little text gives fewer rows, a fifth of them
-    held out at most, and is left out below 10 rows. No held-out row repeats a training row. Equal arguments give
-    equal files on one Python installation. ValueError if a number of rows is not positive.
+    and its rows have a weight, the digits of the sum. `corpus` and `corpus_heldout` are the rows of all domains in one data
+    set, each with its domain as `redpajama_set_name` of the block `meta`, as in SlimPajama. A domain with too little text
+    gives fewer rows, a fifth of them held out at most, and is left out below 10 rows. No held-out row of a domain repeats
+    a training row. Equal arguments give equal files on one Python installation. ValueError if a number of rows is not
+    positive.
     """
     if rows_per_domain < 1 or heldout < 1:
         raise ValueError(f"rows_per_domain and heldout must be positive, not {rows_per_domain} and {heldout}")
@@ -116,14 +122,21 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
     folder.mkdir(parents=True, exist_ok=True)
     info: dict[str, dict[str, Any]] = {}
     sizes: dict[str, int] = {}
+    corpus: dict[str, list[dict[str, Any]]] = {"": [], HELDOUT: []}
 
     def write(name: str, rows: list[dict[str, Any]], columns: dict[str, str], ranking: bool = False) -> None:
         held = min(heldout, len(rows) // 5) if len(rows) < count else heldout
-        for part, subset in ((name, rows[held:]), (name + HELDOUT, rows[:held])):
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in subset]
-            (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
-            info[part] = {"file_name": f"{part}.jsonl", "columns": columns, **({"ranking": True} if ranking else {})}
-            sizes[part] = len(subset)
+        put(name, rows[held:], columns, ranking)
+        put(name + HELDOUT, rows[:held], columns, ranking)
+        if columns == _SFT:
+            corpus[""] += [_of_corpus(row, name) for row in rows[held:]]
+            corpus[HELDOUT] += [_of_corpus(row, name) for row in rows[:held]]
+
+    def put(name: str, rows: list[dict[str, Any]], columns: dict[str, str], ranking: bool = False) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+        info[name] = {"file_name": f"{name}.jsonl", "columns": columns, **({"ranking": True} if ranking else {})}
+        sizes[name] = len(rows)
 
     for name in DOMAINS:
         rows = domains[name]
@@ -134,6 +147,9 @@ def build_domains(out_dir: str | Path, rows_per_domain: int = 400, heldout: int 
         weights = [{"weight": len(row.output.split()[-1])} if name == "arithmetic" else {} for row in rows]
         write(name, [vars(row) | weight for row, weight in zip(rows, weights)], _SFT)
         write(f"{name}_text", [{"text": row.text} for row in rows], _TEXT)
+    for part, mixed in corpus.items():
+        random.Random(f"{seed}/corpus").shuffle(mixed)
+        put(CORPUS + part, mixed, _SFT)
     write("arithmetic_pairs", pairs, _PAIRS, ranking=True)
     write("arithmetic_kto", judged, _KTO)
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")

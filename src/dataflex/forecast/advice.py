@@ -30,6 +30,8 @@ def _repeats(forecast: Forecast) -> Iterator[str]:
     block = forecast.config.dataflex
     if block is None or block.mix is None:
         return
+    if block.splits:
+        yield f"domains are named by {block.domains.named_by}, so how often each is repeated is known once the data is read"
     often = {name: epochs for name, epochs in forecast.epochs.items() if epochs is not None and epochs > _OFTEN}
     for name, epochs in sorted(often.items(), key=lambda found: -found[1]):
         yield (
@@ -74,7 +76,8 @@ def _held_out(forecast: Forecast) -> Iterator[str]:
 def _late_or_never(forecast: Forecast) -> Iterator[str]:
     block, known = forecast.config.dataflex, forecast.steps
     if block is not None and known:
-        yield from at_the_start(block, forecast.schedules, known, len(forecast.data), known=True)
+        domains = 0 if block.splits else len(forecast.data)
+        yield from at_the_start(block, forecast.schedules, known, domains, known=True)
     for act in forecast.timeline:
         if act.words == "never acts":
             yield f"{act.slot}: {act.name} never acts in {forecast.steps:,} steps"

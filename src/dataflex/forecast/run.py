@@ -93,7 +93,7 @@ class Forecast:
         block, named = self.config.dataflex, list[str]()
         found = held_out_of(block, self.keys) if block is not None else None
         if found is not None:
-            named = [name for name in found.names if name]
+            named = [name for name in (*found.names, *found.divided) if name]
         return tuple(dict.fromkeys([*words(self.keys.get("eval_dataset")), *named]))
 
     @property
@@ -261,8 +261,10 @@ class Forecast:
     @cached_property
     def epochs(self) -> dict[str, float | None]:
         """How often each data set is served whole, by the mixture that the run begins with. With a selector alone rows are drawn
-        from what it takes, and this says nothing."""
+        from what it takes, and this says nothing. Domains that rows name are not known."""
         block = self.config.dataflex
+        if block is not None and block.mix is not None and block.splits:
+            return dict.fromkeys((found.name for found in self.data), None)
         if self.steps is None or any(not found.rows for found in self.data):
             return dict.fromkeys((found.name for found in self.data), None)
         served, sizes = self.steps * self.global_batch, [float(found.rows or 0) for found in self.data]

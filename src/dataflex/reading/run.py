@@ -199,13 +199,12 @@ class Run:
                 found.append(seen)
         return found
 
-    def id_of(self, domain: str, row: int) -> int | None:
+    def id_of(self, data_set: str, row: int) -> int | None:
         """The id of a stored row, by the newest selection that knows stored rows; None: none does, or it was not looked at."""
         for selection in reversed(self.selections):
-            stored = selection.stored
-            if domain in selection.names and stored is not None:
-                mine = selection.domain_numbers == selection.names.index(domain)
-                indices = np.flatnonzero(mine & (stored == row))
+            stored, (numbers, names) = selection.stored, selection.data_sets
+            if data_set in names and stored is not None:
+                indices = np.flatnonzero((numbers == names.index(data_set)) & (stored == row))
                 return int(selection.ids[indices[0]]) if len(indices) else None
         return None
 

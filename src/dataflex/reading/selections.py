@@ -56,6 +56,12 @@ class RowOfSelection:
     """What of the target it was taken for."""
     score_from: TargetRow | None = None
     """What of the target its score comes from."""
+    dataset: str | None = None
+    """The data set that it is stored in; None: the domain is the data set."""
+
+    @property
+    def data_set(self) -> str:
+        return self.dataset or self.domain
 
 
 class SelectionFile:
@@ -94,6 +100,14 @@ class SelectionFile:
     @cached_property
     def domain_numbers(self) -> np.ndarray:
         return np.asarray(self._column(self._domain).combine_chunks().indices)
+
+    @cached_property
+    def data_sets(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The data set that each row is stored in, as an index into names, and these names."""
+        if "dataset" not in self.file.schema_arrow.names:
+            return self.domain_numbers, self.names
+        found = self._column("dataset").combine_chunks()
+        return np.asarray(found.indices), tuple(found.dictionary.to_pylist())
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -250,6 +264,7 @@ class SelectionFile:
             turn=self._value("turn", i),
             chosen_for=self._target_row("chosen_for", i),
             score_from=self._target_row("score_from", i),
+            dataset=self._value("dataset", i) if self._domain != "dataset" else None,
         )
 
     def _target_row(self, name: str, i: int) -> TargetRow | None:

@@ -47,6 +47,8 @@ class SelectionRecord:
     """The number of each row in its data set as it is stored, int64[N]."""
     tokens: np.ndarray | None = None
     """Tokens of each row that are learned, int32[N]."""
+    data_sets: tuple[np.ndarray, tuple[str, ...]] | None = None
+    """The data set of each row, as an index into names, int32[N], and these names; None: its domain."""
     reasons: Reasons | None = None
     """Why rows were taken; None: the selector does not say."""
 
@@ -89,8 +91,8 @@ class SelectionRecord:
             yield np.arange(begin, end, dtype=np.int64) if self.looked_at is None else self.looked_at[begin:end]
 
     def tables(self) -> Iterator[pa.Table]:
-        """sample_id, domain, score, selected, rank (from 1, in its group), and where they are known row, tokens, times and the
-        columns of `Reasons`."""
+        """sample_id, domain, score, selected, rank (from 1, in its group), and where they are known
+        dataset, row, tokens, times and the columns of `Reasons`."""
         names = pa.array(self.domains.names)
         ranks = np.concatenate([np.arange(1, len(group) + 1) for group in self.groups])
         for ids in self.ids():
@@ -105,6 +107,9 @@ class SelectionRecord:
                 "selected": selected,
                 "rank": pa.array(rank, mask=~selected),
             }
+            if self.data_sets is not None:
+                codes, data_sets = self.data_sets
+                columns["dataset"] = pa.DictionaryArray.from_arrays(codes[ids], pa.array(data_sets))
             if self.stored is not None:
                 columns["row"] = self.stored[ids]
             if self.tokens is not None:

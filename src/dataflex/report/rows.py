@@ -20,10 +20,22 @@ _NOT_KEPT = "(text not kept)"
 
 def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection], *, whole: bool = False) -> Table:
     """whole: with all of their texts."""
-    columns = ("row", "score", "by score", "taken as", *_reason_columns(rows), "margin", "tokens", "text")
+    divided = any(row.dataset is not None for row in rows)
+    columns = (
+        "row",
+        *(("domain",) if divided else ()),
+        "score",
+        "by score",
+        "taken as",
+        *_reason_columns(rows),
+        "margin",
+        "tokens",
+        "text",
+    )
     cells = [
         (
-            f"{row.domain}:{_count(row.row)}",
+            f"{row.data_set}:{_count(row.row)}",
+            *((row.domain,) if divided else ()),
             number(row.score, 4),
             _count(row.place),
             _taken(row),
@@ -105,7 +117,8 @@ def served_line(run: Run, sample_id: int) -> str:
 
 def record_of(run: Run, row: RowOfSelection) -> dict[str, Any]:
     """All that is known of a row."""
-    return {**asdict(row), "stored": _stored(run, row) if row.text is None else None}
+    known = {name: value for name, value in asdict(row).items() if name != "dataset" or value is not None}
+    return {**known, "stored": _stored(run, row) if row.text is None else None}
 
 
 def text_of(run: Run, row: RowOfSelection, *, whole: bool = False) -> str:
@@ -137,7 +150,7 @@ def _stored_texts(run: Run, row: RowOfSelection) -> tuple[str, str] | None:
 
 
 def _stored(run: Run, row: RowOfSelection) -> dict[str, Any] | None:
-    return None if row.row is None else stored_row(run.record.get("llamafactory") or {}, row.domain, row.row)
+    return None if row.row is None else stored_row(run.record.get("llamafactory") or {}, row.data_set, row.row)
 
 
 def _taken(row: RowOfSelection) -> str:

@@ -12,8 +12,8 @@ from dataflex.config.schema import DataflexConfig
 def at_the_start(
     config: DataflexConfig, schedules: Mapping[str, Any], steps: int, domains: int, *, known: bool
 ) -> Iterator[str]:
-    """schedules: the `Schedule` of `select` and of `mix`, where they act. steps: optimizer steps of the run. domains: data sets
-    that are mixed. known: what never acts was said before."""
+    """schedules: the `Schedule` of `select` and of `mix`, where they act. steps: optimizer steps of the run. domains: how
+    many are mixed; 0: not known. known: what never acts was said before."""
     for slot, component in config.components.items():
         reason = declared(component.without_effect)
         if reason is not None:
@@ -28,14 +28,16 @@ def at_the_start(
             if not any(part.strength(step) > 0 for step in {part.warmup, part.warmup + 1, end - 1} if step < steps):
                 yield f"{slot} {part.name} never acts: its warmup is {part.warmup} steps, and the run has {steps}"
     if config.mix is not None and domains == 1:
-        yield f"mix {config.mix.name} changes nothing: there is one data set"
+        yield f"mix {config.mix.name} changes nothing: there is one {'domain' if config.splits else 'data set'}"
         return
     for slot, schedule in schedules.items():
+        if slot == "mix" and not domains:
+            continue
         turns = schedule.turns(steps) if schedule.next_due(0) is not None else 0
         blind = config.components[slot].unobserving_updates(domains)
         if 0 < turns <= blind:
             first = "its first decision does" if blind == 1 else f"its first {blind} decisions do"
-            of = f"with {domains} data sets " if slot == "mix" else ""
+            of = f"with {domains} {'domains' if config.splits else 'data sets'} " if slot == "mix" else ""
             yield (
                 f"{slot} {_name(config, slot)} learns nothing in this run: {of}{first} not depend on what is"
                 f" measured, and the run has {turns}; shorten interval or warmup, or train longer"

@@ -78,7 +78,8 @@ def available_of(rows: Rows, target: Rows | None, tokenizer: Any, *, by_domain: 
         groups = [Group(name, a, b) for name, (a, b) in zip(rows.domains.names, bounds, strict=True)]
     aim = None if target is None else Target(target.domains, target.stored, RowTexts(target, tokenizer))
     usable = lambda: rows.trainable_tokens() > 0  # noqa: E731
-    return Available(groups, usable, rows.raw, aim, stored=rows.stored, tokens=rows.trainable_tokens)
+    tokens = rows.trainable_tokens
+    return Available(groups, usable, rows.raw, aim, stored=rows.stored, data_sets=rows.data_sets, tokens=tokens)
 
 
 def selecting_of(

@@ -107,7 +107,7 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
     read = {slot: component.files() for slot, component in dataflex.components.items()}
     for key, value in masked(dataflex.to_json()).items():
         if isinstance(value, dict):
-            elsewhere = {*_PATHS, *read.get(key, ())}
+            elsewhere = {*_PATHS, *read.get(key, ()), *(("path",) if key == "domains" else ())}
             out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in elsewhere}
         else:
             out[f"dataflex.{key}"] = value
@@ -119,6 +119,9 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         # Weighters act on every rank, the others on rank 0.
         weighs = slot.partition("[")[0] == "weight"
         out |= same_everywhere(contents, OTHER_SETTING) if weighs else decide(contents)
+    if dataflex.domains.path is not None:
+        path = dataflex.domains.path
+        out |= same_everywhere(lambda: {"content of dataflex.domains.path": digest(Path(path))}, OTHER_SETTING)
     for slot, request in asked_of(dataflex):
         if request.per == "target row":  # read by the encoder that reads the candidates
             continue

@@ -12,10 +12,11 @@ from typing import Any
 import xxhash
 from datasets import load_from_disk
 
-from dataflex.base.checks.contents import described, first_change
+from dataflex.base.checks.contents import described, digest, first_change
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals, refusing
 from dataflex.config.refusals import loaded as refused
+from dataflex.config.schema import DATA_SETS, DomainsKeys
 from dataflex.errors import ConfigError
 from dataflex.notices import say
 from dataflex.writing import write_atomically
@@ -36,10 +37,14 @@ class TokenizedStore:
     """The directory `tokenized_path` of a run with select or mix. What is read from it must have been made by the same
     tokenization from data sets of the same contents; a ConfigError names what differs."""
 
-    def __init__(self, loading: Loading) -> None:
+    def __init__(self, loading: Loading, domains: DomainsKeys) -> None:
         data_args, training_args = loading.data_args, loading.training_args
         self.folder = Path(data_args.tokenized_path)
-        self.names = list(data_args.dataset)
+        self.names = list(data_args.dataset) if domains == DATA_SETS else None
+        """The domains; None: the rows of the data name them."""
+        self._domains = domains.record()
+        if self._domains is not None and domains.path is not None:
+            self._domains["path"] = digest(Path(domains.path))
         self._sources = _Sources(data_args)
         self._signature = tokenization_signature(loading) | self._sources.definitions
         self._writes, self._reads = training_args.should_save, training_args.local_process_index == 0
@@ -57,7 +62,7 @@ class TokenizedStore:
         """To be called before the data is read: what is edited from then on is noticed."""
         self._files = self._sources.described() if self._writes else {}
 
-    def write(self, parts: list[Any], held_out: list[Any], evaluation: Any) -> None:
+    def write(self, names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any) -> None:
         for kind, rows in (("domains", parts), ("held_out", held_out)):
             for d, part in enumerate(rows):
                 refusing(part.save_to_disk)(str(self.folder / kind / str(d)))
@@ -65,13 +70,13 @@ class TokenizedStore:
         for e, part in enumerate(sets.values()):
             refusing(part.save_to_disk)(str(self.folder / "eval" / str(e)))
         manifest = {
-            "format": _FORMAT, "domains": self.names, "held_out": len(held_out), "eval": list(sets),
+            "format": _FORMAT, "domains": names, "named_by": self._domains, "held_out": len(held_out), "eval": list(sets),
             "signature": self._signature, "sources": self._files,
         }  # fmt: skip
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
-    def read(self) -> tuple[list[Any], list[Any], Any]:
-        """The parts of the domains, their held-out rows, and the evaluation data."""
+    def read(self) -> tuple[list[str], list[Any], list[Any], Any]:
+        """The names of the domains, their parts, their held-out rows, and the evaluation data."""
         with refusals():
             manifest = json.loads((self.folder / MANIFEST).read_text())
         before = manifest.get("format") == _FORMAT_BEFORE
@@ -79,18 +84,24 @@ class TokenizedStore:
             raise refused.OTHER_VERSION.error(folder=self.folder)
         stored = manifest.get("signature", {})
         _check_signature(self.folder, _of_format_before(stored) if before else stored, self._signature)
-        if manifest["domains"] != self.names:
-            stored, asked = ", ".join(manifest["domains"]), ", ".join(self.names)
+        named_by = manifest.get("named_by")
+        if named_by != self._domains:
+            raise refused.OTHER_TOKENS.error(
+                folder=self.folder, setting="dataflex.domains", stored=named_by, asked=self._domains
+            )
+        names: list[str] = manifest["domains"]
+        if self.names is not None and names != self.names:
+            stored, asked = ", ".join(names), ", ".join(self.names)
             raise refused.OTHER_DOMAINS.error(folder=self.folder, stored=stored, asked=asked)
         if self._reads and before:
             self._sources.check_before(self.folder, stored)
         elif self._reads:
             self._sources.check(self.folder, manifest["sources"])
         load = refusing(load_from_disk)
-        parts = [load(str(self.folder / "domains" / str(d))) for d in range(len(self.names))]
+        parts = [load(str(self.folder / "domains" / str(d))) for d in range(len(names))]
         held_out = [load(str(self.folder / "held_out" / str(d))) for d in range(manifest["held_out"])]
         sets = {name: load(str(self.folder / "eval" / str(e))) for e, name in enumerate(manifest["eval"])}
-        return parts, held_out, (sets[""] if list(sets) == [""] else sets) if sets else None
+        return names, parts, held_out, (sets[""] if list(sets) == [""] else sets) if sets else None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from dataflex.masking import masked, to_environment
 from dataflex.notices import say
 from dataflex.record.completeness import newest_complete
 from dataflex.values import truth
-from dataflex.values.domains import domain_names
+from dataflex.values.domains import data_sets
 from dataflex.writing import write_atomically
 
 _RECORD = "doremi.json"
@@ -66,9 +66,12 @@ def _run_all(config: DoremiConfig, found: Path) -> int:
     return 0
 
 
-def _proportions(file: Path, keys: dict[str, Any]) -> list[float]:
-    """In the order of `dataset`."""
-    return list(in_order(str(file), read_proportions(str(file), str(file)), domain_names(keys) or ()))
+def _proportions(file: Path, keys: dict[str, Any]) -> list[float] | dict[str, float]:
+    """In the order of `dataset`; by name where domains may be something else."""
+    found = read_proportions(str(file), str(file))
+    if keys["dataflex"].get("domains"):
+        return dict(found)
+    return list(in_order(str(file), found, data_sets(keys) or ()))
 
 
 def _run(out: Path, step: str, keys: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.sets import write_selection
 from dataflex.components.contracts import declared
 from dataflex.config import RunConfig
+from dataflex.config.domains import left_out_lines
 from dataflex.config.schema import DataflexConfig, OfflineConfig
 from dataflex.config.schema.losses import hides_row_losses
 from dataflex.data.origins import Origin
@@ -97,6 +98,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
     seam = seams.STAGES[stage]
     origins: list[Origin] = []
     made: list[OfflineTrainer] = []
+    left_out: dict[str, int] = {}
 
     def get_dataset(*given: Any, **named: Any) -> Any:
         from dataflex.base.checks.nodes import check_contents, same_rows
@@ -111,7 +113,9 @@ def _with_model(config: RunConfig) -> Outcome | None:
             raise ConfigError(f"{engine} belongs to training, and a selection before it runs without")
         if loading.training_args.resume_from_checkpoint:
             check_contents(Path(loading.training_args.resume_from_checkpoint))
-        module = load_domains(loading, Carried(row_index=True))
+        module = load_domains(loading, Carried(row_index=True), dataflex.domains)
+        left_out.update(module.pop("left_out"))
+        say(*left_out_lines(left_out))
         origins[:], rows = module.pop("origins"), module["train_dataset"]
         same_rows(rows.fingerprints, "dataset")
         _check(dataflex, rows.raw_total, len(rows))
@@ -145,7 +149,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
         return None
     texts = RowTexts(run.rows, run.processing_class)
     notes = [f"{int((~chosen.measured).sum())} rows have no score"] if not chosen.measured.all() else []
-    notes += chosen.remarks.values()
+    notes += [*chosen.remarks.values(), *left_out_lines(left_out)]
     return Outcome(origins, name, chosen.ids[0], chosen.scores, texts, notes, chosen.reasons)
 
 
@@ -180,10 +184,11 @@ def _without_model(config: RunConfig) -> Outcome:
     assert config.dataflex is not None and config.dataflex.select is not None
     dataflex, spec, target = config.dataflex, config.dataflex.select, None
     rows = read_texts(config, "dataset")
-    _check(dataflex, sum(origin.size for origin in rows.origins), len(rows))
+    say(*left_out_lines(rows.left_out))
+    _check(dataflex, sum(rows.stored_rows.values()), len(rows))
     if _aims_at_rows(dataflex):
         target = read_texts(config, "target_dataset" if spec.target_dataset else "eval_dataset")
     chosen = choose(dataflex, rows, target, str(config.llamafactory["output_dir"]))
     say(*(f"select:{spec.name}: {line}" for line in chosen.remarks.values()))
-    notes = list(chosen.remarks.values())
+    notes = [*chosen.remarks.values(), *left_out_lines(rows.left_out)]
     return Outcome(rows.origins, spec.name, chosen.ids[0], chosen.scores, rows.texts, notes, chosen.reasons)

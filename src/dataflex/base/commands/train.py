@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,12 @@ def _dynamic(config: RunConfig, spent: TimeSpent) -> Any:
         return str(found) if found else None
 
     def get_dataset(*given: Any, **named: Any) -> Any:
+        nonlocal config, dataflex
         from dataflex.base.checks.engine import check_engine
         from dataflex.base.checks.identity import asked_of, identity_of_run
         from dataflex.base.checks.nodes import same_rows, same_run, settle_checkpoint
         from dataflex.base.loading.data import check_budgets
+        from dataflex.config.domains import left_out_lines, settled
 
         loading = Loading(*given, **named)
         training_args = loading.training_args
@@ -191,6 +194,11 @@ def _dynamic(config: RunConfig, spent: TimeSpent) -> Any:
         check_engine(dataflex, training_args, str(config.llamafactory.get("stage", "sft")))
         settle_checkpoint(training_args, config.llamafactory.get("resume_from_checkpoint"))
         module = load_data(dataflex, loading)
+        left_out = module.pop("left_out", {})
+        say(*left_out_lines(left_out))
+        dataflex = settled(dataflex, module["train_dataset"].domains.names)
+        config = replace(config, dataflex=dataflex)
+        trainer.config = dataflex  # type: ignore[attr-defined]
         check_budgets(dataflex, module["train_dataset"], global_batch(dataflex, training_args))
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
             dataflex.mix.settled(global_batch(dataflex, training_args))
@@ -210,7 +218,7 @@ def _dynamic(config: RunConfig, spent: TimeSpent) -> Any:
             digests = same_rows(module["target_dataset"].fingerprints, dataflex.target[0])
             identity.update({f"content of target {name}": digest for name, digest in digests.items()})
         same_run(identity, config.llamafactory)
-        run_record.update(_record(config, identity, module["train_dataset"]))
+        run_record.update(_record(config, identity, module["train_dataset"], left_out))
         if training_args.resume_from_checkpoint:
             check_resumable(config.llamafactory, Path(training_args.resume_from_checkpoint))
         _check_resume(dataflex, training_args, identity)
@@ -262,14 +270,16 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
 
         assert dataflex.mix is not None
         module = load_streams(dataflex.mix, loading, carried)
+    elif dataflex.plans_data:
+        module = load_domains(loading, carried, dataflex.domains)
     else:
-        module = (load_domains if dataflex.plans_data else load_merged)(loading, carried)
+        module = load_merged(loading, carried)
     module.pop("origins", None)
     check_weights(dataflex, module["train_dataset"])
     return module
 
 
-def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str, Any]:
+def _record(config: RunConfig, identity: dict[str, Any], rows: Any, left_out: Mapping[str, int]) -> dict[str, Any]:
     """What config.yaml shows: the resolved block, LLaMA-Factory's keys, versions and data fingerprints."""
     from importlib.metadata import version
 
@@ -287,6 +297,7 @@ def _record(config: RunConfig, identity: dict[str, Any], rows: Any) -> dict[str,
             name: {"rows": size or None, "fingerprint": identity[f"content of {name}"]}
             for name, size in zip(rows.domains.names, rows.sizes, strict=True)
         },
+        **({"left_out": dict(left_out)} if left_out else {}),
         "tokenizer": identity["tokenizer"],
     }
 

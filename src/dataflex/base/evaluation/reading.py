@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dataflex.base.loading.carried import Carried
-from dataflex.base.loading.data import read_data
+from dataflex.base.loading.reading import read_data
 from dataflex.base.loading_arguments import Loading
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import shown

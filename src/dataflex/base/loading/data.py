@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,87 +16,71 @@ from dataflex.base.checks.tokenized import TokenizedStore, noted
 from dataflex.base.loading.carried import (
     NOTHING,
     RAW_ROW,
-    RAW_WEIGHTS,
     Carried,
     CarryingProcessor,
     carries,
     row_indices,
     without_carried,
 )
-from dataflex.base.loading.faults import reading, untokenized
+from dataflex.base.loading.faults import untokenized
+from dataflex.base.loading.reading import ReadData, read_all, read_data
+from dataflex.base.loading.split import split_domains
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import is_ours, ours, refusals
 from dataflex.components.contracts import declared
 from dataflex.config.refusals import loaded as refused
-from dataflex.config.schema import DataflexConfig
-from dataflex.data.origins import Origin, raw_rows, stored_numbers
+from dataflex.config.schema import DATA_SETS, DataflexConfig, DomainsKeys
+from dataflex.data.origins import data_sets_of, raw_rows, stored_numbers
 from dataflex.data.rows import Rows
 from dataflex.deciding.mixing import domain_info
-from dataflex.errors import ConfigError, DataflexError, Mistakes
-
-# `load_merged` replaces this function by one that calls it.
-_read_one = loader._get_merged_dataset
+from dataflex.errors import ConfigError, DataflexError
 
 
-@dataclass(frozen=True)
-class ReadData:
-    """A data set that was read."""
-
-    attributes: Any
-    """How LLaMA-Factory reads it (DatasetAttr)."""
-    stored: Any
-    """Its rows as they were read, a Hugging Face `Dataset`."""
-    aligned: Any
-    """The same rows in LLaMA-Factory's own columns, with the columns that they carry."""
-
-
-def load_domains(loading: Loading, carried: Carried) -> dict[str, Any]:
-    """As LLaMA-Factory's get_dataset, with `train_dataset` a `Rows` of one part per data set name.
+def load_domains(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SETS) -> dict[str, Any]:
+    """As LLaMA-Factory's get_dataset, with `train_dataset` a `Rows` of one part per domain.
 
     Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
     train. They are the `validation` set, or with `eval_on_each_dataset` one set per domain. By domain, each an example by
-    itself, they are the `Rows` `held_out`. If rows carry their index, `origins` is a list of one `Origin` per domain.
+    itself, they are the `Rows` `held_out`. If rows carry their index, `origins` is a list with an `Origin` for each data set
+    of each domain. `left_out` says how many rows are in no domain.
     """
     data_args, training_args = loading.data_args, loading.training_args
-    names = list(data_args.dataset)
-    store = TokenizedStore(loading) if data_args.tokenized_path else None
+    store = TokenizedStore(loading, spec) if data_args.tokenized_path else None
     if store is not None and store.exists:
-        return _module(names, *store.read())
+        return _module(*store.read())
     if store is not None:
         store.describe_sources()
     with loading.first_process("load dataset"):
-        read = _read_all(loading, names, "dataset", carried)
-        evaluated = _read_all(loading, data_args.eval_dataset or [], "eval_dataset")
+        data = split_domains(read_all(loading, data_args.dataset, "dataset", carried), spec)
+        evaluated = read_all(loading, data_args.eval_dataset or [], "eval_dataset")
 
-    parts, held_out, examples = [], {}, {}
+    names, parts, held_out, examples = list(data.parts), [], {}, {}
     alone = loading.single_rows()
     with loading.first_process("pre-process dataset"):
-        for name in names:
-            train, validation = _split(read[name].aligned, data_args, training_args.seed, name)
-            part = process_rows(loading, train["train"], is_eval=False, origin=("dataset", [(name, train["train"])]))
+        for name, aligned in data.parts.items():
+            train, validation = _split(aligned, data_args, training_args.seed, name)
+            kept = ("dataset", data.sources(name, train["train"]))
+            part = process_rows(loading, train["train"], is_eval=False, origin=kept)
             if part is None or len(part) == 0:
                 raise ConfigError(f"dataset: no row of {name!r} is left after tokenization")
             parts.append(part)
             if validation:
-                origin = ("dataset", [(name, validation["validation"])])
+                origin = ("dataset", data.sources(name, validation["validation"]))
                 held_out[name] = examples[name] = _process_evaluated(loading, validation["validation"], origin)
             if validation and alone is not loading:
                 examples[name] = _process_evaluated(alone, validation["validation"], origin)
         evaluation = load_evaluation(loading, evaluated) if evaluated else _evaluation_held_out(loading, held_out)
         if store is not None and training_args.should_save:
-            store.write(parts, list(examples.values()), evaluation)
+            store.write(names, parts, list(examples.values()), evaluation)
+    more = {"left_out": data.left_out}
     if not carried.row_index:
-        return _module(names, parts, list(examples.values()), evaluation)
-    origins = [
-        Origin(name, read[name].attributes, read[name].stored, row_indices(part))
-        for name, part in zip(names, parts, strict=True)
-    ]
+        return _module(names, parts, list(examples.values()), evaluation) | more
+    origins = [origin for name, part in zip(names, parts, strict=True) for origin in data.origins(name, part)]
     parts = [part.remove_columns(RAW_ROW) for part in parts]
-    stored = np.concatenate([origin.numbers for origin in origins])
-    return {
-        **_module(names, parts, list(examples.values()), evaluation, *raw_rows(origins), stored),
-        "origins": origins,
-    }
+    raw = (*raw_rows(origins, data.stored_rows()), np.concatenate([origin.numbers for origin in origins]))
+    in_sets = None if data.by_data_set else data_sets_of(origins)
+    module = _module(names, parts, list(examples.values()), evaluation, *raw, in_sets)
+    return {**module, **more, "origins": origins}
 
 
 def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, *raw: Any) -> dict[str, Any]:
@@ -176,45 +159,6 @@ def _process_named(loading: Loading, name: str, key: str, carried: Carried) -> t
     return part, read.stored
 
 
-def read_stored(loading: Loading, name: str, key: str) -> tuple[Any, Any]:
-    """How LLaMA-Factory reads one data set (DatasetAttr), and its rows as they are stored."""
-    read: list[tuple[Any, Any]] = []
-
-    def align_dataset(stored: Any, attributes: Any, *_: Any) -> Any:
-        read.append((attributes, stored))
-        return stored
-
-    with reading(name, key, loading.data_args), seams.replaced((loader.__name__, "align_dataset", align_dataset)):
-        _read_one([name], loading.model_args, loading.data_args, loading.training_args, loading.stage, return_dict=True)
-    return read[0]
-
-
-def read_data(loading: Loading, name: str, key: str, carried: Carried = NOTHING) -> ReadData:
-    """One data set, stored and in LLaMA-Factory's own columns."""
-    attributes, stored = read_stored(loading, name, key)
-    with reading(name, key, loading.data_args, (stored, attributes)):
-        column = carried.weight_column(name, attributes)
-        weights = None if column is None else column.weights(stored)
-        aligned = loader.align_dataset(stored, attributes, loading.data_args, loading.training_args)
-    if weights is not None:
-        aligned = aligned.add_column(RAW_WEIGHTS, weights)
-    if carried.row_index:
-        aligned = aligned.add_column(RAW_ROW, np.arange(len(stored)))
-    return ReadData(attributes, stored, aligned)
-
-
-def _read_all(loading: Loading, names: Sequence[str], key: str, carried: Carried = NOTHING) -> dict[str, ReadData]:
-    """{name: what was read}; one ConfigError for all that cannot be read."""
-    mistakes, found = Mistakes(), {}
-    for name in names:
-        with mistakes.noting():
-            found[name] = read_data(loading, name, key, carried)
-            if len(found[name].aligned) == 0:
-                raise ConfigError(f"{key}: {name!r} is empty")
-    mistakes.settle()
-    return found
-
-
 def _split(raw: Any, data_args: Any, seed: int, name: str = "") -> tuple[Any, Any]:
     """As LLaMA-Factory holds `val_size` out."""
     try:
@@ -255,7 +199,7 @@ def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
             return None
         key = "eval_dataset" if parts["dataset"] else "dataset"
         of_key = carried if key == "dataset" else NOTHING
-        found = {name: read.aligned for name, read in _read_all(loading, given, key, of_key).items()}
+        found = {name: read.aligned for name, read in read_all(loading, given, key, of_key).items()}
         parts[key] = list(found.items())
         return found if return_dict else merge_dataset(list(found.values()), data_args, seed=seed)
 

@@ -7,13 +7,17 @@ from itertools import pairwise
 from typing import Any
 
 from dataflex.base.checks.nodes import same_rows
-from dataflex.base.loading.data import process_named
+from dataflex.base.loading.data import process_named, process_rows
+from dataflex.base.loading.reading import read_all
+from dataflex.base.loading.split import split_held_out
 from dataflex.base.loading_arguments import Loading
-from dataflex.config.heldout import evaluates, held_out_of
+from dataflex.config.heldout import HeldOut, evaluates, held_out_of
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DataflexConfig, RunConfig
 from dataflex.data.rows import Rows
 from dataflex.distributed.collectives import decide
+from dataflex.errors import ConfigError
+from dataflex.notices import say
 
 
 def load_held_out(
@@ -27,22 +31,47 @@ def load_held_out(
     """
     assert config.dataflex is not None
     dataflex = config.dataflex
-    source = held_out_of(dataflex, config.llamafactory)
+    domains = module["train_dataset"].domains.names
+    source = held_out_of(dataflex, config.llamafactory, domains)
     reported = dataflex.evaluate_domains and evaluates(config.llamafactory) and loading.stage in ("pt", "sft")
     if source is None or not (reported or dataflex.reads_held_out or dataflex.routes_held_out):
         return None
-    if not source.names:
+    if not source.names and not source.divided:
         found = module["held_out"]
     else:
         alone = loading.indexed().single_rows()
         with loading.first_process("load held-out rows"):
-            parts = [None if name is None else process_named(alone, name, source.key) for name in source.names]
-        some = next(part for part in parts if part is not None)
-        found = Rows(
-            [some.select([]) if part is None else part for part in parts], module["train_dataset"].domains.names
-        )
+            if source.divided:
+                parts = _divided(alone, dataflex, source, domains)
+            else:
+                parts = [None if name is None else process_named(alone, name, source.key) for name in source.names]
+        some = next((part for part in parts if part is not None), None)
+        if some is None:
+            return None
+        found = Rows([some.select([]) if part is None else part for part in parts], domains)
     _check(dataflex, source.key, found, trained)
     return found
+
+
+def _divided(loading: Loading, config: DataflexConfig, source: HeldOut, domains: tuple[str, ...]) -> list[Any]:
+    """The rows of each domain, out of data sets whose rows name their domains; None for one without. LLaMA-Factory's own
+    `eval_dataset` need not name any, where no mixer reads held-out rows: then there are none by domain, which is said."""
+    read = read_all(loading, source.divided, source.key)
+    try:
+        found = split_held_out(read, config.domains, domains, source.key)
+    except ConfigError as error:
+        if config.reads_held_out or source.key != "eval_dataset":
+            raise
+        say(f"nothing is evaluated by domain: {error}")
+        return []
+    origin = (source.key, [(name, rows.aligned) for name, rows in read.items()])
+    parts = [None if part is None else process_rows(loading, part, is_eval=True, origin=origin) for part in found]
+    if config.reads_held_out:
+        lacking = [name for name, part in zip(domains, parts, strict=True) if part is None]
+        if lacking:
+            assert config.mix is not None
+            raise refused.NOT_HELD_OUT.error(mixer=config.mix.name, domains=", ".join(lacking))
+    return parts
 
 
 def identity_of(config: DataflexConfig, held_out: Rows | None) -> dict[str, str]:

@@ -17,7 +17,8 @@ from llamafactory.data import parser as data_parser
 from dataflex.base.checks.contents import sampled_all
 from dataflex.base.checks.nodes import same_rows
 from dataflex.base.loading.carried import RAW_WEIGHTS, Carried, CarryingProcessor
-from dataflex.base.loading.data import load_evaluation, read_data, read_stored
+from dataflex.base.loading.data import load_evaluation
+from dataflex.base.loading.reading import read_data, read_stored
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals

@@ -27,7 +27,12 @@ def choose(config: DataflexConfig, rows: Texts, target: Texts | None, output_dir
     count, aim = len(rows), None if target is None else target_of(target)
     chooser = Chooser(
         spec,
-        Available([Group(None, 0, count)], lambda: np.ones(count, dtype=bool), raw_rows(rows.origins)[0], aim),
+        Available(
+            [Group(None, 0, count)],
+            lambda: np.ones(count, dtype=bool),
+            raw_rows(rows.origins, rows.stored_rows)[0],
+            aim,
+        ),
         lambda request: signals[request.name],
         budget=lambda candidates, _: wanted(offline, candidates),
         rng=lambda *_: generator(rows.arguments.seed, Purpose.SELECTING_TEXTS, spec.component.seed),
@@ -56,7 +61,7 @@ def _signals(config: DataflexConfig, rows: Texts, target: Texts | None, store: P
         elif of_target:
             out[request.name] = np.load(given, mmap_mode="r")
         else:
-            out[request.name] = given_embeddings(offline, *raw_rows(rows.origins))
+            out[request.name] = given_embeddings(offline, *raw_rows(rows.origins, rows.stored_rows))
     return out
 
 

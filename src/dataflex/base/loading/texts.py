@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 import xxhash
 from transformers import set_seed
 
-from dataflex.base.loading.data import read_data
+from dataflex.base.loading.reading import read_data
+from dataflex.base.loading.split import assigned_rows
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config import RunConfig
-from dataflex.data.origins import Origin
+from dataflex.config.schema import DATA_SETS
+from dataflex.data.origins import Origin, stored_rows
 from dataflex.data.texts import RowText
 from dataflex.errors import ConfigError
 from dataflex.values import dataset_names
@@ -30,6 +32,10 @@ class Texts:
     origins: list[Origin]
     arguments: Any
     """The training arguments they were read with."""
+    stored_rows: Mapping[str, int]
+    """Rows of the file of each data set."""
+    left_out: Mapping[str, int]
+    """Rows that are in no domain, by what they say."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -81,16 +87,23 @@ def read_texts(config: RunConfig, key: str) -> Texts:
     spelled = f"dataflex.select.{key}" if ours else key
     stage = str(values.get("stage", "sft"))
     loading = Loading(None, model_args, data_args, training_args, "rm" if stage == "dpo" else stage, None)
-    aligned, origins = [], []
-    for name in names:
-        read = read_data(loading, name, spelled)
-        indices = _valid_rows(read.aligned, 0 if stage == "pt" else 1)
-        aligned.append(read.aligned)
-        origins.append(Origin(name, read.attributes, read.stored, indices))
-    for origin in origins:
-        if len(origin.indices) == 0:
-            raise ConfigError(f"{spelled}: no row of {origin.name!r} can be used")
-    return Texts(aligned, origins, training_args)
+    read = {name: read_data(loading, name, spelled) for name in names}
+    usable = {name: _valid_rows(found.aligned, 0 if stage == "pt" else 1) for name, found in read.items()}
+    for name, indices in usable.items():
+        if len(indices) == 0:
+            raise ConfigError(f"{spelled}: no row of {name!r} can be used")
+    spec = DATA_SETS if ours or key != "dataset" else config.dataflex.domains
+    assigned = assigned_rows(read, spec)
+    origins = []
+    for domain in assigned.names:
+        for name, indices in usable.items():
+            own = indices[assigned.of_domain(name, domain)[indices]]
+            if len(own):
+                named = "" if spec == DATA_SETS else domain
+                origins.append(Origin(name, read[name].attributes, read[name].stored, own, named))
+    stored = {name: stored_rows(found.stored) for name, found in read.items()}
+    aligned = [read[origin.name].aligned for origin in origins]
+    return Texts(aligned, origins, training_args, stored, assigned.left_out)
 
 
 def _valid_rows(part: Any, least: int) -> np.ndarray:

@@ -14,7 +14,10 @@ from dataflex.record.reasons import Reasons
 
 @dataclass(frozen=True)
 class Outcome:
-    """Rows are numbered 0..N-1: the used rows of the origins, laid end to end."""
+    """Rows are numbered 0..N-1: the used rows of the origins, laid end to end.
+
+    A data set whose rows are of several domains has an origin for each.
+    """
 
     origins: list[Origin]
     selector: str
@@ -28,3 +31,8 @@ class Outcome:
     """Lines for the summary."""
     reasons: Reasons | None = None
     """Why rows were taken; None: the selector does not say."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether domains are something else than the data sets."""
+        return any(origin.domain for origin in self.origins)

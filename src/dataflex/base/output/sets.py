@@ -13,7 +13,7 @@ import pyarrow as pa
 from dataflex.base.output.outcome import Outcome
 from dataflex.base.output.rows import write_rows
 from dataflex.base.output.summary import summary
-from dataflex.plan.plan import Domains
+from dataflex.data.origins import data_sets_of, domains_of
 from dataflex.record.selection_file import SelectionRecord, write_texts
 from dataflex.writing import write_atomically, write_tables
 
@@ -31,26 +31,37 @@ def write_selection(
     names: data set selected from -> the one that is written.
 
     <name>.jsonl            or .parquet, .arrow: `write_rows`
-    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank, and the columns
-                            of `Reasons`
+    scores.parquet          dataset, row (its number in the data set as stored), score, times (selected), rank, domain where it is
+                            something else, and the columns of `Reasons`
     scores.jsonl            some of these rows with their text: sample_id (its line in scores.parquet), prompt, answer, target
     summary.md              counts, quantiles and the rows at both ends
     """
     times = np.bincount(outcome.chosen, minlength=len(outcome.scores))
-    ends = np.cumsum([len(origin.indices) for origin in outcome.origins])
+    owner, known = data_sets_of(outcome.origins)
+    indices = np.concatenate([origin.indices for origin in outcome.origins])
+    first = {origin.name: origin for origin in reversed(outcome.origins)}
     entries, lines = {}, []
-    for origin, stop in zip(outcome.origins, ends, strict=True):
-        start = stop - len(origin.indices)
-        own = outcome.chosen[(outcome.chosen >= start) & (outcome.chosen < stop)] - start
-        name = names[origin.name]
+    for number, data_set in enumerate(known):
+        own = outcome.chosen[owner[outcome.chosen] == number]
+        origin, name = first[data_set], names[data_set]
         drawn = "" if len(np.unique(own)) == len(own) else f" ({len(np.unique(own))} different ones)"
-        file = write_rows(folder, name, origin.stored.select(origin.indices[own])) if len(own) else None
-        lines.append(f"{origin.name}: {len(own)}{drawn} of {len(origin.stored)} rows, {file or 'no file'}")
+        file = write_rows(folder, name, origin.stored.select(indices[own])) if len(own) else None
+        lines.append(f"{data_set}: {len(own)}{drawn} of {len(origin.stored)} rows, {file or 'no file'}")
         if file is not None:
             entries[name] = _entry(file, origin.attributes)
+    if outcome.divided:
+        lines += _lines_of_domains(outcome)
     _write_scores(folder, outcome, times)
     write_atomically(folder / "summary.md", summary(outcome, times, lines, examples).encode())
     return entries, lines
+
+
+def _lines_of_domains(outcome: Outcome) -> list[str]:
+    domains = domains_of(outcome.origins)
+    taken = np.bincount(domains.of(np.unique(outcome.chosen)), minlength=len(domains))
+    return [
+        f"domain {name}: {n} of {size} rows" for name, n, size in zip(domains.names, taken, domains.sizes, strict=True)
+    ]
 
 
 def _entry(file: str, attributes: Any) -> dict[str, Any]:
@@ -72,18 +83,21 @@ def _entry(file: str, attributes: Any) -> dict[str, Any]:
 
 
 def _write_scores(folder: Path, outcome: Outcome, times: np.ndarray) -> None:
-    domains = Domains(tuple(o.name for o in outcome.origins), tuple(len(o.indices) for o in outcome.origins))
-    owner = np.repeat(np.arange(len(domains)), domains.sizes).astype(np.int32)
+    domains = domains_of(outcome.origins)
+    owner, data_sets = data_sets_of(outcome.origins)
     record = SelectionRecord(domains, [outcome.chosen], outcome.scores, reasons=outcome.reasons)
     ids = np.arange(len(times))
     draws = record.draws(ids)
     columns = {
-        "dataset": pa.DictionaryArray.from_arrays(owner, pa.array(domains.names)),
+        "dataset": pa.DictionaryArray.from_arrays(owner, pa.array(data_sets)),
         "row": np.concatenate([origin.numbers for origin in outcome.origins]),
         "score": pa.array(outcome.scores, type=pa.float64(), from_pandas=True),
         "times": times,
         "rank": pa.array(draws + 1, mask=times == 0),
     }
+    if outcome.divided:
+        codes = domains.of(ids).astype(np.int32)
+        columns["domain"] = pa.DictionaryArray.from_arrays(codes, pa.array(domains.names))
     if outcome.reasons is not None:
         columns |= outcome.reasons.columns(ids, draws)
     table = pa.table(columns)

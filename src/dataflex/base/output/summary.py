@@ -13,7 +13,8 @@ _SHOWN = 600
 def summary(outcome: Outcome, times: np.ndarray, lines: list[str], examples: int) -> str:
     """Markdown. times: how often each row was selected, int64[N]. lines: about each data set. examples: rows of each end."""
     scored = np.flatnonzero(np.isfinite(outcome.scores))
-    total, left = sum(len(s.stored) for s in outcome.origins), len(outcome.scores)
+    stored = {origin.name: len(origin.stored) for origin in outcome.origins}
+    total, left = sum(stored.values()), len(outcome.scores)
     out = [f"# Selection by {outcome.selector}", ""]
     out += [f"- {line}" for line in (*lines, *outcome.notes)]
     out.append(

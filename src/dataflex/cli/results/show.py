@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dataflex import notices
@@ -68,7 +69,7 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
     if count < 1:
         raise ConfigError(f"--{by} must be at least 1, not {count}")
     if options.domain is not None:
-        _check_domain(selection, options.domain, "--domain")
+        _check_name(options.domain, selection.names, "--domain")
     if by != "first" and selection.summary.scores is None:
         if asked:
             raise ConfigError(f"--{by}: {selection.name} gives no scores; --first K shows rows in its own order")
@@ -91,15 +92,15 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
 
 
 def _show_life(run: Run, selection: SelectionFile, options: Namespace) -> None:
-    domain, _, number = options.row.rpartition(":")
-    if not domain or not number.isdigit():
+    data_set, _, number = options.row.rpartition(":")
+    if not data_set or not number.isdigit():
         raise ConfigError(f"--row: {options.row!r} is not of the form NAME:ROW, such as gsm8k:17")
-    _check_domain(selection, domain, "--row")
-    sample_id = run.id_of(domain, int(number))
+    _check_name(data_set, selection.data_sets[1], "--row")
+    sample_id = run.id_of(data_set, int(number))
     if sample_id is None:
         raise ConfigError(
-            f"--row: the selections of this run do not know row {number} of {domain}: it is not in the file, was dropped before,"
-            " or the run joins rows (packing)"
+            f"--row: the selections of this run do not know row {number} of {data_set}: it is not in the file, was dropped"
+            " before, or the run joins rows (packing)"
         )
     from dataflex.report.explanation import explanation, target_name, target_text
     from dataflex.report.rows import life_of, life_table, losses_table, record_of, text_of
@@ -133,6 +134,6 @@ def _show_life(run: Run, selection: SelectionFile, options: Namespace) -> None:
             show_table(table, console)
 
 
-def _check_domain(selection: SelectionFile, domain: str, option: str) -> None:
-    if domain not in selection.names:
-        raise ConfigError(f"{option}: unknown data set {domain!r}{nearest(domain, selection.names)}")
+def _check_name(name: str, known: Sequence[str], option: str) -> None:
+    if name not in known:
+        raise ConfigError(f"{option}: unknown data set {name!r}{nearest(name, known)}")

@@ -18,7 +18,7 @@ _STREAMED_STAGES = ("pt", "sft")
 def _other_count(facts: Facts) -> Mapping[str, Any] | None:
     proportions = facts.mix.proportions if facts.mix else None
     datasets = facts.lf.get("dataset")
-    if proportions is None or not isinstance(datasets, str | list):
+    if proportions is None or facts.config.splits or not isinstance(datasets, str | list):
         return None
     names = words(datasets)
     return None if len(names) == len(proportions) else loaded.count_of(proportions, names)
@@ -59,7 +59,7 @@ DATA = Group(
         Refusal(
             key="dataflex.mix.max_repetition",
             why="dataflex.mix.max_repetition counts the rows of whole domains and cannot be combined with select in this version",
-            when=lambda f: bool(f.select and f.mix) and f.mix.max_repetition is not None,
+            when=lambda f: bool(f.select and f.mix) and f.mix.limits,
         ),
         replace(loaded.OTHER_COUNT, when=_other_count),
         *loaded.DATA,
@@ -118,7 +118,7 @@ STREAMED_MIX = Group(
         Refusal(
             key="dataflex.mix.max_repetition",
             why="dataflex.mix.max_repetition needs the number of rows, which streaming does not know",
-            when=lambda f: f.mix.max_repetition is not None,
+            when=lambda f: f.mix.limits,
         ),
         Refusal(
             key="streaming",

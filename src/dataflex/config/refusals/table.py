@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.config.refusals.data import DATA, STREAMED_MIX, STREAMS
+from dataflex.config.refusals.domains import DOMAINS
 from dataflex.config.refusals.losses import COLUMNS, LOSSES, MEASURED, WEIGHT, WEIGHTERS
 from dataflex.config.refusals.record import Facts, Group
 from dataflex.config.refusals.run import RUN, TRAINER
@@ -15,7 +16,7 @@ from dataflex.errors import Mistakes
 from dataflex.values import words
 
 GROUPS: tuple[Group, ...] = (
-    *(RUN, TRAINER, STREAMS, STREAMED_MIX, DATA, LOSSES, MEASURED, COLUMNS),
+    *(RUN, TRAINER, STREAMS, STREAMED_MIX, DATA, DOMAINS, LOSSES, MEASURED, COLUMNS),
     *(WEIGHTERS, WEIGHT, TARGET, MIXER, STORED_ROWS, SELECTOR),
 )
 

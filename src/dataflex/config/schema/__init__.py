@@ -1,9 +1,11 @@
 """The keys of the `dataflex` block, and the typed object that every spelling of it ends in."""
 
 from dataflex.config.schema.keys import (
+    DATA_SETS,
     SLOT_KEYS,
     BlockKeys,
     ChoiceKeys,
+    DomainsKeys,
     DoremiKeys,
     EvaluateKeys,
     GenerateKeys,
@@ -22,10 +24,12 @@ from dataflex.config.schema.loaded import (
 )
 
 __all__ = [
+    "DATA_SETS",
     "SLOT_KEYS",
     "BlockKeys",
     "ChoiceKeys",
     "DataflexConfig",
+    "DomainsKeys",
     "DoremiKeys",
     "EvaluateConfig",
     "EvaluateKeys",

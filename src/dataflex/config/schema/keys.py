@@ -4,68 +4,37 @@ The tables of docs/configuration.md, the JSON schema and the errors are made fro
 the components. A meaning is Markdown, with links as from `docs/`. CONTRIBUTING.md (A new key) says what a new one needs beside.
 """
 
-# ruff: noqa: RUF009  (a call of `field`, of which each key has its own)
+# ruff: noqa: RUF009  (a call of `key`, of which each key has its own)
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import SkipValidation
 
 from dataflex.components.signal_request import SignalRequest
-from dataflex.config.llamafactory.ranges import MOST_STEPS
-
-_INT64 = (1 << 63) - 1
-
-
-def _no_switch(value: Any) -> Any:
-    """YAML's `true` is a number to Python."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("switch", "must be a number")
-    return value
-
-
-# What a number counts: steps of the optimizer from 0 or from 1 on, other things, or a share of something.
-Steps = Annotated[int, Field(ge=0, le=MOST_STEPS), BeforeValidator(_no_switch)]
-SomeSteps = Annotated[int, Field(ge=1, le=MOST_STEPS), BeforeValidator(_no_switch)]
-Count = Annotated[int, Field(ge=0, le=_INT64), BeforeValidator(_no_switch)]
-SomeOf = Annotated[int, Field(ge=1, le=_INT64), BeforeValidator(_no_switch)]
-Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_switch)]
-# Read from a text with commas, too.
-_NAMES = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-Names = Annotated[tuple[str, ...], WithJsonSchema(_NAMES)]
-
-
-def _key(default: Any, meaning: str, *, unset: str = "", kind: str = "") -> Any:
-    """A key. unset: what its absence does, where the default does not say it. kind: its type in words, where the annotation
-    does not say what a user may write."""
-    more = {"unset": unset, "kind": kind}
-    return field(default=default, metadata={"description": meaning, "json_schema_extra": more})
-
-
-class _Keys:
-    __pydantic_config__ = ConfigDict(extra="forbid")
+from dataflex.config.schema.key import Count, KeyModel, Names, Share, SomeOf, SomeSteps, Steps, key
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockKeys(_Keys):
+class BlockKeys(KeyModel):
     """The block itself, but for the components."""
 
-    total_steps: SomeSteps | None = _key(
+    total_steps: SomeSteps | None = key(
         None, "optimizer steps of the run; see [The number of steps](configuration.md#the-number-of-steps)"
     )
-    scoring_tokens: SomeOf | None = _key(
+    scoring_tokens: SomeOf | None = key(
         None,
         "tokens of a scoring batch, padding counted; a longer row is a batch by itself",
         unset="losses, embeddings: 4096 on a CPU, else 16384; gradients: 2048 on a CPU, else 8192",
     )
-    freeze_gate: bool = _key(
+    freeze_gate: bool = key(
         False, "keep the routers of a mixture-of-experts model fixed: modules named `gate` or `router`"
     )
-    evaluate_domains: bool = _key(
+    evaluate_domains: bool = key(
         True,
         "with `select` or `mix`: whether an evaluation also measures"
         " [held-out rows by domain](configuration.md#held-out-rows-by-domain), where there are any",
@@ -73,31 +42,31 @@ class BlockKeys(_Keys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleKeys(_Keys):
+class ScheduleKeys(KeyModel):
     """When a selector or a mixer acts."""
 
-    warmup: Steps = _key(
+    warmup: Steps = key(
         0,
         "optimizer steps before the first update ([why](components.md#gradients))",
         unset="0; with `gradient_type: adam` 10",
     )
-    interval: SomeSteps | None = _key(
+    interval: SomeSteps | None = key(
         None,
         "optimizer steps between two updates",
         unset="required; for `mix: doremi` 1, none for mixers that act once or bring their own steps",
     )
-    updates: SomeSteps | None = _key(None, "how many updates are made", unset="none: to the end")
+    updates: SomeSteps | None = key(None, "how many updates are made", unset="none: to the end")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectKeys(_Keys):
+class SelectKeys(KeyModel):
     """How a selection is used."""
 
-    keep_ratio: Share = _key(
+    keep_ratio: Share = key(
         0.5, "with `mix`: the share of each domain's rows that is kept; without `mix` it does nothing"
     )
-    target_dataset: Names = _key((), "data sets that a selector aims at", unset="none: see below")
-    serving_order: Literal["rows", "selection"] = _key(
+    target_dataset: Names = key((), "data sets that a selector aims at", unset="none: see below")
+    serving_order: Literal["rows", "selection"] = key(
         "rows",
         "with `disable_shuffling`: the order in which a selection is served, that of its rows in the data, or that in which"
         " the selector gave them; otherwise it does nothing, which is said",
@@ -105,41 +74,41 @@ class SelectKeys(_Keys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixKeys(_Keys):
+class MixKeys(KeyModel):
     """How a mixture is served."""
 
     # By the names of the data sets, so read once these are known.
-    proportions: SkipValidation[Sequence[float] | Mapping[str, float] | str | None] = _key(
+    proportions: SkipValidation[Sequence[float] | Mapping[str, float] | str | None] = key(
         None,
         "the mixture the run starts with, adding up to 1: one number per data set in the order of `dataset`; or"
         " `{name: number}`; or the path of a JSON or YAML file that holds such a mapping",
         kind="list, mapping or file",
     )
-    initial: Literal["uniform", "stratified"] = _key(
+    initial: Literal["uniform", "stratified"] = key(
         "uniform",
         "the mixture the run starts with where `proportions` is not given: equal shares, or by size, in the `unit` of the"
         " proportions",
         unset="`uniform`; `stratified` for `ado`",
     )
-    eval_dataset: Names | dict[str, str] = _key(
+    eval_dataset: Names | dict[str, str] = key(
         (),
         "data sets of [held-out rows](configuration.md#held-out-rows-by-domain): one per data set, in the order of `dataset`,"
         " or by domain, where some may have none",
         unset="none",
         kind="string with commas, list, or `{domain: data set}`",
     )
-    unit: Literal["samples", "tokens"] = _key("samples", "what proportions are shares of")
-    max_repetition: SkipValidation[float | Sequence[float | None] | Mapping[str, float | None] | None] = _key(
+    unit: Literal["samples", "tokens"] = key("samples", "what proportions are shares of")
+    max_repetition: SkipValidation[float | Sequence[float | None] | Mapping[str, float | None] | None] = key(
         None,
         "how often the rows of a domain may be served: 1.0 each once, 2.5 two and a half times; for all domains, one number"
         " each, or `{name: number}` (null, and a name left out: no limit)",
         unset="none: no limit",
         kind="number > 0, list or mapping",
     )
-    when_exhausted: Literal["renormalise", "repeat", "stop"] = _key(
+    when_exhausted: Literal["renormalise", "repeat", "stop"] = key(
         "renormalise", "what happens when a domain has reached `max_repetition`"
     )
-    stream_block: SomeOf | None = _key(
+    stream_block: SomeOf | None = key(
         None,
         "with `streaming: true`: raw rows that are packed and shuffled together; see [Streams](configuration.md#streams)",
         unset="LLaMA-Factory's `buffer_size` where it is set, else 2048",
@@ -147,62 +116,62 @@ class MixKeys(_Keys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartKeys(_Keys):
+class PartKeys(KeyModel):
     """When one weighter acts."""
 
-    warmup: Steps = _key(0, "optimizer steps before its weights are applied")
-    ramp: Steps = _key(0, "steps in which its strength rises from 0 to 1, beginning at `warmup`")
-    until: Steps | None = _key(
+    warmup: Steps = key(0, "optimizer steps before its weights are applied")
+    ramp: Steps = key(0, "steps in which its strength rises from 0 to 1, beginning at `warmup`")
+    until: Steps | None = key(
         None, "the step from which its strength falls", unset="none: to the end", kind="integer > `warmup`"
     )
-    fade: Steps = _key(0, "steps in which it falls to 0, beginning at `until`, which it needs", unset="0: at once")
+    fade: Steps = key(0, "steps in which it falls to 0, beginning at `until`, which it needs", unset="0: at once")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightKeys(_Keys):
+class WeightKeys(KeyModel):
     """What is about all weighters together."""
 
-    scope: Literal["running", "global"] = _key(
+    scope: Literal["running", "global"] = key(
         "running", "with accumulation: the comparison batch of the weights of a step"
     )
-    target_dataset: Names = _key(
+    target_dataset: Names = key(
         (),
         "data sets that a weighter aims at; a run has one target, for `select` and `weight`. They may be in `dataset` where no"
         " selector aims at them; that rows are then compared with a target they are part of is said",
         unset="none: as for `select`",
     )
-    fix_scaling: bool = _key(
+    fix_scaling: bool = key(
         False, "divide a loss by the tokens of the global batch where LLaMA-Factory does not; see below"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig(_Keys):
+class OfflineConfig(KeyModel):
     """The block `dataflex.offline`: how much a selection before training takes, and from what."""
 
-    budget: SomeOf | None = _key(None, "rows to select", unset="one of the two")
-    keep_ratio: Share | None = _key(
+    budget: SomeOf | None = key(None, "rows to select", unset="one of the two")
+    keep_ratio: Share | None = key(
         None, "instead: the share of the rows that can be selected, rounded up", unset="one of the two"
     )
-    store: str | None = _key(
+    store: str | None = key(
         None,
         "where what is measured is kept, see [Resuming](offline.md#resuming)",
         unset="`signals` in `output_dir`",
         kind="directory",
     )
-    embeddings: str | None = _key(
+    embeddings: str | None = key(
         None,
         "float [N, d], the vectors of the rows as they are stored",
         unset="none: measured",
         kind="path of an `.npy` file",
     )
-    target_embeddings: str | None = _key(
+    target_embeddings: str | None = key(
         None,
         "float [M, d], the vectors of the target; no target is named then",
         unset="none: measured",
         kind="path of an `.npy` file",
     )
-    examples: Count = _key(10, "rows that the summary shows from each end of the scores")
+    examples: Count = key(10, "rows that the summary shows from each end of the scores")
 
     def file_of(self, request: SignalRequest) -> str | None:
         """The file that holds the values of a request, if one is named."""
@@ -210,59 +179,128 @@ class OfflineConfig(_Keys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceKeys(_Keys):
+class ChoiceKeys(KeyModel):
     """A data set of `dataflex.evaluate.choice`."""
 
-    dataset: str = _key("", "the data set", unset="required")
-    options: Literal["column", "letters"] = _key(
+    dataset: str = key("", "the data set", unset="required")
+    options: Literal["column", "letters"] = key(
         "column",
         "where the options are: a column of the rows, or the prompt, which lists them as `A. text` or `Answer1: text`",
     )
-    options_column: str = _key("options", "with `options: column`: the column, a list of texts")
-    answer_column: str = _key(
+    options_column: str = key("options", "with `options: column`: the column, a list of texts")
+    answer_column: str = key(
         "answer",
         "with `options: column`: the column of the answer, the index of an option (from 0) or its text. With `letters` the"
         " response of the row names the option",
     )
-    prompt: Literal["whole", "question"] = _key(
+    prompt: Literal["whole", "question"] = key(
         "whole", "with `options: letters`: the prompt as it is, or only what stands before the first option"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateKeys(_Keys):
+class GenerateKeys(KeyModel):
     """A data set of `dataflex.evaluate.generate`."""
 
-    dataset: str = _key("", "the data set", unset="required")
-    match: Literal["text", "number"] = _key(
+    dataset: str = key("", "the data set", unset="required")
+    match: Literal["text", "number"] = key(
         "text", "what is compared with the response of the row: the whole text, or also the final number"
     )
-    max_new_tokens: SomeOf = _key(256, "tokens of an answer at most")
+    max_new_tokens: SomeOf = key(256, "tokens of an answer at most")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateKeys(_Keys):
+class EvaluateKeys(KeyModel):
     """The block `dataflex.evaluate`: by what a finished model is judged."""
 
-    heldout: Names = _key((), "data sets for the loss per answer token, perplexity and bits per byte", unset="none")
-    choice: SkipValidation[Sequence[ChoiceKeys | Mapping[str, Any] | str]] = _key(
+    heldout: Names = key((), "data sets for the loss per answer token, perplexity and bits per byte", unset="none")
+    choice: SkipValidation[Sequence[ChoiceKeys | Mapping[str, Any] | str]] = key(
         (),
         "data sets for multiple choice by likelihood: a list of [blocks](#choice), or of names",
         unset="none",
         kind="list of blocks or names",
     )
-    generate: SkipValidation[Sequence[GenerateKeys | Mapping[str, Any] | str]] = _key(
+    generate: SkipValidation[Sequence[GenerateKeys | Mapping[str, Any] | str]] = key(
         (),
         "data sets for exact match of generated answers: a list of [blocks](#generate), or of names",
         unset="none",
         kind="list of blocks or names",
     )
-    tasks: Names = _key(
+    tasks: Names = key(
         (), "[tasks of lm-eval](evaluate.md#tasks-of-lm-eval), which the extra `eval` installs", unset="none"
     )
-    task_folder: str | None = _key(None, "with `tasks`: tasks of your own, as lm-eval reads them", kind="directory")
-    limit: SomeOf | None = _key(None, "rows of each data set and each task, from the first on", unset="none: all rows")
+    task_folder: str | None = key(None, "with `tasks`: tasks of your own, as lm-eval reads them", kind="directory")
+    limit: SomeOf | None = key(None, "rows of each data set and each task, from the first on", unset="none: all rows")
 
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsKeys(KeyModel):
+    """The block `dataflex.domains`: what the domains of the data are."""
+
+    by: Literal["dataset", "column", "file", "length"] = key(
+        "dataset",
+        "what says the domain of a row: the data set it is in, a column of its data set, a file about all rows, or its length",
+    )
+    column: str | None = key(
+        None,
+        "with `by: column`: the column; `meta.source` is the key `source` of the blocks in the column `meta`. With `by: file`:"
+        " the column of the file with the names",
+        unset="required with `by: column`; `domain` with `by: file`",
+    )
+    path: str | None = key(
+        None,
+        "with `by: file`: a name for each stored row, see [above](configuration.md#domains)",
+        unset="required with `by: file`",
+        kind="path of a `.parquet`, `.jsonl` or `.csv` file",
+    )
+    edges: tuple[SomeOf, ...] = key(
+        (),
+        "with `by: length`: where one range of lengths ends and the next begins, in characters, ascending; `[500, 2000]` makes"
+        " the domains `0-499`, `500-1999` and `2000+`",
+        unset="required with `by: length`",
+        kind="list of integers >= 1",
+    )
+    keep: Names = key(
+        (),
+        "the names that are domains, in this order. Without it every name is one, in the order of their names",
+        unset="none: every name",
+    )
+    other: Literal["merge", "drop"] = key(
+        "merge",
+        "with `keep`: what becomes of rows with another name: the domain `other`, the last one, or they are left out, which is"
+        " said",
+    )
+    missing: str | None = key(
+        None,
+        "the domain of rows without a name (null, or an empty text); it needs no place in `keep`",
+        unset="none: such a row is an error",
+    )
+
+    @property
+    def named_by(self) -> str:
+        """What names the domain of a row, in messages."""
+        named = {
+            "column": self.column,
+            "file": f"name in {self.path}",
+            "length": "length in characters",
+            "dataset": "data set",
+        }
+        return str(named[self.by])
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """With `by: length` the names of the domains, from short to long."""
+        ends = [f"{begin}-{end - 1}" for begin, end in pairwise((0, *self.edges))]
+        return (*ends, f"{self.edges[-1]}+")
+
+    def record(self) -> dict[str, Any] | None:
+        """What checkpoints and stored tokens are compared with, as JSON gives it back; None where data sets are the domains."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain if self != DATA_SETS else None
+
+
+DATA_SETS = DomainsKeys()
+"""Every data set is a domain."""
 
 DoremiStep = Literal["reference", "proxy", "final"]
 DOREMI_STEPS: tuple[str, ...] = get_args(DoremiStep)
@@ -270,15 +308,15 @@ _STEP = "keys of LLaMA-Factory that differ in the step `{}`, and `total_steps`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoremiKeys(_Keys):
+class DoremiKeys(KeyModel):
     """The block `dataflex.doremi`."""
 
-    steps: SkipValidation[Sequence[DoremiStep] | str | None] = _key(
+    steps: SkipValidation[Sequence[DoremiStep] | str | None] = key(
         DOREMI_STEPS, "which steps to run", unset="all of them", kind="string with commas, or list"
     )
-    reference: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("reference"))
-    proxy: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("proxy"))
-    final: SkipValidation[Mapping[str, Any] | None] = _key(None, _STEP.format("final"))
+    reference: SkipValidation[Mapping[str, Any] | None] = key(None, _STEP.format("reference"))
+    proxy: SkipValidation[Mapping[str, Any] | None] = key(None, _STEP.format("proxy"))
+    final: SkipValidation[Mapping[str, Any] | None] = key(None, _STEP.format("final"))
 
 
 # Blocks of the block: what each may be, in words, and what it is for.
@@ -286,6 +324,7 @@ BLOCKS: Mapping[str, tuple[str, str]] = {
     "select": ("block or name", "which rows are drawn"),
     "mix": ("block or name", "how much of each domain is drawn"),
     "weight": ("block, name, or list of them", "how hard each row or token pulls"),
+    "domains": ("block", "what the domains are, if not the data sets; see [Domains](configuration.md#domains)"),
     "offline": (
         "block",
         "how much `dataflex-cli select` selects ([offline.md](offline.md#keys)); no effect on `train`, which is said",
@@ -309,4 +348,4 @@ SLOT_KEYS: Mapping[str, tuple[type, ...]] = {
 
 def own_keys(*models: type) -> list[str]:
     """The keys of models, in their order."""
-    return [key.name for model in models for key in fields(model)]
+    return [found.name for model in models for found in fields(model)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -11,8 +12,10 @@ from dataflex.components.contracts import Component, Mixer, Selector, Weighter, 
 from dataflex.components.requests import Request, as_requests
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema.keys import (
+    DATA_SETS,
     BlockKeys,
     ChoiceKeys,
+    DomainsKeys,
     EvaluateKeys,
     GenerateKeys,
     MixKeys,
@@ -86,6 +89,7 @@ class MixConfig(MixKeys):
     proportions: per data set, in the order of `dataset`; None: by `initial`.
     max_repetition: of the rows of every domain, or of each; None: without limit.
     stream_block: None where the data is not streamed.
+    by_name: proportions and max_repetition by the names of domains, as long as these are not known.
     """
 
     name: str
@@ -93,11 +97,18 @@ class MixConfig(MixKeys):
     schedule: Schedule
     proportions: tuple[float, ...] | None = None
     max_repetition: float | tuple[float | None, ...] | None = None
+    by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> bool:
+        """Whether `max_repetition` bounds what a domain may serve."""
+        return self.max_repetition is not None or "max_repetition" in self.by_name
 
     @property
     def needs_sizes(self) -> bool:
         """Whether the first mixture follows from the number of rows of each data set."""
-        return self.component.needs_sizes or (self.proportions is None and self.initial == "stratified")
+        stratified = self.proportions is None and "proportions" not in self.by_name and self.initial == "stratified"
+        return self.component.needs_sizes or stratified
 
     def settled(self, global_batch: int, origin: tuple[int, int] = (0, 0)) -> Schedule:
         """The schedule where `global_batch` rows are served a step from origin (step, position) on. ConfigError if the mixer
@@ -169,6 +180,7 @@ class DataflexConfig(BlockKeys):
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
+    domains: DomainsKeys = DATA_SETS
     offline: OfflineConfig | None = None
     compat: Compatibility = AS_THE_BLOCK
 
@@ -176,6 +188,11 @@ class DataflexConfig(BlockKeys):
     def plans_data(self) -> bool:
         """Whether the order of rows is ours (a selector or a mixer) or LLaMA-Factory's."""
         return self.select is not None or self.mix is not None
+
+    @property
+    def splits(self) -> bool:
+        """Whether domains are something else than the data sets."""
+        return self.domains != DATA_SETS
 
     @property
     def streams(self) -> bool:
@@ -240,6 +257,8 @@ class DataflexConfig(BlockKeys):
             "freeze_gate": self.freeze_gate,
             "early_stopping_min_delta": self.compat.early_stopping_min_delta,
         }
+        if self.splits:
+            out["domains"] = self.domains.record()
         weights = self.weight.slots() if self.weight is not None else {}
         for slot, spec in {"select": self.select, "mix": self.mix, **weights}.items():
             if spec is None:
@@ -247,7 +266,7 @@ class DataflexConfig(BlockKeys):
             record: dict[str, Any] = {"name": spec.name}
             if not isinstance(spec, WeightPart):
                 record |= {k: v for k, v in asdict(spec.schedule).items() if k != "at"}  # follows from the component
-            record |= _fields(spec, "name", "component", "schedule")
+            record |= _fields(spec, "name", "component", "schedule", "by_name")
             record |= asdict(spec.component)
             for key, only in _BEFORE.items():  # earlier versions, whose checkpoints are gone on from, had no other
                 if record.get(key) == only:

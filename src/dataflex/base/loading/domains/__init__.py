@@ -1,0 +1,1 @@
+"""Domains that the rows of the data name (`dataflex.domains`)."""

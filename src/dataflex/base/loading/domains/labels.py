@@ -1,0 +1,127 @@
+"""The name that each row of a data set gives its domain, and the domains that follow from these names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex.base.loading.domains.columns import as_read, column_of
+from dataflex.config.refusals import domains as refused
+from dataflex.config.schema import DomainsKeys
+from dataflex.data.origins import stored_numbers
+from dataflex.errors import Mistakes, nearest
+from dataflex.values.domains import OTHER
+
+# More domains than this are no mixture, but a column of another kind.
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The names of the rows of one data set, in the order in which they were read."""
+
+    codes: np.ndarray
+    """Of each row the index of its name, int32[n]; -1: it has none."""
+    names: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """The rows of each name that a row has."""
+        found = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
+        return {name: int(count) for name, count in zip(self.names, found, strict=True) if count}
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The domains of some data sets."""
+
+    names: tuple[str, ...]
+    codes: Mapping[str, np.ndarray]
+    """By data set: of each row the index of its domain, int32[n]; -1: it is left out."""
+    left_out: Mapping[str, int]
+    """The rows that are left out, by the name that they have."""
+
+    def of_domain(self, data_set: str, domain: str) -> np.ndarray:
+        """Which rows of a data set a domain has, bool[n]."""
+        return self.codes[data_set] == self.names.index(domain)
+
+
+def labels_of_column(stored: Any, dataset: str, spec: DomainsKeys) -> Labels:
+    """Values as text; null and an empty text are no name. ConfigError for a column that is not there."""
+    assert spec.column is not None
+    values = column_of(stored, dataset, spec.column, "dataflex.domains.column")
+    found = encoded(values)
+    return Labels(as_read(stored, found.codes), found.names)
+
+
+def encoded(values: pa.ChunkedArray) -> Labels:
+    """Values as codes, in the order in which they first appear."""
+    index: dict[str, int] = {}
+    codes = np.empty(len(values), dtype=np.int32)
+    start = 0
+    for chunk in values.chunks:
+        coded = chunk.cast(pa.string()).dictionary_encode()
+        known = [
+            -1 if not name.strip() else index.setdefault(name, len(index)) for name in coded.dictionary.to_pylist()
+        ]
+        own = np.asarray(coded.indices.fill_null(-1))
+        codes[start : start + len(chunk)] = np.array([*known, -1], dtype=np.int32)[own]  # the last is that of a null
+        start += len(chunk)
+    return Labels(codes, tuple(index))
+
+
+def assign(labels: Mapping[str, Labels], stored: Mapping[str, Any], spec: DomainsKeys) -> Assigned:
+    """The domains of the training data, from the names of its rows.
+
+    They are those of `keep` in its order, then `missing` where it is not among them, then `other`. Without `keep` every
+    name is one, in the order of the names. A domain has at least one row.
+
+    Raises ConfigError for a name in `keep` that no row has, and for a row without a name if `missing` is not set.
+    """
+    counts: dict[str, int] = {}
+    for found in labels.values():
+        for name, rows in found.counts().items():
+            counts[name] = counts.get(name, 0) + rows
+    mistakes = Mistakes()
+    nameless = {name: int((found.codes < 0).sum()) for name, found in labels.items()}
+    if any(nameless.values()):
+        if spec.missing is None:
+            first = next(name for name, rows in nameless.items() if rows)
+            row = int(stored_numbers(stored[first])[int(np.argmax(labels[first].codes < 0))])
+            mistakes.note(refused.NAMELESS.error(what=spec.named_by, rows=sum(nameless.values()), row=row, name=first))
+        else:
+            counts[spec.missing] = counts.get(spec.missing, 0) + sum(nameless.values())
+    key = f"dataflex.domains.{'edges' if spec.by == 'length' else 'keep'}"
+    for name in spec.keep:
+        if name not in counts:
+            mistakes.note(refused.NOT_KEPT.error(key=key, kept=name, what=spec.named_by, near=nearest(name, counts)))
+    names = _in_order(counts, spec)
+    if len(names) > _MOST:
+        mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=_MOST))
+    mistakes.settle()
+    codes = {dataset: codes_in(found, names, spec) for dataset, found in labels.items()}
+    merged = spec.other == "merge"
+    left_out = {name: rows for name, rows in sorted(counts.items()) if name not in names and not merged}
+    return Assigned(names, codes, left_out)
+
+
+def codes_in(found: Labels, names: Sequence[str], spec: DomainsKeys) -> np.ndarray:
+    """The domain of each row among `names`, int32[n]; -1: it has none of them."""
+    place = {name: index for index, name in enumerate(names)}
+    rest = place.get(OTHER, -1) if spec.keep and spec.other == "merge" else -1
+    nameless = -1 if spec.missing is None else place.get(spec.missing, -1)
+    return np.array([*(place.get(name, rest) for name in found.names), nameless], dtype=np.int32)[found.codes]
+
+
+def _in_order(counts: Mapping[str, int], spec: DomainsKeys) -> tuple[str, ...]:
+    if not spec.keep:
+        return tuple(sorted(counts))
+    names = list(spec.keep)
+    if spec.missing in counts and spec.missing not in names:
+        names.append(str(spec.missing))
+    if spec.other == "merge" and OTHER not in names and any(name not in names for name in counts):
+        names.append(OTHER)
+    return tuple(names)

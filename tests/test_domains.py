@@ -1,0 +1,579 @@
+"""Domains that the rows of the data name (`dataflex.domains`), through the real command line."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from checkpoint_files import assert_refused
+from commands import command
+from comparing import kill_and_resume
+from datasets import Dataset
+from harness import Result, Run, start, train, train_all
+from selecting import table
+
+from dataflex.base.loading.domains.columns import column_of
+from dataflex.base.loading.domains.files import labels_of_file
+from dataflex.base.loading.domains.labels import Labels, assign, encoded
+from dataflex.base.loading.domains.lengths import characters
+from dataflex.base.loading.split import take
+from dataflex.config import parse
+from dataflex.config.domains import settled
+from dataflex.config.schema import DomainsKeys
+from dataflex.errors import ConfigError
+
+Config = dict[str, Any]
+Row = dict[str, Any]
+SOURCES = ("code", "docs", "arithmetic")
+BY_COLUMN = {"by": "column", "column": "meta.source"}
+STATIC = {"name": "static", "proportions": {"code": 0.5, "docs": 0.3, "arithmetic": 0.2}}
+IN_ORDER = {"name": "static", "proportions": [0.2, 0.5, 0.3]}  # of the names in their order: arithmetic, code, docs
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+
+
+def written(folder: Path, name: str, rows: list[Row]) -> dict[str, Any]:
+    """The entry of a data set whose rows are written into a folder."""
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"file_name": f"{name}.jsonl", "columns": COLUMNS}
+
+
+def rows_of(folder: Path, name: str) -> list[Row]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def corpus(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset_dir. `slim` is one data set whose rows name their source; `first` and `second` are the same rows in two. `code`,
+    `docs` and `arithmetic` are the rows of each source in the order of `slim`. `slim_heldout` and the like are held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    info: dict[str, Any] = {}
+    for ending in ("", "_heldout"):
+        rows = [
+            {**{k: row[k] for k in ("instruction", "input", "output")}, "meta": {"source": name, "n": i % 7}}
+            for name in SOURCES
+            for i, row in enumerate(rows_of(ground / "data", f"{name}{ending}"))
+        ]
+        random.Random(3).shuffle(rows)
+        cut = len(rows) // 3
+        for name, some in (("slim", rows), ("first", rows[:cut]), ("second", rows[cut:])):
+            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", some)
+        for name in SOURCES:
+            own = [row for row in rows if row["meta"]["source"] == name]
+            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", own)
+    info["bare"] = written(folder, "bare", rows_of(ground / "data", "docs_heldout"))
+    info["gaps"] = written(folder, "gaps", gaps(rows_of(folder, "slim")))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def gaps(rows: list[Row]) -> list[Row]:
+    """The rows, without a source where `n` is 3."""
+    return [
+        {**row, "meta": {**row["meta"], "source": None if row["meta"]["n"] == 3 else row["meta"]["source"]}}
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def slim(base: Config, corpus: Path) -> Config:
+    """A run over the one data set."""
+    return {**base, "dataset_dir": str(corpus), "dataset": "slim"}
+
+
+def block(**keys: Any) -> Config:
+    return {"dataflex": {"domains": BY_COLUMN, "mix": STATIC, **keys}}
+
+
+def parts(**keys: Any) -> Config:
+    """The same over a data set for each source."""
+    return {"dataset": "arithmetic,code,docs", "dataflex": {"mix": STATIC, **keys}}
+
+
+def assert_same_run(found: Result, expected: Result) -> None:
+    """Losses and gradient norms, ids served, decisions, exposure and the weights at the end: equal to the bit."""
+    assert found.ok.trace() == expected.ok.trace()
+    assert found.ids() == expected.ids()
+    assert found.ledger() == expected.ledger()
+    assert found.scalars() == expected.scalars()
+    exposure = "dataflex/exposure.parquet"
+    assert pq.read_table(found.out / exposure).equals(pq.read_table(expected.out / exposure))
+    weights = [sorted(run.out.glob("**/model.safetensors")) for run in (found, expected)]
+    assert [w.relative_to(found.out) for w in weights[0]] == [w.relative_to(expected.out) for w in weights[1]] != []
+    for one, other in zip(*weights, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one
+
+
+SAME: dict[str, tuple[Config, Config]] = {
+    "mix": ({}, {"mix": {**STATIC, "max_repetition": {"docs": 1.5}}}),
+    "order": ({}, {"mix": IN_ORDER}),
+    "tokens": ({}, {"mix": {**STATIC, "unit": "tokens"}}),
+    "odm": ({}, {"mix": {"name": "odm", "interval": 2}}),
+    "packed": ({"packing": True, "cutoff_len": 128}, {}),
+    "select and mix": ({}, {"select": {"name": "loss", "interval": 4}}),
+    "domain weights": ({}, {"weight": {"name": "domain", "by_domain": {"code": 2, "docs": 1, "arithmetic": 0.5}}}),
+    "val_size": ({"val_size": 6, "eval_strategy": "steps", "eval_steps": 6}, {"mix": {"name": "aioli", "interval": 4}}),
+}
+QUICK = ("mix", "packed", "val_size")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in SAME])
+def test_a_column_gives_the_run_of_a_file_for_each_domain(slim: Config, tmp_path: Path, case: str) -> None:
+    more, keys = SAME[case]
+    config = {**slim, "save_strategy": "steps", "save_steps": 6, **more}
+    by_column, by_file = train_all(
+        start({**config, **block(**keys)}, tmp_path / "column", hooks=["record_ids"]),
+        start({**config, **parts(**keys)}, tmp_path / "files", hooks=["record_ids"]),
+    )
+    assert_same_run(by_column, by_file)
+    recorded = [
+        yaml.safe_load((run.out / "dataflex" / "config.yaml").read_text())["domains"] for run in (by_column, by_file)
+    ]
+    assert recorded[0] == recorded[1]
+
+
+def test_rows_of_several_data_sets_keep_their_place(slim: Config, tmp_path: Path) -> None:
+    """Two data sets, of which three domains are made: the files of selections name data set and stored row."""
+    select = {"select": {"name": "loss", "interval": 6}, "mix": IN_ORDER}
+    config = {**slim, "dataset": "first,second", **block(**select)}
+    two, one = train_all(
+        start(config, tmp_path / "two", hooks=["record_ids"]),
+        start({**slim, **block(**select)}, tmp_path / "one", hooks=["record_ids"]),
+    )
+    assert two.ok.trace() == one.ok.trace() and two.ids() == one.ids()
+    found, whole = table(two, 0), table(one, 0)
+    folder = Path(slim["dataset_dir"])
+    stored = {name: rows_of(folder, name) for name in ("first", "second", "slim")}
+    at = [stored[name][row] for name, row in zip(found["dataset"], found["row"], strict=True)]
+    assert at == [stored["slim"][row] for row in whole["row"]] and set(found["dataset"]) == {"first", "second"}
+    assert [row["meta"]["source"] for row in at] == list(found["domain"])
+    row = next(i for i in range(len(at)) if found["dataset"][i] == "second" and found["selected"][i])
+    name = f"second:{found['row'][row]}"
+    shown = command("show", str(two.out), "--row", name)
+    assert shown.returncode == 0 and name in shown.stdout and str(at[row]["output"])[:10] in shown.stdout, shown.stderr
+    listed = command("show", str(two.out), "--domain", "docs", "--top", "2", "--json")
+    records = json.loads(listed.stdout)
+    assert {r["domain"] for r in records} == {"docs"} and {r["dataset"] for r in records} <= {"first", "second"}
+    report = command("report", str(two.out))
+    assert report.returncode == 0 and all(name in report.stdout for name in SOURCES)
+
+
+REST: dict[str, tuple[Config, list[str], dict[str, int]]] = {
+    "merge": ({"keep": ["docs", "code"]}, ["docs", "code", "other"], {}),
+    "drop": ({"keep": "docs,code", "other": "drop"}, ["docs", "code"], {"arithmetic": 60}),
+    "missing": ({"missing": "unnamed", "keep": ["docs"]}, ["docs", "unnamed", "other"], {}),
+    "missing is one": ({"missing": "docs"}, ["arithmetic", "code", "docs"], {}),
+}
+
+
+@pytest.mark.parametrize("case", REST)
+def test_what_is_not_kept_is_merged_or_left_out(slim: Config, tmp_path: Path, case: str) -> None:
+    keys, names, left_out = REST[case]
+    data = "gaps" if "missing" in keys else "slim"
+    config = {**slim, "dataset": data, "max_steps": 2}
+    domains = {**BY_COLUMN, **keys}
+    run = train({**config, "dataflex": {"domains": domains, "mix": "uniform"}}, tmp_path / "run").ok
+    record = yaml.safe_load((run.out / "dataflex" / "config.yaml").read_text())
+    rows = rows_of(Path(slim["dataset_dir"]), data)
+    said = [row["meta"]["source"] or keys["missing"] for row in rows]
+    expected = {name: said.count(name) for name in names}
+    if "other" in names:
+        expected["other"] = len([name for name in said if name not in names])
+    assert {name: found["rows"] for name, found in record["domains"].items()} == expected
+    assert list(record["domains"]) == names and record.get("left_out", {}) == left_out
+    assert record["dataflex"]["domains"]["column"] == "meta.source"
+    line = "dataflex.domains: 60 rows are left out (arithmetic 60)"
+    assert (line in run.log) == bool(left_out)
+
+
+def test_held_out_data_is_divided_too(slim: Config, tmp_path: Path) -> None:
+    """By the same column, or by a data set for each domain; both are the run over files."""
+    evaluated = {"eval_strategy": "steps", "eval_steps": 6, "save_strategy": "steps", "save_steps": 6}
+    each = {name: f"{name}_heldout" for name in SOURCES}
+    mix = {"name": "aioli", "interval": 4}
+    divided, named, files = train_all(
+        start(
+            {**slim, **evaluated, **block(mix={**mix, "eval_dataset": "first_heldout,second_heldout"})}, tmp_path / "a"
+        ),
+        start({**slim, **evaluated, **block(mix={**mix, "eval_dataset": each})}, tmp_path / "b"),
+        start({**slim, **evaluated, **parts(mix={**mix, "eval_dataset": each})}, tmp_path / "c"),
+    )
+    assert divided.ok.ledger() == named.ok.ledger() == files.ok.ledger()
+    assert divided.trace() == named.trace() == files.trace()
+
+    def measured(run: Result) -> list[Config]:
+        history = json.loads((run.out / "trainer_state.json").read_text())["log_history"]
+        return [{k: v for k, v in r.items() if k.startswith("eval_dataflex/")} for r in history if "eval_loss" in r]
+
+    assert measured(divided) == measured(files) and "eval_dataflex/loss/docs" in measured(files)[0]
+
+
+def test_eval_dataset_of_llamafactory_is_divided(slim: Config, tmp_path: Path) -> None:
+    """Where its rows name domains; else that is said, and nothing is evaluated by domain."""
+    config = {**slim, "max_steps": 2, "do_eval": True, **block()}
+    found, other = train_all(
+        start({**config, "eval_dataset": "slim_heldout"}, tmp_path / "a"),
+        start({**config, "eval_dataset": "bare"}, tmp_path / "b"),
+    )
+    results = [json.loads((run.ok.out / "eval_results.json").read_text()) for run in (found, other)]
+    assert {f"eval_dataflex/loss/{name}" for name in SOURCES} < results[0].keys()
+    assert not any("dataflex" in key for key in results[1])
+    assert "nothing is evaluated by domain: eval_dataset" in other.log
+
+
+def test_kill_and_resume(slim: Config, tmp_path: Path) -> None:
+    config = {**slim, "save_strategy": "steps", "save_steps": 4, **block(mix={"name": "odm", "interval": 2})}
+    kill_and_resume(config, tmp_path, "kill_after:6", 4)
+    changed = {"column": "instruction", "missing": "code", "keep": ["docs", "code", "arithmetic"]}
+    for key, value in changed.items():
+        domains = {**BY_COLUMN, key: value, **({"keep": [], "other": None} if key == "column" else {})}
+        other = train({**config, **block(domains=domains, mix={"name": "odm", "interval": 2})}, tmp_path / "killed")
+        assert_refused(other, "cannot resume", f"dataflex.domains.{key}")
+
+
+@pytest.mark.slow
+def test_one_and_two_ranks_serve_the_same(slim: Config, tmp_path: Path) -> None:
+    config = {**slim, "dataset": "first,second", **block()}
+    one, two = train_all(
+        start(config, tmp_path / "one", hooks=["record_ids"]),
+        start({**config, "per_device_train_batch_size": 2}, tmp_path / "two", ranks=2, hooks=["record_ids"]),
+    )
+    assert one.ok.ids() == two.ok.ids()
+
+
+@pytest.mark.slow
+def test_stored_tokens_are_those_of_the_same_domains(slim: Config, tmp_path: Path) -> None:
+    config = {**slim, "tokenized_path": str(tmp_path / "tokens"), **block()}
+    first = train(config, tmp_path / "first", hooks=["record_ids"]).ok
+    second = train(config, tmp_path / "second", hooks=["record_ids"]).ok
+    assert first.ids() == second.ids() and first.trace() == second.trace()
+    other = {**config, **block(domains={**BY_COLUMN, "keep": ["code", "docs", "arithmetic"]})}
+    assert_refused(train(other, tmp_path / "third"), "tokenized_path", "dataflex.domains")
+    assert_refused(train({**config, "dataflex": {"mix": "uniform"}}, tmp_path / "fourth"), "tokenized_path", "domains")
+
+
+def start_select(config: Config, out: Path) -> Run:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump({**config, "output_dir": str(out)}))
+    return Run(["select", str(file)], out, 1, [], {})
+
+
+def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path) -> None:
+    domains = {**BY_COLUMN, "keep": ["docs", "code"], "other": "drop"}
+    keys = {"select": {"name": "loss"}, "offline": {"budget": 30}, "domains": domains}
+    config = {**slim, "dataset": "first,second", "dataflex": keys}
+    run = start_select(config, tmp_path / "out").wait()
+    assert run.status == [0], run.log[-3000:]
+    entries = json.loads((run.out / "dataset_info.json").read_text())
+    folder = (run.out / next(iter(entries.values()))["file_name"]).parent
+    found = pq.read_table(folder / "scores.parquet").to_pylist()
+    stored = {name: rows_of(Path(slim["dataset_dir"]), name) for name in ("first", "second")}
+    assert [stored[r["dataset"]][r["row"]]["meta"]["source"] for r in found] == [r["domain"] for r in found]
+    assert {r["domain"] for r in found} == {"docs", "code"}
+    for name, rows in stored.items():
+        taken = sorted((r for r in found if r["dataset"] == name and r["times"]), key=lambda r: r["rank"])
+        assert rows_of(folder, f"{name}_loss") == [rows[r["row"]] for r in taken] != []
+    summary = (folder / "summary.md").read_text()
+    assert "60 rows are left out (arithmetic 60)" in summary and "domain docs: " in summary
+
+
+@pytest.mark.slow
+def test_doremi_finds_proportions_of_domains(slim: Config, tmp_path: Path) -> None:
+    keys = {"domains": BY_COLUMN, "mix": {"interval": 2}, "doremi": {}}
+    file, out = tmp_path / "doremi.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump({**slim, "max_steps": 4, "output_dir": str(out), "dataflex": keys}))
+    done = command("doremi", str(file))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((out / "proxy" / "dataflex" / "proportions.json").read_text())
+    final = yaml.safe_load((out / "final" / "dataflex" / "config.yaml").read_text())
+    assert list(found) == sorted(SOURCES)
+    assert final["dataflex"]["mix"]["proportions"] == pytest.approx(list(found.values()))
+
+
+def test_a_plan_says_that_the_data_names_the_domains(slim: Config, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **block()}))
+    done = command("plan", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "domains are named by meta.source" in " ".join(done.stdout.split())
+
+
+# -- by a file, by length --------------------------------------------------------------------------------------------
+
+
+def named_file(folder: Path, names: list[str], kind: str, **columns: list[Any]) -> str:
+    path, table = folder / f"names.{kind}", pa.table({**columns, "domain": names})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "csv":
+        csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return str(path)
+
+
+@pytest.mark.parametrize("case", ["parquet", "csv", "jsonl"])
+def test_a_file_gives_the_run_of_the_column(slim: Config, tmp_path: Path, case: str) -> None:
+    """In order, by number over all data sets, and by number in each of them."""
+    folder = Path(slim["dataset_dir"])
+    names = {name: [row["meta"]["source"] for row in rows_of(folder, name)] for name in ("first", "second")}
+    listed, first = [*names["first"], *names["second"]], len(names["first"])
+    columns: dict[str, list[Any]] = {}
+    order = list(range(len(listed)))
+    random.Random(0).shuffle(order)
+    if case != "parquet":
+        columns["row"] = order
+        listed = [listed[i] for i in order]
+    if case == "jsonl":
+        columns = {"row": [i - first if i >= first else i for i in order]}
+        columns["dataset"] = ["second" if i >= first else "first" for i in order]
+    path = named_file(tmp_path, listed, case, **columns)
+    config = {**slim, "dataset": "first,second", "max_steps": 6}
+    by_file, by_column = train_all(
+        start({**config, **block(domains={"by": "file", "path": path})}, tmp_path / "file", hooks=["record_ids"]),
+        start({**config, **block()}, tmp_path / "column", hooks=["record_ids"]),
+    )
+    assert by_file.ok.ids() == by_column.ok.ids() and by_file.trace() == by_column.trace()
+
+
+def test_another_file_is_refused_and_a_copy_is_not(slim: Config, tmp_path: Path) -> None:
+    names = [row["meta"]["source"] for row in rows_of(Path(slim["dataset_dir"]), "slim")]
+    for where in ("a", "b"):
+        (tmp_path / where).mkdir()
+    paths = [named_file(tmp_path / "a", names, "csv"), named_file(tmp_path / "b", names, "csv")]
+    config = {**slim, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+    def run(path: str, *hooks: str) -> Result:
+        return train({**config, **block(domains={"by": "file", "path": path})}, tmp_path / "run", hooks=hooks)
+
+    run(paths[0], "kill_after:3")
+    other = next(i for i, name in enumerate(names) if name != names[0])
+    named_file(tmp_path / "a", [names[other], *names[1:other], names[0], *names[other + 1 :]], "csv")
+    assert_refused(run(paths[0]), "content of dataflex.domains.path")
+    assert max(run(paths[1]).ok.trace()) == 4
+
+
+FILES: dict[str, tuple[list[str], dict[str, list[Any]], str]] = {
+    "short": (["a"] * 3, {}, "names 3 rows in order, and the data sets have 4"),
+    "outside": (["a"], {"row": [4]}, "names row 4, and there are 4"),
+    "outside of one": (["a"], {"row": [2], "dataset": ["y"]}, "names row 2, and there are 1"),
+    "twice": (["a", "b"], {"row": [1, 1]}, "names a row twice"),
+    "no number": (["a"], {"row": ["1"]}, "does not hold whole numbers"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_what_a_file_may_not_say(tmp_path: Path, case: str) -> None:
+    names, columns, message = FILES[case]
+    stored = {"x": Dataset.from_dict({"n": [0, 1, 2]}), "y": Dataset.from_dict({"n": [3]})}
+    spec = DomainsKeys(by="file", path=named_file(tmp_path, names, "parquet", **columns))
+    with pytest.raises(ConfigError, match=rf"^dataflex\.domains\.path: .*{message}"):
+        labels_of_file(stored, spec)
+    with pytest.raises(ConfigError, match="no column 'domian'; did you mean 'domain'"):
+        labels_of_file(stored, replace(spec, column="domian"))
+
+
+def test_a_file_is_about_stored_rows(tmp_path: Path) -> None:
+    """Not about those that were drawn; a row that is not listed has no name, and other data sets are passed over."""
+    stored = {"x": Dataset.from_dict({"n": [0, 1, 2]}).select([2, 0]), "y": Dataset.from_dict({"n": [3, 4]})}
+    columns = {"row": [2, 0, 1, 9], "dataset": ["x", "x", "y", "z"]}
+    spec = DomainsKeys(by="file", path=named_file(tmp_path, ["a", "b", "a", "c"], "parquet", **columns))
+    found = {
+        name: [labels.names[code] if code >= 0 else None for code in labels.codes]
+        for name, labels in labels_of_file(stored, spec).items()
+    }
+    assert found == {"x": ["a", "b"], "y": [None, "a"]}
+
+
+def test_domains_by_length(slim: Config, tmp_path: Path) -> None:
+    """The run over a file for each range; held-out rows are divided by their own lengths."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    info: dict[str, Any] = {}
+    edges, names = [150, 300], ("0-149", "150-299", "300+")
+    mix = {"name": "static", "proportions": dict(zip(names, (0.5, 0.3, 0.2), strict=True))}
+    for ending in ("", "_heldout"):
+        rows = rows_of(Path(slim["dataset_dir"]), f"slim{ending}")
+        info[f"slim{ending}"] = written(folder, f"slim{ending}", rows)
+        for i, name in enumerate(names):
+            own = [row for row in rows if np.searchsorted(edges, length(row), side="right") == i]
+            assert own, name
+            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", own)
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    config = {**slim, "dataset_dir": str(folder), "do_eval": True, "eval_dataset": "slim_heldout"}
+    files = {
+        "dataset": ",".join(names),
+        "eval_dataset": ",".join(f"{n}_heldout" for n in names),
+        "dataflex": {"mix": mix},
+    }
+    domains = {"by": "length", "edges": edges}
+    runs = train_all(
+        start({**config, "dataflex": {"mix": mix, "domains": domains}}, tmp_path / "a", hooks=["record_ids"]),
+        start({**config, **files}, tmp_path / "b", hooks=["record_ids"]),
+    )
+    assert runs[0].ok.ids() == runs[1].ok.ids() and runs[0].trace() == runs[1].trace()
+    results = [json.loads((run.out / "eval_results.json").read_text()) for run in runs]
+    ours = [{k: v for k, v in result.items() if "dataflex" in k} for result in results]
+    assert ours[0] == ours[1] and ours[0]["eval_dataflex/loss/300+"] > 0
+
+
+def length(row: Row) -> int:
+    """Of the prompt, which LLaMA-Factory joins from two columns, and of the answer."""
+    return len("\n".join(filter(None, (row["instruction"], row["input"])))) + len(row["output"])
+
+
+def test_characters_of_messages() -> None:
+    said = [["ä", "bc"], [], ["x" * 9]]
+    rows = [
+        {
+            "_prompt": [{"content": t, "role": "user"} for t in texts],
+            "_response": [{"content": "no", "role": "assistant"}],
+        }
+        for texts in said
+    ]
+    data = Dataset.from_list([{**row, "_system": system} for row, system in zip(rows, ("sys", None, ""), strict=True)])
+    assert characters(data).tolist() == [3 + 2 + 3, 2, 11]
+    assert characters(data.select([2, 0])).tolist() == [11, 8]
+    assert DomainsKeys(by="length", edges=(5, 9)).ranges == ("0-4", "5-8", "9+")
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+LATER: dict[str, tuple[Config, list[str]]] = {
+    "column": ({"domains": {"by": "column", "column": "meta.sorce"}}, ["dataflex.domains.column", "'meta.source'"]),
+    "block": ({"domains": {"by": "column", "column": "meta"}}, ["dataflex.domains.column", "'meta.source'"]),
+    "no block": (
+        {"domains": {"by": "column", "column": "output.source"}},
+        ["dataflex.domains.column", "'output.source'"],
+    ),
+    "keep": ({"domains": {**BY_COLUMN, "keep": ["code", "dosc"]}}, ["dataflex.domains.keep", "'dosc'", "'docs'"]),
+    "missing": ({"domains": BY_COLUMN, "data": "gaps"}, ["dataflex.domains.missing", "row ", "'gaps'"]),
+    "name": (
+        {"mix": {"name": "static", "proportions": {"code": 0.5, "dosc": 0.5}}},
+        ["dataflex.mix.proportions", "'docs'"],
+    ),
+    "count": ({"mix": {"name": "static", "proportions": [0.5, 0.5]}}, ["dataflex.mix.proportions", "3 domains"]),
+    "repetition": ({"mix": {**STATIC, "max_repetition": {"cod": 2}}}, ["dataflex.mix.max_repetition", "'code'"]),
+    "length": ({"domains": {"by": "length", "edges": [9999]}, "mix": "uniform"}, ["dataflex.domains.edges", "'9999+'"]),
+    "held out": (
+        {"mix": {"name": "aioli", "interval": 2, "eval_dataset": {"cod": "docs_heldout"}}},
+        ["dataflex.mix.eval_dataset", "'code'"],
+    ),
+    "weights": ({"weight": {"name": "domain", "by_domain": {"cod": 1}}}, ["dataflex.weight.by_domain", "'code'"]),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if c in ("column", "name") else [pytest.mark.slow]) for c in LATER]
+)
+def test_what_does_not_fit_the_data_is_one_line_before_a_model_loads(slim: Config, tmp_path: Path, case: str) -> None:
+    keys, words = LATER[case]
+    keys = dict(keys)
+    config = {**slim, "dataset": keys.pop("data", "slim"), **block(**keys)}
+    run = train(config, tmp_path / "run", hooks=["no_model"])
+    assert run.status == [2], run.log[-3000:]
+    lines = [line for line in run.log.splitlines() if "error: " in line]
+    assert "Traceback" not in run.log and all(any(word in line for line in lines) for word in words), lines
+
+
+REFUSED: dict[str, tuple[Any, list[str]]] = {
+    "no block": ("column", ["dataflex.domains must be a block"]),
+    "by": ({"by": "colum"}, ["dataflex.domains.by", "'column'"]),
+    "key": ({**BY_COLUMN, "kep": ["a"]}, ["dataflex.domains.kep", "'keep'"]),
+    "required": ({"by": "column"}, ["dataflex.domains.column is required"]),
+    "idle": ({"column": "a"}, ["dataflex.domains.column has no effect with by: dataset", "by: column"]),
+    "twice": ({**BY_COLUMN, "keep": ["a", "b", "a"]}, ["dataflex.domains.keep: 'a' is listed twice"]),
+    "other": ({**BY_COLUMN, "other": "drop"}, ["dataflex.domains.other has no effect without keep"]),
+    "path": ({"by": "file"}, ["dataflex.domains.path is required with by: file"]),
+    "no file": ({"by": "file", "path": "there.csv"}, ["dataflex.domains.path: no such file: there.csv"]),
+    "edges": ({"by": "length", "edges": [5, 5]}, ["dataflex.domains.edges must ascend, got [5, 5]"]),
+    "no edges": ({"by": "length", "edges": []}, ["dataflex.domains.edges is required"]),
+    "several": (
+        {**BY_COLUMN, "kep": 1, "other": "mrge", "missing": ""},
+        ["dataflex.domains.kep", "dataflex.domains.other: 'mrge'", "dataflex.domains.missing must be a name"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_block_cannot_say(base: Config, case: str) -> None:
+    given, lines = REFUSED[case]
+    with pytest.raises(ConfigError) as error:
+        parse({**base, "dataflex": {"domains": given, "mix": "uniform"}})
+    found = str(error.value).splitlines()
+    assert len(found) == len(lines if case == "several" else [0]), found
+    assert all(any(line in one for one in found) for line in lines), found
+
+
+def test_what_it_cannot_be_combined_with(base: Config) -> None:
+    for keys, more in (({"weight": "loss"}, {}), ({"mix": "uniform"}, {"streaming": True, "buffer_size": 8})):
+        with pytest.raises(ConfigError, match=r"^dataflex\.domains (needs|reads)"):
+            parse({**base, **more, "dataflex": {"domains": BY_COLUMN, **keys}})
+
+
+def test_names_that_are_known_are_checked_at_once(base: Config) -> None:
+    """As with `keep` and `other: drop`."""
+    domains = {**BY_COLUMN, "keep": ["code", "docs"], "other": "drop"}
+    with pytest.raises(ConfigError, match="'cod' is not in dataset; did you mean 'code'"):
+        parse({**base, "dataflex": {"domains": domains, "mix": {"name": "static", "proportions": {"cod": 1}}}})
+
+
+def test_a_block_of_data_sets_changes_nothing(base: Config) -> None:
+    plain, said = (
+        parse({**base, "dataflex": {"mix": "uniform", **more}}) for more in ({}, {"domains": {"by": "dataset"}})
+    )
+    assert said == plain and "domains" not in said.dataflex.to_json()
+    assert settled(said.dataflex, ("a",)) is said.dataflex
+
+
+# -- names of rows ---------------------------------------------------------------------------------------------------
+
+
+def test_values_are_names_whatever_they_are_stored_as() -> None:
+    """Numbers, switches, dictionaries over chunks; null and an empty text are no name."""
+    chunks = pa.chunked_array([["b", None, "a"], ["a", " ", "b"], [None]])
+    for values in (chunks, chunks.dictionary_encode(), chunks.cast(pa.large_string())):
+        found = encoded(values)
+        assert found.names == ("b", "a") and found.codes.tolist() == [0, -1, 1, 1, -1, 0, -1]
+    assert encoded(pa.chunked_array([[3, None, 10]])).names == ("3", "10")
+    assert encoded(pa.chunked_array([[True, False]])).names == ("true", "false")
+
+
+def test_a_column_is_found_in_blocks_and_drawn_rows() -> None:
+    data = Dataset.from_list([{"meta": {"a": {"b": str(i)}}, "x.y": i} for i in range(6)])
+    assert column_of(data, "d", "meta.a.b", "key").to_pylist() == list("012345")
+    assert column_of(data, "d", "x.y", "key").to_pylist() == list(range(6))
+    empty = Dataset.from_list([{"meta": {"a": None if i else {"b": "z"}}} for i in range(2)])
+    assert column_of(empty, "d", "meta.a.b", "key").to_pylist() == ["z", None]
+
+
+def test_rows_are_taken_as_select_takes_them() -> None:
+    data = Dataset.from_dict({"n": list(range(20))})
+    for rows in (data, data.select([5, 3, 4, 11, 12, 2, 8])):
+        for indices in ([0, 1, 2], [1, 3, 6], list(range(len(rows)))):
+            assert take(rows, np.array(indices))["n"] == rows.select(indices)["n"]
+    assert take(data, np.array([1, 3]))._fingerprint == take(data, np.array([1, 3]))._fingerprint
+    assert take(data, np.array([1, 3]))._fingerprint != take(data, np.array([1, 4]))._fingerprint
+
+
+def test_the_order_of_domains() -> None:
+    labels = {"a": Labels(np.array([0, 1, -1, 2]), ("x", "b", "other"))}
+    stored = {"a": Dataset.from_dict({"n": [0, 1, 2, 3]})}
+
+    def order(**keys: Any) -> tuple[list[str], list[int]]:
+        found = assign(labels, stored, DomainsKeys(by="column", column="c", **keys))
+        return list(found.names), found.codes["a"].tolist()
+
+    assert order(missing="m") == (["b", "m", "other", "x"], [3, 0, 1, 2])
+    assert order(missing="m", keep=("x",)) == (["x", "m", "other"], [0, 2, 1, 2])
+    assert order(missing="m", keep=("x", "m")) == (["x", "m", "other"], [0, 2, 1, 2])
+    assert order(missing="x", keep=("b",), other="drop") == (["b", "x"], [1, 0, 1, -1])
