@@ -16,6 +16,7 @@ from dataflex.components.selectors.icons import IconsSelector
 from dataflex.components.selectors.less import LessSelector
 from dataflex.config.load import parse
 from dataflex.errors import ConfigError
+from dataflex.signals.gradients.attention import multiplies_bf16
 
 Config = dict[str, Any]
 
@@ -45,6 +46,21 @@ def test_the_scores_of_a_run_are_those_of_the_paper(aimed: Config, tmp_path: Pat
     assert found["selected"].sum() == 16
     assert found["score"][found["selected"]].min() >= found["score"][~found["selected"]].max()
     assert "gradients of" in run.log and "exact, 2 subtasks" in run.log
+
+
+def test_products_in_bf16_rank_rows_as_those_in_fp32(aimed: Config, tmp_path: Path) -> None:
+    """A run in bf16 with either `gradient_precision`: nearly the same scores, and on a processor that multiplies bf16 not the
+    same. fp32 is the choice that a resumed run must share."""
+    runs = {
+        way: start(with_select({**aimed, "bf16": True, "max_steps": 7}, gradient_precision=way), tmp_path / way)
+        for way in ("run", "fp32")
+    }
+    fast, slow = (table(run.wait().ok, 6) for run in runs.values())
+    assert np.array_equal(fast["sample_id"], slow["sample_id"])
+    assert np.corrcoef(*(t["score"].argsort().argsort() for t in (fast, slow)))[0, 1] > 0.98
+    assert np.array_equal(fast["score"], slow["score"]) != multiplies_bf16()
+    recorded = [(run.out / "dataflex" / "config.yaml").read_text() for run in runs.values()]
+    assert ["gradient_precision: fp32" in text for text in recorded] == [False, True]
 
 
 def test_what_points_where_the_target_does_is_selected(aimed: Config, tmp_path: Path) -> None:

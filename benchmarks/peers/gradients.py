@@ -139,7 +139,7 @@ def report(found: dict[str, list[dict[str, Any]]], pool: Any, target: Any, round
         peaks = [t["peak"] for t in some]
         cells.append(f"{np.mean(rates):.0f} of {np.mean(peaks):.0f}" if rates else "-")
         lines.append([name, *cells])
-    header = ["way", "target s", "pool s", "of bergson", "target", "of fp32", "rank corr.", "values", "GFLOP/s of peak"]
+    header = ["way", "target s", "pool s", "of bergson", "limit", "of fp32", "rank corr.", "values", "GFLOP/s of peak"]
     about = f"Pool: {of_lengths([len(ids) for ids, _ in pool])}. Target: {of_lengths([len(ids) for ids, _ in target])}."
     return f"{about} Turns of each side: {rounds}.\n\n{table(header, lines)}"
 

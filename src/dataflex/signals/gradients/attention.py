@@ -12,13 +12,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from jaxtyping import BFloat16
     from torch import Tensor
 
-_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+_STOCK = functional.scaled_dot_product_attention
 
 
 @lru_cache
@@ -30,21 +30,26 @@ def multiplies_bf16() -> bool:
 
 @contextmanager
 def attention_in_bf16() -> Iterator[None]:
-    """Causal attention without a mask, in bf16 on a CPU, goes through the faster backward pass inside."""
-    with _Replaced():
+    """Causal attention without a mask, in bf16 on a CPU, goes through the faster backward pass inside.
+
+    torch's function is replaced in its module. A mode of torch functions would not reach layers that a backward pass
+    computes again.
+    """
+    functional.scaled_dot_product_attention = _attention
+    try:
         yield
+    finally:
+        functional.scaled_dot_product_attention = _STOCK
 
 
-class _Replaced(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is _ATTENTION and _is_plain(*args, **kwargs):
-            query, key, value = (t.bfloat16() for t in args[:3])  # as autocast does
-            groups = query.shape[1] // key.shape[1]
-            if groups > 1:
-                key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-            return _Attention.apply(query, key, value, kwargs.get("scale"))
-        return func(*args, **kwargs)
+def _attention(*args: Any, **kwargs: Any) -> Any:
+    if len(args) < 3 or not _is_plain(*args, **kwargs):
+        return _STOCK(*args, **kwargs)
+    query, key, value = (t.bfloat16() for t in args[:3])  # as autocast does
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    return _Attention.apply(query, key, value, kwargs.get("scale"))
 
 
 def _is_plain(
