@@ -268,9 +268,11 @@ def start_select(config: Config, out: Path) -> Run:
     return Run(["select", str(file)], out, 1, [], {})
 
 
-def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("selector", ["loss", "random"])
+def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path, selector: str) -> None:
+    """With the model, and without."""
     domains = {**BY_COLUMN, "keep": ["docs", "code"], "other": "drop"}
-    keys = {"select": {"name": "loss"}, "offline": {"budget": 30}, "domains": domains}
+    keys = {"select": {"name": selector}, "offline": {"budget": 30}, "domains": domains}
     config = {**slim, "dataset": "first,second", "dataflex": keys}
     run = start_select(config, tmp_path / "out").wait()
     assert run.status == [0], run.log[-3000:]
@@ -282,7 +284,7 @@ def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_pa
     assert {r["domain"] for r in found} == {"docs", "code"}
     for name, rows in stored.items():
         taken = sorted((r for r in found if r["dataset"] == name and r["times"]), key=lambda r: r["rank"])
-        assert rows_of(folder, f"{name}_loss") == [rows[r["row"]] for r in taken] != []
+        assert rows_of(folder, f"{name}_{selector}") == [rows[r["row"]] for r in taken] != []
     summary = (folder / "summary.md").read_text()
     assert "60 rows are left out (arithmetic 60)" in summary and "domain docs: " in summary
 
