@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from dataflex.config.refusals.record import Group, Refusal
 from dataflex.config.refusals.table import GROUPS
+from dataflex.config.schema.domains import DomainsKeys, WhereKeys
 from dataflex.config.schema.keys import (
     BLOCKS,
     SLOT_KEYS,
     BlockKeys,
     ChoiceKeys,
-    DomainsKeys,
     DoremiKeys,
     EvaluateKeys,
     GenerateKeys,
@@ -122,6 +122,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "weight": lambda: key_table(PartKeys),
     "weights": lambda: key_table(WeightKeys),
     "domains": lambda: key_table(DomainsKeys),
+    "where": lambda: key_table(WhereKeys),
     "offline": lambda: key_table(OfflineConfig),
     "doremi": lambda: key_table(DoremiKeys),
     "evaluate": lambda: key_table(EvaluateKeys),

@@ -22,13 +22,14 @@ from harness import Result, Run, start, train, train_all
 from selecting import table
 
 from dataflex.base.loading.domains.columns import column_of
+from dataflex.base.loading.domains.conditions import rows_that_meet
 from dataflex.base.loading.domains.files import labels_of_file
 from dataflex.base.loading.domains.labels import Labels, assign, encoded
 from dataflex.base.loading.domains.lengths import characters
 from dataflex.base.loading.split import take
 from dataflex.config import parse
 from dataflex.config.domains import settled
-from dataflex.config.schema import DomainsKeys
+from dataflex.config.schema import DomainsKeys, WhereKeys
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
@@ -267,9 +268,11 @@ def start_select(config: Config, out: Path) -> Run:
     return Run(["select", str(file)], out, 1, [], {})
 
 
-def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("selector", ["loss", "random"])
+def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path, selector: str) -> None:
+    """With the model, and without."""
     domains = {**BY_COLUMN, "keep": ["docs", "code"], "other": "drop"}
-    keys = {"select": {"name": "loss"}, "offline": {"budget": 30}, "domains": domains}
+    keys = {"select": {"name": selector}, "offline": {"budget": 30}, "domains": domains}
     config = {**slim, "dataset": "first,second", "dataflex": keys}
     run = start_select(config, tmp_path / "out").wait()
     assert run.status == [0], run.log[-3000:]
@@ -281,7 +284,7 @@ def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_pa
     assert {r["domain"] for r in found} == {"docs", "code"}
     for name, rows in stored.items():
         taken = sorted((r for r in found if r["dataset"] == name and r["times"]), key=lambda r: r["rank"])
-        assert rows_of(folder, f"{name}_loss") == [rows[r["row"]] for r in taken] != []
+        assert rows_of(folder, f"{name}_{selector}") == [rows[r["row"]] for r in taken] != []
     summary = (folder / "summary.md").read_text()
     assert "60 rows are left out (arithmetic 60)" in summary and "domain docs: " in summary
 
@@ -446,6 +449,69 @@ def test_characters_of_messages() -> None:
     assert DomainsKeys(by="length", edges=(5, 9)).ranges == ("0-4", "5-8", "9+")
 
 
+# -- conditions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["dataset", "column"])
+def test_rows_that_meet_conditions_are_those_of_a_file_with_them_alone(slim: Config, tmp_path: Path, by: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = ("slim",) if by == "column" else SOURCES
+    where = [{"column": "meta.n", "min": 2}, {"column": "meta.n", "equals": [2, 3, 4, 6]}]
+    info, count = {}, {"meta.n min 2": 0, "meta.n equals [2, 3, 4, 6]": 0}
+    for name in names:
+        rows = rows_of(Path(slim["dataset_dir"]), name)
+        info[name] = written(folder, name, [row for row in rows if row["meta"]["n"] in (2, 3, 4, 6)])
+        for row in rows:
+            count["meta.n min 2"] += row["meta"]["n"] < 2
+            count["meta.n equals [2, 3, 4, 6]"] += row["meta"]["n"] == 5
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    config = {**slim, "dataset": ",".join(names), "max_steps": 6}
+    domains = BY_COLUMN if by == "column" else {"by": "dataset"}
+    keys = {"select": {"name": "loss", "interval": 3}}
+    some, alone = train_all(
+        start(
+            {**config, **block(domains={**domains, "where": where}, **keys)}, tmp_path / "some", hooks=["record_ids"]
+        ),
+        start(
+            {**config, "dataset_dir": str(folder), **block(domains=domains, **keys)},
+            tmp_path / "alone",
+            hooks=["record_ids"],
+        ),
+    )
+    assert some.ok.ids() == alone.ok.ids() and some.trace() == alone.trace() and some.ledger() == alone.ledger()
+    record = yaml.safe_load((some.out / "dataflex" / "config.yaml").read_text())
+    assert record["left_out"] == count and all(count.values())
+    assert f"{sum(count.values())} rows are left out" in some.log
+    found = table(some, 0)
+    stored = rows_of(Path(slim["dataset_dir"]), names[0])
+    mine = found["row"] if by == "column" else found["row"][found["domain"] == names[0]]
+    assert list(mine) == sorted(mine) or by == "column"
+    assert {stored[row]["meta"]["n"] for row in mine} <= {2, 3, 4, 6}
+
+
+def test_conditions_on_values() -> None:
+    data = Dataset.from_dict({"n": [1, None, 3, 5], "t": ["a", "b", None, "c"], "on": [True, False, None, True]})
+
+    def met(**condition: Any) -> list[bool]:
+        spec = DomainsKeys(where=(WhereKeys(**condition),))
+        return rows_that_meet({"d": data}, spec)[0]["d"].tolist()
+
+    assert met(column="n", min=3) == [False, False, True, True]
+    assert met(column="n", min=1, max=3.5) == [True, False, True, False]
+    assert met(column="t", equals=["a", "c"]) == [True, False, False, True]
+    assert met(column="on", equals=True) == [True, False, False, True]
+    for condition, message in (
+        ({"column": "t", "min": 1}, "'t' of 'd' holds string"),
+        ({"column": "n", "equals": "x"}, "'n' of 'd' holds int64"),
+        ({"column": "m", "min": 1}, "no 'm'"),
+        ({"column": "n", "min": 9}, "leaves no row of 'd'"),
+    ):
+        with pytest.raises(ConfigError, match=message) as error:
+            met(**condition)
+        assert str(error.value).startswith("dataflex.domains.where")
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 LATER: dict[str, tuple[Config, list[str]]] = {
@@ -497,6 +563,16 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "no file": ({"by": "file", "path": "there.csv"}, ["dataflex.domains.path: no such file: there.csv"]),
     "edges": ({"by": "length", "edges": [5, 5]}, ["dataflex.domains.edges must ascend, got [5, 5]"]),
     "no edges": ({"by": "length", "edges": []}, ["dataflex.domains.edges is required"]),
+    "where": (
+        {"where": [{"column": "n"}, {"min": 3}, {"column": "n", "min": "x"}, {"column": "n", "mix": 1}, 3]},
+        [
+            "where[0] needs",
+            "where[1].column is required",
+            "where[2].min",
+            "where[3].mix: unknown key",
+            "where[4] must be",
+        ],
+    ),
     "several": (
         {**BY_COLUMN, "kep": 1, "other": "mrge", "missing": ""},
         ["dataflex.domains.kep", "dataflex.domains.other: 'mrge'", "dataflex.domains.missing must be a name"],
@@ -510,7 +586,7 @@ def test_what_the_block_cannot_say(base: Config, case: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse({**base, "dataflex": {"domains": given, "mix": "uniform"}})
     found = str(error.value).splitlines()
-    assert len(found) == len(lines if case == "several" else [0]), found
+    assert len(found) == len(lines if case in ("several", "where") else [0]), found
     assert all(any(line in one for one in found) for line in lines), found
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from dataflex.config.mixture import check_domains
 from dataflex.config.refusals import domains as refused
-from dataflex.config.schema import DataflexConfig, DomainsKeys, MixConfig, own_keys
+from dataflex.config.schema import DataflexConfig, DomainsKeys, MixConfig, WhereKeys, own_keys
 from dataflex.errors import ConfigError, Mistakes, nearest
-from dataflex.values import shown, words
+from dataflex.values import number, shown, words
 from dataflex.values.domains import LATER, Names, proportions, repetition
 from dataflex.values.paths import is_file
 from dataflex.values.validated import read_keys
@@ -19,10 +19,10 @@ from dataflex.values.validated import read_keys
 _KEY = "dataflex.domains"
 # What each way to name domains goes by, and those of these keys that it needs.
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "dataset": (),
-    "column": ("column", "keep", "other", "missing"),
-    "file": ("path", "column", "keep", "other", "missing"),
-    "length": ("edges",),
+    "dataset": ("where",),
+    "column": ("column", "keep", "other", "missing", "where"),
+    "file": ("path", "column", "keep", "other", "missing", "where"),
+    "length": ("edges", "where"),
 }
 _NEEDED: Mapping[str, tuple[str, ...]] = {"column": ("column",), "file": ("path",), "length": ("edges",)}
 _FILES = (".parquet", ".jsonl", ".csv")
@@ -38,10 +38,32 @@ def read_domains(given: Any, mistakes: Mistakes) -> DomainsKeys:
         given["keep"] = words(given["keep"])
     if isinstance(given.get("keep"), list):  # YAML reads a year as a number
         given["keep"] = [str(n) if isinstance(n, int) and not isinstance(n, bool) else n for n in given["keep"]]
+    where = given.pop("where", None)
     values = read_keys(DomainsKeys, given, _KEY, str, mistakes)
+    if where is not None:
+        values["where"] = tuple(_conditions(where, mistakes))
     if values.get("by", given.get("by")) == given.get("by"):  # one that is misspelt says nothing of the other keys
         mistakes.gather(_refused(values, given))
     return DomainsKeys(**values)
+
+
+def _conditions(given: Any, mistakes: Mistakes) -> Iterator[WhereKeys]:
+    """The conditions of `where`, a list of blocks or one block; what is wrong is noted."""
+    for index, block in enumerate(given if isinstance(given, list) else [given]):
+        key = f"{_KEY}.where[{index}]"
+        if not isinstance(block, Mapping):
+            mistakes.note(ConfigError(f"{key} must be a block with a column, got {shown(block)}"))
+            continue
+        values = read_keys(WhereKeys, block, key, str, mistakes)
+        for name in ("min", "max"):
+            if name in values:
+                with mistakes.noting():
+                    values[name] = number(values[name], f"{key}.{name}")
+        if not block.get("column"):
+            mistakes.note(ConfigError(f"{key}.column is required: what the condition is about"))
+        elif not {"min", "max", "equals"} & values.keys() and set(block) <= set(own_keys(WhereKeys)):
+            mistakes.note(ConfigError(f"{key} needs min, max or equals"))
+        yield WhereKeys(**values)
 
 
 def _refused(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:

@@ -31,7 +31,7 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any], names: Sequence[s
     The first source that there is: `dataflex.mix.eval_dataset` (or `mixer_eval_dataset`), `eval_dataset` where its names say
     which domain each belongs to, `val_size`. ConfigError for a name that fits no domain, or is itself trained on."""
     trained, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
-    domains = list(names) if names is not None else [] if config.splits else trained
+    domains = list(names) if names is not None else trained if config.domains.by == "dataset" else []
     given = config.mix.eval_dataset if config.mix is not None else ()
     divides = config.domains.by in ("column", "length")  # a file is about the rows that are trained on
     found = None

@@ -19,6 +19,7 @@ from dataflex.config.schema import (
     EvaluateKeys,
     GenerateKeys,
     OfflineConfig,
+    WhereKeys,
 )
 from dataflex.config.schema.keys import BLOCKS, DOREMI_STEPS
 from dataflex.errors import ConfigError
@@ -33,6 +34,10 @@ def block_schema(command: Command, steps: Json) -> Json:
     blocks: Json = {slot: _family(slot) for slot in SLOT_KEYS}
     blocks["weight"] = {"anyOf": [blocks["weight"], {"type": "array", "items": blocks["weight"], "minItems": 1}]}
     blocks["domains"] = _keys(DomainsKeys)
+    condition = {**_keys(WhereKeys), "required": ["column"]}
+    about = {"description": blocks["domains"]["properties"]["where"]["description"]}
+    one_or_more = {"anyOf": [{"type": "array", "items": condition}, condition], **about}
+    blocks["domains"]["properties"]["where"] = _nullable(one_or_more)
     either = [{"required": ["budget"]}, {"required": ["keep_ratio"]}]
     blocks["offline"] = {**_keys(OfflineConfig), **({"oneOf": either} if command == "select" else {})}
     doremi = {name: _nullable(steps) for name in DOREMI_STEPS}

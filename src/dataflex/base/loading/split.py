@@ -13,12 +13,13 @@ from datasets import Dataset, concatenate_datasets
 from datasets.table import InMemoryTable
 
 from dataflex.base.loading.carried import row_indices
+from dataflex.base.loading.domains.conditions import rows_that_meet
 from dataflex.base.loading.domains.files import labels_of_file
 from dataflex.base.loading.domains.labels import Assigned, Labels, assign, codes_in, labels_of_column
 from dataflex.base.loading.domains.lengths import labels_of_length
 from dataflex.base.loading.reading import ReadData
 from dataflex.config.refusals import domains as refused
-from dataflex.config.schema import DomainsKeys
+from dataflex.config.schema import DATA_SETS, DomainsKeys
 from dataflex.data.origins import Origin, stored_rows
 from dataflex.errors import ConfigError
 
@@ -66,22 +67,25 @@ class DomainData:
 
 def split_domains(read: Mapping[str, ReadData], spec: DomainsKeys) -> DomainData:
     """ConfigError where the data does not name domains as `spec` says."""
-    if spec.by == "dataset":
+    if spec == DATA_SETS:
         return DomainData(read, {name: found.aligned for name, found in read.items()}, {}, True)
     assigned = assigned_rows(read, spec)
     parts = {domain: _of_domain(read, assigned.codes, index) for index, domain in enumerate(assigned.names)}
-    return DomainData(read, parts, assigned.left_out)
+    return DomainData(read, parts, assigned.left_out, by_data_set=spec.by == "dataset")
 
 
 def assigned_rows(read: Mapping[str, ReadData], spec: DomainsKeys) -> Assigned:
     """The domain of every row. ConfigError where the data does not name domains as `spec` says."""
-    if spec.by == "dataset":
+    if spec == DATA_SETS:
         codes = {name: np.full(len(found.aligned), d, dtype=np.int32) for d, (name, found) in enumerate(read.items())}
         return Assigned(tuple(read), codes, {})
+    stored = {name: found.stored for name, found in read.items()}
+    met, failed = rows_that_meet(stored, spec)
     labels = _labels(read, spec)
-    if spec.by == "length":
-        spec = replace(spec, keep=spec.ranges)
-    return assign(labels, {name: found.stored for name, found in read.items()}, spec)
+    if spec.by in ("length", "dataset"):
+        spec = replace(spec, keep=spec.ranges if spec.by == "length" else tuple(read))
+    assigned = assign(labels, stored, spec, met)
+    return replace(assigned, left_out={**assigned.left_out, **failed})
 
 
 def split_held_out(read: Mapping[str, ReadData], spec: DomainsKeys, names: Sequence[str], key: str) -> list[Any]:
@@ -100,6 +104,8 @@ def split_held_out(read: Mapping[str, ReadData], spec: DomainsKeys, names: Seque
 
 def _labels(read: Mapping[str, ReadData], spec: DomainsKeys) -> Mapping[str, Labels]:
     """What names the domain of each row, by data set."""
+    if spec.by == "dataset":
+        return {name: Labels(np.zeros(len(found.aligned), dtype=np.int32), (name,)) for name, found in read.items()}
     if spec.by == "file":
         return labels_of_file({name: found.stored for name, found in read.items()}, spec)
     if spec.by == "length":

@@ -99,7 +99,7 @@ def read_texts(config: RunConfig, key: str) -> Texts:
         for name, indices in usable.items():
             own = indices[assigned.of_domain(name, domain)[indices]]
             if len(own):
-                named = "" if spec == DATA_SETS else domain
+                named = "" if spec.by == "dataset" else domain
                 origins.append(Origin(name, read[name].attributes, read[name].stored, own, named))
     stored = {name: stored_rows(found.stored) for name, found in read.items()}
     aligned = [read[origin.name].aligned for origin in origins]

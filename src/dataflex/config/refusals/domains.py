@@ -20,6 +20,9 @@ NAMELESS = Refusal(
     instead="name the domain of such rows",
 )
 NOT_KEPT = Refusal(key=f"{_KEY}.keep", why="{key}: no row has {kept!r} as its {what}{near}")
+NOT_COMPARED = Refusal(
+    key=f"{_KEY}.where", why="{key}: {column!r} of {name!r} holds {kind}, which {condition!r} cannot be compared with"
+)
 NO_FILE_COLUMN = Refusal(key=f"{_KEY}.column", why=f"{_KEY}.column: {{path}} has no column {{column!r}}{{near}}")
 FILE_ROWS = Refusal(key=f"{_KEY}.path", why=f"{_KEY}.path: {{path}} {{why}}")
 MANY = Refusal(
@@ -58,6 +61,7 @@ DOMAINS = Group(
             NESTED,
             NAMELESS,
             NOT_KEPT,
+            NOT_COMPARED,
             NO_FILE_COLUMN,
             FILE_ROWS,
             MANY,

@@ -1,11 +1,10 @@
 """The keys of the `dataflex` block, and the typed object that every spelling of it ends in."""
 
+from dataflex.config.schema.domains import DATA_SETS, DomainsKeys, WhereKeys
 from dataflex.config.schema.keys import (
-    DATA_SETS,
     SLOT_KEYS,
     BlockKeys,
     ChoiceKeys,
-    DomainsKeys,
     DoremiKeys,
     EvaluateKeys,
     GenerateKeys,
@@ -41,5 +40,6 @@ __all__ = [
     "SelectConfig",
     "WeightConfig",
     "WeightPart",
+    "WhereKeys",
     "own_keys",
 ]

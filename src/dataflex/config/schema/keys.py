@@ -1,7 +1,8 @@
 """The keys of the `dataflex` block: the one place of their types, ranges, defaults and meanings.
 
 The tables of docs/configuration.md, the JSON schema and the errors are made from here. Parameters of components are fields of
-the components. A meaning is Markdown, with links as from `docs/`. CONTRIBUTING.md (A new key) says what a new one needs beside.
+the components, and the keys of `dataflex.domains` stand in `domains.py`. A meaning is Markdown, with links as from `docs/`.
+CONTRIBUTING.md (A new key) says what a new one needs beside.
 """
 
 # ruff: noqa: RUF009  (a call of `key`, of which each key has its own)
@@ -9,8 +10,7 @@ the components. A meaning is Markdown, with links as from `docs/`. CONTRIBUTING.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from pydantic import SkipValidation
@@ -232,75 +232,6 @@ class EvaluateKeys(KeyModel):
     task_folder: str | None = key(None, "with `tasks`: tasks of your own, as lm-eval reads them", kind="directory")
     limit: SomeOf | None = key(None, "rows of each data set and each task, from the first on", unset="none: all rows")
 
-
-@dataclass(frozen=True, kw_only=True)
-class DomainsKeys(KeyModel):
-    """The block `dataflex.domains`: what the domains of the data are."""
-
-    by: Literal["dataset", "column", "file", "length"] = key(
-        "dataset",
-        "what says the domain of a row: the data set it is in, a column of its data set, a file about all rows, or its length",
-    )
-    column: str | None = key(
-        None,
-        "with `by: column`: the column; `meta.source` is the key `source` of the blocks in the column `meta`. With `by: file`:"
-        " the column of the file with the names",
-        unset="required with `by: column`; `domain` with `by: file`",
-    )
-    path: str | None = key(
-        None,
-        "with `by: file`: a name for each stored row, see [above](configuration.md#domains)",
-        unset="required with `by: file`",
-        kind="path of a `.parquet`, `.jsonl` or `.csv` file",
-    )
-    edges: tuple[SomeOf, ...] = key(
-        (),
-        "with `by: length`: where one range of lengths ends and the next begins, in characters, ascending; `[500, 2000]` makes"
-        " the domains `0-499`, `500-1999` and `2000+`",
-        unset="required with `by: length`",
-        kind="list of integers >= 1",
-    )
-    keep: Names = key(
-        (),
-        "the names that are domains, in this order. Without it every name is one, in the order of their names",
-        unset="none: every name",
-    )
-    other: Literal["merge", "drop"] = key(
-        "merge",
-        "with `keep`: what becomes of rows with another name: the domain `other`, the last one, or they are left out, which is"
-        " said",
-    )
-    missing: str | None = key(
-        None,
-        "the domain of rows without a name (null, or an empty text); it needs no place in `keep`",
-        unset="none: such a row is an error",
-    )
-
-    @property
-    def named_by(self) -> str:
-        """What names the domain of a row, in messages."""
-        named = {
-            "column": self.column,
-            "file": f"name in {self.path}",
-            "length": "length in characters",
-            "dataset": "data set",
-        }
-        return str(named[self.by])
-
-    @property
-    def ranges(self) -> tuple[str, ...]:
-        """With `by: length` the names of the domains, from short to long."""
-        ends = [f"{begin}-{end - 1}" for begin, end in pairwise((0, *self.edges))]
-        return (*ends, f"{self.edges[-1]}+")
-
-    def record(self) -> dict[str, Any] | None:
-        """What checkpoints and stored tokens are compared with, as JSON gives it back; None where data sets are the domains."""
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return plain if self != DATA_SETS else None
-
-
-DATA_SETS = DomainsKeys()
-"""Every data set is a domain."""
 
 DoremiStep = Literal["reference", "proxy", "final"]
 DOREMI_STEPS: tuple[str, ...] = get_args(DoremiStep)

@@ -11,11 +11,10 @@ from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
 from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
 from dataflex.components.requests import Request, as_requests
 from dataflex.components.signal_request import SignalRequest
+from dataflex.config.schema.domains import DATA_SETS, DomainsKeys
 from dataflex.config.schema.keys import (
-    DATA_SETS,
     BlockKeys,
     ChoiceKeys,
-    DomainsKeys,
     EvaluateKeys,
     GenerateKeys,
     MixKeys,

@@ -28,6 +28,10 @@ class Labels:
     """Of each row the index of its name, int32[n]; -1: it has none."""
     names: tuple[str, ...]
 
+    def of(self, met: np.ndarray) -> Labels:
+        """The names of some of the rows. met: which, bool[n]."""
+        return Labels(self.codes[met], self.names)
+
     def counts(self) -> dict[str, int]:
         """The rows of each name that a row has."""
         found = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
@@ -73,24 +77,34 @@ def encoded(values: pa.ChunkedArray) -> Labels:
     return Labels(codes, tuple(index))
 
 
-def assign(labels: Mapping[str, Labels], stored: Mapping[str, Any], spec: DomainsKeys) -> Assigned:
+def assign(
+    labels: Mapping[str, Labels],
+    stored: Mapping[str, Any],
+    spec: DomainsKeys,
+    met: Mapping[str, np.ndarray] | None = None,
+) -> Assigned:
     """The domains of the training data, from the names of its rows.
 
     They are those of `keep` in its order, then `missing` where it is not among them, then `other`. Without `keep` every
     name is one, in the order of the names. A domain has at least one row.
 
     Raises ConfigError for a name in `keep` that no row has, and for a row without a name if `missing` is not set.
+
+    Args:
+        stored: The data sets, Hugging Face `Dataset`s.
+        met: By data set, which rows meet the conditions, bool[n]; None: all. Others are left out, and not counted.
     """
+    met = {name: np.ones(len(found.codes), dtype=bool) for name, found in labels.items()} if met is None else met
     counts: dict[str, int] = {}
-    for found in labels.values():
-        for name, rows in found.counts().items():
+    for data_set, found in labels.items():
+        for name, rows in found.of(met[data_set]).counts().items():
             counts[name] = counts.get(name, 0) + rows
     mistakes = Mistakes()
-    nameless = {name: int((found.codes < 0).sum()) for name, found in labels.items()}
+    nameless = {name: int((found.codes[met[name]] < 0).sum()) for name, found in labels.items()}
     if any(nameless.values()):
         if spec.missing is None:
             first = next(name for name, rows in nameless.items() if rows)
-            row = int(stored_numbers(stored[first])[int(np.argmax(labels[first].codes < 0))])
+            row = int(stored_numbers(stored[first])[int(np.argmax((labels[first].codes < 0) & met[first]))])
             mistakes.note(refused.NAMELESS.error(what=spec.named_by, rows=sum(nameless.values()), row=row, name=first))
         else:
             counts[spec.missing] = counts.get(spec.missing, 0) + sum(nameless.values())
@@ -102,7 +116,7 @@ def assign(labels: Mapping[str, Labels], stored: Mapping[str, Any], spec: Domain
     if len(names) > _MOST:
         mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=_MOST))
     mistakes.settle()
-    codes = {dataset: codes_in(found, names, spec) for dataset, found in labels.items()}
+    codes = {name: np.where(met[name], codes_in(found, names, spec), -1) for name, found in labels.items()}
     merged = spec.other == "merge"
     left_out = {name: rows for name, rows in sorted(counts.items()) if name not in names and not merged}
     return Assigned(names, codes, left_out)
