@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -134,7 +135,10 @@ def test_make_installs_in_silence_and_shows_the_demonstration(
 ) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    planned = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    planned = subprocess.run(
+        ["make", "-n", target], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
     installs = re.findall(r"(?:\$uv pip|-m pip) install (.*) -e '(.*)'", planned)
     assert [what for _, what in installs] == [extra, extra]  # uv, and pip where uv fails
     assert all("--quiet" in options.split() for options, _ in installs)

@@ -454,8 +454,8 @@ def test_runs_by_themselves_are_grouped_by_what_differs(
     runs = {kind: [str(tmp_path / f"{kind}{seed}") for seed in (1, 2)] for kind in ("short", "long", "plain-")}
     assert main(["compare", *runs["short"], *runs["long"], "--json", "--out", str(tmp_path / "compared")]) == 0
     methods = json.loads(capfd.readouterr().out)["methods"]
-    assert list(methods) == ["interval=2", "interval=3"] and list(methods["interval=2"]["runs"]) == ["1", "2"]
-    assert methods["interval=3"]["baseline"] == "interval=2" and (tmp_path / "compared" / "report.html").is_file()
+    assert list(methods) == ["short", "long"] and list(methods["short"]["runs"]) == ["1", "2"]
+    assert methods["long"]["baseline"] == "short" and (tmp_path / "compared" / "report.html").is_file()
     assert main(["compare", *runs["plain-"], *runs["long"], "--baseline", "select random", "--json"]) == 0
     methods = json.loads(capfd.readouterr().out)["methods"]
     assert {name: method["baseline"] for name, method in methods.items()} == dict.fromkeys(
@@ -467,8 +467,8 @@ def test_runs_by_themselves_are_grouped_by_what_differs(
     for chosen, line in (
         (runs["short"], "these runs differ in nothing but their seeds"),
         (
-            [*runs["short"], *runs["long"], "--baseline", "intervall=2"],
-            "--baseline: there is no method 'intervall=2'; did you",
+            [*runs["short"], *runs["long"], "--baseline", "shorter"],
+            "--baseline: there is no method 'shorter'; did you",
         ),
         (
             [*runs["short"], *runs["long"], str(tmp_path / "twin")],

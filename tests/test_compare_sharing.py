@@ -71,6 +71,7 @@ def said(out: Path, run: str) -> str:
     return (out / f"{run}.log").read_text()
 
 
+@pytest.mark.slow
 def test_selectors_share_their_first_steps_and_equal_signals(
     base: Config, tmp_path: Path, starts: Starts, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_equal_compute_shares_nothing(base: Config, tmp_path: Path) -> None:
         assert read_grid([str(file)]).share is share
 
 
+@pytest.mark.slow
 def test_a_checkpoint_after_a_selection_begins_no_other_run(base: Config, tmp_path: Path) -> None:
     def select(**keys: Any) -> Config:
         return {**base, "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "dataflex": {"select": keys}}

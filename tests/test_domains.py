@@ -123,7 +123,7 @@ SAME: dict[str, tuple[Config, Config]] = {
     "domain weights": ({}, {"weight": {"name": "domain", "by_domain": {"code": 2, "docs": 1, "arithmetic": 0.5}}}),
     "val_size": ({"val_size": 6, "eval_strategy": "steps", "eval_steps": 6}, {"mix": {"name": "aioli", "interval": 4}}),
 }
-QUICK = ("mix", "packed", "val_size")
+QUICK = ("packed", "val_size")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in SAME])
@@ -324,7 +324,7 @@ def named_file(folder: Path, names: list[str], kind: str, **columns: list[Any]) 
     return str(path)
 
 
-@pytest.mark.parametrize("case", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("case", [pytest.param("parquet", marks=pytest.mark.slow), "csv", "jsonl"])
 def test_a_file_gives_the_run_of_the_column(slim: Config, tmp_path: Path, case: str) -> None:
     """In order, by number over all data sets, and by number in each of them."""
     folder = Path(slim["dataset_dir"])

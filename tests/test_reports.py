@@ -309,6 +309,7 @@ def finished_run(folder: Path, name: str, seed: int, losses: list[float]) -> str
     return str(out)
 
 
+@pytest.mark.slow
 def test_several_runs_are_shown_with_their_noise(tmp_path: Path) -> None:
     """Of one method with several seeds what `compare` says; of one seed that it says nothing."""
     offsets = (0.0, 0.04, -0.03)
