@@ -16,11 +16,13 @@ class Unavailable(Exception):
     """An environment that cannot be made here, and why."""
 
 
-def environment(folder: Path, requirements: Sequence[str], alone: Sequence[str] = ()) -> Path:
+def environment(
+    folder: Path, requirements: Sequence[str], alone: Sequence[str] = (), *, constrained: bool = True
+) -> Path:
     """The interpreter of a virtual environment in `folder`, made at the first call.
 
-    requirements: what pip installs, within constraints.txt. alone: packages that are installed without what they require; the
-    first list must have it. Their own caps on torch would bring another release, and the comparison would be one of torch.
+    requirements: what pip installs, where `constrained` within constraints.txt. alone: packages that are installed without what
+    they require; the first list must have it. Their own caps on torch would bring another release, and the comparison would be one of torch.
     Unavailable if something cannot be had.
     """
     python, done = folder / "bin" / "python", folder / "complete.txt"
@@ -36,7 +38,7 @@ def environment(folder: Path, requirements: Sequence[str], alone: Sequence[str] 
     else:
         _call(sys.executable, "-m", "venv", folder)
         install = [python, "-m", "pip", "install", "--quiet"]
-    _call(*install, "--constraint", CONSTRAINTS, *requirements)
+    _call(*install, *(("--constraint", CONSTRAINTS) if constrained else ()), *requirements)
     if alone:
         _call(*install, "--no-deps", *alone)
     done.write_text(wanted, encoding="utf-8")

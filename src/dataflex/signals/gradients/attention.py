@@ -35,11 +35,12 @@ def attention_in_bf16() -> Iterator[None]:
     torch's function is replaced in its module. A mode of torch functions would not reach layers that a backward pass
     computes again.
     """
+    before = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = _attention
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = _STOCK
+        functional.scaled_dot_product_attention = before
 
 
 def _attention(*args: Any, **kwargs: Any) -> Any:
