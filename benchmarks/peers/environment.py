@@ -22,7 +22,8 @@ def environment(
     """The interpreter of a virtual environment in `folder`, made at the first call.
 
     requirements: what pip installs, where `constrained` within constraints.txt. alone: packages that are installed without what
-    they require; the first list must have it. Their own caps on torch would bring another release, and the comparison would be one of torch.
+    they require; the first list must have it. Their own caps on torch would bring another release, and the comparison would be
+    one of torch.
     Unavailable if something cannot be had.
     """
     python, done = folder / "bin" / "python", folder / "complete.txt"
