@@ -2,7 +2,8 @@
 
 One real run on a tiny model, or on a given one, whose steps take turns: one with, one without. All rows are of one length. A
 step without emits no event, which is all that talking lives on; of the second pair it also notes no rows. So ratios are of
-neighbouring steps of the same run.
+neighbouring steps of the same run. The last line is of the clock around the events themselves: it has no noise of the steps, but
+no cost outside of the events either.
 
     python benchmarks/talking/talking.py --steps 400
     python benchmarks/talking/talking.py --preset tiny --model PATH --steps 60    # a pretrained chat model, with LoRA
@@ -39,18 +40,29 @@ class Turns:
         self.begin: float | None = None
         self.on = True
         self.seconds: list[list[float]] = [[], []]  # without, with
+        self.inside: list[float] = []  # of each step with: in its events
+        self._inside = 0.0
+
+    def within(self, call: Callable[[], None]) -> None:
+        """The call, its seconds counted as those of an event."""
+        begin = self.read()
+        call()
+        self._inside += self.read() - begin
 
     def step_ended(self) -> None:
         now = self.read()
         if self.begin is not None:
             self.seconds[self.on].append(now - self.begin)
+            if self.on:
+                self.inside.append(self._inside)
+        self._inside = 0.0
         self.on = not self.on
         self.switch(self.on)
         self.begin = self.read()
 
 
-def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[[], float]) -> list[str]:
-    """A line of the table. rows_too: the noting of rows is switched off as well."""
+def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[[], float]) -> list[list[str]]:
+    """Lines of the table. rows_too: the noting of rows is switched off as well, and the clock of the events is left out."""
     from dataflex import events
     from dataflex.record.exposure import Exposure
 
@@ -64,7 +76,7 @@ def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[
     turns = Turns(switch, read)
 
     def with_talking(event: Any) -> None:
-        emit(event)
+        turns.within(lambda: emit(event))
         if isinstance(event, events.StepEnded):
             turns.step_ended()
 
@@ -81,15 +93,22 @@ def measure(keys: dict[str, Any], steps: int, *, rows_too: bool, read: Callable[
         events.emit, Exposure.note = emit, note  # type: ignore[method-assign]
     without, spoken = (np.array(found[SKIPPED // 2 :]) for found in turns.seconds)
     count = min(len(without), len(spoken))
-    ratios = spoken[:count] / without[:count]
+    without, spoken, inside = without[:count], spoken[:count], np.array(turns.inside[SKIPPED // 2 :])[:count]
+    if rows_too:
+        return [line("talking and noting rows", without, spoken)]
+    return [line("talking", without, spoken), line("talking, in its events", spoken - inside, spoken)]
+
+
+def line(name: str, without: np.ndarray, spoken: np.ndarray) -> list[str]:
+    """A line of the table, of the seconds of pairs of steps: the median of their ratios, and its interval."""
+    ratios = spoken / without
 
     def middle(i: np.ndarray) -> float:
         return float(np.median(ratios[i]))
 
-    low, high = interval(middle, count)
+    low, high = interval(middle, len(ratios))
     verdict = "met" if high <= TARGET else "missed" if low > TARGET else "in the noise"
-    ratio, more = middle(np.arange(count)), float(np.median(spoken[:count] - without[:count]))
-    name = "talking and noting rows" if rows_too else "talking"
+    ratio, more = float(np.median(ratios)), float(np.median(spoken - without))
     cells = [f"{1e3 * np.median(without):.2f}", f"{1e3 * more:+.3f}", f"{ratio:.4f}", f"{low:.4f} .. {high:.4f}"]
     return [name, *cells, f"<= {TARGET}", verdict]
 
@@ -113,7 +132,7 @@ def main() -> None:
         }  # fmt: skip
         read = time.process_time if given.processor_time else time.perf_counter
         with settings.printing_to(work / "log"):
-            lines = [measure(keys, given.steps, rows_too=rows, read=read) for rows in (False, True)]
+            lines = [found for rows in (False, True) for found in measure(keys, given.steps, rows_too=rows, read=read)]
         title = f"Talking ({given.preset}{', a pretrained model' if given.model else ''})"
         command.publish(title, table(HEADER, lines), threads=given.threads)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from dataflex.components.contracts import Component, Mixer
 from dataflex.components.description import Parameter, describe, example_of, unchecked
 from dataflex.errors import ConfigError
+from dataflex.values.as_yaml import written
 
 DOMAINS = ("code", "docs", "math")
 """Data sets of the examples: as many as the lists in them have entries."""
@@ -39,28 +38,14 @@ def block_lines(family: str, name: str, cls: type[Component]) -> list[str]:
     return lines
 
 
-def written(value: Any) -> str:
-    """A value as YAML, in one line."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
-        .removesuffix("\n...\n")
-        .rstrip("\n")
-    )
-
-
 def _line(key: str, value: Any, meaning: str) -> str:
     return f"  {key}: {written(value)}" + (f"  # {meaning}" if meaning else "")
 
 
 def _comment(parameter: Parameter) -> str:
-    return f"  # {parameter.name}: {written(plain(parameter.default))}" + (
+    return f"  # {parameter.name}: {written(parameter.default)}" + (
         f"  # {parameter.meaning}" if parameter.meaning else ""
     )
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, which is what a file holds."""
-    return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _acts_at_intervals(family: str, cls: type[Component]) -> bool:

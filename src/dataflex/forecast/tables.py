@@ -8,6 +8,7 @@ from dataflex.components.description import parameters
 from dataflex.forecast.run import Forecast
 from dataflex.report.tables import Table
 from dataflex.report.words import NONE, count, number, percent
+from dataflex.values.as_yaml import written
 
 
 def tables_of(forecast: Forecast) -> Iterator[Table]:
@@ -83,7 +84,7 @@ def _defaults(forecast: Forecast) -> Table:
         for parameter in parameters(type(component))
     }
     rows = [
-        (name, str(value) if value is not None else of_null[name] or "not set")
+        (name, written(value) if value is not None else of_null[name] or "not set")
         for name, value in forecast.defaults.items()
     ]
     return Table("Left at defaults", ("parameter", "value"), rows, texts=frozenset({"value"}))

@@ -48,7 +48,7 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
 
 
 def _record(found: Found) -> dict[str, Any]:
-    from dataflex.cli.blocks import plain
+    from dataflex.values.as_yaml import plain
 
     told = found.describe()
     record = {name: value for name, value in vars(told).items() if name not in ("component", "parameters")}
@@ -87,9 +87,9 @@ def _page(found: Found) -> str:
 
 
 def _parameter(parameter: Parameter) -> str:
-    from dataflex.cli.blocks import plain, written
+    from dataflex.values.as_yaml import written
 
-    default = "required" if parameter.required else f"default {written(plain(parameter.default))}"
+    default = "required" if parameter.required else f"default {written(parameter.default)}"
     head = "; ".join([parameter.type, default, *parameter.expectations])
     lines = textwrap.wrap(f"{parameter.name}: {head}", _WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(
