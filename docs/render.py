@@ -15,7 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from dataflex.cli.blocks import plain, written
+from dataflex.values.as_yaml import written
 from dataflex.cli.components.found import Found
 from dataflex.cli.parsing import parser_of
 from dataflex.cli.tree import Command, grouped
@@ -126,7 +126,7 @@ def _kind(parameter: Parameter) -> str:
 
 
 def _default(parameter: Parameter) -> str:
-    return "required" if parameter.required else f"`{written(plain(parameter.default))}`"
+    return "required" if parameter.required else f"`{written(parameter.default)}`"
 
 
 def _departures(told: Description) -> str:

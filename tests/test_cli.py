@@ -56,10 +56,7 @@ BAD: dict[str, tuple[Config, tuple[str, ...]]] = {
         {"train_type": "dynamic_lego"},
         ("train_type: dynamic_lego", "not part of this version"),
     ),
-    "a preset that is not there": (
-        {**FLAT, "component_name": "coincide"},
-        ("component_name", "not part of this version"),
-    ),
+    "a preset that is not there": ({**FLAT, "component_name": "coincid"}, ("component_name", "'coincide'")),
     "both spellings": ({**FLAT, **block(select=SELECT)}, ("dataflex and component_name",)),
     "unknown choice": ({"finetuning_type": "lorra", **block(select=SELECT)}, ("finetuning_type", "'lora'")),
     "unknown template": ({"template": "qwenn", **block(select=SELECT)}, ("template", "'qwen'")),

@@ -55,6 +55,7 @@ CASES: dict[str, tuple[Config, Config]] = {
     "near": (select("near"), AIMED),
     "rds": (select("rds"), {**LORA, **AIMED}),
     "tsds": (select("tsds", max_K=10), AIMED),
+    "coincide": (select("coincide", num_clusters=6), LORA),
     "static": ({"mix": {"name": "static", "proportions": [0.5, 0.3, 0.2]}}, {}),
     "schedule": ({"mix": {"name": "schedule", "points": [[0, [0.6, 0.2, 0.2]], [4, [0.2, 0.2, 0.6]]]}}, {}),
     "odm": (mix("odm"), {}),

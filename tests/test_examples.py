@@ -34,6 +34,7 @@ LINES = {
     "select_random": 1 + 2, "select_loss": 1 + 2, "select_less": 1 + 2, "select_icons": 1 + 2, "select_cluster_less": 1 + 2,
     "select_nice": 1 + 2, "select_greats": 1 + 7, "mix_static": 1, "mix_random": 1 + 2, "mix_odm": 1 + 4, "weight_loss": 0,
     "select_rds": 1 + 2, "select_near": 1 + 2, "select_tsds": 1 + 2, "select_delta_loss": 1 + 2, "select_token_length": 1 + 1,
+    "select_coincide": 1 + 2,
     "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
     "weight_adapt": 2, "weight_joint_update_aware": 2, "weight_rho1": 0, "weight_focal": 0, "weight_product": 0,
     "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,

@@ -28,6 +28,7 @@ SELECTORS = {
     "near": f"{_HERE}.selectors.near:NearSelector",
     "tsds": f"{_HERE}.selectors.tsds:TsdsSelector",
     "delta_loss": f"{_HERE}.selectors.delta_loss:DeltaLossSelector",
+    "coincide": f"{_HERE}.selectors.coincide:CoincideSelector",
     "token_length": f"{_HERE}.selectors.token_length:TokenLengthSelector",
 }
 MIXERS = {
@@ -67,13 +68,6 @@ FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
 # Packages of dataflex 1.1.0 that component files import from.
 _OLD_PACKAGES = ("dataflex.core.", "dataflex.train.", "dataflex.utils.")
 
-# Presets of dataflex 1.1.0 that this version does not have, so that the answer can be more than "unknown name".
-ABSENT = {
-    "select": {"coincide"},
-    "mix": set[str](),
-    "weight": set[str](),
-}
-
 
 def plug_ins(slot: str) -> list[EntryPoint]:
     """Entry points of installed packages that a slot offers; a built-in name comes before one of theirs."""
@@ -106,10 +100,6 @@ def resolve(slot: str, name: str, key: str) -> type[Component]:
         target = load_path(table[name], key)
     else:
         found = [entry for entry in plug_ins(slot) if entry.name == name]
-        if not found and name in ABSENT[slot]:
-            raise ConfigError(
-                f"{key}: {name!r} of dataflex 1.1.0 is not part of this version; choose from {', '.join(names(slot))}"
-            )
         if not found:
             raise ConfigError(f"{key}: unknown {family[:-1]} {name!r}{nearest(name, names(slot))}")
         try:

@@ -209,6 +209,21 @@ class TargetEmbedding(Embedding):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerEmbedding(SignalRequest):
+    """float32 [rows, 2, layers x hidden]: outputs of attention in some layers of the current model, averaged over the tokens
+    of pictures (0) and of text (1), tanh of each, of length one in each layer; zeros where a row has none of a kind."""
+
+    name = "layer_embedding"
+    slots = ("select",)
+    needs_tokens = True
+    from_losses = False
+    kept = True
+
+    layers: tuple[int, ...] | None = None
+    """From 1 on; None: five that cut the model into six parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReferenceLoss(SignalRequest):
     """Cross entropy under a reference model of the rows (token mean) or tokens that a weighter weighs: measured once for all
     tokens, before training."""
@@ -244,7 +259,7 @@ class ExcessLoss(ReferenceLoss):
 REQUESTS: tuple[type[SignalRequest], ...] = (
     Loss, Tokens, TrainableTokens, TrainLoss, GivenWeight, HeldOutLoss, HeldOutTokens, HeldOutSums,
     TargetAlignment, PolicyAlignment, Interaction, Features, DomainGradients,
-    RouterLoad, Embedding, TargetEmbedding, ReferenceLoss, ExcessLoss,
+    RouterLoad, Embedding, TargetEmbedding, LayerEmbedding, ReferenceLoss, ExcessLoss,
 )  # fmt: skip
 _PLAIN: Mapping[str, SignalRequest] = {kind.name: kind() for kind in REQUESTS if issubclass(kind, _Plain)}
 

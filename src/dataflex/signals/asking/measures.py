@@ -26,6 +26,7 @@ from dataflex.components.requests import (
     HeldOutLoss,
     HeldOutSums,
     HeldOutTokens,
+    LayerEmbedding,
     Loss,
     RouterLoad,
     Tokens,
@@ -53,6 +54,7 @@ from dataflex.signals.gradients.passes import BatchGradients
 from dataflex.signals.gradients.projection import Concatenation, Projection
 from dataflex.signals.isolation import isolated
 from dataflex.signals.keeping.memory import MemoryCache
+from dataflex.signals.layers import layer_embeddings
 from dataflex.signals.routing import expert_counts
 from dataflex.signals.stage_loss import stage_losses
 
@@ -151,6 +153,11 @@ def embedding(context: MeasureContext, request: Embedding, rows: ScoringRows) ->
         return str(context.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     return encode_missing(request.model, rows.cache or MemoryCache(len(rows)), text, context.view.device)
+
+
+@measures(LayerEmbedding)
+def layer_embedding(context: MeasureContext, request: LayerEmbedding, rows: ScoringRows) -> np.ndarray:
+    return layer_embeddings(context.view.model, rows, request.layers)
 
 
 # -- gradients -------------------------------------------------------------------------------------------------------
