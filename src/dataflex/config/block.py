@@ -12,6 +12,7 @@ from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
 from dataflex.config.domains import names_of, read_domains
 from dataflex.config.offline import read_offline
+from dataflex.config.order import read_order
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import (
     SLOT_KEYS,
@@ -59,7 +60,7 @@ def parse_block(
     split = read_domains(block["domains"], mistakes) if block.get("domains") is not None else DomainsKeys()
     domains = names_of(split, data_sets)
     slots: dict[str, Any] = {}
-    for slot in ("select", "mix"):
+    for slot in ("select", "mix", "order"):
         if block.get(slot) is not None:
             with mistakes.noting():
                 slots[slot] = _slot(
@@ -171,7 +172,7 @@ def _slot(
         of_model = {k: v for k, v in given_keys.items() if k in own_keys(model)}
         own |= read_keys(model, of_model, path, key, mistakes)
     strangers = set(rest) - {f.name for f in fields(cls)} - set(cls.retired)
-    if slot != "weight" and (timed or strangers):
+    if slot in ("select", "mix") and (timed or strangers):
         own.setdefault("interval", 1)  # in the place of one that is noted, or misspelt
     component = _component(cls, rest, name, path, slot, key, notices, mistakes)
     if component is None:
@@ -193,6 +194,8 @@ def _slot(
     schedule = Schedule(**{k: own.pop(k) for k in own_keys(ScheduleKeys) if k in own})
     if slot == "mix":
         return _mix(name, component, schedule, own, key, [] if flat else notices, domains, mistakes)  # type: ignore[arg-type]
+    if slot == "order":
+        return read_order(name, component, schedule, own, key, notices, mistakes, "by" in given_keys)  # type: ignore[arg-type]
     if schedule.interval is None:
         mistakes.note(ConfigError(_interval_missing(name, path, key)))
     return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]

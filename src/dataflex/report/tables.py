@@ -48,7 +48,7 @@ def does(run: Run) -> str:
     if not run.trains:
         return ", ".join(dict.fromkeys(f"select {s.name}" for s in run.selections))
     found = []
-    for slot in ("select", "mix", "weight"):
+    for slot in ("select", "mix", "weight", "order"):
         spec = run.block.get(slot)
         for one in spec if isinstance(spec, list) else [spec]:
             if isinstance(one, Mapping) and one.get("name"):

@@ -90,6 +90,13 @@ NO_SIZE = _spelled(
 )
 STREAMS = (NO_SIZE,)
 
+NO_SCORE = _of("dataflex.order.{key}", ": row {row} of {name!r} has no {column!r}", "give every row a number")
+NOT_A_SCORE = _of(
+    "dataflex.order.{key}", ": row {row} of {name!r} has {column} {value!r}, which is not a finite number"
+)
+NO_SCORES = _of("dataflex.order.path", ": {path} {why}")
+STORED_ROWS = (NO_SCORE, NOT_A_SCORE, NO_SCORES)
+
 OTHER_UNIT = _of("dataflex.mix.unit", ": {name} takes shares of {own}, and unit is {unit}")
 NO_LIMIT = _of("dataflex.mix.max_repetition", " is required: in the run that {name} takes up, domains were exhausted")
 NO_EXPERTS = _of("dataflex.mix.name", ": {name} goes by the routers of a mixture of experts, and {model} has none")
