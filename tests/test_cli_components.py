@@ -80,7 +80,7 @@ def test_list_signals() -> None:
     written = {record["written as"] for record in records}
     assert {'"loss"', '"train_loss"', "Embedding", "TargetAlignment", "PolicyAlignment"} <= written
     assert all(record["work"] in WORK and record["value"] for record in records)
-    assert table(command("list", "signals").stdout)["loss"][:3] == ['"loss"', "select, mix", "forward"]
+    assert table(command("list", "signals").stdout)["loss"][:3] == ['"loss"', "select, mix, order", "forward"]
 
 
 def test_components_of_plug_ins_are_listed_and_described(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def read(block: list[str], folder: Path) -> Any:
 
 def test_the_readme_names_the_components_there_are() -> None:
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
-        found = re.match(r"\| \*\*\w+\*\* .* \| `(select|mix|weight)` \| (.*) \|$", line)
+        found = re.match(r"\| \*\*\w+\*\* .* \| `(select|mix|weight|order)` \| (.*) \|$", line)
         if found:
             assert re.findall(r"`(\w+)`", found[2]) == sorted(FAMILIES[found[1]][0])
 
@@ -253,7 +253,7 @@ def test_a_class_without_source_is_described_without_meanings() -> None:
 # -- new -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["selector", "mixer", "weighter"])
+@pytest.mark.parametrize("kind", ["selector", "mixer", "weighter", "order"])
 def test_what_new_writes_passes_its_test(kind: str, tmp_path: Path) -> None:
     made = command("new", kind, "my_own", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")

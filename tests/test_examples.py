@@ -39,6 +39,8 @@ LINES = {
     "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
     "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4, "weight_domain": 1,
     "weight_column": 0, "target_and_mix": 1 + 2 + 4, "domains_column": 1 + 4,
+    "order_sorting": 1 + 1, "order_folding": 1 + 1, "order_zigzag": 1 + 1, "order_segment": 1 + 1, "order_stair": 1 + 1,
+    "order_saw": 1 + 2, "order_shuffle": 1 + 1, "order_column": 1 + 1, "order_composed": 1 + 1 + 4 + 3,
 }  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     scalars = {key.split("/")[1] for records in run.scalars().values() for key in records}
     slots = set(config.get("dataflex", {"select": {}})) - {"total_steps", "domains"}
     expected = {"select": {"selection", "realized"}, "mix": {"proportion", "realized"}, "weight": {"weight"}}
+    expected["order"] = {"order", "realized"}
     assert set().union(*(expected[slot] for slot in slots)) <= scalars
 
 

@@ -81,9 +81,7 @@ def describe(family: str, name: str, cls: type[Component]) -> Description:
     costs = [request.work_for(family) for request in requests]
     works = get_args(Work)
     if issubclass(cls, Order) and not cls.unscored:
-        costs.append(
-            ("none", "by: loss takes a forward pass over the data per update; other scores are read from the data")
-        )
+        costs.append(("none", "none, but for `by: loss`: a forward pass over the data per update"))
     return Description(
         family=family,
         name=name,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
+from dataflex.compat.orders import is_old, order_keys
 from dataflex.components.contracts import Component, Mixer, Weighter, declared
 from dataflex.components.registry import names, resolve
 from dataflex.components.requests import name_of, offered_to
@@ -144,6 +145,8 @@ def _slot(
         preset = presets[name] or {}
         class_name = str(preset.get("name") or name)
         params = dict(preset.get("params") or {})
+        if slot == "order" and is_old(preset):
+            class_name, params = order_keys(name, preset, notices)
     params = {**params, **given}
     if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
         params.setdefault("proportions", params.pop("initial_proportions"))

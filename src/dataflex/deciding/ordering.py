@@ -24,6 +24,7 @@ class Ordering:
 
     Args:
         score: Gives the score of every row, float64[N]; NaN: none. Called on every rank.
+        stored: The number of each row in its data set, and its data set, as `OrderRecord` has them.
         most_rows: Gives how many draws the pool of each domain has at most in all; None: no limit.
     """
 
@@ -33,10 +34,11 @@ class Ordering:
         score: Callable[[], np.ndarray],
         serving: PlannedServing,
         recorder: Recorder,
+        stored: tuple[Any, Any] = (None, None),
         most_rows: Callable[[], Sequence[int | None]] | None = None,
     ) -> None:
         self.spec, self.score, self.serving, self.recorder = spec, score, serving, recorder
-        self.most_rows = most_rows
+        self.stored, self.most_rows = stored, most_rows
         self.schedule = spec.schedule
         self.scores: np.ndarray | None = None
         """As last measured."""
@@ -70,7 +72,7 @@ class Ordering:
         decided = {
             "rows": [len(pool) for pool in pools],
             "draws": [max(end - drawn, 0) for end, drawn in zip(ends, draws, strict=True)],
-            "file": self.recorder.files.write_order(step, OrderRecord(plan.domains, pools, scores)),
+            "file": self.recorder.files.write_order(step, OrderRecord(plan.domains, pools, scores, *self.stored)),
         }
         source = {"by": self.spec.by, "rows": len(scores), "without_score": len(scores) - scored}
         seconds = time.perf_counter() - begin

@@ -119,7 +119,7 @@ def ordering_of(
 
     limited = mixing is not None and mixing.spec.limits
     most_rows = (lambda: mixing.limits.most_rows) if mixing is not None and limited else None
-    return Ordering(spec, score, serving, recorder, most_rows)
+    return Ordering(spec, score, serving, recorder, (rows.stored, rows.data_sets), most_rows)
 
 
 def available_of(rows: Rows, target: Rows | None, tokenizer: Any, *, by_domain: bool) -> Available:

@@ -77,5 +77,5 @@ def _check(found: np.ndarray, origins: Sequence[Origin], column: str, key: str, 
     row = int(np.concatenate([origin.numbers for origin in origins])[place])
     value = None if values is None else values[row].as_py()
     if value is None:
-        raise refused.NO_SCORE.error(key=key, row=row, name=str(names[place]), column=column)
-    raise refused.NOT_A_SCORE.error(key=key, row=row, name=str(names[place]), column=column, value=value)
+        raise refused.NO_SCORE.error(parameter=key, row=row, name=str(names[place]), column=column)
+    raise refused.NOT_A_SCORE.error(parameter=key, row=row, name=str(names[place]), column=column, value=value)

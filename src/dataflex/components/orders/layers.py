@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class FoldingOrder(Order):
     """How often the scores run from one end to the other."""
 
     paper = ORGANIZATION
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"layers": 5}
 
     def check(self) -> None:
         self.require("layers", self.layers >= 1, "at least 1")
@@ -69,6 +70,7 @@ class ZigzagOrder(Order):
     """How often the scores run from one end to the other."""
 
     paper = ORGANIZATION
+    defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"layers": 5}
 
     def check(self) -> None:
         self.require("layers", self.layers >= 1, "at least 1")

@@ -90,9 +90,9 @@ NO_SIZE = _spelled(
 )
 STREAMS = (NO_SIZE,)
 
-NO_SCORE = _of("dataflex.order.{key}", ": row {row} of {name!r} has no {column!r}", "give every row a number")
+NO_SCORE = _of("dataflex.order.{parameter}", ": row {row} of {name!r} has no {column!r}", "give every row a number")
 NOT_A_SCORE = _of(
-    "dataflex.order.{key}", ": row {row} of {name!r} has {column} {value!r}, which is not a finite number"
+    "dataflex.order.{parameter}", ": row {row} of {name!r} has {column} {value!r}, which is not a finite number"
 )
 NO_SCORES = _of("dataflex.order.path", ": {path} {why}")
 STORED_ROWS = (NO_SCORE, NOT_A_SCORE, NO_SCORES)

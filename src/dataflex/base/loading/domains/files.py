@@ -58,16 +58,16 @@ def values_of_file(
     table, total = _read(path, block), sum(sizes.values())
     if column not in table.column_names:
         raise refused.NO_FILE_COLUMN.error(
-            key=block, path=path, column=column, near=nearest(column, table.column_names)
+            key=f"{block}.column", path=path, column=column, near=nearest(column, table.column_names)
         )
     if _ROW in table.column_names:
         entries, rows = _numbered(table, sizes, path, block)
         if len(np.unique(rows)) < len(rows):
-            raise refused.FILE_ROWS.error(key=block, path=path, why="names a row twice")
+            raise refused.FILE_ROWS.error(key=f"{block}.path", path=path, why="names a row twice")
         return table[column], entries, rows
     if table.num_rows != total:
         why = f"names {table.num_rows} rows in order, and the data sets have {total}"
-        raise refused.FILE_ROWS.error(key=block, path=path, why=why)
+        raise refused.FILE_ROWS.error(key=f"{block}.path", path=path, why=why)
     return table[column], np.arange(total), np.arange(total)
 
 
@@ -96,7 +96,9 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) 
     outside = (rows < 0) | (rows >= most)
     if outside.any():
         place = int(np.argmax(outside))
-        raise refused.FILE_ROWS.error(key=block, path=path, why=f"names row {rows[place]}, and there are {most[place]}")
+        raise refused.FILE_ROWS.error(
+            key=f"{block}.path", path=path, why=f"names row {rows[place]}, and there are {most[place]}"
+        )
     return entries, rows + first
 
 
