@@ -282,13 +282,14 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_new_writes_trains(base: dict[str, Any], tmp_path: Path) -> None:
-    """All three at once, named by the paths that are printed, without an installation."""
+    """All at once, named by the paths that are printed, without an installation."""
     block, sources = {}, []
-    for kind, family in (("selector", "select"), ("mixer", "mix"), ("weighter", "weight")):
+    more: dict[str, Any] = {"weight": {}, "order": {"by": "length"}}
+    for kind, family in (("selector", "select"), ("mixer", "mix"), ("weighter", "weight"), ("order", "order")):
         made = command("new", kind, f"own_{kind}", "--package", str(tmp_path / kind))
         (path,) = re.findall(rf'"dataflex\.{family}\.name=(\S+)"', made.stdout)
         assert path == f"dataflex_own_{kind}.own_{kind}:Own{kind.capitalize()}"
-        block[family] = {"name": path, **({} if family == "weight" else {"interval": 1})}
+        block[family] = {"name": path, **more.get(family, {"interval": 1})}
         sources.append(str(tmp_path / kind / "src"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**base, "max_steps": 2, "output_dir": str(tmp_path / "run"), "dataflex": block}))
@@ -297,6 +298,7 @@ def test_what_new_writes_trains(base: dict[str, Any], tmp_path: Path) -> None:
     ledger = [json.loads(line) for line in (tmp_path / "run" / "dataflex" / "ledger.jsonl").read_text().splitlines()]
     acted = {line["component"] for line in ledger}
     assert any("OwnSelector" in name for name in acted) and any("OwnMixer" in name for name in acted)
+    assert any("OwnOrder" in name for name in acted)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert any("dataflex/weight/max" in record for record in history)
 

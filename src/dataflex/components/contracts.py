@@ -265,7 +265,7 @@ class Weighter(Component, ABC):
     """
 
     goes_by_domain: ClassVar[bool] = False
-    """Whether it must know the data set of a row, which a run without select or mix does not."""
+    """Whether it must know the data set of a row, which a run with weight alone does not."""
 
     def level(self) -> Literal["row", "token"]:
         """What is weighed: rows by their token-mean losses, or every token by its own cross entropy."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .permutation import Permutation, derive_key
+from .permutation import Permutation, derive_key, mix64
 
 Shuffled = Callable[[int, int], np.ndarray]
 """(n, number) -> a permutation of range(n), int64[n]; another one for each number."""
@@ -41,7 +41,11 @@ class Shape:
         found = self.ranks(rows, lambda count, number: _shuffled(count, key, _SHAPE, number))
         if self.window <= 1:
             return found
-        return found[np.lexsort((_shuffled(rows, key, _WINDOW), np.arange(rows) // self.window))]
+        window, whole = min(self.window, rows), rows - rows % min(self.window, rows)
+        hashes = _hashes(rows, key, _WINDOW)
+        within = np.argsort(hashes[:whole].reshape(-1, window), axis=1, kind="stable")
+        blocks = (within + np.arange(0, whole, window)[:, None]).ravel()
+        return found[np.concatenate([blocks, whole + np.argsort(hashes[whole:], kind="stable")])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +87,9 @@ class Course:
 
     def _arranged(self, rows: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         """rows: which of the pool, bool[n]. ranks: as many different numbers."""
-        places = np.empty(len(ranks), dtype=np.int64)
-        places[np.argsort(ranks)] = np.arange(len(ranks))
-        return self.ranked[rows[self.ranked]][places]
+        present = np.zeros(ranks.max(initial=-1) + 1, dtype=bool)
+        present[ranks] = True
+        return self.ranked[rows[self.ranked]][(np.cumsum(present) - 1)[ranks]]
 
     @staticmethod
     def _cut_off(left: np.ndarray, count: int, key: int) -> np.ndarray:
@@ -93,7 +97,7 @@ class Course:
         if not count:
             return np.empty(0, dtype=np.int64)
         rows = np.flatnonzero(left)
-        return rows[np.argsort(_shuffled(len(left), key, _DRAW)[rows])[len(rows) - count :]]
+        return rows[np.argpartition(_hashes(len(left), key, _DRAW)[rows], len(rows) - count)[len(rows) - count :]]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but `ranked` and `served`."""
@@ -102,6 +106,11 @@ class Course:
     def moved(self, ranked: np.ndarray, since: int, end: int, served: np.ndarray) -> Course:
         """The same shape with another ranking from a later draw on."""
         return replace(self, ranked=ranked, since=since, end=end, served=served)
+
+
+def _hashes(count: int, *key: int) -> np.ndarray:
+    """Random numbers, all different, uint64[count]."""
+    return mix64(np.uint64(derive_key(*key)) ^ mix64(np.arange(count, dtype=np.uint64)))
 
 
 def _shuffled(count: int, *key: int) -> np.ndarray:

@@ -337,6 +337,6 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     if fixed_batch not in (None, snapshot.global_batch):  # the order of rows is LLaMA-Factory's
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
-            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"
+            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select, mix or order the order of rows cannot"
             " go on with another global batch"
         )

@@ -98,7 +98,7 @@ def starter(file: Path, chosen: dict[str, str]) -> str:
 
     classes = {family: find(name, family)[0].load() for family, name in chosen.items()}
     if list(classes) == ["weight"] and getattr(classes["weight"], "goes_by_domain", False):
-        # it must know the data set of each row, which a run without select or mix does not
+        # it must know the data set of each row, which a run with weight alone does not
         chosen = {"mix": "static", **chosen}
         classes["mix"] = find("static", "mix")[0].load()
     lines: list[str] = []

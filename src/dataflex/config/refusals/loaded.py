@@ -39,7 +39,9 @@ LOST_OPTIMIZER = _of(
     "train from its weights in another output_dir, or start over with overwrite_output_dir",
 )
 NOT_BY_DOMAIN = _of("tokenized_path", ": {folder} holds data that was not tokenized per domain", _NEW_DIRECTORY)
-BY_DOMAIN = _of("tokenized_path", ": {folder} holds data tokenized per domain, for select or mix", _NEW_DIRECTORY)
+BY_DOMAIN = _of(
+    "tokenized_path", ": {folder} holds data tokenized per domain, for select, mix or order", _NEW_DIRECTORY
+)
 OTHER_VERSION = _of("tokenized_path", ": {folder} was written by another version", _NEW_DIRECTORY)
 OTHER_DOMAINS = _of("tokenized_path", ": {folder} holds {stored}, this run asks for {asked}")
 OTHER_TOKENS = _of(
