@@ -43,7 +43,7 @@ for values of the run. A refusal that the configuration decides is made before a
 *later*: they wait for the data, a model, the ranks or a checkpoint.
 
 Single values have the types of LLaMA-Factory's own dataclasses and the ranges of `config/llamafactory/ranges.py`
-([configuration.md](configuration.md#values)). Training types of dataflex 1.1.0 that are not part of this version are
+([configuration.md](configuration.md#values)). What of dataflex 1.1.0 is not part of this version is
 refused by name ([migration.md](migration.md#what-is-refused)).
 """
 
@@ -121,6 +121,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "mix": lambda: key_table(*SLOT_KEYS["mix"]),
     "weight": lambda: key_table(PartKeys),
     "weights": lambda: key_table(WeightKeys),
+    "order": lambda: key_table(*SLOT_KEYS["order"]),
     "domains": lambda: key_table(DomainsKeys),
     "where": lambda: key_table(WhereKeys),
     "offline": lambda: key_table(OfflineConfig),

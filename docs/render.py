@@ -15,12 +15,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from dataflex.values.as_yaml import written
 from dataflex.cli.components.found import Found
 from dataflex.cli.parsing import parser_of
 from dataflex.cli.tree import Command, grouped
 from dataflex.components.description import Description, Parameter
 from dataflex.components.registry import FAMILIES, first_name
+from dataflex.values.as_yaml import written
 
 DOCS = Path(__file__).parent
 _PASSAGE = re.compile(r"(<!-- rendered: ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)

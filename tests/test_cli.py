@@ -53,8 +53,8 @@ BAD: dict[str, tuple[Config, tuple[str, ...]]] = {
     "interval of zero, flat": ({**FLAT, "update_step": 0}, ("update_step must be at least 1",)),
     "unknown train_type": ({"train_type": "dynamic_selct"}, ("train_type", "'dynamic_select'")),
     "a family that is not there": (
-        {"train_type": "dynamic_lego"},
-        ("train_type: dynamic_lego", "not part of this version"),
+        {"train_type": "dynamic_legos"},
+        ("train_type: unknown value", "'dynamic_lego'"),
     ),
     "a preset that is not there": ({**FLAT, "component_name": "coincid"}, ("component_name", "'coincide'")),
     "both spellings": ({**FLAT, **block(select=SELECT)}, ("dataflex and component_name",)),

@@ -80,7 +80,7 @@ def test_list_signals() -> None:
     written = {record["written as"] for record in records}
     assert {'"loss"', '"train_loss"', "Embedding", "TargetAlignment", "PolicyAlignment"} <= written
     assert all(record["work"] in WORK and record["value"] for record in records)
-    assert table(command("list", "signals").stdout)["loss"][:3] == ['"loss"', "select, mix", "forward"]
+    assert table(command("list", "signals").stdout)["loss"][:3] == ['"loss"', "select, mix, order", "forward"]
 
 
 def test_components_of_plug_ins_are_listed_and_described(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def read(block: list[str], folder: Path) -> Any:
 
 def test_the_readme_names_the_components_there_are() -> None:
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
-        found = re.match(r"\| \*\*\w+\*\* .* \| `(select|mix|weight)` \| (.*) \|$", line)
+        found = re.match(r"\| \*\*\w+\*\* .* \| `(select|mix|weight|order)` \| (.*) \|$", line)
         if found:
             assert re.findall(r"`(\w+)`", found[2]) == sorted(FAMILIES[found[1]][0])
 
@@ -253,7 +253,7 @@ def test_a_class_without_source_is_described_without_meanings() -> None:
 # -- new -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["selector", "mixer", "weighter"])
+@pytest.mark.parametrize("kind", ["selector", "mixer", "weighter", "order"])
 def test_what_new_writes_passes_its_test(kind: str, tmp_path: Path) -> None:
     made = command("new", kind, "my_own", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
@@ -282,13 +282,14 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_new_writes_trains(base: dict[str, Any], tmp_path: Path) -> None:
-    """All three at once, named by the paths that are printed, without an installation."""
+    """All at once, named by the paths that are printed, without an installation."""
     block, sources = {}, []
-    for kind, family in (("selector", "select"), ("mixer", "mix"), ("weighter", "weight")):
+    more: dict[str, Any] = {"weight": {}, "order": {"by": "length"}}
+    for kind, family in (("selector", "select"), ("mixer", "mix"), ("weighter", "weight"), ("order", "order")):
         made = command("new", kind, f"own_{kind}", "--package", str(tmp_path / kind))
         (path,) = re.findall(rf'"dataflex\.{family}\.name=(\S+)"', made.stdout)
         assert path == f"dataflex_own_{kind}.own_{kind}:Own{kind.capitalize()}"
-        block[family] = {"name": path, **({} if family == "weight" else {"interval": 1})}
+        block[family] = {"name": path, **more.get(family, {"interval": 1})}
         sources.append(str(tmp_path / kind / "src"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**base, "max_steps": 2, "output_dir": str(tmp_path / "run"), "dataflex": block}))
@@ -297,6 +298,7 @@ def test_what_new_writes_trains(base: dict[str, Any], tmp_path: Path) -> None:
     ledger = [json.loads(line) for line in (tmp_path / "run" / "dataflex" / "ledger.jsonl").read_text().splitlines()]
     acted = {line["component"] for line in ledger}
     assert any("OwnSelector" in name for name in acted) and any("OwnMixer" in name for name in acted)
+    assert any("OwnOrder" in name for name in acted)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert any("dataflex/weight/max" in record for record in history)
 

@@ -345,7 +345,10 @@ ONE_LINE: list[tuple[dict[str, Any], str]] = [
     (nested("select", focus="mid"), "dataflex.select.focus must be one of low, medium, high, got 'mid'"),
     (nested("select", focus=None), "dataflex.select.focus: input should be a valid string, got None"),
     (nested("weight", delta=True), "dataflex.weight.delta must be a number, got True"),
-    (flat("mix", train_type="dynamic_reorder"), "train_type: dynamic_reorder of dataflex 1.1.0 is not part of this"),
+    (
+        flat("mix", train_type="dynamic_reordr"),
+        "train_type: unknown value 'dynamic_reordr'; did you mean 'dynamic_reorder'?",
+    ),
     (flat("mix", train_type="dynamic_mx"), "train_type: unknown value 'dynamic_mx'; did you mean 'dynamic_mix'?"),
     (flat("mix", component_name=None), "component_name is required with train_type: dynamic_mix"),
     (flat("mix", component_name="odn"), "component_name: unknown mixer 'odn'; did you mean 'odm'?"),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from harness import start, train_all
 
-from dataflex import Mixer, SelectionContext, Selector, Weighter
+from dataflex import Mixer, Order, SelectionContext, Selector, Weighter
 from dataflex.components import registry
 from dataflex.config import load, load_offline, parse
 from dataflex.config.doremi import load_doremi
@@ -38,8 +38,10 @@ LINES = {
     "mix_uniform": 1, "mix_proportional": 1, "mix_temperature": 1, "mix_ado": 1 + 4, "mix_doremi": 1 + 13, "mix_doge": 1 + 4,
     "weight_adapt": 2, "weight_joint_update_aware": 2, "weight_rho1": 0, "weight_focal": 0, "weight_product": 0,
     "mix_loss_gap": 1 + 2 + 3, "mix_aioli": 1 + 4, "mix_schedule": 1 + 1, "mix_file": 1, "mix_replay": 1 + 3,
-    "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4, "mix_stream": 1 + 4, "weight_domain": 1,
+    "all_three": 1 + 1 + 4, "flat_1_1_0": 1 + 2, "extension": 1 + 2 + 4 + 3, "mix_stream": 1 + 4, "weight_domain": 1,
     "weight_column": 0, "target_and_mix": 1 + 2 + 4, "domains_column": 1 + 4,
+    "order_sorting": 1 + 1, "order_folding": 1 + 1, "order_zigzag": 1 + 1, "order_segment": 1 + 1, "order_stair": 1 + 1,
+    "order_saw": 1 + 2, "order_shuffle": 1 + 1, "order_column": 1 + 1, "order_composed": 1 + 1 + 4 + 3,
 }  # fmt: skip
 
 
@@ -69,6 +71,7 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     scalars = {key.split("/")[1] for records in run.scalars().values() for key in records}
     slots = set(config.get("dataflex", {"select": {}})) - {"total_steps", "domains"}
     expected = {"select": {"selection", "realized"}, "mix": {"proportion", "realized"}, "weight": {"weight"}}
+    expected["order"] = {"order", "realized"}
     assert set().union(*(expected[slot] for slot in slots)) <= scalars
 
 
@@ -154,6 +157,7 @@ def test_the_extension_works_by_entry_point(importable: None, monkeypatch: pytes
         "select": {"name": "curriculum", "interval": 5, "first_share": 0.5},
         "mix": {"name": "progress", "interval": 5, "floor": 0.2},
         "weight": {"name": "capped", "factor": 3},
+        "order": {"name": "inwards", "by": "length"},
     }
     config = parse({"stage": "sft", "do_train": True, "dataflex": block}).dataflex
     assert config is not None
@@ -162,8 +166,14 @@ def test_the_extension_works_by_entry_point(importable: None, monkeypatch: pytes
         {"first_share": 0.5, "growth": 4},
         {"temperature": 0.1, "smoothing": 0.5, "floor": 0.2},
         {"factor": 3.0, "decay": 0.9},
+        {"low_first": True},
     ]
-    assert [type(component).__mro__[1] for component in config.components.values()] == [Selector, Mixer, Weighter]
+    assert [type(component).__mro__[1] for component in config.components.values()] == [
+        Selector,
+        Mixer,
+        Weighter,
+        Order,
+    ]
 
 
 def test_the_extension_passes_its_own_tests(importable: None) -> None:

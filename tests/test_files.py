@@ -22,7 +22,8 @@ from dataflex.base.checks import nodes
 from dataflex.data import rows as rows_module
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.plan.plan import Domains, Plan, chosen_pool
+from dataflex.plan.plan import Domains, Plan
+from dataflex.plan.stages import chosen_pool
 from dataflex.record import completeness
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure

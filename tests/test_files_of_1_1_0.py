@@ -136,8 +136,6 @@ def test_the_key_combinations_of_its_examples_are_read(tmp_path: Path, case: str
     [
         ({**LF, **SELECT, "component_name": "custom"}, "dataflex.select.class must name the class of custom"),
         ({**LF, **WEIGHT, "component_name": "custom"}, "dataflex.weight.class must name the class of custom"),
-        ({**LF, **SELECT, "train_type": "dynamic_reorder", "component_name": "saw"}, "train_type: dynamic_reorder of"),
-        ({**LF, **SELECT, "train_type": "dynamic_lego", "component_name": "select_only"}, "train_type: dynamic_lego of"),
         ({**LF, **SELECT, "component_name": "less", "eval_dataset": "a"}, "eval_dataset: 'a' is also in dataset, and"),
     ],
 )  # fmt: skip

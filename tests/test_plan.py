@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from dataflex.data.feed import Feed
 from dataflex.data.rows import SAMPLE_IDS, Rows
 from dataflex.plan.permutation import Permutation, derive_key, generator, mix64
-from dataflex.plan.plan import Domains, Plan, Pool, Stage, chosen_pool
+from dataflex.plan.plan import Domains, Plan
 from dataflex.plan.quota import SCALE, Quota, normalise_carry, quantise
+from dataflex.plan.stages import Pool, Stage, chosen_pool
 from dataflex.plan.token_quota import TokenQuota, honoured
 
 LENGTHS = (1, 2, 3, 7, 65536, 65537, 100003)
@@ -219,7 +220,7 @@ def test_a_plan_goes_on_from_its_last_stage_alone(held: int) -> None:
     """Through JSON and the ids of the chosen pools, as in a checkpoint; stages appended afterwards are the same too."""
     first = six_stages(held=held)
     last = first.stages[-1]
-    ids = {(p.key, d): p.ids.copy() for d, p in enumerate(last.pools) if p.ids is not None}
+    ids = {of: rows.copy() for of, rows in last.arrays().items()}
     second = Plan(DOMAINS, 11, stages=[Stage.from_json(json.loads(json.dumps(last.to_json())), ids)])
     position = last.start + 37
     for plan in (first, second):

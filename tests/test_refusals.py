@@ -63,7 +63,7 @@ def test_every_key_and_every_refusal_has_a_row() -> None:
     for _, refusal in RECORDS:
         assert docs._prose(refusal.why.replace("{key}", refusal.key)) in page
     configuration = (ROOT / "docs" / "configuration.md").read_text()
-    for name in ("block", "select", "mix", "weight", "weights"):
+    for name in ("block", "select", "mix", "weight", "weights", "order"):
         assert f"<!-- keys: {name} -->" in configuration
     assert "| `keep_ratio` | number in (0, 1] | 0.5 |" in configuration
     assert "| `interval` | integer >= 1 | required" in configuration

@@ -18,8 +18,9 @@ from datasets import Dataset, Features, LargeList, Value
 from dataflex.components.tools.sampling import lowest
 from dataflex.data import rows
 from dataflex.data.rows import Rows
-from dataflex.plan.plan import Domains, Plan, Stage, chosen_pool
+from dataflex.plan.plan import Domains, Plan
 from dataflex.plan.quota import SCALE
+from dataflex.plan.stages import Stage, chosen_pool
 from dataflex.record import selection_file
 from dataflex.record import snapshot as state
 from dataflex.record.exposure import Exposure

@@ -134,14 +134,17 @@ def test_other_spellings_validate(block: Any) -> None:
 
 
 def test_every_component_has_its_parameters_and_the_keys_of_its_family() -> None:
-    properties = schema()["properties"]["dataflex"]["anyOf"][0]["properties"]
+    properties, every = schema()["properties"]["dataflex"]["anyOf"][0]["properties"], {}
     for slot in FAMILIES:
         family = properties[slot]["anyOf"][0]
         variants = (family["anyOf"][0] if slot == "weight" else family)["oneOf"]
         by_name = {variant["properties"]["name"].get("const"): variant for variant in variants[1:]}
         assert set(names(slot)) <= set(by_name)
+        every[slot] = by_name
         assert all(set(own_keys(*SLOT_KEYS[slot])) < set(variant["properties"]) for variant in variants[1:])
-    assert by_name["focal"]["properties"]["gamma"] == {"type": "number", "default": 2.0}
+    assert every["weight"]["focal"]["properties"]["gamma"] == {"type": "number", "default": 2.0}
+    assert every["order"]["stair"]["properties"]["sections"] == {"type": "integer", "default": 2}
+    assert {"by", "column", "polarity", "window", "interval"} < set(every["order"]["sorting"]["properties"])
 
 
 def test_a_plug_in_has_a_variant_and_one_that_does_not_load_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ _PIECE = 1_000_000  # rows of the stored table that larger ones repeat
 
 def _make(kind: str, rows: int) -> Callable[[], Any]:
     """Builds a plan of its first stage; what the run has anyway (ids that were chosen, lengths) is there before."""
-    from dataflex.plan.plan import Domains, Plan, chosen_pool
+    from dataflex.plan.plan import Domains, Plan
+    from dataflex.plan.stages import chosen_pool
 
     sizes = [round(rows * p) for p in SHARES]
     domains = Domains(tuple("abcdefg"), (rows - sum(sizes[1:]), *sizes[1:]))
@@ -54,7 +55,8 @@ def _make(kind: str, rows: int) -> Callable[[], Any]:
 
 def _far(plan: Any) -> Any:
     """The plan of a run that has served as many rows as three times the pool holds, as a checkpoint of it gives it."""
-    from dataflex.plan.plan import Plan, Stage
+    from dataflex.plan.plan import Plan
+    from dataflex.plan.stages import Stage
 
     (first,) = plan.stages
     start = FAR * sum(len(pool) for pool in first.pools)

@@ -126,7 +126,8 @@ def stage_cost(positions: Sequence[int]) -> list[list[str]]:
     of the stage followed from its beginning."""
     import json
 
-    from dataflex.plan.plan import Domains, Plan, Stage
+    from dataflex.plan.plan import Domains, Plan
+    from dataflex.plan.stages import Stage
 
     domains = Domains(tuple("abcdefg"), (10**6,) * 7)
     plan = Plan(domains, 0)

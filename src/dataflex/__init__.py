@@ -1,4 +1,4 @@
-"""DataFlex: which samples a language model sees, in which mixture, and how hard each one pulls.
+"""DataFlex: which samples a language model sees, in which mixture and order, and how hard each one pulls.
 
 What a component author imports, and nothing else. See docs/extending.md.
 """
@@ -13,7 +13,7 @@ from dataflex.components.contexts import (
     State,
     WeightContext,
 )
-from dataflex.components.contracts import Mixer, Selector, Weighter
+from dataflex.components.contracts import Mixer, Order, Selector, Weighter
 from dataflex.components.paper import Paper
 from dataflex.components.requests import (
     DomainGradients,
@@ -43,6 +43,7 @@ __all__ = [
     "Interaction",
     "Mixer",
     "Observations",
+    "Order",
     "OwnPlan",
     "Paper",
     "PolicyAlignment",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 E = TypeVar("E")
-Activity = Literal["selecting", "mixing", "weighing", "evaluating", "saving"]
+Activity = Literal["selecting", "mixing", "weighing", "ordering", "evaluating", "saving"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from harness import Result
 
-from dataflex.plan.plan import Stage
+from dataflex.plan.stages import Stage
 from dataflex.record import completeness
 from dataflex.record import snapshot as state
 

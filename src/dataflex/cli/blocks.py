@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataflex.components.contracts import Component, Mixer
+from dataflex.components.contracts import Component, Mixer, Order
 from dataflex.components.description import Parameter, describe, example_of, unchecked
 from dataflex.errors import ConfigError
 from dataflex.values.as_yaml import written
@@ -13,6 +13,7 @@ DOMAINS = ("code", "docs", "math")
 """Data sets of the examples: as many as the lists in them have entries."""
 TARGET = "target_rows"
 _INTERVAL = 100
+_BY = "loss"
 
 
 def block_lines(family: str, name: str, cls: type[Component]) -> list[str]:
@@ -23,6 +24,8 @@ def block_lines(family: str, name: str, cls: type[Component]) -> list[str]:
     keys: dict[str, tuple[Any, str]] = {}
     if _acts_at_intervals(family, cls):
         keys["interval"] = (example.pop("interval", _INTERVAL), "optimizer steps between two updates")
+    if issubclass(cls, Order) and not cls.unscored:
+        keys["by"] = (_BY, "the score of a row; or column, file, length")
     if "updates" in example:
         keys["updates"] = (example.pop("updates"), "how many there are")
     if "target" in told.needs:
@@ -50,7 +53,7 @@ def _comment(parameter: Parameter) -> str:
 
 def _acts_at_intervals(family: str, cls: type[Component]) -> bool:
     """Whether the block must say how often it acts."""
-    if family == "weight":
+    if family in ("weight", "order"):
         return False
     component = unchecked(cls)
     if not isinstance(component, Mixer):

@@ -55,7 +55,7 @@ _GROUPS: dict[str, tuple[Command, ...]] = {
         Command("show", "results.show", "rows of a selection, or the life of one row"),
     ),
     "Components": (
-        Command("list", "components.list", "every selector, mixer, weighter and signal, one line each"),
+        Command("list", "components.list", "every selector, mixer, weighter, order and signal, one line each"),
         Command("describe", "components.describe", "what a component does, its parameters, its cost and its paper"),
         Command("new", "components.new", "write a package with a component of your own that runs"),
     ),

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from dataflex.compat import orders
 from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
+from dataflex.compat.pipelines import pipeline_block
 from dataflex.errors import ConfigError, nearest
 from dataflex.values import integer, number, truth, words
 from dataflex.values.domains import data_sets, proportions
@@ -31,9 +33,14 @@ FLAT_KEYS = (
     "init_mixture_proportions",
     "mixer_eval_dataset",
 )
-_TRAIN_TYPES = {"dynamic_select": "select", "dynamic_mix": "mix", "dynamic_weight": "weight"}
-_REFUSED = ("dynamic_reorder", "dynamic_lego")
-_BUCKETS = {"selectors": "select", "mixers": "mix", "weighters": "weight"}
+_TRAIN_TYPES = {
+    "dynamic_select": "select", "dynamic_mix": "mix", "dynamic_weight": "weight", "dynamic_reorder": "order",
+}  # fmt: skip
+_PIPELINE = "dynamic_lego"
+_BUCKETS = {
+    "selectors": "select", "mixers": "mix", "weighters": "weight", "reorderers": "order", "reorders": "order",
+    "pipelines": "pipeline",
+}  # fmt: skip
 _SAMPLE_RULES = ("mixture", "stratified", "uniform")
 
 
@@ -54,11 +61,12 @@ def read_presets(path: Any) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"components_cfg_file cannot be read: {_one_line(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"components_cfg_file: {path} must hold the buckets {', '.join(_BUCKETS)}")
-    presets = {slot: content.get(bucket) or {} for bucket, slot in _BUCKETS.items()}
+    presets: dict[str, dict[str, Any]] = {slot: {} for slot in _BUCKETS.values()}
     for bucket, slot in _BUCKETS.items():
-        family = presets[slot]
+        family = content.get(bucket) or {}
         if not isinstance(family, dict) or not all(_is_preset(preset) for preset in family.values()):
             raise ConfigError(f"components_cfg_file: {bucket} in {path} must map each preset to its name and params")
+        presets[slot] |= family
     return presets
 
 
@@ -80,11 +88,7 @@ class Translation:
 def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[str]) -> Translation:
     """What the flat keys given say as a block."""
     train_type = flat.get("train_type", "static")
-    allowed = ("static", *_TRAIN_TYPES)
-    if train_type in _REFUSED:
-        raise ConfigError(
-            f"train_type: {train_type} of dataflex 1.1.0 is not part of this version; choose from {', '.join(allowed)}"
-        )
+    allowed = ("static", *_TRAIN_TYPES, _PIPELINE)
     if train_type not in allowed:
         raise ConfigError(f"train_type: unknown value {train_type!r}{nearest(str(train_type), allowed)}")
     if train_type == "static":
@@ -92,6 +96,8 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
         if idle:
             notices.append(f"{', '.join(idle)} without effect: train_type is static")
         return Translation()
+    if train_type == _PIPELINE:
+        return _pipeline(flat, llamafactory, notices)
 
     slot = _TRAIN_TYPES[train_type]
     spelled = {
@@ -120,11 +126,13 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
         spec["name"] = flat["component_name"]
         if spec["name"] == "doremi":
             notices.append("update_step counts steps of the run; doremi updates its weights at every one of them")
-        elif slot != "weight" and spec["name"] != "static":
+        elif slot in ("select", "mix") and spec["name"] != "static":
             spec["interval"] = _integer(flat, "update_step", 0)
     if slot == "select" and truth(llamafactory.get("disable_shuffling"), "disable_shuffling"):
         spec["serving_order"] = "selection"
     presets = {} if fixed else read_presets(flat.get("components_cfg_file"))  # 1.1.0 reads none with static_mix
+    if slot == "order":
+        spec |= _ordered(flat, spec, presets.get("order", {}).get(spec["name"]))
     if slot == "mix":
         preset = presets.get("mix", {}).get(spec["name"])
         spec = _mixture(flat, spec, preset, data_sets(llamafactory), notices)
@@ -142,6 +150,42 @@ def translate(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[
     if total is not None:
         block["total_steps"] = total
     return Translation(block, compat, spelled, presets)
+
+
+def _ordered(flat: dict[str, Any], spec: dict[str, Any], preset: Any) -> dict[str, Any]:
+    """When rows are ordered. A static order holds from the start, also in the warmup; so does a name without a preset, which goes
+    by the column `score`, as a preset does that does not say."""
+    if not isinstance(preset, dict):
+        return {"warmup": 0, "by": "column", "column": "score"}
+    if not orders.is_old(preset):
+        return {"interval": _integer(flat, "update_step", 0)}
+    if not orders.is_dynamic(spec["name"], preset):
+        return {"warmup": 0}
+    interval = orders.every(spec["name"], preset, _integer(flat, "update_step", 0))
+    return {} if interval is None else {"interval": interval}
+
+
+def _pipeline(flat: dict[str, Any], llamafactory: dict[str, Any], notices: list[str]) -> Translation:
+    """Several components at once."""
+    name = flat.get("component_name")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"component_name is required with train_type: {_PIPELINE}")
+    presets = read_presets(flat.get("components_cfg_file"))
+    pipelines = presets.pop("pipeline", {})
+    if name not in pipelines:
+        raise ConfigError(f"component_name: components_cfg_file has no pipeline {name!r}{nearest(name, pipelines)}")
+    warmup, update = _integer(flat, "warmup_step", 0), _integer(flat, "update_step", 0)
+    block = pipeline_block(name, pipelines[name], warmup, update, presets, notices)
+    if "mix" in block and block["mix"]["name"] != "proportional":
+        preset = presets["mix"].get(block["mix"]["name"])
+        block["mix"] = _mixture(flat, block["mix"], preset, data_sets(llamafactory), notices)
+    block["freeze_gate"] = truth(flat.get("freeze_gate"), "freeze_gate")
+    least = number(flat.get("early_stopping_min_delta") or 0.0, "early_stopping_min_delta")
+    total = _total_steps("select", flat, llamafactory)
+    if total is not None:
+        block["total_steps"] = total
+    spelled = {"dataflex.total_steps": "train_step"}
+    return Translation(block, Compatibility(early_stopping_min_delta=least), spelled, presets)
 
 
 def _mixture(
@@ -239,7 +283,7 @@ def _total_steps(slot: str, flat: dict[str, Any], llamafactory: dict[str, Any]) 
         return train_step
     times = _integer(flat, "update_times", 1)
     steps = _integer(flat, "warmup_step", 0) + _integer(flat, "update_step", 0) * times
-    if slot == "select" and times > 0:
+    if slot in ("select", "order") and times > 0:
         epochs = number(llamafactory.get("num_train_epochs", 3.0), "num_train_epochs")
         if not isfinite(epochs):
             raise ConfigError(f"num_train_epochs must be finite, got {epochs}")

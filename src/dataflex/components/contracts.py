@@ -227,6 +227,31 @@ class Mixer(Component, ABC):
         return None
 
 
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Component, ABC):
+    """The shape of the scores over a pass through the rows. What the scores are, the user says (`by`)."""
+
+    unscored: ClassVar[bool] = False
+    """Whether the shape is the same whatever the scores are, so that none are needed."""
+
+    def same_as_sorting(self) -> str | None:
+        """What makes its shape that of `sorting`, such as `layers: 1`; said once. None: it has a shape of its own."""
+        return None
+
+    @abstractmethod
+    def ranks(self, rows: int, shuffled: Callable[[int, int], np.ndarray]) -> Int[np.ndarray, " rows"]:
+        """The rank that is served at each position, a permutation of range(rows). Rank 0 has the lowest score, or with
+        `polarity: higher_earlier` the highest one.
+
+        Args:
+            rows: At least 1.
+            shuffled: (n, number) -> a random permutation of range(n), another one for each number.
+        """
+
+
 # -- reweighting ---------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +265,7 @@ class Weighter(Component, ABC):
     """
 
     goes_by_domain: ClassVar[bool] = False
-    """Whether it must know the data set of a row, which a run without select or mix does not."""
+    """Whether it must know the data set of a row, which a run with weight alone does not."""
 
     def level(self) -> Literal["row", "token"]:
         """What is weighed: rows by their token-mean losses, or every token by its own cross entropy."""

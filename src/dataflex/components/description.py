@@ -17,7 +17,7 @@ from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dataflex.components.contracts import Component, Selector, declared
+from dataflex.components.contracts import Component, Order, Selector, declared
 from dataflex.components.paper import Paper
 from dataflex.components.requests import as_requests
 from dataflex.components.signal_request import SignalRequest, Work
@@ -48,7 +48,7 @@ class Parameter:
 @dataclass(frozen=True)
 class Description:
     family: str
-    """select, mix or weight."""
+    """select, mix, weight or order."""
     name: str
     summary: str
     """One sentence."""
@@ -74,12 +74,14 @@ class Description:
 
 
 def describe(family: str, name: str, cls: type[Component]) -> Description:
-    """The description of a component class under a name of its family (select, mix or weight)."""
+    """The description of a component class under a name of its family (select, mix, weight or order)."""
     summary, text, departures = _sections(cls)
     instance = unchecked(cls)
     requests = _requests(instance)
     costs = [request.work_for(family) for request in requests]
     works = get_args(Work)
+    if issubclass(cls, Order) and not cls.unscored:
+        costs.append(("none", "none, but for `by: loss`: a forward pass over the data per update"))
     return Description(
         family=family,
         name=name,

@@ -11,7 +11,7 @@ import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
-from dataflex.components.contracts import Component, Mixer, Selector, Weighter
+from dataflex.components.contracts import Component, Mixer, Order, Selector, Weighter
 from dataflex.errors import ConfigError, nearest
 
 _HERE = "dataflex.components"
@@ -58,11 +58,21 @@ WEIGHTERS = {
     "focal": f"{_HERE}.weighters.focal:FocalWeighter",
     "column": f"{_HERE}.weighters.column:ColumnWeighter",
 }
+ORDERS = {
+    "sorting": f"{_HERE}.orders.sorting:SortingOrder",
+    "folding": f"{_HERE}.orders.layers:FoldingOrder",
+    "zigzag": f"{_HERE}.orders.layers:ZigzagOrder",
+    "segment": f"{_HERE}.orders.segment:SegmentOrder",
+    "stair": f"{_HERE}.orders.sections:StairOrder",
+    "saw": f"{_HERE}.orders.sections:SawOrder",
+    "shuffle": f"{_HERE}.orders.sorting:ShuffleOrder",
+}
 
 FAMILIES: dict[str, tuple[dict[str, str], type[Component], str]] = {
     "select": (SELECTORS, Selector, "selectors"),
     "mix": (MIXERS, Mixer, "mixers"),
     "weight": (WEIGHTERS, Weighter, "weighters"),
+    "order": (ORDERS, Order, "orders"),
 }
 
 # Packages of dataflex 1.1.0 that component files import from.
@@ -92,7 +102,7 @@ def first_name(slot: str, name: str) -> str:
 
 
 def resolve(slot: str, name: str, key: str) -> type[Component]:
-    """The component class called `name` in family `slot` (select, mix, weight); `key` names the setting in errors."""
+    """The component class called `name` in family `slot` (select, mix, weight, order); `key` names the setting in errors."""
     table, base, family = FAMILIES[slot]
     if ":" in name:
         target = load_path(name, key)
@@ -134,7 +144,8 @@ def load_path(path: str, key: str) -> object:
 
 
 def _porting_hint(target: object, base: type[Component]) -> str:
-    old_style = {"Selector": "select", "Mixer": "mix", "Weighter": "get_weighted_loss"}[base.__name__]
+    names_of_1_1 = {"Selector": "select", "Mixer": "mix", "Weighter": "get_weighted_loss", "Order": "reorder"}
+    old_style = names_of_1_1[base.__name__]
     if inspect.isclass(target) and hasattr(target, old_style):
         return (
             f" (it looks like a component of dataflex 1.1.0: make it a frozen dataclass that extends dataflex.{base.__name__},"

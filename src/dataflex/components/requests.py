@@ -41,7 +41,7 @@ class Loss(_Plain):
     """float64 [rows]: token-mean cross entropy (or the stage's own loss) under the current model."""
 
     name = "loss"
-    slots = ("select", "mix")
+    slots = ("select", "mix", "order")
     stage_loss = True
     kept = True
 
@@ -54,7 +54,7 @@ class Tokens(_Plain):
     """float64 [rows]: tokens of each row, those of its prompt included."""
 
     name = "tokens"
-    slots = ("select",)
+    slots = ("select", "order")
     from_losses = False
     work = "none"
     cost = "none: it is read from the data"

@@ -16,7 +16,7 @@ class SignalRequest:
     name: ClassVar[str]
     """What the value is called. Two requests may share a name where a component asks for one of them only."""
     slots: ClassVar[tuple[str, ...]] = ()
-    """Families of components that may ask for it: select, mix, weight."""
+    """Families of components that may ask for it: select, mix, weight, order."""
     per: ClassVar[Literal["row", "target row", "held-out row", "domain", "token"]] = "row"
     """What has a value of its own; `token`: each token or row that is trained on."""
     aim: ClassVar[Literal["target", "held out", "held out if named"] | None] = None
@@ -47,7 +47,7 @@ class SignalRequest:
     """Key of `dataflex.offline` that names a file with its values."""
 
     def work_for(self, slot: str) -> tuple[Work, str]:
-        """What measuring it takes for a component of a family (select, mix or weight), and that in words."""
+        """What measuring it takes for a component of a family, and that in words."""
         return self.work, self.cost
 
     def reads(self) -> Literal["model", "model and reference", "encoder"]:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
+from dataflex.compat.orders import is_old, order_keys
 from dataflex.components.contracts import Component, Mixer, Weighter, declared
 from dataflex.components.registry import names, resolve
 from dataflex.components.requests import name_of, offered_to
 from dataflex.config import mixture
 from dataflex.config.domains import names_of, read_domains
 from dataflex.config.offline import read_offline
+from dataflex.config.order import read_order
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import (
     SLOT_KEYS,
@@ -59,7 +61,7 @@ def parse_block(
     split = read_domains(block["domains"], mistakes) if block.get("domains") is not None else DomainsKeys()
     domains = names_of(split, data_sets)
     slots: dict[str, Any] = {}
-    for slot in ("select", "mix"):
+    for slot in ("select", "mix", "order"):
         if block.get(slot) is not None:
             with mistakes.noting():
                 slots[slot] = _slot(
@@ -143,6 +145,8 @@ def _slot(
         preset = presets[name] or {}
         class_name = str(preset.get("name") or name)
         params = dict(preset.get("params") or {})
+        if slot == "order" and is_old(preset):
+            class_name, params = order_keys(name, preset, notices)
     params = {**params, **given}
     if slot == "mix" and "initial_proportions" in params:  # the spelling of the odm preset of 1.1.0
         params.setdefault("proportions", params.pop("initial_proportions"))
@@ -171,7 +175,7 @@ def _slot(
         of_model = {k: v for k, v in given_keys.items() if k in own_keys(model)}
         own |= read_keys(model, of_model, path, key, mistakes)
     strangers = set(rest) - {f.name for f in fields(cls)} - set(cls.retired)
-    if slot != "weight" and (timed or strangers):
+    if slot in ("select", "mix") and (timed or strangers):
         own.setdefault("interval", 1)  # in the place of one that is noted, or misspelt
     component = _component(cls, rest, name, path, slot, key, notices, mistakes)
     if component is None:
@@ -193,6 +197,8 @@ def _slot(
     schedule = Schedule(**{k: own.pop(k) for k in own_keys(ScheduleKeys) if k in own})
     if slot == "mix":
         return _mix(name, component, schedule, own, key, [] if flat else notices, domains, mistakes)  # type: ignore[arg-type]
+    if slot == "order":
+        return read_order(name, component, schedule, own, key, notices, mistakes, "by" in given_keys)  # type: ignore[arg-type]
     if schedule.interval is None:
         mistakes.note(ConfigError(_interval_missing(name, path, key)))
     return SelectConfig(name=name, component=component, schedule=schedule, **own)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
     unknown = [key for key in own if key not in known]
     if unknown:
         raise ConfigError(f"dataflex.doremi.{unknown[0]}: unknown key{nearest(str(unknown[0]), known)}")
-    extra = [slot for slot in ("select", "weight", "offline") if block.get(slot) is not None]
+    extra = [slot for slot in ("select", "weight", "order", "offline") if block.get(slot) is not None]
     if extra:
         raise ConfigError(f"dataflex.{extra[0]} cannot be part of doremi; train with the proportions it finds instead")
     mix = block.pop("mix", None) or {}

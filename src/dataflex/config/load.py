@@ -13,6 +13,7 @@ from dataflex.config.block import parse_block
 from dataflex.config.evaluate import BLOCK, read_evaluate, refused_at_the_end
 from dataflex.config.files import CONFIG_SUFFIXES, read, read_file
 from dataflex.config.heldout import check_held_out, evaluates
+from dataflex.config.order import idle_interval
 from dataflex.config.refusals.table import check_combinations
 from dataflex.config.schema import DataflexConfig, EvaluateConfig, RunConfig, WeightPart
 from dataflex.errors import ConfigError, Mistakes
@@ -71,7 +72,7 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
         raise AssertionError("a block that cannot be read has a mistake")
     config = replace(settled, compat=compat)
     if not config.components and block and not mistakes:
-        mistakes.note(ConfigError("dataflex: the block has no component; add select, mix or weight"))
+        mistakes.note(ConfigError("dataflex: the block has no component; add select, mix, weight or order"))
     if not config.components:
         mistakes.settle()
         return RunConfig(dataflex=None, llamafactory=raw, notices=tuple(notices), evaluate=evaluate)
@@ -91,9 +92,14 @@ def parse(raw: dict[str, Any], *, offline: bool = False) -> RunConfig:
     if (
         config.select
         and config.select.serving_order == "selection"
+        and not config.order
         and not truth(raw.get("disable_shuffling"), "disable_shuffling")
     ):
         notices.append("dataflex.select.serving_order has no effect without disable_shuffling")
+    if config.order and (idle := idle_interval(config.order, config.mix is not None)):
+        notices.append(idle)
+    if config.order and config.select and config.select.serving_order == "selection":
+        notices.append("dataflex.select.serving_order has no effect with order, which says how a selection is served")
     if config.select and config.select.target_dataset and not config.aiming():
         notices.append(f"dataflex.select.target_dataset has no effect: {config.select.name} aims at no target")
     if config.weight and config.weight.target_dataset and not config.aiming():
@@ -121,7 +127,8 @@ def _settle_steps(config: DataflexConfig, raw: dict[str, Any], spelled: dict[str
             winner = spelled.get("dataflex.total_steps", "dataflex.total_steps")
             notices.append(f"{winner} ({config.total_steps} steps) wins over max_steps ({asked})")
         raw["max_steps"] = steps = config.total_steps
-    slots = {"select": config.select, "mix": config.mix, **(config.weight.slots() if config.weight else {})}
+    weights = config.weight.slots() if config.weight else {}
+    slots = {"select": config.select, "mix": config.mix, **weights, "order": config.order}
     for slot, spec in slots.items():
         if spec is None:
             continue
@@ -167,7 +174,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
     if isinstance(select, dict):
         idle = ("warmup", "updates", "keep_ratio", "interval")
         select = {**{k: v for k, v in select.items() if k not in idle}, "warmup": 0, "interval": 1}
-    kept = {k: v for k, v in block.items() if k not in ("mix", "weight", "total_steps")}
+    kept = {k: v for k, v in block.items() if k not in ("mix", "weight", "order", "total_steps")}
     raw["dataflex"] = {**kept, "select": select, "offline": {} if block.get("offline") is None else block["offline"]}
     fixed = {**SET_BY_SELECT, "val_size": raw.get("val_size") or 0.0}
     config: RunConfig | None = None
@@ -183,7 +190,7 @@ def load_offline(arguments: Sequence[str]) -> RunConfig:
 def _refused_offline(raw: dict[str, Any]) -> Iterator[str]:
     """What belongs to training alone."""
     block = raw.get("dataflex")
-    for slot in ("mix", "weight"):
+    for slot in ("mix", "weight", "order"):
         if isinstance(block, dict) and block.get(slot) is not None:
             yield f"dataflex.{slot} belongs to training; select takes a selector alone"
     if raw.get("stage") == "kto":

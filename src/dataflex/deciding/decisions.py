@@ -7,6 +7,7 @@ from typing import Any
 from dataflex import events
 from dataflex.components.contracts import declared
 from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.ordering import Ordering
 from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import PlannedServing
 from dataflex.distributed.trainer_view import TrainerView
@@ -20,9 +21,15 @@ _OPENING, _CONTINUATION = "start", "continue"
 
 class Deciding:
     def __init__(
-        self, serving: PlannedServing, recorder: Recorder, selecting: Selecting | None, mixing: Mixing | None
+        self,
+        serving: PlannedServing,
+        recorder: Recorder,
+        selecting: Selecting | None,
+        mixing: Mixing | None,
+        ordering: Ordering | None = None,
     ) -> None:
-        self.serving, self.recorder, self.selecting, self.mixing = serving, recorder, selecting, mixing
+        self.serving, self.recorder = serving, recorder
+        self.selecting, self.mixing, self.ordering = selecting, mixing, ordering
 
     def begin(self) -> None:
         """Open the first stage."""
@@ -47,6 +54,8 @@ class Deciding:
             self.selecting.act(step, view)
         if mixing is not None:
             mixing.act(step, view)
+        if self.ordering is not None:
+            self.ordering.act(step, self._end_of_pools(step, view.max_steps))
         horizon = self._horizon(step, view.max_steps)
         if mixing is not None:
             horizon = mixing.limits.servable(step, horizon)
@@ -68,11 +77,18 @@ class Deciding:
             stage = plan.append(position, last.pools, last.proportions)
             self.recorder.decision(step, position, _CONTINUATION, {}, {}, 0.0, stage)
 
+    def _end_of_pools(self, step: int, max_steps: int) -> int:
+        """The step up to which the pools of step `step` stay."""
+        due = None if self.selecting is None else self.selecting.schedule.next_due(step + 1)
+        return max_steps if due is None else min(due, max_steps)
+
     def _horizon(self, step: int, max_steps: int) -> int:
         """The step up to which nothing may change what is read."""
         schedules = [] if self.selecting is None else [self.selecting.schedule]
         if self.mixing is not None and declared(self.mixing.spec.component.moves_proportions):
             schedules.append(self.mixing.schedule)
+        if self.ordering is not None:
+            schedules.append(self.ordering.schedule)
         dues = [due for s in schedules if (due := s.next_due(step + 1)) is not None]
         left = self.serving.plan.stages[-1].start + MAX_STAGE - self.serving.position(step)
         return min([max_steps, step - (-left // self.serving.global_batch), *dues])

@@ -9,8 +9,8 @@ import numpy as np
 from dataflex.config.schema import MixConfig
 from dataflex.deciding.serving import Serving
 from dataflex.notices import Once
-from dataflex.plan.plan import Stage
 from dataflex.plan.quota import quantise
+from dataflex.plan.stages import Stage
 from dataflex.record.recorder import Recorder
 
 EXHAUSTED = "exhausted"
@@ -29,7 +29,7 @@ class Limits:
         self._nothing_left = False
 
     @cached_property
-    def _most_rows(self) -> list[int | None]:
+    def most_rows(self) -> list[int | None]:
         return self.spec.most_rows(self.serving.domains.names, self.serving.domains.sizes)
 
     def turn_to(self, step: int, proportions: np.ndarray) -> Stage | None:
@@ -57,7 +57,7 @@ class Limits:
         if self.spec.when_exhausted == "renormalise":
             end = self._cut(stop)
         else:
-            found = plan.first_reach([None if m is None else m + 1 for m in self._most_rows], stop)
+            found = plan.first_reach([None if m is None else m + 1 for m in self.most_rows], stop)
             end = None if found is None else (found[0] - 1, found[1])
         if end is None or begin < end[0] == stop:  # what begins at `stop` is not decided yet
             return horizon
@@ -72,7 +72,7 @@ class Limits:
         if self.spec.max_repetition is None or self.spec.when_exhausted != "renormalise":
             return proportions
         served = self.serving.plan.served(position)
-        left = np.array([m is None or n < m for n, m in zip(served, self._most_rows, strict=True)])
+        left = np.array([m is None or n < m for n, m in zip(served, self.most_rows, strict=True)])
         shares = np.where(left, proportions, 0.0)
         return None if shares.sum() <= 0 else proportions if left.all() else shares / shares.sum()
 
@@ -80,7 +80,7 @@ class Limits:
         """Cut the latest stage wherever a domain serves its last row by `stop`. The position and domain with which nothing is
         left, or None."""
         plan, names = self.serving.plan, self.serving.domains.names
-        while (found := plan.first_reach(self._most_rows, stop)) is not None:
+        while (found := plan.first_reach(self.most_rows, stop)) is not None:
             position, d = found
             last = plan.stages[-1]
             shares = self._in_force(np.asarray(last.proportions), position)
@@ -88,16 +88,16 @@ class Limits:
                 return found
             stage = plan.append(position, last.pools, shares.tolist())
             decided = {"domain": names[d], "proportions": dict(zip(names, stage.proportions, strict=True))}
-            step, source = self.serving.step_at(position), {"rows": self._most_rows[d]}
+            step, source = self.serving.step_at(position), {"rows": self.most_rows[d]}
             self.recorder.decision(step, position, EXHAUSTED, decided, source, 0.0, stage)
         return None
 
     def _say_repeated(self, begin: int, stop: int) -> None:
         before, after = self.serving.plan.served(begin), self.serving.plan.served(stop)
-        for d, most in enumerate(self._most_rows):
+        for d, most in enumerate(self.most_rows):
             if most is not None and before[d] <= most < after[d]:
                 self._once.say(f"{self._spent(d)}; it goes on all the same (when_exhausted: repeat)")
 
     def _spent(self, d: int) -> str:
-        name, most = self.serving.domains.names[d], self._most_rows[d]
+        name, most = self.serving.domains.names[d], self.most_rows[d]
         return f"{name!r} has been served as often as max_repetition allows ({most} rows)"

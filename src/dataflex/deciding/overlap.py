@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dataflex.plan.plan import Domains, Pool
+from dataflex.plan.plan import Domains
+from dataflex.plan.stages import Pool
 
 
 def overlap(selected: np.ndarray, before: Sequence[Pool], total: int) -> float | None:

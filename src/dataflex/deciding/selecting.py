@@ -14,7 +14,7 @@ from dataflex.deciding.choosing import Chooser, Chosen, DecisionPoint
 from dataflex.deciding.overlap import overlap, rows_by_domain
 from dataflex.deciding.serving import Serving
 from dataflex.distributed.trainer_view import TrainerView
-from dataflex.plan.plan import Pool, chosen_pool
+from dataflex.plan.stages import Pool, chosen_pool
 from dataflex.record.recorder import Recorder
 from dataflex.record.selection_file import SelectionRecord
 

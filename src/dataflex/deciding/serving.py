@@ -13,7 +13,8 @@ from dataflex.data.feed import Feed
 from dataflex.data.rows import Rows
 from dataflex.data.stream_feed import StreamFeed
 from dataflex.data.streams import Streams
-from dataflex.plan.plan import Plan, Stage
+from dataflex.plan.plan import Plan
+from dataflex.plan.stages import Stage
 
 
 @dataclass(frozen=True)

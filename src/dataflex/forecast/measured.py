@@ -90,14 +90,16 @@ def _short(raw: Mapping[str, Any], forecast: Forecast, steps: int, out: Path) ->
     block = config.get("dataflex")
     if isinstance(block, dict):
         block["total_steps"] = steps
-        for slot in ("select", "mix"):
+        for slot in ("select", "mix", "order"):
             if isinstance(block.get(slot), dict) and ("interval" in block[slot] or slot == "select"):
                 block[slot] |= {"warmup": _ACTS_AT, "interval": steps if slot == "mix" else 1, "updates": 1}
     return config
 
 
 def _prices(run: Run, forecast: Forecast, steps: int) -> Prices:
-    decided = [line for line in run.ledger if line["component"].partition(":")[0] in ("select", "mix", "weight")]
+    decided = [
+        line for line in run.ledger if line["component"].partition(":")[0] in ("select", "mix", "weight", "order")
+    ]
     spent = sum(float(line["seconds"]) for line in decided)
     trained = max(run.log.seconds - spent, 0.0) / steps
     found = [Price("training", forecast.steps or 0, trained)]
@@ -105,7 +107,11 @@ def _prices(run: Run, forecast: Forecast, steps: int) -> Prices:
     for act in forecast.timeline:
         own = [line for line in decided if line["component"].startswith(f"{act.slot}:")]
         if own:
-            scale = forecast.samples / measured if forecast.samples and measured and act.slot == "select" else 1.0
+            scale = (
+                forecast.samples / measured
+                if forecast.samples and measured and act.slot in ("select", "order")
+                else 1.0
+            )
             times = act.times if act.slot != "weight" else len(own)
             found.append(Price(f"{act.slot} {act.name}", times, scale * float(own[0]["seconds"])))
     return Prices(tuple(found), steps)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.heldout import held_out_of
-from dataflex.config.schema import MixConfig, RunConfig, Schedule, SelectConfig
+from dataflex.config.schema import MixConfig, OrderConfig, RunConfig, Schedule, SelectConfig
 from dataflex.forecast.data import DataSet, Sizes
 from dataflex.values import number, truth, words
 
@@ -169,7 +169,7 @@ class Forecast:
         block, found = self.config.dataflex, []
         if block is None or self.steps is None:
             return ()
-        for slot, spec in (("select", block.select), ("mix", block.mix)):
+        for slot, spec in (("select", block.select), ("mix", block.mix), ("order", block.order)):
             if spec is not None:
                 found.append(self._planned(slot, spec, self.steps))
         for slot, part in (block.weight.slots() if block.weight is not None else {}).items():
@@ -181,15 +181,17 @@ class Forecast:
 
     @property
     def schedules(self) -> dict[str, Schedule]:
-        """Of select and mix, where they are asked for."""
+        """Of select, mix and order, where they are asked for."""
         block, found = self.config.dataflex, dict[str, Schedule]()
         if block is not None and block.select is not None:
             found["select"] = block.select.schedule
         if block is not None and block.mix is not None:
             found["mix"] = block.mix.settled(self.global_batch)
+        if block is not None and block.order is not None:
+            found["order"] = block.order.schedule
         return found
 
-    def _planned(self, slot: str, spec: SelectConfig | MixConfig, steps: int) -> Acts:
+    def _planned(self, slot: str, spec: SelectConfig | MixConfig | OrderConfig, steps: int) -> Acts:
         schedule = self.schedules[slot]
         if schedule.interval is None and schedule.at is None:
             return Acts(slot, spec.name, (), 0, "holds from the start")

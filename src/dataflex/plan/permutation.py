@@ -58,6 +58,8 @@ class Purpose(IntEnum):
     """Decisions of selectors while a run trains, or before it with the model."""
     SELECTING_TEXTS = 0x0FF11E
     """Decisions of selectors without a model."""
+    ORDERING = 0x0DDE12
+    """Orders of pools: draws of rows, and shuffled parts of a shape."""
     MEASURED_ROWS = 0x7A46E7
     """Which rows a signal is measured on."""
 

@@ -8,18 +8,18 @@ own stage alone. Pure numpy, no torch, no I/O.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from math import ceil
 
 import numpy as np
 
-from .permutation import Permutation, derive_key
+from .course import Shape
+from .permutation import Permutation, Purpose, derive_key
 from .quota import SCALE, Quota, normalise_carry, quantise
+from .stages import Pool, Stage
 from .token_quota import TokenQuota, honoured
-
-Unit = Literal["samples", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -48,99 +48,6 @@ class Domains:
         return np.searchsorted(self.offsets, np.asarray(ids), side="right") - 1
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Rows that a stage may draw: a contiguous range of ids, or a list of chosen ids.
-
-    The same pool keeps its order over any number of stages, and another pool has another order. Repeated ids are
-    allowed (a selection with replacement).
-    """
-
-    key: int
-    """The name of the pool in the key of its permutations."""
-    start: int = 0
-    size: int = 0
-    """First id and length of a range."""
-    ids: np.ndarray | None = None
-    """The chosen ids, int64; None for a range."""
-
-    def __len__(self) -> int:
-        return self.size if self.ids is None else len(self.ids)
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return self.start + index if self.ids is None else self.ids[index]
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """From position `start` on: pools, their proportions, cursors and remainders."""
-
-    index: int
-    start: int
-    pools: tuple[Pool, ...]
-    proportions: tuple[float, ...]
-    """Proportion of each pool, adding up to one."""
-    cursors: tuple[int, ...]
-    """Rows of each pool served before `start`, as epoch * len(pool) + offset."""
-    carry: tuple[int, ...]
-    """Remainder of each pool at `start`, in units of 1 / SCALE of a sample, or of a token."""
-    unit: Unit = "samples"
-    """What the proportions are shares of."""
-    reached: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
-    """For a resumed stage with several pools: the positions served in it, and by pool the rows and (in tokens) the
-    tokens served. The order is then computed from there, not from `start`."""
-    parts: tuple[int, ...] = field(init=False)
-    """The proportions as integers in units of 1 / SCALE."""
-
-    def __post_init__(self) -> None:
-        if not len(self.pools) == len(self.proportions) == len(self.cursors) == len(self.carry):
-            raise ValueError("a stage needs one proportion, cursor and remainder per pool")
-        object.__setattr__(self, "parts", tuple(quantise(self.proportions)))
-        for d, (pool, part) in enumerate(zip(self.pools, self.parts, strict=True)):
-            if part and len(pool) == 0:
-                raise ValueError(f"pool {d} is empty but has proportion {self.proportions[d]}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the ids of chosen pools, which are named by `key` and stored apart."""
-        return {
-            "index": self.index,
-            "start": self.start,
-            "proportions": list(self.proportions),
-            "cursors": [
-                list(divmod(c, len(p))) if len(p) else [0, 0] for c, p in zip(self.cursors, self.pools, strict=True)
-            ],
-            "carry": list(self.carry),
-            "unit": self.unit,
-            **({"reached": self.reached} if self.reached is not None else {}),
-            "pools": [
-                {"key": p.key, "size": len(p), **({"start": p.start} if p.ids is None else {"chosen": True})}
-                for p in self.pools
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any], chosen: Mapping[tuple[int, int], np.ndarray]) -> Stage:
-        """Rebuild from `to_json` and the id lists of chosen pools, keyed by (pool key, index of the pool in the stage)."""
-        pools = tuple(
-            Pool(key=p["key"], ids=chosen[(p["key"], d)])
-            if p.get("chosen")
-            else Pool(key=p["key"], start=p["start"], size=p["size"])
-            for d, p in enumerate(record["pools"])
-        )
-        cursors = tuple(epoch * len(p) + offset for (epoch, offset), p in zip(record["cursors"], pools, strict=True))
-        reached = record.get("reached")
-        return cls(
-            index=record["index"],
-            start=record["start"],
-            pools=pools,
-            proportions=tuple(record["proportions"]),
-            cursors=cursors,
-            carry=tuple(record["carry"]),
-            unit=record["unit"],
-            reached=None if reached is None else (reached[0], tuple(reached[1]), tuple(reached[2])),
-        )
-
-
 class Plan:
     """f(seed, ledger, t). Its attributes hold everything but caches.
 
@@ -149,6 +56,7 @@ class Plan:
     Attributes:
         shuffle: Whether pools are permuted; otherwise they are served as they are.
         lengths: Tokens of each row, int32[N], where proportions are shares of tokens; None: shares of samples.
+        shape: What is laid over the passes of pools that have a course.
         stages: The stages, ascending.
     """
 
@@ -159,9 +67,10 @@ class Plan:
         *,
         shuffle: bool = True,
         lengths: np.ndarray | None = None,
+        shape: Shape | None = None,
         stages: Sequence[Stage] = (),
     ) -> None:
-        self.domains, self.seed, self.shuffle = domains, seed, shuffle
+        self.domains, self.seed, self.shuffle, self.shape = domains, seed, shuffle, shape
         if lengths is not None:
             lengths = np.asarray(lengths).astype(np.int32, copy=False)
             if lengths.min(initial=1) < 1:  # a row without a token counts as one: every position adds tokens
@@ -170,6 +79,7 @@ class Plan:
         self.stages: list[Stage] = list(stages)
         self._quotas: dict[tuple[Stage, bool], Quota] = {}
         self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
+        self._passes: dict[tuple[Pool, int, int], np.ndarray] = {}
 
     # -- the whole data of a run -------------------------------------------------------------------------------------
 
@@ -297,6 +207,20 @@ class Plan:
         """Rows each pool of the stage at `position` has served up to there, since the pool was opened."""
         return self._progress(self.stage_at(position), position)[0]
 
+    def expected_draws(self, position: int, end: int) -> list[int]:
+        """Draws of each pool in all at position `end`, if the last stage goes on from `position`: exact for one pool, else at
+        most one too many. With proportions of tokens it is what the mean lengths of the rows make likely."""
+        last, length = self.stages[-1], end - position
+        served, carry = self._progress(last, position)
+        if len(last.pools) == 1:
+            return [served[0] + length]
+        if self.lengths is None:
+            asked = [max(c + part * length, 0) for c, part in zip(carry, last.parts, strict=True)]
+            return [n + -(-more // SCALE) for n, more in zip(served, asked, strict=True)]
+        means = [self.lengths[pool.rows(np.arange(len(pool)))].mean() if len(pool) else 1.0 for pool in last.pools]
+        shares = np.asarray(last.parts) / np.asarray(means)
+        return [n + ceil(length * share) for n, share in zip(served, shares / shares.sum(), strict=True)]
+
     def _stage_rows(self, stage: Stage, begin: int, end: int) -> np.ndarray:
         if len(stage.pools) == 1:
             return self._draw(stage, 0, stage.cursors[0] + np.arange(begin, end, dtype=np.int64))
@@ -314,13 +238,36 @@ class Plan:
         """The rows of pool d of a stage for consecutive draw numbers `served` (0 is the pool's first draw)."""
         pool, n = stage.pools[d], len(stage.pools[d])
         epochs, offsets = served // n, served % n
-        if not self.shuffle:
+        if not self.shuffle and pool.course is None:
             return pool.rows(offsets)
         out = np.empty(served.size, dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if served.size else ():
             here = epochs == epoch
-            out[here] = pool.rows(self._permutation(n, pool.key, d, epoch)(offsets[here]))
+            places = offsets[here]
+            if pool.course is None:
+                out[here] = pool.rows(self._permutation(n, pool.key, d, epoch)(places))
+            else:
+                out[here] = pool.rows(self._pass(pool, d, epoch)[places])
         return out
+
+    def pass_under_way(self, stage: Stage, d: int, draws: int) -> np.ndarray:
+        """The rows of pool d, by their places in it, that the pass under way at `draws` has had before: int64[draws % n]."""
+        pool, n = stage.pools[d], len(stage.pools[d])
+        epoch, places = draws // n, np.arange(draws % n)
+        if pool.course is not None:
+            return self._pass(pool, d, epoch)[places]
+        return self._permutation(n, pool.key, d, epoch)(places) if self.shuffle else places
+
+    def _pass(self, pool: Pool, d: int, epoch: int) -> np.ndarray:
+        """A pass through a pool with a course, int64[n]."""
+        key = (pool, d, epoch)
+        if key not in self._passes:
+            assert pool.course is not None and self.shape is not None
+            while len(self._passes) >= 2 * len(self.domains):
+                self._passes.pop(next(iter(self._passes)))
+            random = derive_key(self.seed, Purpose.ORDERING, pool.key, d, epoch)
+            self._passes[key] = pool.course.of_pass(epoch, self.shape, random)
+        return self._passes[key]
 
     def _permutation(self, n: int, pool_key: int, d: int, epoch: int) -> Permutation:
         key = (n, pool_key, d, epoch)
@@ -342,9 +289,3 @@ class Plan:
             else:
                 self._quotas[key] = TokenQuota(stage.parts, stage.carry, partial(self._lengths, stage), begun)
         return self._quotas[key]
-
-
-def chosen_pool(key: int, ids: np.ndarray, *, as_given: bool = False) -> Pool:
-    """A pool of selected rows. Unless `as_given`, ids are sorted: the order is the plan's, not the selector's."""
-    ids = np.asarray(ids, dtype=np.int64)
-    return replace(Pool(key=key), ids=ids if as_given else np.sort(ids))

@@ -8,7 +8,9 @@ from typing import Any
 
 from dataflex.reading.log import Log
 
-KINDS = {"select": "selecting", "mix": "mixing", "weight": "weighing", "evaluate": "evaluating"}
+KINDS = {
+    "select": "selecting", "mix": "mixing", "weight": "weighing", "order": "ordering", "evaluate": "evaluating",
+}  # fmt: skip
 ALL_KINDS = ("training", "loading", *KINDS.values(), "saving")
 """Kinds of time, in the order in which they are shown."""
 

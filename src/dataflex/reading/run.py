@@ -20,6 +20,7 @@ from dataflex.reading.cost import Cost, cost_of, seconds_of
 from dataflex.reading.exposure import DomainExposure, exposure_of, last_weights
 from dataflex.reading.log import LOG, Log, Series, columns, read_lines
 from dataflex.reading.mixture import Mixture, mixture_of
+from dataflex.reading.orders import OrderFile, orders_of
 from dataflex.reading.selections import SelectionFile, selections_before, selections_of
 from dataflex.record.ledger import DIRECTORY, EXPOSURE, LEDGER
 
@@ -133,6 +134,10 @@ class Run:
     @cached_property
     def selections(self) -> list[SelectionFile]:
         return selections_of(self.folder, self.ledger) or list(selections_before(self.path))
+
+    @cached_property
+    def orders(self) -> list[OrderFile]:
+        return orders_of(self.folder, self.ledger)
 
     @cached_property
     def exposure(self) -> dict[str, DomainExposure]:

@@ -306,7 +306,8 @@ def selections_of(folder: Path, ledger: Sequence[Mapping[str, Any]]) -> list[Sel
     """Those of a training whose files are there."""
     found = []
     for line in ledger:
-        file = line.get("decided", {}).get("file") if isinstance(line.get("decided"), Mapping) else None
+        decided, chosen = line.get("decided"), str(line["component"]).startswith("select:")
+        file = decided.get("file") if chosen and isinstance(decided, Mapping) else None
         if file and (folder / file).is_file():
             found.append(SelectionFile(folder / file, int(line["step"]), line))
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from dataflex.plan.plan import Domains
+from dataflex.record.order_file import OrderRecord, write_order
 from dataflex.record.selection_file import SelectionRecord, write_selection
 from dataflex.writing import append, clear_leftovers, write_atomically
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
 EXPOSURE = "exposure.parquet"
+SELECTIONS, ORDERS = "selections", "orders"
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +57,8 @@ class RunFiles:
         """A new run: what an earlier one left in the directory is removed."""
         if not self.writes:
             return
-        shutil.rmtree(self.path / "selections", ignore_errors=True)
+        for folder in (SELECTIONS, ORDERS):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         clear_leftovers(self.path)
         (self.path / EXPOSURE).unlink(missing_ok=True)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
@@ -66,9 +69,9 @@ class RunFiles:
         self.ledger_text = bytearray(ledger)
         if not self.writes:
             return
-        for folder in (self.path, self.path / "selections"):
+        for folder in (self.path, self.path / SELECTIONS, self.path / ORDERS):
             clear_leftovers(folder)
-        for file in (self.path / "selections").glob("step_*.*"):
+        for file in [file for kind in (SELECTIONS, ORDERS) for file in (self.path / kind).glob("step_*.*")]:
             number = file.stem.removeprefix("step_")
             if file.suffix in (".parquet", ".jsonl") and number.isdigit() and int(number) >= step:
                 file.unlink()
@@ -86,11 +89,18 @@ class RunFiles:
         if self.writes:
             append(self.path / LEDGER, line)
 
+    def write_order(self, step: int, record: OrderRecord) -> str:
+        """orders/step_<n>.parquet. Returns the path relative to the run directory."""
+        relative = f"{ORDERS}/step_{step}.parquet"
+        if self.writes:
+            write_order(self.path / relative, record)
+        return relative
+
     def write_selection(self, step: int, record: SelectionRecord) -> str:
         """selections/step_<n>.parquet, and some of the rows with their text beside it.
 
         Returns the path relative to the run directory."""
-        relative = f"selections/step_{step}.parquet"
+        relative = f"{SELECTIONS}/step_{step}.parquet"
         if self.writes:
             write_selection(self.path / relative, record, self.texts)
         return relative

@@ -8,7 +8,7 @@ from typing import Any
 
 from dataflex import events
 from dataflex.notices import detail
-from dataflex.plan.plan import Stage
+from dataflex.plan.stages import Stage
 from dataflex.record.ledger import RunFiles
 from dataflex.record.remarks import Remarks
 

@@ -2,7 +2,7 @@
 
 checkpoint-<n>/dataflex/
   state.json        what `Snapshot` holds, without arrays
-  arrays.npz        its arrays, and the rows of chosen pools
+  arrays.npz        its arrays, the rows of chosen pools, and those of a course
   ledger.jsonl      the ledger up to this step
   exposure.parquet  rows touched up to this step
   COMPLETE          written last, so its presence means all of it is there (`record/completeness.py`)
@@ -11,6 +11,7 @@ The state of a part of the trainer is what its `state_dict` gives:
 
   serving    served              rows of each domain
              streams             by stream, its position and the samples taken of its block
+  ordering   scores              of all rows, as last measured
   observing  sums                of losses by domain, since the last update
   mixing     amounts             what was served since the last update
              amounts_decided     what was served since the last update with a decision
@@ -34,7 +35,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.plan.plan import Stage
+from dataflex.plan.stages import OF_POOLS, Stage
 from dataflex.record.ledger import DIRECTORY, EXPOSURE, LEDGER
 from dataflex.writing import atomically, write_atomically
 
@@ -94,9 +95,8 @@ def write_snapshot(folder: Path, snapshot: Snapshot, ledger: bytes | bytearray) 
         "parts": {name: split(f"parts/{name}", state) for name, state in snapshot.parts.items()},
     }
     for stage in snapshot.stages:
-        for d, pool in enumerate(stage.pools):
-            if pool.ids is not None:
-                arrays[f"pools/{pool.key}/{d}"] = _narrow(pool.ids)
+        for (what, key, d), rows in stage.arrays().items():
+            arrays[f"{what}/{key}/{d}"] = _narrow(rows)
     target = folder / DIRECTORY
     with atomically(target / "arrays.npz") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -114,22 +114,22 @@ def read_snapshot(folder: Path) -> tuple[Snapshot, bytes]:
         ledger = (source / LEDGER).read_bytes()
         with np.load(source / "arrays.npz") as stored:
             arrays = dict(stored)
-        # Arrays are named by their owner: pools/<key>/<index>, components/<slot>/<name>, parts/<part>/<name>.
-        chosen: dict[tuple[int, int], np.ndarray] = {}
+        # Arrays are named by their owner: <what>/<key>/<index> of a pool, components/<slot>/<name>, parts/<part>/<name>.
+        of_pools: dict[tuple[str, int, int], np.ndarray] = {}
         states = {kind: {k: dict(v) for k, v in content.get(kind, {}).items()} for kind in ("components", "parts")}
         extra = dict(content.get("extra", {}))
         for name, array in arrays.items():
             kind, _, rest = name.partition("/")
             owner, _, key = rest.partition("/")
-            if kind == "pools":
-                chosen[(int(owner), int(key))] = array.astype(np.int64, copy=False)
+            if kind in OF_POOLS:
+                of_pools[kind, int(owner), int(key)] = array.astype(np.int64, copy=False)
             elif kind == "extra":
                 extra[rest] = array
             else:
                 states[kind][owner][key] = array
         # Format 2 had no parts.
         parts = states["parts"] if content["format"] == FORMAT else parts_of_extra(extra)
-        stages = [Stage.from_json(record, chosen) for record in content["stages"]]
+        stages = [Stage.from_json(record, of_pools) for record in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise DataflexError(f"the dataflex state of {folder} cannot be read: {error}") from error
     return (

@@ -25,6 +25,7 @@ from dataflex.report.tables import (
     cost_table,
     differences,
     domains_table,
+    orders_table,
     overview,
     remarks_table,
     selections_table,
@@ -94,7 +95,7 @@ def _across(runs: Sequence[Run], noise: Table | str) -> Iterator[Section]:
 
 def sections_of(run: Run) -> Iterator[Section]:
     """The parts of the page about one run."""
-    for section in (_losses(run), _mixture(run), *_selections(run), _weights(run), _cost(run)):
+    for section in (_losses(run), _mixture(run), *_selections(run), *_orders(run), _weights(run), _cost(run)):
         if section.tables or section.charts or section.rows:
             yield section
 
@@ -112,6 +113,11 @@ def _mixture(run: Run) -> Section:
     return Section(
         "Mixture and exposure", [], {**figures, **(charts.exposure_charts(run.exposure) if run.exposure else {})}
     )
+
+
+def _orders(run: Run) -> Iterator[Section]:
+    if run.orders:
+        yield Section("Orders", _tables(orders_table(run)))
 
 
 def _selections(run: Run) -> Iterator[Section]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dataflex.reading.orders import OrderFile, RankedRow
 from dataflex.reading.run import Run
 from dataflex.reading.selections import RowOfSelection, SelectionFile
 from dataflex.reading.stored import stored_row, stored_texts
@@ -53,6 +54,26 @@ def rows_table(run: Run, selection: SelectionFile, rows: Sequence[RowOfSelection
         left, taken = found.scores.cut
         note = f"Cut between {number(left, 4)} (left out) and {number(taken, 4)} (taken); margin: how far a row is from it."
     return Table(title, columns, cells, note, frozenset({"text", "for"}))
+
+
+def ranks_table(run: Run, order: OrderFile, rows: Sequence[RankedRow], *, whole: bool = False) -> Table:
+    """Rows by the rank that an order gave them. whole: with all of their texts."""
+    keys = run.record.get("llamafactory") or {}
+
+    def text(row: RankedRow) -> str:
+        texts = None if row.row is None else stored_texts(keys, row.data_set, row.row)
+        if texts is None:
+            return _NOT_KEPT
+        return visible("\n".join(texts) if whole else shortened(" ".join(texts), _PROMPT + _ANSWER))
+
+    cells = [
+        (f"{row.data_set}:{_count(row.row)}", row.domain, f"{row.rank:,}", number(row.score, 4), text(row))
+        for row in rows
+    ]
+    by = order.line["from"]["by"]
+    title = f"Step {order.step}: {order.name}" + (f" by {by}" if by else "")
+    note = "Rank: the place of a row in its pool by score, from 0."
+    return Table(title, ("row", "domain", "rank", "score", "text"), cells, note, frozenset({"text"}))
 
 
 def life_table(run: Run, sample_id: int) -> Table:

@@ -23,7 +23,7 @@ class Table:
 
 def tables_of(run: Run) -> Iterator[Table]:
     """All tables of a run that have something to show."""
-    for make in (domains_table, selections_table, weights_table, cost_table, remarks_table):
+    for make in (domains_table, selections_table, orders_table, weights_table, cost_table, remarks_table):
         table = make(run)
         if table is not None and table.rows:
             yield table
@@ -48,7 +48,7 @@ def does(run: Run) -> str:
     if not run.trains:
         return ", ".join(dict.fromkeys(f"select {s.name}" for s in run.selections))
     found = []
-    for slot in ("select", "mix", "weight"):
+    for slot in ("select", "mix", "weight", "order"):
         spec = run.block.get(slot)
         for one in spec if isinstance(spec, list) else [spec]:
             if isinstance(one, Mapping) and one.get("name"):
@@ -135,6 +135,30 @@ def selections_table(run: Run, most: int = 12) -> Table | None:
     if len(found) > most:
         note += f" {len(found)} selections, {len(rows)} of them shown."
     return Table("Selections", columns, rows, note, frozenset({"selector", "of which"}))
+
+
+def orders_table(run: Run, most: int = 12) -> Table | None:
+    found = run.orders
+    if not found:
+        return None
+    shown = found if len(found) <= most else [*found[: most // 2], *found[len(found) - most // 2 :]]
+    rows = [
+        (
+            str(order.step),
+            order.name,
+            str(order.line["from"]["by"] or NONE),
+            count(sum(order.line["decided"]["rows"])),
+            count(sum(order.line["decided"]["draws"])),
+            count(order.line["from"]["without_score"]),
+            duration(float(order.line.get("seconds", 0.0))),
+        )
+        for order in shown
+    ]
+    columns = ("step", "order", "by", "rows", "draws", "without a score", "time")
+    note = "Draws: those that the shape is laid over, of all pools together."
+    if len(shown) < len(found):
+        note += f" {len(found)} orders, {len(shown)} of them shown."
+    return Table("Orders", columns, rows, note, frozenset({"order", "by"}))
 
 
 def weights_table(run: Run) -> Table | None:

@@ -34,6 +34,8 @@ class DecisionLines:
             return self._select(record, name)
         if slot == "mix":
             return self._mix_or_hold(record, name)
+        if slot == "order":
+            return self._order(record, name)
         if slot == "exhausted":
             lines = (self.waiting(), self._exhausted(record))  # what was decided before comes first
             return "\n".join(line for line in lines if line)
@@ -77,6 +79,15 @@ class DecisionLines:
         tail = [] if decided["overlap"] is None else [f"{percent(decided['overlap'])} as last time"]
         head = f"select {name}: {count:,} of {counted(record['from']['rows'], 'row')}"
         return self._line(record["step"], head, items, " ", [*tail, _took(record)])
+
+    def _order(self, record: Mapping[str, Any], name: str) -> str:
+        decided, source = record["decided"], record["from"]
+        by = f" by {source['by']}" if source["by"] else ""
+        head = (
+            f"order {name}{by}: {counted(sum(decided['rows']), 'row')}, over {counted(sum(decided['draws']), 'draw')}"
+        )
+        items = [f"{counted(source['without_score'], 'row')} without a score"] if source["without_score"] else []
+        return self._line(record["step"], head, items, " ", [_took(record)])
 
     def _mix_or_hold(self, record: Mapping[str, Any], name: str) -> str | None:
         before = self._loss_weights

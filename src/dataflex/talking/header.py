@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex import events
-from dataflex.config.schema import DataflexConfig, Schedule, WeightPart
+from dataflex.config.schema import DataflexConfig, OrderConfig, Schedule, WeightPart
 from dataflex.talking.time_spent import strategy_of
 from dataflex.talking.wording import amount, counted, fraction, listed
 from dataflex.values import words
@@ -48,10 +48,18 @@ def plan_lines(
     if config.weight is not None:
         for slot, part in config.weight.slots().items():
             lines.append(label(slot, f"{part.name}: {strength(part)}"))
+    if config.order is not None:
+        lines.append(label("order", f"{_ordered(config.order)}: {when(event.schedules['order'], steps)}"))
     others = [
         f"{what} {found}" for what, key in (("evaluate", "eval"), ("save", "save")) if (found := _every(args, key))
     ]
     return lines + ([label("also", ", ".join(others))] if others else [])
+
+
+def _ordered(order: OrderConfig) -> str:
+    """saw by loss, higher_later."""
+    of = f" {order.column}" if order.column else f" {order.path}" if order.path else ""
+    return order.name if order.by is None else f"{order.name} by {order.by}{of}, {order.polarity}"
 
 
 def label(name: str, text: str) -> str:

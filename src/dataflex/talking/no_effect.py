@@ -12,13 +12,13 @@ from dataflex.config.schema import DataflexConfig
 def at_the_start(
     config: DataflexConfig, schedules: Mapping[str, Any], steps: int, domains: int, *, known: bool
 ) -> Iterator[str]:
-    """schedules: the `Schedule` of `select` and of `mix`, where they act. steps: optimizer steps of the run. domains: how
+    """schedules: the `Schedule` of `select`, `mix` and `order`, where they act. steps: optimizer steps of the run. domains: how
     many are mixed; 0: not known. known: what never acts was said before."""
     for slot, component in config.components.items():
         reason = declared(component.without_effect)
         if reason is not None:
             yield f"{slot} {_name(config, slot)} changes nothing: {reason}"
-    for slot in () if known else ("select", "mix"):
+    for slot in () if known else ("select", "mix", "order"):
         schedule = schedules.get(slot)
         if schedule is not None and schedule.next_due(0) is not None and not schedule.turns(steps):
             yield f"{slot} {_name(config, slot)} never acts: it would before step {schedule.next_due(0)}, and the run has {steps}"
@@ -55,7 +55,7 @@ def of_decision(record: Mapping[str, Any]) -> str | None:
 
 
 def _name(config: DataflexConfig, slot: str) -> str:
-    specs: dict[str, Any] = {"select": config.select, "mix": config.mix}
+    specs: dict[str, Any] = {"select": config.select, "mix": config.mix, "order": config.order}
     if config.weight is not None:
         specs |= config.weight.slots()
     return str(specs[slot].name)

@@ -81,7 +81,7 @@ class TimeSpent:
 
     def _decide(self, event: events.Decided) -> None:
         slot = event.record["component"].partition(":")[0]
-        if slot in ("select", "mix"):
+        if slot in ("select", "mix", "order"):
             self._durations.setdefault(slot, []).append(event.record["seconds"])
 
     def _begin_save(self, _: events.Saving) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from dataflex.config.schema import DataflexConfig
 from dataflex.trainer.hooks import DynamicTrainer
-from dataflex.trainer.paradigms import MixTrainer, SelectTrainer, WeightTrainer
+from dataflex.trainer.paradigms import MixTrainer, OrderTrainer, SelectTrainer, WeightTrainer
 
-__all__ = ["DynamicTrainer", "MixTrainer", "SelectTrainer", "WeightTrainer", "build_trainer"]
+__all__ = ["DynamicTrainer", "MixTrainer", "OrderTrainer", "SelectTrainer", "WeightTrainer", "build_trainer"]
 
 
 def build_trainer(
@@ -31,7 +31,7 @@ def build_trainer(
     """
     mixins = [
         mixin
-        for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer))
+        for slot, mixin in (("select", select), ("mix", MixTrainer), ("weight", WeightTrainer), ("order", OrderTrainer))
         if slot in config.components
     ]
     name = "".join(m.__name__.removesuffix("Trainer") for m in mixins) + base.__name__

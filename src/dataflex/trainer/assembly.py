@@ -12,22 +12,26 @@ import torch
 
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.llamafactory.trainer_keys import global_batch
-from dataflex.config.schema import DataflexConfig, MixConfig, SelectConfig, WeightConfig
+from dataflex.config.schema import DataflexConfig, MixConfig, OrderConfig, SelectConfig, WeightConfig
 from dataflex.data.rows import Rows
 from dataflex.data.streams import Streams
 from dataflex.data.texts import RowTexts
 from dataflex.deciding.choosing import Available, Chooser, Group, Measure
 from dataflex.deciding.mixing import Mixing, domain_info
+from dataflex.deciding.ordering import Ordering
 from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import Delivery, PlannedServing, RowServing, Serving, StreamServing
 from dataflex.distributed import collectives
+from dataflex.plan.course import Shape
 from dataflex.plan.permutation import Purpose, generator
 from dataflex.plan.plan import Domains, Plan
 from dataflex.record.ledger import RunFiles
 from dataflex.record.reasons import Target
 from dataflex.record.recorder import Recorder
 from dataflex.signals.asking.ask import Signals
+from dataflex.signals.asking.context import MeasureContext
 from dataflex.signals.asking.reference_losses import ReferenceLosses
+from dataflex.signals.keeping.run import RunCaches
 from dataflex.trainer.losses import RowLosses
 from dataflex.trainer.view import StageView
 from dataflex.weighting.domain_weights import DomainWeights
@@ -66,8 +70,56 @@ def serving_of(
         plan = Plan(rows.domains, seed, shuffle=False)  # the n-th draw is the n-th of the stream
         return StreamServing(rows, plan, rows_per_step, delivery, shuffle=shuffle)
     by_tokens = config.mix is not None and config.mix.unit == "tokens"
-    plan = Plan(rows.domains, seed, shuffle=shuffle, lengths=rows.lengths() if by_tokens else None)
+    shape = None if config.order is None else Shape(config.order.component.ranks, config.order.window)
+    plan = Plan(rows.domains, seed, shuffle=shuffle, lengths=rows.lengths() if by_tokens else None, shape=shape)
     return RowServing(rows, plan, rows_per_step, delivery) if config.plans_data else Serving(rows, plan, rows_per_step)
+
+
+def signals_of(trainer: Any) -> Signals:
+    """What measures for a run. trainer: a `DynamicTrainer`."""
+    config, recorder = trainer.config, trainer.recorder
+    select = f"select:{config.select.name}" if config.select is not None else ""
+    context = MeasureContext(
+        trainer.view,
+        trainer.rows,
+        trainer.data_collator,
+        trainer.processing_class,
+        trainer.score,
+        stage=trainer.stage_name,
+        seed=trainer.serving.plan.seed,
+        target=trainer.target,
+        held_out=trainer.held_out,
+        held_out_named=config.routes_held_out,
+        scoring_tokens=config.scoring_tokens,
+        remark=lambda lines: recorder.remarks.add(select, lines),
+    )
+    return Signals(context, RunCaches(trainer.view, trainer.identity, str(trainer.args.output_dir)))
+
+
+def ordering_of(
+    spec: OrderConfig,
+    rows: Rows,
+    given: np.ndarray | None,
+    signals: Signals,
+    serving: PlannedServing,
+    recorder: Recorder,
+    mixing: Mixing | None,
+) -> Ordering:
+    """The part that orders rows.
+
+    Args:
+        given: Scores that the data gives, float64[N].
+    """
+
+    def score() -> np.ndarray:
+        if given is not None:
+            return given
+        found = [signals.measure(request) for request in spec.requests]
+        return found[0] if found else np.zeros(len(rows))
+
+    limited = mixing is not None and mixing.spec.limits
+    most_rows = (lambda: mixing.limits.most_rows) if mixing is not None and limited else None
+    return Ordering(spec, score, serving, recorder, (rows.stored, rows.data_sets), most_rows)
 
 
 def available_of(rows: Rows, target: Rows | None, tokenizer: Any, *, by_domain: bool) -> Available:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -22,6 +23,7 @@ from dataflex.data.micro_batch import MICRO_BATCH, MicroBatch, attach
 from dataflex.data.rows import SAMPLE_IDS, RowCollator, Rows
 from dataflex.deciding.decisions import Deciding
 from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.ordering import Ordering
 from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import PlannedServing, RowServing
 from dataflex.distributed import collectives
@@ -33,11 +35,9 @@ from dataflex.record.sharded import load_adapter, load_moments
 from dataflex.record.sharing import before_selecting, branches
 from dataflex.record.snapshot import read_snapshot
 from dataflex.signals.asking.ask import Signals
-from dataflex.signals.asking.context import MeasureContext
-from dataflex.signals.keeping.run import RunCaches
 from dataflex.signals.routing import freeze_routers
 from dataflex.trainer.announcing import Announcing
-from dataflex.trainer.assembly import recorder_of, row_losses, serving_of
+from dataflex.trainer.assembly import recorder_of, row_losses, serving_of, signals_of
 from dataflex.trainer.checkpoints import Checkpoints, Saves, load_renamed
 from dataflex.trainer.epochs import settle_steps, steps_left
 from dataflex.trainer.evaluating import DomainEvaluation
@@ -68,6 +68,7 @@ class DynamicTrainer(Announcing):
         self.target: Rows | None = kwargs.pop("target_dataset", None)
         self.held_out: Rows | None = kwargs.pop("held_out", None)
         references = kwargs.pop("references", {})
+        self.order_scores: np.ndarray | None = kwargs.pop("order_scores", None)
         self.view = StageView(self, self.stage_name)
         super().__init__(*args, **kwargs)
         config, self.rows = self.config, self.train_dataset
@@ -83,11 +84,14 @@ class DynamicTrainer(Announcing):
         fix_scaling = config.weight is not None and config.weight.fix_scaling
         self.objective = Objective.of(self, self.stage_name, fix_scaling=fix_scaling)
         self.selecting, self.mixing, self.weights = self.make_selecting(), self.make_mixing(), self.make_weights()
+        self.ordering = self.make_ordering()
         self.deciding: Deciding | None = None
         if isinstance(self.serving, PlannedServing):
-            self.deciding = Deciding(self.serving, self.recorder, self.selecting, self.mixing)
+            self.deciding = Deciding(self.serving, self.recorder, self.selecting, self.mixing, self.ordering)
         self.losses = row_losses(config, self.objective, self.view, self.observing, self.weights, references)
-        self.state_of_run = RunState(self.serving, self.observing, self.selecting, self.mixing, self.weights)
+        self.state_of_run = RunState(
+            self.serving, self.observing, self.selecting, self.mixing, self.weights, self.ordering
+        )
         self.checkpoints = Checkpoints(Saves.of(self.args), self.recorder.files, exposure)
         self.in_epochs = isinstance(self.serving, RowServing) and settle_steps(
             self.args, len(self.rows), self.serving.global_batch, down=config.compat.epoch_rounding == "down"
@@ -100,22 +104,7 @@ class DynamicTrainer(Announcing):
     # -- what a paradigm adds ----------------------------------------------------------------------------------------
 
     def make_signals(self) -> Signals:
-        select = f"select:{self.config.select.name}" if self.config.select is not None else ""
-        context = MeasureContext(
-            self.view,
-            self.rows,
-            self.data_collator,
-            self.processing_class,
-            self.score,
-            stage=self.stage_name,
-            seed=self.serving.plan.seed,
-            target=self.target,
-            held_out=self.held_out,
-            held_out_named=self.config.routes_held_out,
-            scoring_tokens=self.config.scoring_tokens,
-            remark=lambda lines: self.recorder.remarks.add(select, lines),
-        )
-        return Signals(context, RunCaches(self.view, self.identity, str(self.args.output_dir)))
+        return signals_of(self)
 
     def make_selecting(self) -> Selecting | None:
         """See SelectTrainer."""
@@ -127,6 +116,10 @@ class DynamicTrainer(Announcing):
 
     def make_weights(self) -> Weights | None:
         """See WeightTrainer."""
+        return None
+
+    def make_ordering(self) -> Ordering | None:
+        """See OrderTrainer."""
         return None
 
     # -- length of the run -------------------------------------------------------------------------------------------
@@ -209,7 +202,8 @@ class DynamicTrainer(Announcing):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         self._end_step()
-        self.announce_start(self.serving.global_batch, {"select": self.selecting, "mix": self.mixing})
+        parts = {"select": self.selecting, "mix": self.mixing, "order": self.ordering}
+        self.announce_start(self.serving.global_batch, parts)
         step, factors = self.view.step, None
         if self.deciding is None:
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

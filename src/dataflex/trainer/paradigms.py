@@ -1,11 +1,12 @@
-"""What each of the three paradigms puts together; a run has those that its configuration names."""
+"""What each of the four paradigms puts together; a run has those that its configuration names."""
 
 from __future__ import annotations
 
 from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.ordering import Ordering
 from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import PlannedServing
-from dataflex.trainer.assembly import available_of, mixing_of, selecting_of, weights_of
+from dataflex.trainer.assembly import available_of, mixing_of, ordering_of, selecting_of, weights_of
 from dataflex.trainer.hooks import DynamicTrainer
 from dataflex.weighting.domain_weights import DomainWeights
 from dataflex.weighting.weights import Weights
@@ -53,3 +54,13 @@ class WeightTrainer(DynamicTrainer):
         if spec is None:
             return None
         return weights_of(spec, self.rows.domains, self.args, self.model, autocast, packed=self.packed)
+
+
+class OrderTrainer(DynamicTrainer):
+    """The rows of each pool are served by their scores, in the shape of an order."""
+
+    def make_ordering(self) -> Ordering | None:
+        spec, serving = self.config.order, self.serving
+        if spec is None or not isinstance(serving, PlannedServing):
+            return None
+        return ordering_of(spec, self.rows, self.order_scores, self.signals, serving, self.recorder, self.mixing)

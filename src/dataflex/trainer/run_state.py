@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex.deciding.mixing import Mixing
+from dataflex.deciding.ordering import Ordering
 from dataflex.deciding.selecting import Selecting
 from dataflex.deciding.serving import Serving
 from dataflex.record.snapshot import Snapshot
@@ -20,9 +21,10 @@ class RunState:
         selecting: Selecting | None,
         mixing: Mixing | None,
         weights: Weights | None,
+        ordering: Ordering | None = None,
     ) -> None:
         self.serving, self.observing = serving, observing
-        self.selecting, self.mixing, self.weights = selecting, mixing, weights
+        self.selecting, self.mixing, self.weights, self.ordering = selecting, mixing, weights, ordering
 
     def init(self) -> None:
         for part in (self.selecting, self.mixing, self.weights):
@@ -66,7 +68,8 @@ class RunState:
 
     def _stateful(self) -> dict[str, Any]:
         found = {
-            "serving": self.serving, "observing": self.observing, "mixing": self.mixing, "weights": self.weights
+            "serving": self.serving, "observing": self.observing, "mixing": self.mixing, "weights": self.weights,
+            "ordering": self.ordering,
         }  # fmt: skip
         return {name: part for name, part in found.items() if part is not None}
 

@@ -107,7 +107,7 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
     read = {slot: component.files() for slot, component in dataflex.components.items()}
     for key, value in masked(dataflex.to_json()).items():
         if isinstance(value, dict):
-            elsewhere = {*_PATHS, *read.get(key, ()), *(("path",) if key == "domains" else ())}
+            elsewhere = {*_PATHS, *read.get(key, ()), *(("path",) if key in ("domains", "order") else ())}
             out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in elsewhere}
         else:
             out[f"dataflex.{key}"] = value

@@ -34,7 +34,7 @@ TOKENIZATION = (
 
 
 class TokenizedStore:
-    """The directory `tokenized_path` of a run with select or mix. What is read from it must have been made by the same
+    """The directory `tokenized_path` of a run with select, mix or order. What is read from it must have been made by the same
     tokenization from data sets of the same contents; a ConfigError names what differs."""
 
     def __init__(self, loading: Loading, domains: DomainsKeys) -> None:

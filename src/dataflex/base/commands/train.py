@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from dataflex import events
 from dataflex.base import seams
 from dataflex.base.checks.arguments import check_arguments
@@ -203,6 +205,8 @@ def _dynamic(config: RunConfig, spent: TimeSpent) -> Any:
         if dataflex.mix is not None and not training_args.resume_from_checkpoint:
             dataflex.mix.settled(global_batch(dataflex, training_args))
         identity.update(identity_of_run(config, loading, module["train_dataset"]))
+        if "order_scores" in module:
+            identity["content of dataflex.order"] = xxhash.xxh3_128_hexdigest(module["order_scores"].tobytes())
         if dataflex.plans_data:
             from dataflex.base.loading.heldout import identity_of, load_held_out
 
@@ -274,7 +278,11 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
         module = load_domains(loading, carried, dataflex.domains)
     else:
         module = load_merged(loading, carried)
-    module.pop("origins", None)
+    origins, sizes = module.pop("origins", None), module.pop("stored_rows", None)
+    if dataflex.order is not None and dataflex.order.given:
+        from dataflex.base.loading.scores import scores_of
+
+        module["order_scores"] = scores_of(dataflex.order, origins, sizes)
     check_weights(dataflex, module["train_dataset"])
     return module
 
@@ -329,6 +337,6 @@ def _check_resume(dataflex: DataflexConfig, training_args: Any, identity: dict[s
     if fixed_batch not in (None, snapshot.global_batch):  # the order of rows is LLaMA-Factory's
         raise ConfigError(
             f"cannot resume from {folder}: per_device_train_batch_size x gradient_accumulation_steps x ranks was"
-            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select or mix the order of rows cannot"
+            f" {snapshot.global_batch} rows there and is {fixed_batch} now; without select, mix or order the order of rows cannot"
             " go on with another global batch"
         )

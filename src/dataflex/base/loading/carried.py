@@ -46,10 +46,11 @@ class Carried:
 
     @classmethod
     def by(cls, config: DataflexConfig, loading: Loading) -> Carried:
-        """What a training needs. Rows that are selected from carry their index wherever they can."""
+        """What a training needs. Rows that are selected from, or put in order, carry their index wherever they can."""
         args = loading.data_args
         joined = args.packing or args.neat_packing or loading.stage in ("pt", "kto") or args.tokenized_path
-        return cls(config.select is not None and not joined, given_column(config))
+        indexed = config.select is not None or config.order is not None
+        return cls(indexed and not joined, given_column(config))
 
     def weight_column(self, dataset: str, attributes: Any) -> WeightColumn | None:
         return None if self.weights is None else WeightColumn(dataset, attributes, *self.weights)

@@ -42,7 +42,8 @@ def load_domains(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SE
     Packing happens within a domain. Held-out rows of `val_size` are split off each domain before tokenization, and never
     train. They are the `validation` set, or with `eval_on_each_dataset` one set per domain. By domain, each an example by
     itself, they are the `Rows` `held_out`. If rows carry their index, `origins` is a list with an `Origin` for each data set
-    of each domain. `left_out` says how many rows are in no domain.
+    of each domain, and `stored_rows` has the rows of each data set as it is stored. `left_out` says how many rows are in no
+    domain.
     """
     data_args, training_args = loading.data_args, loading.training_args
     store = TokenizedStore(loading, spec) if data_args.tokenized_path else None
@@ -80,7 +81,7 @@ def load_domains(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SE
     raw = (*raw_rows(origins, data.stored_rows()), np.concatenate([origin.numbers for origin in origins]))
     in_sets = None if data.by_data_set else data_sets_of(origins)
     module = _module(names, parts, list(examples.values()), evaluation, *raw, in_sets)
-    return {**module, **more, "origins": origins}
+    return {**module, **more, "origins": origins, "stored_rows": data.stored_rows()}
 
 
 def _module(names: list[str], parts: list[Any], held_out: list[Any], evaluation: Any, *raw: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="COMPONENT",
         help="a name of `dataflex-cli list`, or module:Class; all families that have it are shown",
     )
-    parser.add_argument("--family", choices=("select", "mix", "weight"), help="of this family only")
+    parser.add_argument("--family", choices=("select", "mix", "weight", "order"), help="of this family only")
     parser.add_argument("--json", action="store_true", help="the same as a JSON list")
     parser.epilog = examples("dataflex-cli describe less", "dataflex-cli describe random --family mix --json")
 

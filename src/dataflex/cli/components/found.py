@@ -10,7 +10,7 @@ from dataflex.components.description import Description, describe
 from dataflex.components.registry import FAMILIES, first_name, package_of, plug_ins, resolve
 from dataflex.errors import ConfigError, nearest
 
-KINDS = {"select": "selector", "mix": "mixer", "weight": "weighter"}
+KINDS = {"select": "selector", "mix": "mixer", "weight": "weighter", "order": "order"}
 """Families by the key of the block, and what one of them is called."""
 
 
@@ -31,7 +31,7 @@ class Found:
 
 
 def found_in(family: str) -> list[Found]:
-    """Those of a family (select, mix or weight), by name."""
+    """Those of a family (select, mix, weight or order), by name."""
     built_in = [Found(family, name, None) for name in FAMILIES[family][0]]
     added = [Found(family, entry.name, package_of(entry)) for entry in plug_ins(family)]
     return sorted([*built_in, *added], key=lambda found: found.name)

@@ -10,7 +10,7 @@ from typing import Any
 from dataflex import notices
 from dataflex.cli.parsing import examples
 
-_FAMILIES = {"selectors": "select", "mixers": "mix", "weighters": "weight"}
+_FAMILIES = {"selectors": "select", "mixers": "mix", "weighters": "weight", "orders": "order"}
 _SIGNALS = "signals"
 
 

@@ -11,7 +11,7 @@ from dataflex import notices
 from dataflex.cli.parsing import examples
 from dataflex.errors import ConfigError
 
-_FAMILIES = {"selector": "select", "mixer": "mix", "weighter": "weight"}
+_FAMILIES = {"selector": "select", "mixer": "mix", "weighter": "weight", "order": "order"}
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def _files(kind: str, name: str, package: str) -> dict[str, str]:
 
 
 def _next_commands(family: str, kind: str, name: str, package: str, folder: Path, files: list[str]) -> str:
-    path = f"{package}.{name}:{class_name(name, kind)}"
+    path, by = f"{package}.{name}:{class_name(name, kind)}", " dataflex.order.by=length" if family == "order" else ""
     return "\n".join(
         [
             *(f"wrote {folder / file}" for file in files),
@@ -89,10 +89,10 @@ def _next_commands(family: str, kind: str, name: str, package: str, folder: Path
             "Test it:",
             f"  PYTHONPATH={folder}/src python -m pytest {folder}/tests",
             "Use it without installing it, in any configuration:",
-            f'  PYTHONPATH={folder}/src dataflex-cli train example.yaml "dataflex.{family}.name={path}"',
+            f'  PYTHONPATH={folder}/src dataflex-cli train example.yaml "dataflex.{family}.name={path}"{by}',
             f"Install it, and use it as `name: {name}`:",
             f"  pip install --no-deps -e {folder}",
             f"  dataflex-cli describe {name}",
-            f"  dataflex-cli train example.yaml dataflex.{family}.name={name}",
+            f"  dataflex-cli train example.yaml dataflex.{family}.name={name}{by}",
         ]
     )

@@ -200,5 +200,47 @@ def test_no_weighted_loss_is_above_the_cap() -> None:
     torch.testing.assert_close(weights * losses, torch.tensor([1.0, 2.0, 6.0]))  # 1.5 x the mean of 4
 """
 
-COMPONENTS = {"selector": _SELECTOR, "mixer": _MIXER, "weighter": _WEIGHTER}
-TESTS = {"selector": _SELECTOR_TEST, "mixer": _MIXER_TEST, "weighter": _WEIGHTER_TEST}
+_ORDER = '''\
+"""One sentence about the order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataflex import Order
+
+
+@dataclass(frozen=True, kw_only=True)
+class <cls>(Order):
+    """By their scores, from both ends of them to the middle.
+
+    Position t serves rank t / 2, or from the other end. Write here what it does, with its formula, and the paper where there is
+    one.
+    """
+
+    low_first: bool = True
+    """Whether the first row is that of the lowest rank."""
+
+    def ranks(self, rows: int, shuffled: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        positions = np.arange(rows)
+        from_below = positions % 2 == (0 if self.low_first else 1)
+        return np.where(from_below, positions // 2, rows - 1 - positions // 2)
+'''
+
+_ORDER_TEST = """\
+from __future__ import annotations
+
+import numpy as np
+from <package>.<name> import <cls>
+
+
+def test_the_ends_come_first() -> None:
+    ranks = <cls>().ranks(5, lambda count, number: np.arange(count))
+    assert ranks.tolist() == [0, 4, 1, 3, 2]
+"""
+
+COMPONENTS = {"selector": _SELECTOR, "mixer": _MIXER, "weighter": _WEIGHTER, "order": _ORDER}
+TESTS = {"selector": _SELECTOR_TEST, "mixer": _MIXER_TEST, "weighter": _WEIGHTER_TEST, "order": _ORDER_TEST}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def configure(parser: ArgumentParser) -> None:
     parser.description = (
         "Rows of a selection: which were taken, with which score, and by what margin. Or one row: why it was taken or left out,"
-        " its score at every selection, and how often it was trained on."
+        " its score at every selection, and how often it was trained on. Of a run with an order alone: rows by rank."
     )
     parser.add_argument("out", metavar="OUT", help="an output_dir of train or select")
     parser.add_argument("--step", metavar="N", help="the selection at this step (the last one)")
@@ -44,7 +44,11 @@ def run(parser: ArgumentParser, arguments: list[str]) -> int:
 
     from dataflex.reading import open_runs
 
-    found = next((each for each in open_runs([options.out]) if each.selections), None)
+    runs = open_runs([options.out])
+    found = next((each for each in runs if each.selections), None)
+    if found is None and any(run.orders for run in runs):
+        _show_ranks(next(run for run in runs if run.orders), options)
+        return 0
     if found is None:
         raise ConfigError(f"{options.out}: this run has no selection to show; `dataflex-cli report` shows what it has")
     if options.row is not None:
@@ -89,6 +93,34 @@ def _show_rows(run: Run, selection: SelectionFile, options: Namespace) -> None:
     from dataflex.report.terminal import show_table
 
     show_table(rows_table(run, selection, rows, whole=options.text), Console(highlight=False))
+
+
+def _show_ranks(run: Run, options: Namespace) -> None:
+    """Of a run without selections: rows by the rank that its order gave them."""
+    from rich.console import Console
+
+    from dataflex.report.rows import ranks_table
+    from dataflex.report.terminal import show_table
+
+    for option in ("first", "row"):
+        if getattr(options, option) is not None:
+            raise ConfigError(
+                f"--{option}: this run has no selection; --top K and --bottom K show rows by the rank of its order"
+            )
+    known = {str(order.step): order for order in run.orders}
+    if options.step is not None and options.step not in known:
+        raise ConfigError(f"--step: no order was made at step {options.step}; there are {', '.join(known)}")
+    order = run.orders[-1] if options.step is None else known[options.step]
+    if options.domain is not None:
+        _check_name(options.domain, order.data_sets, "--domain")
+    count = options.bottom if options.bottom is not None else options.top if options.top is not None else 10
+    if count < 1:
+        raise ConfigError(f"--{'top' if options.bottom is None else 'bottom'} must be at least 1, not {count}")
+    rows = order.ranked(count, highest=options.bottom is None, data_set=options.domain)
+    if options.json:
+        notices.show(json.dumps([vars(row) for row in rows], indent=2, ensure_ascii=False))
+    else:
+        show_table(ranks_table(run, order, rows, whole=options.text), Console(highlight=False))
 
 
 def _show_life(run: Run, selection: SelectionFile, options: Namespace) -> None:

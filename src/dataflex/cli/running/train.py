@@ -10,8 +10,8 @@ from dataflex.cli.running.launched import add_configuration, launch_or_explain
 
 def configure(parser: ArgumentParser) -> None:
     parser.description = (
-        "Train on LLaMA-Factory, with the selector, mixer and weighters of the dataflex block of a configuration. Without a"
-        " block it is LLaMA-Factory's own run."
+        "Train on LLaMA-Factory, with the selector, mixer, weighters and order of the dataflex block of a configuration. Without"
+        " a block it is LLaMA-Factory's own run."
     )
     add_configuration(parser, "dataflex.mix.interval=20")
     parser.epilog = examples(

@@ -9,7 +9,7 @@ from dataflex import notices
 from dataflex.cli.parsing import examples
 from dataflex.errors import ConfigError
 
-_FAMILIES = ("select", "mix", "weight")
+_FAMILIES = ("select", "mix", "weight", "order")
 _FILE = "dataflex.yaml"
 _STEPS = 500
 _HEAD = """\
@@ -54,7 +54,7 @@ save_steps: 100  # the same command, given again, goes on from the newest checkp
 report_to: none  # or wandb, tensorboard, ...
 """
 _BLOCK = """
-### which rows are trained on, how much of each domain, and how hard each row pulls
+### which rows are trained on, how much of each domain, how hard each row pulls, and in which order they come
 dataflex:
 """
 
@@ -98,7 +98,7 @@ def starter(file: Path, chosen: dict[str, str]) -> str:
 
     classes = {family: find(name, family)[0].load() for family, name in chosen.items()}
     if list(classes) == ["weight"] and getattr(classes["weight"], "goes_by_domain", False):
-        # it must know the data set of each row, which a run without select or mix does not
+        # it must know the data set of each row, which a run with weight alone does not
         chosen = {"mix": "static", **chosen}
         classes["mix"] = find("static", "mix")[0].load()
     lines: list[str] = []

@@ -96,9 +96,10 @@ def _beginning(out: Path, text: str, group: Sequence[Trial]) -> Beginning | None
 
 
 def _may_share(keys: Mapping[str, Any]) -> bool:
-    """Runs with a plan of their own, which a checkpoint can be gone on with."""
+    """Runs with a plan of their own, which a checkpoint can be gone on with. An order lays its shape over the rows up to the
+    first selection, which not all have at one step."""
     block = keys.get("dataflex")
-    planned = isinstance(block, Mapping) and (block.get("select") or block.get("mix"))
+    planned = isinstance(block, Mapping) and (block.get("select") or block.get("mix")) and not block.get("order")
     best = truth(keys.get("load_best_model_at_end"), "load_best_model_at_end")
     return bool(planned) and keys.get("stage") != "rm" and not best and not keys.get("resume_from_checkpoint")
 

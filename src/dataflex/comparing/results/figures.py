@@ -33,7 +33,7 @@ class Figures:
     seconds: float
     """Of the training loop: with selecting, mixing, evaluating and saving, without loading."""
     deciding: float
-    """Seconds of these for selectors, mixers and weighters."""
+    """Seconds of these for selectors, mixers, weighters and orders."""
     tokens: int | None
     """That the training has read, padding aside; None: they were not counted."""
 
@@ -51,7 +51,7 @@ def figures_of(run: Run) -> Figures | None:
     cost = run.cost
     # The first is exact, and of the last process of a run that was resumed; the log knows whole seconds, of all of them.
     seconds = max(float(results.get("train_runtime") or 0.0), run.log.seconds)
-    deciding = sum(cost.kinds.get(kind, 0.0) for kind in ("selecting", "mixing", "weighing"))
+    deciding = sum(cost.kinds.get(kind, 0.0) for kind in ("selecting", "mixing", "weighing", "ordering"))
     seen = int(run.state.get("num_input_tokens_seen") or 0)
     by_metric: dict[str, dict[str, float]] = {LOSS: dict(_losses(results))}
     for metric, values in (_json(run.folder / EVALUATION) or {}).items():

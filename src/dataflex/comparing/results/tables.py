@@ -63,7 +63,10 @@ def cost_table(comparison: Comparison) -> Table:
     columns = ("method", "runs", "steps", "tokens", "time", "of which deciding")
     note = f"Means over seeds. Equal: {comparison.equal}." if comparison.equal else "Means over seeds."
     return Table(
-        "Cost", columns, rows, f"{note} Time is that of the training loop, with selecting, mixing and weighing."
+        "Cost",
+        columns,
+        rows,
+        f"{note} Time is that of the training loop, with selecting, mixing, weighing and ordering.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Refused where the order of rows is ours (select, mix), and where data is streamed."""
+"""Refused where the order of rows is ours (select, mix, order), and where data is streamed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _by_epoch(key: str) -> Refusal:
 
 
 DATA = Group(
-    title="With `select` or `mix`",
+    title="With `select`, `mix` or `order`",
     applies=lambda f: f.config.plans_data,
     refusals=(
         Refusal(
@@ -80,9 +80,15 @@ STREAMS = Group(
         ),
         Refusal(
             key="streaming",
+            why="streaming shows no rows to put in order, and order: {order.name} needs all of them",
+            instead="leave order out, or sort the files",
+            when=lambda f: f.order is not None,
+        ),
+        Refusal(
+            key="streaming",
             why="streaming with only weight cannot be resumed",
             instead="add mix: static",
-            when=lambda f: f.mix is None,
+            when=lambda f: f.mix is None and f.select is None and f.order is None,
         ),
     ),
     note="`mix`, and `mix` with `weight`, work for pt and sft.",

@@ -23,8 +23,8 @@ NOT_KEPT = Refusal(key=f"{_KEY}.keep", why="{key}: no row has {kept!r} as its {w
 NOT_COMPARED = Refusal(
     key=f"{_KEY}.where", why="{key}: {column!r} of {name!r} holds {kind}, which {condition!r} cannot be compared with"
 )
-NO_FILE_COLUMN = Refusal(key=f"{_KEY}.column", why=f"{_KEY}.column: {{path}} has no column {{column!r}}{{near}}")
-FILE_ROWS = Refusal(key=f"{_KEY}.path", why=f"{_KEY}.path: {{path}} {{why}}")
+NO_FILE_COLUMN = Refusal(key=f"{_KEY}.column", why="{key}: {path} has no column {column!r}{near}")
+FILE_ROWS = Refusal(key=f"{_KEY}.path", why="{key}: {path} {why}")
 MANY = Refusal(
     key=f"{_KEY}.by",
     why=f"{_KEY}.by: {{what}} has {{count}} different values, and more than {{most}} are no domains",

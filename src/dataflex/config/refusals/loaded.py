@@ -39,7 +39,9 @@ LOST_OPTIMIZER = _of(
     "train from its weights in another output_dir, or start over with overwrite_output_dir",
 )
 NOT_BY_DOMAIN = _of("tokenized_path", ": {folder} holds data that was not tokenized per domain", _NEW_DIRECTORY)
-BY_DOMAIN = _of("tokenized_path", ": {folder} holds data tokenized per domain, for select or mix", _NEW_DIRECTORY)
+BY_DOMAIN = _of(
+    "tokenized_path", ": {folder} holds data tokenized per domain, for select, mix or order", _NEW_DIRECTORY
+)
 OTHER_VERSION = _of("tokenized_path", ": {folder} was written by another version", _NEW_DIRECTORY)
 OTHER_DOMAINS = _of("tokenized_path", ": {folder} holds {stored}, this run asks for {asked}")
 OTHER_TOKENS = _of(
@@ -89,6 +91,13 @@ NO_SIZE = _spelled(
     " {other}",
 )
 STREAMS = (NO_SIZE,)
+
+NO_SCORE = _of("dataflex.order.{parameter}", ": row {row} of {name!r} has no {column!r}", "give every row a number")
+NOT_A_SCORE = _of(
+    "dataflex.order.{parameter}", ": row {row} of {name!r} has {column} {value!r}, which is not a finite number"
+)
+NO_SCORES = _of("dataflex.order.path", ": {path} {why}")
+STORED_ROWS = (NO_SCORE, NOT_A_SCORE, NO_SCORES)
 
 OTHER_UNIT = _of("dataflex.mix.unit", ": {name} takes shares of {own}, and unit is {unit}")
 NO_LIMIT = _of("dataflex.mix.max_repetition", " is required: in the run that {name} takes up, domains were exhausted")

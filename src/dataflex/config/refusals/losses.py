@@ -75,9 +75,9 @@ LOSSES = Group(
 )
 
 MEASURED = Group(
-    title="With a selector or mixer that measures losses or takes gradients",
+    title="With a selector, mixer or order that measures losses or takes gradients",
     applies=_reads,
-    each=lambda f: f.of(("select", "mix")),
+    each=lambda f: f.of(slot for slot in ("select", "mix", "order") if getattr(f, slot) is not None),
     refusals=(
         Refusal(
             key="stage",

@@ -62,8 +62,12 @@ class Facts:
         return self.config.weight
 
     @property
+    def order(self) -> Any:
+        return self.config.order
+
+    @property
     def part(self) -> Any:
-        """The selector, mixer or weighter in `slot`, with its keys."""
+        """The selector, mixer, weighter or order in `slot`, with its keys."""
         return self.weight.slots()[self.slot] if self.slot.startswith("weight") else getattr(self.config, self.slot)
 
     @property

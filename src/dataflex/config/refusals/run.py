@@ -139,7 +139,8 @@ TRAINER = Group(
     refusals=(*TRAINER_KEYS, *ACCELERATOR_FIELDS, *_ACCELERATOR),
     note="Every key of the Trainer and of `accelerator_config` is in one group of `config/llamafactory/trainer_keys.py`:"
     " honoured, without effect on what a step is, or refused. A test goes through the dataclasses of the installed releases, so"
-    " a new key fails it. `ignore_data_skip`, `group_by_length` and `train_sampling_strategy` are refused with `select` or `mix`."
+    " a new key fails it. `ignore_data_skip`, `group_by_length` and `train_sampling_strategy` are refused with `select`, `mix` or"
+    " `order`."
     " `dispatch_batches`, `even_batches` and `use_seedable_sampler` are refused with `weight` alone: they concern LLaMA-Factory's"
     " loader, and `select` and `mix` have their own. With `split_batches` on several ranks, `per_device_train_batch_size` is what"
     " all ranks get together of a micro-batch.",

@@ -54,15 +54,22 @@ def _other_optimizer(key: str) -> Refusal:
     )
 
 
-def _reads_stored_rows(facts: Facts) -> bool:
-    return facts.select is not None and declared(facts.select.component.reads_raw_rows)
-
-
-_READS_FILE = "but select: {select.name} reads a file about the rows as they are stored"
+def _reader(facts: Facts) -> Mapping[str, Any] | None:
+    """What goes by stored rows."""
+    if facts.select is not None and declared(facts.select.component.reads_raw_rows):
+        return {"reader": f"select: {facts.select.name} reads a file about the rows as they are stored"}
+    if facts.order is not None and facts.order.given:
+        return {"reader": f"order: {facts.order.name} by {facts.order.by} reads scores of the rows as they are stored"}
+    return None
 
 
 def _joins_rows(key: str) -> Refusal:
-    return Refusal(key=key, why=f"{key} joins rows, {_READS_FILE}", instead="leave it out", when=lambda f: f.on(key))
+    return Refusal(
+        key=key,
+        why=f"{key} joins rows, but {{reader}}",
+        instead="leave it out",
+        when=lambda f: _reader(f) if f.on(key) else None,
+    )
 
 
 TARGET = Group(
@@ -104,24 +111,26 @@ MIXER = Group(
 )
 
 STORED_ROWS = Group(
-    title="With a selector that reads a file about stored rows",
-    applies=_reads_stored_rows,
+    title="With a selector, or an order, that goes by stored rows",
+    applies=lambda f: _reader(f) is not None,
     refusals=(
         *map(_joins_rows, ("packing", "neat_packing")),
         Refusal(
             key="stage",
-            why=f"stage: {{stage}} makes rows of several stored ones, {_READS_FILE}",
+            why="stage: {stage} makes rows of several stored ones, but {reader}",
             instead="use sft, dpo or rm",
-            when=lambda f: f.stage in ("pt", "kto"),
+            when=lambda f: _reader(f) if f.stage in ("pt", "kto") else None,
         ),
         Refusal(
             key="tokenized_path",
-            why=f"tokenized_path does not say which stored row a row came from, {_READS_FILE}",
+            why="tokenized_path does not say which stored row a row came from, but {reader}",
             instead="leave it out",
-            when=lambda f: bool(f.lf.get("tokenized_path")),
+            when=lambda f: _reader(f) if f.lf.get("tokenized_path") else None,
         ),
+        *loaded.STORED_ROWS,
     ),
-    note="These are `near` with `indices_path` and `tsds` with `probs_path`, which measure nothing and need no target. A file"
+    note="These are `near` with `indices_path` and `tsds` with `probs_path`, which measure nothing and need no target, and orders"
+    " by `column` or `file`. A file"
     " that does not fit the rows of `dataset` as they are stored is refused too.",
 )
 

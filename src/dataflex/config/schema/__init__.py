@@ -9,12 +9,14 @@ from dataflex.config.schema.keys import (
     EvaluateKeys,
     GenerateKeys,
     OfflineConfig,
+    OrderKeys,
     own_keys,
 )
 from dataflex.config.schema.loaded import (
     DataflexConfig,
     EvaluateConfig,
     MixConfig,
+    OrderConfig,
     RunConfig,
     Schedule,
     SelectConfig,
@@ -35,6 +37,8 @@ __all__ = [
     "GenerateKeys",
     "MixConfig",
     "OfflineConfig",
+    "OrderConfig",
+    "OrderKeys",
     "RunConfig",
     "Schedule",
     "SelectConfig",

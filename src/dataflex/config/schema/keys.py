@@ -36,14 +36,14 @@ class BlockKeys(KeyModel):
     )
     evaluate_domains: bool = key(
         True,
-        "with `select` or `mix`: whether an evaluation also measures"
+        "with `select`, `mix` or `order`: whether an evaluation also measures"
         " [held-out rows by domain](configuration.md#held-out-rows-by-domain), where there are any",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleKeys(KeyModel):
-    """When a selector or a mixer acts."""
+    """When a selector, a mixer or an order acts."""
 
     warmup: Steps = key(
         0,
@@ -53,7 +53,7 @@ class ScheduleKeys(KeyModel):
     interval: SomeSteps | None = key(
         None,
         "optimizer steps between two updates",
-        unset="required; for `mix: doremi` 1, none for mixers that act once or bring their own steps",
+        unset="required; for `mix: doremi` 1, none for an order, and for mixers that act once or bring their own steps",
     )
     updates: SomeSteps | None = key(None, "how many updates are made", unset="none: to the end")
 
@@ -112,6 +112,37 @@ class MixKeys(KeyModel):
         None,
         "with `streaming: true`: raw rows that are packed and shuffled together; see [Streams](configuration.md#streams)",
         unset="LLaMA-Factory's `buffer_size` where it is set, else 2048",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderKeys(KeyModel):
+    """By what the rows of a pool are ordered."""
+
+    by: Literal["column", "file", "length", "loss"] | None = key(
+        None,
+        "the score of a row: a number of a column of its data set, or of a file about all rows; its tokens, those of the prompt"
+        " included; or its loss under the model as it is at each update",
+        unset="required, but for `shuffle`, which has none",
+    )
+    column: str | None = key(
+        None,
+        "with `by: column`: the column; `meta.score` is the key `score` of the blocks in the column `meta`. With `by: file`:"
+        " the column of the file with the scores",
+        unset="required with `by: column`; `score` with `by: file`",
+    )
+    path: str | None = key(
+        None,
+        "with `by: file`: a score for each stored row, see [Orders](configuration.md#orders)",
+        unset="required with `by: file`",
+        kind="path of a `.parquet`, `.jsonl`, `.csv` or `.npy` file",
+    )
+    polarity: Literal["higher_later", "higher_earlier"] = key(
+        "higher_later",
+        "at which end of the order high scores are; rows with equal scores stay in the order of their ids",
+    )
+    window: Count = key(
+        0, "rows of a block whose rows are shuffled, block by block, once they are in order (JIT of the paper); 0: none"
     )
 
 
@@ -255,6 +286,7 @@ BLOCKS: Mapping[str, tuple[str, str]] = {
     "select": ("block or name", "which rows are drawn"),
     "mix": ("block or name", "how much of each domain is drawn"),
     "weight": ("block, name, or list of them", "how hard each row or token pulls"),
+    "order": ("block or name", "in which order the rows of a pool are served; see [Orders](configuration.md#orders)"),
     "domains": ("block", "what the domains are, if not the data sets; see [Domains](configuration.md#domains)"),
     "offline": (
         "block",
@@ -274,6 +306,7 @@ SLOT_KEYS: Mapping[str, tuple[type, ...]] = {
     "select": (ScheduleKeys, SelectKeys),
     "mix": (ScheduleKeys, MixKeys),
     "weight": (PartKeys, WeightKeys),
+    "order": (ScheduleKeys, OrderKeys),
 }
 
 

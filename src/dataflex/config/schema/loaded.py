@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dataflex.compat.behaviour import AS_THE_BLOCK, Compatibility
-from dataflex.components.contracts import Component, Mixer, Selector, Weighter, declared
-from dataflex.components.requests import Request, as_requests
+from dataflex.components.contracts import Component, Mixer, Order, Selector, Weighter, declared
+from dataflex.components.requests import Loss, Request, Tokens, as_requests
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema.domains import DATA_SETS, DomainsKeys
 from dataflex.config.schema.keys import (
@@ -19,6 +19,7 @@ from dataflex.config.schema.keys import (
     GenerateKeys,
     MixKeys,
     OfflineConfig,
+    OrderKeys,
     PartKeys,
     ScheduleKeys,
     SelectKeys,
@@ -168,6 +169,26 @@ class WeightConfig(WeightKeys):
         return {f"weight[{i}]" if i else "weight": part for i, part in enumerate(self.parts)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig(OrderKeys):
+    """An order, and the scores that it goes by."""
+
+    name: str
+    component: Order
+    schedule: Schedule
+
+    @property
+    def requests(self) -> frozenset[SignalRequest]:
+        """The signal that is the score; none where the data gives it, or there is none."""
+        found: dict[str | None, SignalRequest] = {"loss": Loss(), "length": Tokens()}
+        return frozenset({found[self.by]}) if self.by in found else frozenset()
+
+    @property
+    def given(self) -> bool:
+        """Whether scores are those of stored rows."""
+        return self.by in ("column", "file")
+
+
 # Keys that are new, with the value that earlier versions went by.
 _BEFORE = {"serving_order": "rows", "adam_step": "optimizer", "gradient_precision": "run"}
 
@@ -179,14 +200,15 @@ class DataflexConfig(BlockKeys):
     select: SelectConfig | None = None
     mix: MixConfig | None = None
     weight: WeightConfig | None = None
+    order: OrderConfig | None = None
     domains: DomainsKeys = DATA_SETS
     offline: OfflineConfig | None = None
     compat: Compatibility = AS_THE_BLOCK
 
     @property
     def plans_data(self) -> bool:
-        """Whether the order of rows is ours (a selector or a mixer) or LLaMA-Factory's."""
-        return self.select is not None or self.mix is not None
+        """Whether the order of rows is ours (a selector, a mixer or an order) or LLaMA-Factory's."""
+        return self.select is not None or self.mix is not None or self.order is not None
 
     @property
     def splits(self) -> bool:
@@ -200,11 +222,12 @@ class DataflexConfig(BlockKeys):
 
     @property
     def components(self) -> dict[str, Component]:
-        slots = {"select": self.select, "mix": self.mix, **(self.weight.slots() if self.weight is not None else {})}
+        weights = self.weight.slots() if self.weight is not None else {}
+        slots = {"select": self.select, "mix": self.mix, **weights, "order": self.order}
         return {slot: spec.component for slot, spec in slots.items() if spec is not None}
 
     def slots(self, family: str) -> list[str]:
-        """The names in `components` of a family (select, mix or weight)."""
+        """The names in `components` of a family (select, mix, weight or order)."""
         return [slot for slot in self.components if slot.partition("[")[0] == family]
 
     def needs(self, signal: str) -> bool:
@@ -239,12 +262,14 @@ class DataflexConfig(BlockKeys):
         def aims(slot: str) -> bool:
             return any(r.aim == "target" and not offline.file_of(r) for r in self.requests(slot))
 
-        return [slot for slot in self.components if slot != "mix" and aims(slot)]
+        return [slot for slot in self.components if slot not in ("mix", "order") and aims(slot)]
 
     def requests(self, slot: str) -> frozenset[SignalRequest]:
         component = self.components.get(slot)
         if component is None:
             return frozenset()
+        if slot == "order" and self.order is not None:
+            return self.order.requests
         refined = declared(component.refines) if isinstance(component, Selector) else frozenset[Request]()
         return as_requests(declared(component.needs) | refined)
 
@@ -259,7 +284,7 @@ class DataflexConfig(BlockKeys):
         if self.splits:
             out["domains"] = self.domains.record()
         weights = self.weight.slots() if self.weight is not None else {}
-        for slot, spec in {"select": self.select, "mix": self.mix, **weights}.items():
+        for slot, spec in {"select": self.select, "mix": self.mix, **weights, "order": self.order}.items():
             if spec is None:
                 continue
             record: dict[str, Any] = {"name": spec.name}

@@ -16,7 +16,9 @@ from dataflex.notices import say
 from dataflex.signals.keeping.memory import SignalCache
 from dataflex.writing import write_atomically
 
-_OF_COMPONENTS = tuple(f"{what}dataflex.{slot}" for what in ("", "content of ") for slot in ("select", "mix", "weight"))
+_OF_COMPONENTS = tuple(
+    f"{what}dataflex.{slot}" for what in ("", "content of ") for slot in ("select", "mix", "weight", "order")
+)
 
 
 def measured_alike(identity: Mapping[str, Any]) -> dict[str, Any]:

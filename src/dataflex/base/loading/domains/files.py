@@ -31,23 +31,11 @@ def labels_of_file(stored: Mapping[str, Any], spec: DomainsKeys) -> dict[str, La
         stored: The data sets, Hugging Face `Dataset`s, in the order of `dataset`.
     """
     assert spec.path is not None
-    table, column = _read(spec.path), spec.column or "domain"
-    if column not in table.column_names:
-        near = nearest(column, table.column_names)
-        raise refused.NO_FILE_COLUMN.error(path=spec.path, column=column, near=near)
-    names = encoded(table[column])
     sizes = {name: stored_rows(rows) for name, rows in stored.items()}
+    values, entries, rows = values_of_file(spec.path, spec.column or "domain", sizes, "dataflex.domains")
+    names = encoded(values)
     codes = np.full(sum(sizes.values()), -1, dtype=np.int32)
-    if _ROW in table.column_names:
-        entries, rows = _numbered(table, sizes, spec.path)
-        if len(np.unique(rows)) < len(rows):
-            raise refused.FILE_ROWS.error(path=spec.path, why="names a row twice")
-        codes[rows] = names.codes[entries]
-    elif len(names.codes) == len(codes):
-        codes = names.codes
-    else:
-        why = f"names {len(names.codes)} rows in order, and the data sets have {len(codes)}"
-        raise refused.FILE_ROWS.error(path=spec.path, why=why)
+    codes[rows] = names.codes[entries]
     starts = np.cumsum([0, *sizes.values()])
     return {
         name: Labels(as_read(stored[name], codes[start : start + size]), names.names)
@@ -55,12 +43,42 @@ def labels_of_file(stored: Mapping[str, Any], spec: DomainsKeys) -> dict[str, La
     }
 
 
-def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str) -> tuple[np.ndarray, np.ndarray]:
+def values_of_file(
+    path: str, column: str, sizes: Mapping[str, int], block: str
+) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+    """A column of a file about stored rows; its entries that are about the data sets, int64[k]; and the stored row that each of
+    these is about, counted over the data sets, int64[k].
+
+    Raises ConfigError for a file that cannot be read, that does not fit the rows, or names one of them twice.
+
+    Args:
+        sizes: Rows of each data set as it is stored, in the order of `dataset`.
+        block: The block of the configuration whose `path` and `column` these are.
+    """
+    table, total = _read(path, block), sum(sizes.values())
+    if column not in table.column_names:
+        raise refused.NO_FILE_COLUMN.error(
+            key=f"{block}.column", path=path, column=column, near=nearest(column, table.column_names)
+        )
+    if _ROW in table.column_names:
+        entries, rows = _numbered(table, sizes, path, block)
+        if len(np.unique(rows)) < len(rows):
+            raise refused.FILE_ROWS.error(key=f"{block}.path", path=path, why="names a row twice")
+        return table[column], entries, rows
+    if table.num_rows != total:
+        why = f"names {table.num_rows} rows in order, and the data sets have {total}"
+        raise refused.FILE_ROWS.error(key=f"{block}.path", path=path, why=why)
+    return table[column], np.arange(total), np.arange(total)
+
+
+def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) -> tuple[np.ndarray, np.ndarray]:
     """The entries of the file that are about the data sets, int64[k], and the stored row that each is about, counted over
     the data sets, int64[k]."""
     given = table[_ROW]
     if not pa.types.is_integer(given.type) or given.null_count:
-        raise refused.FILE_ROWS.error(path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone")
+        raise refused.FILE_ROWS.error(
+            key=block, path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone"
+        )
     rows = given.to_numpy().astype(np.int64)
     entries, first, most = (
         np.arange(len(rows)),
@@ -78,15 +96,19 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str) -> tuple[np.
     outside = (rows < 0) | (rows >= most)
     if outside.any():
         place = int(np.argmax(outside))
-        raise refused.FILE_ROWS.error(path=path, why=f"names row {rows[place]}, and there are {most[place]}")
+        raise refused.FILE_ROWS.error(
+            key=f"{block}.path", path=path, why=f"names row {rows[place]}, and there are {most[place]}"
+        )
     return entries, rows + first
 
 
-def _read(path: str) -> pa.Table:
+def _read(path: str, block: str) -> pa.Table:
     kind = Path(path).suffix
     try:
         if kind == ".parquet":
             return pq.read_table(path)
         return csv.read_csv(path) if kind == ".csv" else jsonl.read_json(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise refused.FILE_ROWS.error(path=path, why=f"cannot be read ({' '.join(str(error).split())})") from None
+        raise refused.FILE_ROWS.error(
+            key=block, path=path, why=f"cannot be read ({' '.join(str(error).split())})"
+        ) from None

@@ -1,0 +1,1 @@
+"""Orders: the shape of the scores over a pass through the rows."""
