@@ -51,9 +51,10 @@ def load_domains(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SE
     if store is not None:
         store.describe_sources()
     with loading.first_process("load dataset"):
-        data = split_domains(read_all(loading, data_args.dataset, "dataset", carried), spec)
+        read = read_all(loading, data_args.dataset, "dataset", carried)
         evaluated = read_all(loading, data_args.eval_dataset or [], "eval_dataset")
 
+    data = split_domains(read, spec, loading)
     names, parts, held_out, examples = list(data.parts), [], {}, {}
     alone = loading.single_rows()
     with loading.first_process("pre-process dataset"):

@@ -30,6 +30,23 @@ MANY = Refusal(
     why=f"{_KEY}.by: {{what}} has {{count}} different values, and more than {{most}} are no domains",
     instead="name those to keep with dataflex.domains.keep",
 )
+NOT_LOCAL = Refusal(
+    key=_KEY,
+    why=f"{_KEY} with streaming needs files on this machine (file_name), and {{name!r}} is read from elsewhere",
+    instead="download it, make a data set of each domain, or leave streaming out",
+)
+FEW_ROWS = Refusal(key=f"{_KEY}.k", why=f"{_KEY}.k: {{k}} clusters are asked for, and the data has {{rows}} rows")
+NO_ENCODER = Refusal(key=f"{_KEY}.embedding_model", why=f"{_KEY}.{{why}}")
+OTHER_CLUSTERS = Refusal(
+    key=f"{_KEY}.path",
+    why=f"{_KEY}.path: {{path}} {{why}}",
+    instead="name another file, or remove this one, to make the clusters anew",
+)
+NO_CLUSTERS = Refusal(
+    key=f"{_KEY}.path",
+    why=f"{_KEY}.path: held-out rows are compared with the clusters, which tokenized_path does not keep",
+    instead="name the file of the clusters",
+)
 NO_DOMAIN = Refusal(key="dataflex.mix.proportions", why="{key}: {name!r} is no domain{near}")
 NO_VALUE = Refusal(key="dataflex.mix.proportions", why="{key} must name every domain, and {name!r} is missing")
 OTHER_COUNT = Refusal(key="dataflex.mix.proportions", why="{key}: {given} given for {count} domains ({names})")
@@ -51,9 +68,9 @@ DOMAINS = Group(
         ),
         Refusal(
             key=_KEY,
-            why=f"{_KEY} reads the names of all rows first, and streaming reads rows as they are served",
-            instead="make a data set of each domain, or leave streaming out",
-            when=lambda f: f.on("streaming"),
+            why=f"{_KEY}.by: {{config.domains.by}} reads what all rows say first, and streaming reads rows as they are served",
+            instead="write it as a file for by: file, or leave streaming out",
+            when=lambda f: f.on("streaming") and f.config.domains.by in ("length", "cluster"),
         ),
         *(
             NO_COLUMN,
@@ -65,6 +82,11 @@ DOMAINS = Group(
             NO_FILE_COLUMN,
             FILE_ROWS,
             MANY,
+            NOT_LOCAL,
+            FEW_ROWS,
+            NO_ENCODER,
+            OTHER_CLUSTERS,
+            NO_CLUSTERS,
             NO_DOMAIN,
             NO_VALUE,
             OTHER_COUNT,

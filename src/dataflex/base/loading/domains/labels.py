@@ -10,14 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex.base.loading.domains.columns import as_read, column_of
+from dataflex.config.domains import MOST
 from dataflex.config.refusals import domains as refused
 from dataflex.config.schema import DomainsKeys
 from dataflex.data.origins import stored_numbers
 from dataflex.errors import Mistakes, nearest
 from dataflex.values.domains import OTHER
-
-# More domains than this are no mixture, but a column of another kind.
-_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,8 @@ def assign(
         if name not in counts:
             mistakes.note(refused.NOT_KEPT.error(key=key, kept=name, what=spec.named_by, near=nearest(name, counts)))
     names = _in_order(counts, spec)
-    if len(names) > _MOST:
-        mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=_MOST))
+    if len(names) > MOST:
+        mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=MOST))
     mistakes.settle()
     codes = {name: np.where(met[name], codes_in(found, names, spec), -1) for name, found in labels.items()}
     merged = spec.other == "merge"
