@@ -269,7 +269,7 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
         from dataflex.base.loading.streams import load_streams
 
         assert dataflex.mix is not None
-        module = load_streams(dataflex.mix, loading, carried)
+        module = load_streams(dataflex.mix, loading, carried, dataflex.domains)
     elif dataflex.plans_data:
         module = load_domains(loading, carried, dataflex.domains)
     else:
