@@ -17,6 +17,7 @@ import yaml
 from checkpoint_files import assert_refused
 from commands import command
 from comparing import kill_and_resume
+from corpora import BY_COLUMN, IN_ORDER, SOURCES, STATIC, block, parts, rows_of, written
 from datasets import Dataset
 from harness import Result, Run, start, train, train_all
 from selecting import table
@@ -31,72 +32,11 @@ from dataflex.config import parse
 from dataflex.config.domains import settled
 from dataflex.config.schema import DomainsKeys, WhereKeys
 from dataflex.errors import ConfigError
+from dataflex.forecast.data import Sizes
+from dataflex.forecast.domains import count_domains
 
 Config = dict[str, Any]
 Row = dict[str, Any]
-SOURCES = ("code", "docs", "arithmetic")
-BY_COLUMN = {"by": "column", "column": "meta.source"}
-STATIC = {"name": "static", "proportions": {"code": 0.5, "docs": 0.3, "arithmetic": 0.2}}
-IN_ORDER = {"name": "static", "proportions": [0.2, 0.5, 0.3]}  # of the names in their order: arithmetic, code, docs
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-
-
-def written(folder: Path, name: str, rows: list[Row]) -> dict[str, Any]:
-    """The entry of a data set whose rows are written into a folder."""
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"file_name": f"{name}.jsonl", "columns": COLUMNS}
-
-
-def rows_of(folder: Path, name: str) -> list[Row]:
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="session")
-def corpus(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset_dir. `slim` is one data set whose rows name their source; `first` and `second` are the same rows in two. `code`,
-    `docs` and `arithmetic` are the rows of each source in the order of `slim`. `slim_heldout` and the like are held out."""
-    folder = tmp_path_factory.mktemp("corpus")
-    info: dict[str, Any] = {}
-    for ending in ("", "_heldout"):
-        rows = [
-            {**{k: row[k] for k in ("instruction", "input", "output")}, "meta": {"source": name, "n": i % 7}}
-            for name in SOURCES
-            for i, row in enumerate(rows_of(ground / "data", f"{name}{ending}"))
-        ]
-        random.Random(3).shuffle(rows)
-        cut = len(rows) // 3
-        for name, some in (("slim", rows), ("first", rows[:cut]), ("second", rows[cut:])):
-            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", some)
-        for name in SOURCES:
-            own = [row for row in rows if row["meta"]["source"] == name]
-            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", own)
-    info["bare"] = written(folder, "bare", rows_of(ground / "data", "docs_heldout"))
-    info["gaps"] = written(folder, "gaps", gaps(rows_of(folder, "slim")))
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return folder
-
-
-def gaps(rows: list[Row]) -> list[Row]:
-    """The rows, without a source where `n` is 3."""
-    return [
-        {**row, "meta": {**row["meta"], "source": None if row["meta"]["n"] == 3 else row["meta"]["source"]}}
-        for row in rows
-    ]
-
-
-@pytest.fixture
-def slim(base: Config, corpus: Path) -> Config:
-    """A run over the one data set."""
-    return {**base, "dataset_dir": str(corpus), "dataset": "slim"}
-
-
-def block(**keys: Any) -> Config:
-    return {"dataflex": {"domains": BY_COLUMN, "mix": STATIC, **keys}}
-
-
-def parts(**keys: Any) -> Config:
-    """The same over a data set for each source."""
-    return {"dataset": "arithmetic,code,docs", "dataflex": {"mix": STATIC, **keys}}
 
 
 def assert_same_run(found: Result, expected: Result) -> None:
@@ -302,12 +242,67 @@ def test_doremi_finds_proportions_of_domains(slim: Config, tmp_path: Path) -> No
     assert final["dataflex"]["mix"]["proportions"] == pytest.approx(list(found.values()))
 
 
-def test_a_plan_says_that_the_data_names_the_domains(slim: Config, tmp_path: Path) -> None:
+def planned(config: Config, tmp_path: Path, *arguments: str) -> str:
     file = tmp_path / "plan.yaml"
-    file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **block()}))
-    done = command("plan", str(file))
+    file.write_text(yaml.safe_dump({**config, "output_dir": str(tmp_path / "out")}))
+    done = command("plan", str(file), *arguments)
     assert done.returncode == 0, done.stderr
-    assert "domains are named by meta.source" in " ".join(done.stdout.split())
+    return done.stdout
+
+
+COUNTED: dict[str, tuple[Config, dict[str, int], dict[str, int]]] = {
+    "column": ({**BY_COLUMN, "keep": ["docs"]}, {"docs": 60, "other": 120}, {}),
+    "drop": ({**BY_COLUMN, "keep": ["docs", "code"], "other": "drop"}, {"docs": 60, "code": 60}, {"arithmetic": 60}),
+    "where": ({"where": {"column": "meta.n", "max": 0}}, {"slim": 27}, {"meta.n max 0": 153}),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_a_plan_counts_the_rows_of_domains(slim: Config, tmp_path: Path, case: str) -> None:
+    """Epochs are those of the mixture that the run begins with."""
+    domains, rows, left_out = COUNTED[case]
+    mix = {"name": "static", "proportions": {name: 1 / len(rows) for name in rows}}
+    config = {**slim, **block(domains=domains, mix=mix)}
+    found = json.loads(planned(config, tmp_path, "--json"))
+    assert found["domains"] == {"rows": rows, "left_out": left_out, "estimated": False}
+    assert found["epochs"] == pytest.approx({name: 48 / len(rows) / count for name, count in rows.items()})
+    assert not any("once the data is read" in line for line in found["advice"])
+
+
+def test_a_plan_counts_in_every_kind_of_file(slim: Config, tmp_path: Path) -> None:
+    rows = rows_of(Path(slim["dataset_dir"]), "slim")
+    flat = [{"instruction": r["instruction"], "output": r["output"], "source": r["meta"]["source"]} for r in rows]
+    pq.write_table(pa.Table.from_pylist(flat), tmp_path / "a.parquet")
+    csv.write_csv(pa.Table.from_pylist(flat), tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text(json.dumps(flat))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    keys = {"by": "column", "column": "source"}
+    for kind in ("parquet", "csv", "json", "jsonl"):
+        info = {"a": {"file_name": f"a.{kind}"}, "b": {"file_name": f"a.{kind}", "num_samples": 9}}
+        (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+        config = {**slim, "dataset_dir": str(tmp_path), "dataset": "a"}
+        found = count_domains(DomainsKeys(**keys), Sizes(config), ("a",))
+        assert found is not None and found.rows == dict.fromkeys(sorted(SOURCES), 60), kind
+        some = count_domains(DomainsKeys(**keys), Sizes({**config, "max_samples": 50}), ("a",))
+        said = [row["source"] for row in flat[:50]]
+        assert some is not None and some.rows == {name: said.count(name) for name in sorted(SOURCES)}, kind
+        assert count_domains(DomainsKeys(**keys), Sizes(config), ("a", "b")) is None
+    lengths = count_domains(DomainsKeys(by="length", edges=(150, 300)), Sizes(config), ("a",))
+    assert lengths is not None and lengths.estimated and sum(lengths.rows.values()) == pytest.approx(180, abs=2)
+
+
+def test_a_plan_says_what_it_cannot_count(slim: Config, tmp_path: Path) -> None:
+    """Clusters, which no plan makes, and what the data does not have."""
+    domains = {"by": "cluster", "k": 4, "embedding_model": "encoder"}
+    found = json.loads(planned({**slim, **block(domains=domains, mix="uniform")}, tmp_path, "--json"))
+    assert any("4 clusters are made at the start" in line for line in found["advice"]) and found["domains"] is None
+    (encoding,) = found["passes"]
+    assert (encoding["work"], encoding["times"], encoding["rows"]) == ("text encoder", 1, 180)
+    file = tmp_path / "wrong.yaml"
+    keys = block(domains={"by": "column", "column": "meta.sorce"}, mix="uniform")
+    file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **keys}))
+    done = command("plan", str(file))
+    assert done.returncode == 2 and "'meta.sorce'; did you mean 'meta.source'" in done.stderr
 
 
 # -- by a file, by length --------------------------------------------------------------------------------------------
@@ -591,9 +586,8 @@ def test_what_the_block_cannot_say(base: Config, case: str) -> None:
 
 
 def test_what_it_cannot_be_combined_with(base: Config) -> None:
-    for keys, more in (({"weight": "loss"}, {}), ({"mix": "uniform"}, {"streaming": True, "buffer_size": 8})):
-        with pytest.raises(ConfigError, match=r"^dataflex\.domains (needs|reads)"):
-            parse({**base, **more, "dataflex": {"domains": BY_COLUMN, **keys}})
+    with pytest.raises(ConfigError, match=r"^dataflex\.domains needs"):
+        parse({**base, "dataflex": {"domains": BY_COLUMN, "weight": "loss"}})
 
 
 def test_names_that_are_known_are_checked_at_once(base: Config) -> None:
