@@ -507,6 +507,77 @@ def test_conditions_on_values() -> None:
         assert str(error.value).startswith("dataflex.domains.where")
 
 
+# -- weight alone ----------------------------------------------------------------------------------------------------
+
+
+def alone(weight: Any, domains: Config | None = BY_COLUMN) -> Config:
+    return {"dataflex": {**({} if domains is None else {"domains": domains}), "weight": weight}}
+
+
+def test_weight_alone_keeps_the_order_and_knows_the_domains(slim: Config, tmp_path: Path) -> None:
+    """The run without domains to the bit; losses and exposure are those of each row's own domain."""
+    config = {**slim, "dataset": "first,second", "save_strategy": "steps", "save_steps": 6}
+    weight = {"name": "loss", "strategy": "linupper"}
+    split, whole = train_all(
+        start({**config, **alone(weight)}, tmp_path / "split", hooks=["record_ids"]),
+        start({**config, **alone(weight, None)}, tmp_path / "whole", hooks=["record_ids"]),
+    )
+    assert split.ok.trace() == whole.ok.trace() and split.ids() == whole.ids()
+    weights = [run.out / "checkpoint-12" / "model.safetensors" for run in (split, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    folder = Path(slim["dataset_dir"])
+    sources = [row["meta"]["source"] for name in ("first", "second") for row in rows_of(folder, name)]
+    seen = pq.read_table(split.out / "dataflex" / "exposure.parquet")
+    assert [sources[i] for i in seen["sample_id"].to_pylist()] == seen["domain"].to_pylist()
+    assert any(f"dataflex/loss/{name}" in record for record in split.history() for name in SOURCES)
+    record = yaml.safe_load((split.out / "dataflex" / "config.yaml").read_text())
+    assert {name: found["rows"] for name, found in record["domains"].items()} == dict.fromkeys(sorted(SOURCES), 60)
+    report = command("report", str(split.out))
+    assert report.returncode == 0 and all(name in report.stdout for name in SOURCES)
+
+
+def test_weights_by_domain_without_a_mixer(slim: Config, tmp_path: Path) -> None:
+    """Domains that weigh nothing are not learned: the run in which a column of the data weighs them zero."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{**r, "w": float(r["meta"]["source"] == "docs")} for r in rows_of(Path(slim["dataset_dir"]), "slim")]
+    entry = written(folder, "slim", rows)
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": entry}))
+    config = {**slim, "dataset_dir": str(folder), "max_steps": 6}
+    by_domain = {"name": "domain", "by_domain": {"docs": 1, "code": 0, "arithmetic": 0}}
+    named, given = train_all(
+        start({**config, **alone(by_domain)}, tmp_path / "named", hooks=["record_ids"]),
+        start({**config, **alone({"name": "column", "column": "w"}, None)}, tmp_path / "given", hooks=["record_ids"]),
+    )
+    assert named.ok.ids() == given.ok.ids()
+    for step, (loss, _) in named.trace().items():
+        assert loss == pytest.approx(given.trace()[step][0], rel=1e-5), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{}, {"where": {"column": "meta.n", "min": 3}}], ids=["all", "where"])
+def test_weight_alone_is_killed_and_resumed(slim: Config, tmp_path: Path, keys: Config) -> None:
+    config = {**slim, "save_strategy": "steps", "save_steps": 4, **alone("loss", {**BY_COLUMN, **keys})}
+    kill_and_resume(config, tmp_path, "kill_after:6", 4)
+
+
+@pytest.mark.slow
+def test_conditions_with_weight_alone(slim: Config, tmp_path: Path) -> None:
+    """The run over a file with the rows that meet them, also where the names of domains leave rows out."""
+    rows = rows_of(Path(slim["dataset_dir"]), "slim")
+    kept = [row for row in rows if row["meta"]["n"] >= 3 and row["meta"]["source"] != "code"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": written(folder, "slim", kept)}))
+    where = {"where": {"column": "meta.n", "min": 3}, "keep": ["docs", "arithmetic"], "other": "drop"}
+    some, file = train_all(
+        start({**slim, **alone("loss", {**BY_COLUMN, **where})}, tmp_path / "some", hooks=["record_ids"]),
+        start({**slim, "dataset_dir": str(folder), **alone("loss", None)}, tmp_path / "file", hooks=["record_ids"]),
+    )
+    assert some.ok.ids() == file.ok.ids() and some.trace() == file.trace()
+    assert f"{len(rows) - len(kept)} rows are left out" in some.log
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 LATER: dict[str, tuple[Config, list[str]]] = {
@@ -585,9 +656,19 @@ def test_what_the_block_cannot_say(base: Config, case: str) -> None:
     assert all(any(line in one for one in found) for line in lines), found
 
 
-def test_what_it_cannot_be_combined_with(base: Config) -> None:
-    with pytest.raises(ConfigError, match=r"^dataflex\.domains needs"):
-        parse({**base, "dataflex": {"domains": BY_COLUMN, "weight": "loss"}})
+REFUSED_WITH: dict[str, tuple[Config, Config, str]] = {
+    "packs": ({"weight": "loss"}, {"packing": True}, "with weight alone follows each row"),
+    "packs of pt": ({"weight": "loss"}, {"stage": "pt"}, "with weight alone follows each row"),
+    "tokens": ({"weight": "loss"}, {"tokenized_path": "tokens"}, "with weight alone is not kept in tokenized_path"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_WITH)
+def test_what_it_cannot_be_combined_with(base: Config, case: str) -> None:
+    keys, more, words = REFUSED_WITH[case]
+    with pytest.raises(ConfigError, match=rf"^dataflex\.domains {words}") as error:
+        parse({**base, **more, "dataflex": {"domains": BY_COLUMN, **keys}})
+    assert "\n" not in str(error.value)
 
 
 def test_names_that_are_known_are_checked_at_once(base: Config) -> None:

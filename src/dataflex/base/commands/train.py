@@ -273,7 +273,7 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
     elif dataflex.plans_data:
         module = load_domains(loading, carried, dataflex.domains)
     else:
-        module = load_merged(loading, carried)
+        module = load_merged(loading, carried, dataflex.domains)
     module.pop("origins", None)
     check_weights(dataflex, module["train_dataset"])
     return module

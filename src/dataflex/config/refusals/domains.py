@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataflex.config.refusals.record import Group, Refusal
+from dataflex.config.refusals.record import Facts, Group, Refusal
 
 _KEY = "dataflex.domains"
 
@@ -36,7 +36,7 @@ NOT_LOCAL = Refusal(
     instead="download it, make a data set of each domain, or leave streaming out",
 )
 FEW_ROWS = Refusal(key=f"{_KEY}.k", why=f"{_KEY}.k: {{k}} clusters are asked for, and the data has {{rows}} rows")
-NO_ENCODER = Refusal(key=f"{_KEY}.embedding_model", why=f"{_KEY}.{{why}}")
+NO_ENCODER = Refusal(key=f"{_KEY}.embedding_model", why=f"{_KEY}.embedding_model: {{why}}")
 OTHER_CLUSTERS = Refusal(
     key=f"{_KEY}.path",
     why=f"{_KEY}.path: {{path}} {{why}}",
@@ -56,18 +56,34 @@ NOT_HELD_OUT = Refusal(
     instead="name a data set for each domain, as {{domain: data set}}",
 )
 
+
+def _alone(facts: Facts) -> bool:
+    return bool(facts.weight) and not facts.config.plans_data
+
+
+def _packs_alone(facts: Facts) -> bool:
+    by_default = facts.stage == "pt" and facts.lf.get("packing") is None
+    return _alone(facts) and (by_default or facts.on("packing") or facts.on("neat_packing"))
+
+
 DOMAINS = Group(
     title="With `dataflex.domains`",
     applies=lambda f: f.config.splits,
     refusals=(
         Refusal(
             key=_KEY,
-            why=f"{_KEY} needs the order of rows, which is LLaMA-Factory's with weight alone",
-            instead="add mix: stratified, which serves each domain by its size",
-            when=lambda f: not f.config.plans_data,
+            why=f"{_KEY} with weight alone follows each row to its tokens, and packing joins rows of several domains",
+            instead="add mix: stratified, which packs within a domain, or set packing: false",
+            when=_packs_alone,
         ),
         Refusal(
             key=_KEY,
+            why=f"{_KEY} with weight alone is not kept in tokenized_path",
+            instead="add mix: stratified, or leave tokenized_path out",
+            when=lambda f: _alone(f) and bool(f.lf.get("tokenized_path")),
+        ),
+        Refusal(
+            key=f"{_KEY}.by",
             why=f"{_KEY}.by: {{config.domains.by}} reads what all rows say first, and streaming reads rows as they are served",
             instead="write it as a file for by: file, or leave streaming out",
             when=lambda f: f.on("streaming") and f.config.domains.by in ("length", "cluster"),

@@ -128,7 +128,7 @@ def _encoded(
         try:
             encoder = load_encoder(spec.embedding_model, device)
         except DataflexError as error:
-            raise refused.NO_ENCODER.error(why=error) from error
+            raise refused.NO_ENCODER.error(why=str(error).removeprefix("embedding_model: ")) from error
         for start in range(0, len(indices), size):
             piece = indices[start : start + size]
             found.append(unit(encoded_texts(encoder, len(piece), lambda i, piece=piece: texts[int(piece[i])], device)))  # type: ignore[misc]
