@@ -25,6 +25,7 @@ from selecting import table
 from dataflex.base.loading.domains.columns import column_of
 from dataflex.base.loading.domains.conditions import rows_that_meet
 from dataflex.base.loading.domains.files import labels_of_file
+from dataflex.base.loading.domains.json_text import JsonTextError, of_json_text
 from dataflex.base.loading.domains.labels import Labels, assign, encoded
 from dataflex.base.loading.domains.lengths import characters
 from dataflex.base.loading.split import take
@@ -705,6 +706,47 @@ def test_a_column_is_found_in_blocks_and_drawn_rows() -> None:
     assert column_of(data, "d", "x.y", "key").to_pylist() == list(range(6))
     empty = Dataset.from_list([{"meta": {"a": None if i else {"b": "z"}}} for i in range(2)])
     assert column_of(empty, "d", "meta.a.b", "key").to_pylist() == ["z", None]
+
+
+def test_a_key_of_json_text_is_that_of_blocks() -> None:
+    """Over chunks, with line breaks, nulls and empty text; numbers stay numbers, for conditions."""
+    said = [
+        '{"s": "a", "n": 1, "d": {"e": "x"}}',
+        None,
+        " ",
+        '{\n "s": "b\\nc",\r\n "n": 2.5, "z": [1]}',
+        '{"o": true}',
+    ]
+    blocks = [json.loads(text) if text and text.strip() else {} for text in said]
+    chunks = pa.chunked_array([said[:2], said[2:]])
+    for keys in (["s"], ["n"], ["d", "e"], ["o"]):
+        expected = []
+        for found in blocks:
+            for key in keys:
+                found = (found or {}).get(key)
+            expected.append(found)
+        values = of_json_text(chunks, keys)
+        assert values is not None and values.to_pylist() == expected, keys
+    assert of_json_text(chunks, ["z"]) is None and of_json_text(chunks, ["q"]) is None
+    for wrong in ("{s}", "[1]", '{"s": "a"} {"s": "b"}', "3"):
+        with pytest.raises(JsonTextError, match=r"^row 1 holds"):
+            of_json_text(pa.chunked_array([['{"s": "a"}', wrong, "{}"]]), ["s"])
+    data = Dataset.from_dict({"meta": said})
+    assert column_of(data, "d", "meta.d.e", "key").to_pylist() == ["x", None, None, None, None]
+
+
+@pytest.mark.slow
+def test_json_text_gives_the_run_of_blocks(slim: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{**row, "meta": json.dumps(row["meta"])} for row in rows_of(Path(slim["dataset_dir"]), "slim")]
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": written(folder, "slim", rows)}))
+    keys = block(domains={**BY_COLUMN, "where": {"column": "meta.n", "min": 2}})
+    text, blocks = train_all(
+        start({**slim, "dataset_dir": str(folder), **keys}, tmp_path / "text", hooks=["record_ids"]),
+        start({**slim, **keys}, tmp_path / "blocks", hooks=["record_ids"]),
+    )
+    assert text.ok.ids() == blocks.ok.ids() and text.trace() == blocks.trace()
 
 
 def test_rows_are_taken_as_select_takes_them() -> None:

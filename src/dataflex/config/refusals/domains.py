@@ -11,6 +11,17 @@ NO_BLOCK = Refusal(
     key=f"{_KEY}.column",
     why="{key}: {column!r} asks for the key {inner!r} of values that are no blocks in {name!r} ({kind})",
 )
+NO_JSON = Refusal(
+    key=f"{_KEY}.column",
+    why="{key}: {column!r} asks for the key {inner!r} of text in {name!r} that is no JSON block ({why})",
+)
+NO_KEY = Refusal(
+    key=f"{_KEY}.column",
+    why="{key}: {column!r} asks for the key {inner!r} of JSON text in {name!r}, where no row has one value of one kind there",
+)
+NOT_TEXT = Refusal(
+    key=f"{_KEY}.column", why="{key}: {column!r} of {name!r} holds values that cannot be read as text ({kind})"
+)
 NESTED = Refusal(
     key=f"{_KEY}.column", why="{key}: {column!r} of {name!r} holds blocks or lists, which name nothing{near}"
 )
@@ -91,6 +102,9 @@ DOMAINS = Group(
         *(
             NO_COLUMN,
             NO_BLOCK,
+            NO_JSON,
+            NO_KEY,
+            NOT_TEXT,
             NESTED,
             NAMELESS,
             NOT_KEPT,

@@ -35,7 +35,7 @@ def labels_of_file(stored: Mapping[str, Any], spec: DomainsKeys) -> dict[str, La
     if column not in table.column_names:
         near = nearest(column, table.column_names)
         raise refused.NO_FILE_COLUMN.error(path=spec.path, column=column, near=near)
-    names = encoded(table[column])
+    names = _encoded(table, column, spec.path)
     sizes = {name: stored_rows(rows) for name, rows in stored.items()}
     codes = np.full(sum(sizes.values()), -1, dtype=np.int32)
     if _ROW in table.column_names:
@@ -68,7 +68,7 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str) -> tuple[np.
         np.full(len(rows), sum(sizes.values())),
     )
     if _DATA_SET in table.column_names:
-        of = encoded(table[_DATA_SET])
+        of = _encoded(table, _DATA_SET, path)
         known = [*(list(sizes).index(name) if name in sizes else -1 for name in of.names), -1]
         owner = np.array(known)[of.codes]
         entries = np.flatnonzero(owner >= 0)
@@ -80,6 +80,14 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str) -> tuple[np.
         place = int(np.argmax(outside))
         raise refused.FILE_ROWS.error(path=path, why=f"names row {rows[place]}, and there are {most[place]}")
     return entries, rows + first
+
+
+def _encoded(table: pa.Table, column: str, path: str) -> Labels:
+    try:
+        return encoded(table[column])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        why = f"has a column {column!r} with values that cannot be read as text ({table[column].type})"
+        raise refused.FILE_ROWS.error(path=path, why=why) from None
 
 
 def _read(path: str) -> pa.Table:

@@ -52,10 +52,15 @@ class Assigned:
 
 
 def labels_of_column(stored: Any, dataset: str, spec: DomainsKeys) -> Labels:
-    """Values as text; null and an empty text are no name. ConfigError for a column that is not there."""
+    """Values as text; null and an empty text are no name. ConfigError for a column that is not there, and for
+    values that are no text."""
     assert spec.column is not None
-    values = column_of(stored, dataset, spec.column, "dataflex.domains.column")
-    found = encoded(values)
+    key = "dataflex.domains.column"
+    values = column_of(stored, dataset, spec.column, key)
+    try:
+        found = encoded(values)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        raise refused.NOT_TEXT.error(key=key, name=dataset, column=spec.column, kind=values.type) from None
     return Labels(as_read(stored, found.codes), found.names)
 
 
