@@ -14,6 +14,7 @@ import yaml
 from checkpoint_files import assert_refused
 from commands import command
 from comparing import kill_and_resume
+from corpora import start_select
 from harness import start, train, train_all
 from models_and_data import build_encoder
 
@@ -88,6 +89,7 @@ def test_clusters_are_saved_and_are_the_run_by_their_file(mixed: Config, tmp_pat
     assert "were made" not in again.log and not (tmp_path / "file" / CLUSTERS).exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_no_clusters(mixed: Config, tmp_path: Path) -> None:
     """Not even where the run's own file is gone; another k is refused by its name."""
     config = {**mixed, "save_strategy": "steps", "save_steps": 2}
@@ -135,10 +137,7 @@ def test_a_file_of_clusters_is_shared(mixed: Config, tmp_path: Path) -> None:
 def test_a_selection_before_training(mixed: Config, tmp_path: Path, selector: str) -> None:
     """Without a model, and with one."""
     block = {"domains": mixed["dataflex"]["domains"], "select": {"name": selector}, "offline": {"budget": 20}}
-    file, out = tmp_path / "select.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump({**mixed, "output_dir": str(out), "dataflex": block}))
-    done = command("select", str(file))
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = start_select({**mixed, "dataflex": block}, tmp_path / "out").wait().ok.out
     (scores,) = out.rglob("scores.parquet")
     clusters = pq.read_table(out / CLUSTERS)["domain"].to_pylist()
     assert all(clusters[row["row"]] == row["domain"] for row in pq.read_table(scores).to_pylist())

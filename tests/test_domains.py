@@ -17,9 +17,9 @@ import yaml
 from checkpoint_files import assert_refused
 from commands import command
 from comparing import kill_and_resume
-from corpora import BY_COLUMN, IN_ORDER, SOURCES, STATIC, block, parts, rows_of, written
+from corpora import BY_COLUMN, IN_ORDER, SOURCES, STATIC, block, parts, rows_of, start_select, written
 from datasets import Dataset
-from harness import Result, Run, start, train, train_all
+from harness import Result, start, train, train_all
 from selecting import table
 
 from dataflex.base.loading.domains.columns import column_of
@@ -29,6 +29,7 @@ from dataflex.base.loading.domains.json_text import JsonTextError, of_json_text
 from dataflex.base.loading.domains.labels import Labels, assign, encoded
 from dataflex.base.loading.domains.lengths import characters
 from dataflex.base.loading.split import take
+from dataflex.cli import main
 from dataflex.config import parse
 from dataflex.config.domains import settled
 from dataflex.config.schema import DomainsKeys, WhereKeys
@@ -202,13 +203,6 @@ def test_stored_tokens_are_those_of_the_same_domains(slim: Config, tmp_path: Pat
     assert_refused(train({**config, "dataflex": {"mix": "uniform"}}, tmp_path / "fourth"), "tokenized_path", "domains")
 
 
-def start_select(config: Config, out: Path) -> Run:
-    out.mkdir(parents=True, exist_ok=True)
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(yaml.safe_dump({**config, "output_dir": str(out)}))
-    return Run(["select", str(file)], out, 1, [], {})
-
-
 @pytest.mark.parametrize("selector", ["loss", "random"])
 def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path, selector: str) -> None:
     """With the model, and without."""
@@ -243,12 +237,11 @@ def test_doremi_finds_proportions_of_domains(slim: Config, tmp_path: Path) -> No
     assert final["dataflex"]["mix"]["proportions"] == pytest.approx(list(found.values()))
 
 
-def planned(config: Config, tmp_path: Path, *arguments: str) -> str:
+def planned(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Config:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump({**config, "output_dir": str(tmp_path / "out")}))
-    done = command("plan", str(file), *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert main(["plan", str(file), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 COUNTED: dict[str, tuple[Config, dict[str, int], dict[str, int]]] = {
@@ -259,12 +252,14 @@ COUNTED: dict[str, tuple[Config, dict[str, int], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("case", COUNTED)
-def test_a_plan_counts_the_rows_of_domains(slim: Config, tmp_path: Path, case: str) -> None:
+def test_a_plan_counts_the_rows_of_domains(
+    slim: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     """Epochs are those of the mixture that the run begins with."""
     domains, rows, left_out = COUNTED[case]
     mix = {"name": "static", "proportions": {name: 1 / len(rows) for name in rows}}
     config = {**slim, **block(domains=domains, mix=mix)}
-    found = json.loads(planned(config, tmp_path, "--json"))
+    found = planned(config, tmp_path, capsys)
     assert found["domains"] == {"rows": rows, "left_out": left_out, "estimated": False}
     assert found["epochs"] == pytest.approx({name: 48 / len(rows) / count for name, count in rows.items()})
     assert not any("once the data is read" in line for line in found["advice"])
@@ -292,18 +287,18 @@ def test_a_plan_counts_in_every_kind_of_file(slim: Config, tmp_path: Path) -> No
     assert lengths is not None and lengths.estimated and sum(lengths.rows.values()) == pytest.approx(180, abs=2)
 
 
-def test_a_plan_says_what_it_cannot_count(slim: Config, tmp_path: Path) -> None:
+def test_a_plan_says_what_it_cannot_count(slim: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Clusters, which no plan makes, and what the data does not have."""
     domains = {"by": "cluster", "k": 4, "embedding_model": "encoder"}
-    found = json.loads(planned({**slim, **block(domains=domains, mix="uniform")}, tmp_path, "--json"))
+    found = planned({**slim, **block(domains=domains, mix="uniform")}, tmp_path, capsys)
     assert any("4 clusters are made at the start" in line for line in found["advice"]) and found["domains"] is None
     (encoding,) = found["passes"]
     assert (encoding["work"], encoding["times"], encoding["rows"]) == ("text encoder", 1, 180)
     file = tmp_path / "wrong.yaml"
     keys = block(domains={"by": "column", "column": "meta.sorce"}, mix="uniform")
     file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **keys}))
-    done = command("plan", str(file))
-    assert done.returncode == 2 and "'meta.sorce'; did you mean 'meta.source'" in done.stderr
+    assert main(["plan", str(file)]) == 2
+    assert "'meta.sorce'; did you mean 'meta.source'" in capsys.readouterr().err
 
 
 # -- by a file, by length --------------------------------------------------------------------------------------------

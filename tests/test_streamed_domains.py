@@ -62,6 +62,7 @@ def by_file(slim: Config, folder: Path, names: tuple[str, ...]) -> Config:
     return {"by": "file", "path": str(path)}
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_stream_of_the_column(streamed: Config, tmp_path: Path) -> None:
     """Over two data sets; so does the one data set, since its rows have the same order."""
     both = {**streamed, "dataset": "first,second", **with_domains(by_file(streamed, tmp_path, ("first", "second")))}
@@ -72,6 +73,7 @@ def test_a_file_gives_the_stream_of_the_column(streamed: Config, tmp_path: Path)
     assert served(file) == served(column) and file.trace() == column.trace()
 
 
+@pytest.mark.slow
 def test_a_mixture_by_size_and_conditions(streamed: Config, tmp_path: Path) -> None:
     """Sizes are known, since the rows are counted; conditions leave rows out, also where data sets are the domains."""
     where = {"column": "meta.n", "min": 2}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from harness import Run
 
 Config = dict[str, Any]
 Row = dict[str, Any]
@@ -74,3 +76,11 @@ def block(**keys: Any) -> Config:
 def parts(**keys: Any) -> Config:
     """The same over a data set for each source."""
     return {"dataset": "arithmetic,code,docs", "dataflex": {"mix": STATIC, **keys}}
+
+
+def start_select(config: Config, out: Path) -> Run:
+    """`dataflex-cli select` of a configuration, into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump({**config, "output_dir": str(out)}))
+    return Run(["select", str(file)], out, 1, [], {})

@@ -55,14 +55,14 @@ def count_domains(spec: DomainsKeys, sizes: Sizes, names: tuple[str, ...]) -> Do
     """
     if spec.by == "cluster" or any(sizes.draws(name) or not sizes.files(name) for name in names):
         return None
+    if spec.by == "length":
+        return None if spec.where else _by_sample(spec, sizes, names)
     wanted = {condition.column for condition in spec.where}
     wanted |= {spec.column} if spec.by == "column" and spec.column else set()
     try:
         stored = {name: _Stored(_columns(sizes, name, wanted)) for name in names}
     except (OSError, ValueError, pa.ArrowException):
         return None
-    if spec.by == "length":
-        return None if spec.where else _by_sample(spec, sizes, names)
     met, failed = rows_that_meet(stored, spec)
     if spec.by == "file":
         labels = labels_of_file(stored, spec)

@@ -50,7 +50,7 @@ def _data(forecast: Forecast) -> Table:
 
 def _domains(forecast: Forecast, counted: DomainRows) -> Table:
     block = forecast.config.dataflex
-    planned = block is not None and block.mix is not None
+    planned = block is not None and (block.mix is not None or block.select is None)
     shown = about if counted.estimated else count
     rows = [
         (name, shown(found), number(forecast.epochs.get(name) if planned else None, 2))

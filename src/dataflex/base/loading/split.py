@@ -72,14 +72,18 @@ def split_domains(read: Mapping[str, ReadData], spec: DomainsKeys, loading: Load
     if spec == DATA_SETS:
         return DomainData(read, {name: found.aligned for name, found in read.items()}, {}, True)
     assigned = assigned_rows(read, spec, loading)
-    parts = {domain: _of_domain(read, assigned.codes, index) for index, domain in enumerate(assigned.names)}
-    return DomainData(read, parts, assigned.left_out, by_data_set=spec.by == "dataset")
+    return DomainData(read, rows_of_domains(read, assigned), assigned.left_out, by_data_set=spec.by == "dataset")
+
+
+def rows_of_domains(read: Mapping[str, ReadData], assigned: Assigned) -> dict[str, Any]:
+    """The rows of each domain, data set by data set."""
+    return {domain: _of_domain(read, assigned.codes, index) for index, domain in enumerate(assigned.names)}
 
 
 def assigned_rows(read: Mapping[str, ReadData], spec: DomainsKeys, loading: Loading) -> Assigned:
     """The domain of every row. ConfigError where the data does not name domains as `spec` says. Called on every rank."""
     if spec == DATA_SETS:
-        codes = {name: np.full(len(found.aligned), d, dtype=np.int32) for d, (name, found) in enumerate(read.items())}
+        codes = {name: np.full(len(found.aligned), d, dtype=np.int16) for d, (name, found) in enumerate(read.items())}
         return Assigned(tuple(read), codes, {})
     stored = {name: found.stored for name, found in read.items()}
     met, failed = rows_that_meet(stored, spec)

@@ -21,6 +21,7 @@ from dataflex.base.loading.data import load_evaluation
 from dataflex.base.loading.reading import ReadData, read_data, read_stored
 from dataflex.base.loading.split import assigned_rows
 from dataflex.base.loading.stream_sources import StreamedData, StreamedDomain, streams_of_domains
+from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config.refusals import domains as domains_refused
@@ -61,28 +62,19 @@ def load_streams(mix: MixConfig, loading: Loading, carried: Carried, spec: Domai
     if carried.weights is not None:
         processor = CarryingProcessor(processor)
     weights = [carried.weight_column(name, attribute) for name, attribute in zip(names, attributes, strict=True)]
-    sources: dict[str, StreamedData | StreamedDomain] = {}
-    sizes = [a.num_samples or 0 for a in attributes]
-    left_out: Mapping[str, int] = {}
-    if spec == DATA_SETS:
-        for name, parts in zip(names, zip(raw, converters, weights, strict=True), strict=True):
-            sources[name] = StreamedData(*parts, processor)
-    else:
-        read = {name: ReadData(a, rows, rows) for name, a, rows in zip(names, attributes, raw, strict=True)}
-        assigned = assigned_rows(read, spec, loading)
-        readers = dict(zip(names, zip(raw, converters, weights, strict=True), strict=True))
-        sources |= streams_of_domains(assigned, readers, processor)
-        sizes, left_out = [len(source) for source in sources.values()], assigned.left_out  # type: ignore[arg-type]
+    readers = dict(zip(names, zip(raw, converters, weights, strict=True), strict=True))
+    sources, sizes, left_out = _sources(spec, dict(zip(names, attributes, strict=True)), readers, processor, loading)
     assert mix.stream_block is not None
     block = mix.stream_block
 
     def first_blocks() -> dict[str, str]:
         return {name: _first_block(source, name, block, processor) for name, source in sources.items()}
 
-    facts: dict[str, Any] = {f"content of {name}": found for name, found in same_rows(first_blocks, "dataset").items()}
+    blocks, facts = same_rows(first_blocks, "dataset"), dict[str, Any]()
     for name, attribute in zip(names, attributes, strict=True):
         facts[f"entry of {name}"] = {k: v for k, v in sorted(vars(attribute).items()) if v is not None}
         facts[f"files of {name}"] = _files(attribute, data_args)
+    facts |= {f"content of {name}": found for name, found in blocks.items()}
     contents = same_rows(
         lambda: {name: _contents(a, data_args) for name, a in zip(names, attributes)}, "dataset", "files"
     )
@@ -93,6 +85,24 @@ def load_streams(mix: MixConfig, loading: Loading, carried: Carried, spec: Domai
         "left_out": left_out,
         **({} if evaluation is None else {"eval_dataset": evaluation}),
     }
+
+
+def _sources(
+    spec: DomainsKeys,
+    attributes: Mapping[str, Any],
+    readers: Mapping[str, tuple[Any, Any, WeightColumn | None]],
+    processor: Any,
+    loading: Loading,
+) -> tuple[Mapping[str, StreamedData | StreamedDomain], list[int], Mapping[str, int]]:
+    """The stream of each domain, the rows of each (0: not known), and the rows that are left out. readers: of each data set its
+    rows, converter and weights."""
+    if spec == DATA_SETS:
+        streams = {name: StreamedData(*parts, processor) for name, parts in readers.items()}
+        return streams, [attribute.num_samples or 0 for attribute in attributes.values()], {}
+    read = {name: ReadData(attributes[name], rows, rows) for name, (rows, _, _) in readers.items()}
+    assigned = assigned_rows(read, spec, loading)
+    found = streams_of_domains(assigned, readers, processor)
+    return found, [len(stream) for stream in found.values()], assigned.left_out
 
 
 def _open(name: str, attribute: Any, loading: Loading) -> IterableDataset:

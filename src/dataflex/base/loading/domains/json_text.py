@@ -26,13 +26,9 @@ def of_json_text(values: pa.ChunkedArray, keys: Sequence[str]) -> pa.ChunkedArra
     nothing. None where no row has the key with a single value, or rows have values of several kinds.
 
     Raises JsonTextError for a value that is no JSON block."""
-    try:
-        lines = [_lines(chunk) for chunk in values.cast(pa.large_string()).chunks]
-    except pa.ArrowInvalid as error:
-        raise JsonTextError("it is not UTF-8") from error
     for kind in _KINDS:
         try:
-            found = pa.chunked_array([_parsed(text, keys, kind) for text in lines], kind)
+            found = pa.chunked_array([_parsed(_lines(chunk), keys, kind) for chunk in values.chunks], kind)
         except pa.ArrowInvalid:
             continue
         if len(found) == len(values) and found.null_count < len(found):
@@ -43,7 +39,7 @@ def of_json_text(values: pa.ChunkedArray, keys: Sequence[str]) -> pa.ChunkedArra
 
 def _lines(texts: pa.Array) -> pa.Buffer:
     """A line for each text; a line break within one is white space to JSON."""
-    said = pc.utf8_trim_whitespace(texts.fill_null("{}"))
+    said = pc.utf8_trim_whitespace(texts.cast(pa.large_string()).fill_null("{}"))
     said = pc.if_else(pc.equal(said, ""), pa.scalar("{}", pa.large_string()), said)
     said = pc.replace_substring(pc.replace_substring(said, "\n", " "), "\r", " ")
     joined = pc.binary_join_element_wise(said, pa.scalar("", pa.large_string()), pa.scalar("\n", pa.large_string()))
@@ -69,7 +65,10 @@ def _parsed(lines: pa.Buffer, keys: Sequence[str], kind: pa.DataType) -> pa.Arra
 def _check(values: pa.ChunkedArray) -> None:
     """The first value that is no block, row by row: it ends the run."""
     for row, value in enumerate(values):
-        text = (value.as_py() or "").strip()
+        try:
+            text = (value.as_py() or "").strip()
+        except UnicodeDecodeError:
+            raise JsonTextError(f"row {row} is not UTF-8") from None
         try:
             wrong = bool(text) and not isinstance(json.loads(text), dict)
         except ValueError:
