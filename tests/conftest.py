@@ -6,6 +6,7 @@ from typing import Any
 
 import harness
 import pytest
+from corpora import corpus, slim  # noqa: F401
 from models_and_data import EXPERTS
 from ray_cluster import cluster  # noqa: F401
 

@@ -17,86 +17,28 @@ import yaml
 from checkpoint_files import assert_refused
 from commands import command
 from comparing import kill_and_resume
+from corpora import BY_COLUMN, IN_ORDER, SOURCES, STATIC, block, parts, rows_of, start_select, written
 from datasets import Dataset
-from harness import Result, Run, start, train, train_all
+from harness import Result, start, train, train_all
 from selecting import table
 
 from dataflex.base.loading.domains.columns import column_of
 from dataflex.base.loading.domains.conditions import rows_that_meet
 from dataflex.base.loading.domains.files import labels_of_file
+from dataflex.base.loading.domains.json_text import JsonTextError, of_json_text
 from dataflex.base.loading.domains.labels import Labels, assign, encoded
 from dataflex.base.loading.domains.lengths import characters
 from dataflex.base.loading.split import take
+from dataflex.cli import main
 from dataflex.config import parse
 from dataflex.config.domains import settled
 from dataflex.config.schema import DomainsKeys, WhereKeys
 from dataflex.errors import ConfigError
+from dataflex.forecast.data import Sizes
+from dataflex.forecast.domains import count_domains
 
 Config = dict[str, Any]
 Row = dict[str, Any]
-SOURCES = ("code", "docs", "arithmetic")
-BY_COLUMN = {"by": "column", "column": "meta.source"}
-STATIC = {"name": "static", "proportions": {"code": 0.5, "docs": 0.3, "arithmetic": 0.2}}
-IN_ORDER = {"name": "static", "proportions": [0.2, 0.5, 0.3]}  # of the names in their order: arithmetic, code, docs
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-
-
-def written(folder: Path, name: str, rows: list[Row]) -> dict[str, Any]:
-    """The entry of a data set whose rows are written into a folder."""
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"file_name": f"{name}.jsonl", "columns": COLUMNS}
-
-
-def rows_of(folder: Path, name: str) -> list[Row]:
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="session")
-def corpus(ground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset_dir. `slim` is one data set whose rows name their source; `first` and `second` are the same rows in two. `code`,
-    `docs` and `arithmetic` are the rows of each source in the order of `slim`. `slim_heldout` and the like are held out."""
-    folder = tmp_path_factory.mktemp("corpus")
-    info: dict[str, Any] = {}
-    for ending in ("", "_heldout"):
-        rows = [
-            {**{k: row[k] for k in ("instruction", "input", "output")}, "meta": {"source": name, "n": i % 7}}
-            for name in SOURCES
-            for i, row in enumerate(rows_of(ground / "data", f"{name}{ending}"))
-        ]
-        random.Random(3).shuffle(rows)
-        cut = len(rows) // 3
-        for name, some in (("slim", rows), ("first", rows[:cut]), ("second", rows[cut:])):
-            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", some)
-        for name in SOURCES:
-            own = [row for row in rows if row["meta"]["source"] == name]
-            info[f"{name}{ending}"] = written(folder, f"{name}{ending}", own)
-    info["bare"] = written(folder, "bare", rows_of(ground / "data", "docs_heldout"))
-    info["gaps"] = written(folder, "gaps", gaps(rows_of(folder, "slim")))
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return folder
-
-
-def gaps(rows: list[Row]) -> list[Row]:
-    """The rows, without a source where `n` is 3."""
-    return [
-        {**row, "meta": {**row["meta"], "source": None if row["meta"]["n"] == 3 else row["meta"]["source"]}}
-        for row in rows
-    ]
-
-
-@pytest.fixture
-def slim(base: Config, corpus: Path) -> Config:
-    """A run over the one data set."""
-    return {**base, "dataset_dir": str(corpus), "dataset": "slim"}
-
-
-def block(**keys: Any) -> Config:
-    return {"dataflex": {"domains": BY_COLUMN, "mix": STATIC, **keys}}
-
-
-def parts(**keys: Any) -> Config:
-    """The same over a data set for each source."""
-    return {"dataset": "arithmetic,code,docs", "dataflex": {"mix": STATIC, **keys}}
 
 
 def assert_same_run(found: Result, expected: Result) -> None:
@@ -261,13 +203,6 @@ def test_stored_tokens_are_those_of_the_same_domains(slim: Config, tmp_path: Pat
     assert_refused(train({**config, "dataflex": {"mix": "uniform"}}, tmp_path / "fourth"), "tokenized_path", "domains")
 
 
-def start_select(config: Config, out: Path) -> Run:
-    out.mkdir(parents=True, exist_ok=True)
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(yaml.safe_dump({**config, "output_dir": str(out)}))
-    return Run(["select", str(file)], out, 1, [], {})
-
-
 @pytest.mark.parametrize("selector", ["loss", "random"])
 def test_a_selection_before_training_names_data_set_and_row(slim: Config, tmp_path: Path, selector: str) -> None:
     """With the model, and without."""
@@ -302,12 +237,68 @@ def test_doremi_finds_proportions_of_domains(slim: Config, tmp_path: Path) -> No
     assert final["dataflex"]["mix"]["proportions"] == pytest.approx(list(found.values()))
 
 
-def test_a_plan_says_that_the_data_names_the_domains(slim: Config, tmp_path: Path) -> None:
+def planned(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Config:
     file = tmp_path / "plan.yaml"
-    file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **block()}))
-    done = command("plan", str(file))
-    assert done.returncode == 0, done.stderr
-    assert "domains are named by meta.source" in " ".join(done.stdout.split())
+    file.write_text(yaml.safe_dump({**config, "output_dir": str(tmp_path / "out")}))
+    assert main(["plan", str(file), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+COUNTED: dict[str, tuple[Config, dict[str, int], dict[str, int]]] = {
+    "column": ({**BY_COLUMN, "keep": ["docs"]}, {"docs": 60, "other": 120}, {}),
+    "drop": ({**BY_COLUMN, "keep": ["docs", "code"], "other": "drop"}, {"docs": 60, "code": 60}, {"arithmetic": 60}),
+    "where": ({"where": {"column": "meta.n", "max": 0}}, {"slim": 27}, {"meta.n max 0": 153}),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_a_plan_counts_the_rows_of_domains(
+    slim: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """Epochs are those of the mixture that the run begins with."""
+    domains, rows, left_out = COUNTED[case]
+    mix = {"name": "static", "proportions": {name: 1 / len(rows) for name in rows}}
+    config = {**slim, **block(domains=domains, mix=mix)}
+    found = planned(config, tmp_path, capsys)
+    assert found["domains"] == {"rows": rows, "left_out": left_out, "estimated": False}
+    assert found["epochs"] == pytest.approx({name: 48 / len(rows) / count for name, count in rows.items()})
+    assert not any("once the data is read" in line for line in found["advice"])
+
+
+def test_a_plan_counts_in_every_kind_of_file(slim: Config, tmp_path: Path) -> None:
+    rows = rows_of(Path(slim["dataset_dir"]), "slim")
+    flat = [{"instruction": r["instruction"], "output": r["output"], "source": r["meta"]["source"]} for r in rows]
+    pq.write_table(pa.Table.from_pylist(flat), tmp_path / "a.parquet")
+    csv.write_csv(pa.Table.from_pylist(flat), tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text(json.dumps(flat))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    keys = {"by": "column", "column": "source"}
+    for kind in ("parquet", "csv", "json", "jsonl"):
+        info = {"a": {"file_name": f"a.{kind}"}, "b": {"file_name": f"a.{kind}", "num_samples": 9}}
+        (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+        config = {**slim, "dataset_dir": str(tmp_path), "dataset": "a"}
+        found = count_domains(DomainsKeys(**keys), Sizes(config), ("a",))
+        assert found is not None and found.rows == dict.fromkeys(sorted(SOURCES), 60), kind
+        some = count_domains(DomainsKeys(**keys), Sizes({**config, "max_samples": 50}), ("a",))
+        said = [row["source"] for row in flat[:50]]
+        assert some is not None and some.rows == {name: said.count(name) for name in sorted(SOURCES)}, kind
+        assert count_domains(DomainsKeys(**keys), Sizes(config), ("a", "b")) is None
+    lengths = count_domains(DomainsKeys(by="length", edges=(150, 300)), Sizes(config), ("a",))
+    assert lengths is not None and lengths.estimated and sum(lengths.rows.values()) == pytest.approx(180, abs=2)
+
+
+def test_a_plan_says_what_it_cannot_count(slim: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clusters, which no plan makes, and what the data does not have."""
+    domains = {"by": "cluster", "k": 4, "embedding_model": "encoder"}
+    found = planned({**slim, **block(domains=domains, mix="uniform")}, tmp_path, capsys)
+    assert any("4 clusters are made at the start" in line for line in found["advice"]) and found["domains"] is None
+    (encoding,) = found["passes"]
+    assert (encoding["work"], encoding["times"], encoding["rows"]) == ("text encoder", 1, 180)
+    file = tmp_path / "wrong.yaml"
+    keys = block(domains={"by": "column", "column": "meta.sorce"}, mix="uniform")
+    file.write_text(yaml.safe_dump({**slim, "output_dir": str(tmp_path / "out"), **keys}))
+    assert main(["plan", str(file)]) == 2
+    assert "'meta.sorce'; did you mean 'meta.source'" in capsys.readouterr().err
 
 
 # -- by a file, by length --------------------------------------------------------------------------------------------
@@ -512,6 +503,77 @@ def test_conditions_on_values() -> None:
         assert str(error.value).startswith("dataflex.domains.where")
 
 
+# -- weight alone ----------------------------------------------------------------------------------------------------
+
+
+def alone(weight: Any, domains: Config | None = BY_COLUMN) -> Config:
+    return {"dataflex": {**({} if domains is None else {"domains": domains}), "weight": weight}}
+
+
+def test_weight_alone_keeps_the_order_and_knows_the_domains(slim: Config, tmp_path: Path) -> None:
+    """The run without domains to the bit; losses and exposure are those of each row's own domain."""
+    config = {**slim, "dataset": "first,second", "save_strategy": "steps", "save_steps": 6}
+    weight = {"name": "loss", "strategy": "linupper"}
+    split, whole = train_all(
+        start({**config, **alone(weight)}, tmp_path / "split", hooks=["record_ids"]),
+        start({**config, **alone(weight, None)}, tmp_path / "whole", hooks=["record_ids"]),
+    )
+    assert split.ok.trace() == whole.ok.trace() and split.ids() == whole.ids()
+    weights = [run.out / "checkpoint-12" / "model.safetensors" for run in (split, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    folder = Path(slim["dataset_dir"])
+    sources = [row["meta"]["source"] for name in ("first", "second") for row in rows_of(folder, name)]
+    seen = pq.read_table(split.out / "dataflex" / "exposure.parquet")
+    assert [sources[i] for i in seen["sample_id"].to_pylist()] == seen["domain"].to_pylist()
+    assert any(f"dataflex/loss/{name}" in record for record in split.history() for name in SOURCES)
+    record = yaml.safe_load((split.out / "dataflex" / "config.yaml").read_text())
+    assert {name: found["rows"] for name, found in record["domains"].items()} == dict.fromkeys(sorted(SOURCES), 60)
+    report = command("report", str(split.out))
+    assert report.returncode == 0 and all(name in report.stdout for name in SOURCES)
+
+
+def test_weights_by_domain_without_a_mixer(slim: Config, tmp_path: Path) -> None:
+    """Domains that weigh nothing are not learned: the run in which a column of the data weighs them zero."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{**r, "w": float(r["meta"]["source"] == "docs")} for r in rows_of(Path(slim["dataset_dir"]), "slim")]
+    entry = written(folder, "slim", rows)
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": entry}))
+    config = {**slim, "dataset_dir": str(folder), "max_steps": 6}
+    by_domain = {"name": "domain", "by_domain": {"docs": 1, "code": 0, "arithmetic": 0}}
+    named, given = train_all(
+        start({**config, **alone(by_domain)}, tmp_path / "named", hooks=["record_ids"]),
+        start({**config, **alone({"name": "column", "column": "w"}, None)}, tmp_path / "given", hooks=["record_ids"]),
+    )
+    assert named.ok.ids() == given.ok.ids()
+    for step, (loss, _) in named.trace().items():
+        assert loss == pytest.approx(given.trace()[step][0], rel=1e-5), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{}, {"where": {"column": "meta.n", "min": 3}}], ids=["all", "where"])
+def test_weight_alone_is_killed_and_resumed(slim: Config, tmp_path: Path, keys: Config) -> None:
+    config = {**slim, "save_strategy": "steps", "save_steps": 4, **alone("loss", {**BY_COLUMN, **keys})}
+    kill_and_resume(config, tmp_path, "kill_after:6", 4)
+
+
+@pytest.mark.slow
+def test_conditions_with_weight_alone(slim: Config, tmp_path: Path) -> None:
+    """The run over a file with the rows that meet them, also where the names of domains leave rows out."""
+    rows = rows_of(Path(slim["dataset_dir"]), "slim")
+    kept = [row for row in rows if row["meta"]["n"] >= 3 and row["meta"]["source"] != "code"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": written(folder, "slim", kept)}))
+    where = {"where": {"column": "meta.n", "min": 3}, "keep": ["docs", "arithmetic"], "other": "drop"}
+    some, file = train_all(
+        start({**slim, **alone("loss", {**BY_COLUMN, **where})}, tmp_path / "some", hooks=["record_ids"]),
+        start({**slim, "dataset_dir": str(folder), **alone("loss", None)}, tmp_path / "file", hooks=["record_ids"]),
+    )
+    assert some.ok.ids() == file.ok.ids() and some.trace() == file.trace()
+    assert f"{len(rows) - len(kept)} rows are left out" in some.log
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 LATER: dict[str, tuple[Config, list[str]]] = {
@@ -590,10 +652,19 @@ def test_what_the_block_cannot_say(base: Config, case: str) -> None:
     assert all(any(line in one for one in found) for line in lines), found
 
 
-def test_what_it_cannot_be_combined_with(base: Config) -> None:
-    for keys, more in (({"weight": "loss"}, {}), ({"mix": "uniform"}, {"streaming": True, "buffer_size": 8})):
-        with pytest.raises(ConfigError, match=r"^dataflex\.domains (needs|reads)"):
-            parse({**base, **more, "dataflex": {"domains": BY_COLUMN, **keys}})
+REFUSED_WITH: dict[str, tuple[Config, Config, str]] = {
+    "packs": ({"weight": "loss"}, {"packing": True}, "with weight alone follows each row"),
+    "packs of pt": ({"weight": "loss"}, {"stage": "pt"}, "with weight alone follows each row"),
+    "tokens": ({"weight": "loss"}, {"tokenized_path": "tokens"}, "with weight alone is not kept in tokenized_path"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_WITH)
+def test_what_it_cannot_be_combined_with(base: Config, case: str) -> None:
+    keys, more, words = REFUSED_WITH[case]
+    with pytest.raises(ConfigError, match=rf"^dataflex\.domains {words}") as error:
+        parse({**base, **more, "dataflex": {"domains": BY_COLUMN, **keys}})
+    assert "\n" not in str(error.value)
 
 
 def test_names_that_are_known_are_checked_at_once(base: Config) -> None:
@@ -630,6 +701,47 @@ def test_a_column_is_found_in_blocks_and_drawn_rows() -> None:
     assert column_of(data, "d", "x.y", "key").to_pylist() == list(range(6))
     empty = Dataset.from_list([{"meta": {"a": None if i else {"b": "z"}}} for i in range(2)])
     assert column_of(empty, "d", "meta.a.b", "key").to_pylist() == ["z", None]
+
+
+def test_a_key_of_json_text_is_that_of_blocks() -> None:
+    """Over chunks, with line breaks, nulls and empty text; numbers stay numbers, for conditions."""
+    said = [
+        '{"s": "a", "n": 1, "d": {"e": "x"}}',
+        None,
+        " ",
+        '{\n "s": "b\\nc",\r\n "n": 2.5, "z": [1]}',
+        '{"o": true}',
+    ]
+    blocks = [json.loads(text) if text and text.strip() else {} for text in said]
+    chunks = pa.chunked_array([said[:2], said[2:]])
+    for keys in (["s"], ["n"], ["d", "e"], ["o"]):
+        expected = []
+        for found in blocks:
+            for key in keys:
+                found = (found or {}).get(key)
+            expected.append(found)
+        values = of_json_text(chunks, keys)
+        assert values is not None and values.to_pylist() == expected, keys
+    assert of_json_text(chunks, ["z"]) is None and of_json_text(chunks, ["q"]) is None
+    for wrong in ("{s}", "[1]", '{"s": "a"} {"s": "b"}', "3"):
+        with pytest.raises(JsonTextError, match=r"^row 1 holds"):
+            of_json_text(pa.chunked_array([['{"s": "a"}', wrong, "{}"]]), ["s"])
+    data = Dataset.from_dict({"meta": said})
+    assert column_of(data, "d", "meta.d.e", "key").to_pylist() == ["x", None, None, None, None]
+
+
+@pytest.mark.slow
+def test_json_text_gives_the_run_of_blocks(slim: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{**row, "meta": json.dumps(row["meta"])} for row in rows_of(Path(slim["dataset_dir"]), "slim")]
+    (folder / "dataset_info.json").write_text(json.dumps({"slim": written(folder, "slim", rows)}))
+    keys = block(domains={**BY_COLUMN, "where": {"column": "meta.n", "min": 2}})
+    text, blocks = train_all(
+        start({**slim, "dataset_dir": str(folder), **keys}, tmp_path / "text", hooks=["record_ids"]),
+        start({**slim, **keys}, tmp_path / "blocks", hooks=["record_ids"]),
+    )
+    assert text.ok.ids() == blocks.ok.ids() and text.trace() == blocks.trace()
 
 
 def test_rows_are_taken_as_select_takes_them() -> None:

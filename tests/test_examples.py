@@ -75,6 +75,23 @@ def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     assert set().union(*(expected[slot] for slot in slots)) <= scalars
 
 
+def test_the_corpus_that_names_its_sources_is_mixed(ground: Path, tmp_path: Path) -> None:
+    """`examples/slimpajama`: its own corpus and configuration, on the tiny model and for fewer steps."""
+    found = runpy.run_path(str(ROOT / "examples" / "slimpajama" / "run.py"))
+    config = yaml.safe_load((ROOT / "examples" / "slimpajama" / "train.yaml").read_text(encoding="utf-8"))
+    found["write_corpus"](tmp_path / "data")
+    config |= {"model_name_or_path": str(ground / "model"), "dataset_dir": str(tmp_path / "data"), "disable_tqdm": True}
+    config["dataflex"]["total_steps"] = STEPS
+    (run,) = train_all(start(config, tmp_path / "run"))
+    domains = config["dataflex"]["domains"]
+    names = [*domains["keep"], domains["other"].replace("merge", "other")]
+    record = yaml.safe_load((run.ok.out / "dataflex" / "config.yaml").read_text())
+    assert list(record["domains"]) == names and record["left_out"]["meta.quality min 2"] > 0
+    assert all(f"dataflex/proportion/{name}" in run.scalars()[10] for name in names)
+    results = json.loads((run.out / "eval_results.json").read_text())
+    assert all(f"eval_dataflex/loss/{name}" in results for name in names)
+
+
 def test_every_component_has_a_demo_example() -> None:
     """And one to start from for real. The model of the demonstration is no mixture of experts."""
     for slot, (table, _, _) in registry.FAMILIES.items():

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import domains
 import pools
 import runs
 import settings
@@ -26,6 +28,11 @@ PRESETS = {
 }
 
 
+def divided(largest: int) -> str:
+    with tempfile.TemporaryDirectory(prefix="dataflex-scale-") as folder:
+        return domains.finding(largest, folder)
+
+
 def main() -> None:
     command = Command(__file__, __doc__, PRESETS, only={"help": "parts, separated by commas (all)"})
     preset = command.given.preset
@@ -35,6 +42,7 @@ def main() -> None:
         "rows": lambda: pools.reading(largest),
         "decisions": lambda: pools.deciding(largest),
         "resume": lambda: runs.resuming(steps, ledgers),
+        "domains": lambda: divided(largest),
         "scoring": lambda: runs.scoring(settings.PRESETS[preset], rows),
     }
     os.environ["OMP_NUM_THREADS"] = "1"

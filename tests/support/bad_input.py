@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from bad_domains import DOMAINS
 
 Config = dict[str, Any]
 SELECT = {"name": "loss", "interval": 4}
@@ -428,7 +429,14 @@ OTHERS: dict[str, Case] = {
     "doremi with a number for its mixer": Case(("dataflex.mix",), block(mix=5, doremi={}), command="doremi"),
 }  # fmt: skip
 
-CASES = KNOWN | OTHERS
+
+def _of_domains(words: list[str], domains: Any, given: Any, more: Config) -> Case:
+    slots = {"mix": more.get("mix", "uniform"), "weight": more.get("weight"), "domains": domains}
+    other = {name: value for name, value in more.items() if name not in slots}
+    return rows(words, given, **other, **block(**{name: value for name, value in slots.items() if value is not None}))
+
+
+CASES = KNOWN | OTHERS | {name: _of_domains(*given) for name, given in DOMAINS.items()}
 
 
 def write(case: Case, base: Config, folder: Path) -> list[str]:

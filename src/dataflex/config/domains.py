@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -23,8 +24,16 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "column": ("column", "keep", "other", "missing", "where"),
     "file": ("path", "column", "keep", "other", "missing", "where"),
     "length": ("edges", "where"),
+    "cluster": ("k", "embedding_model", "seed", "path", "where"),
 }
-_NEEDED: Mapping[str, tuple[str, ...]] = {"column": ("column",), "file": ("path",), "length": ("edges",)}
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "column": ("column",),
+    "file": ("path",),
+    "length": ("edges",),
+    "cluster": ("k", "embedding_model"),
+}
+MOST = 1000
+"""More domains than this are no mixture, but a column of another kind."""
 _FILES = (".parquet", ".jsonl", ".csv")
 
 
@@ -87,10 +96,24 @@ def _refused(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
         yield f"{_KEY}.path: no such file: {path}"
     elif by == "file" and path and not path.endswith(_FILES):
         yield f"{_KEY}.path must be a file of the kinds {', '.join(_FILES)}, got {path}"
+    elif by == "cluster":
+        yield from _refused_clusters(values)
     if any(a >= b for a, b in pairwise(edges)):
         yield f"{_KEY}.edges must ascend, got {list(edges)}"
     if values.get("missing") == "":
         yield f"{_KEY}.missing must be a name, got ''"
+
+
+def _refused_clusters(values: Mapping[str, Any]) -> Iterator[str]:
+    k, path = values.get("k"), values.get("path")
+    if k is not None and k > MOST:
+        yield f"{_KEY}.k must be at most {MOST}, got {k}"
+    if values.get("seed", 0) >= 1 << 32:
+        yield f"{_KEY}.seed must be below {1 << 32}, got {values['seed']}"
+    if path and not path.endswith(".parquet"):
+        yield f"{_KEY}.path must be a .parquet file with by: cluster, got {path}"
+    if find_spec("sentence_transformers") is None:
+        yield f"{_KEY}.by: cluster needs sentence-transformers (pip install 'dataflex[offline]')"
 
 
 def names_of(spec: DomainsKeys, data_sets: tuple[str, ...] | None) -> Names:

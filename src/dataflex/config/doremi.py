@@ -73,6 +73,9 @@ def load_doremi(arguments: Sequence[str]) -> DoremiConfig:
     if not raw.get("output_dir"):
         raise ConfigError("output_dir is required: the runs are folders of it")
     out = Path(str(raw["output_dir"]))
+    domains = block.get("domains")
+    if isinstance(domains, Mapping) and domains.get("by") == "cluster":  # the three runs share them
+        block["domains"] = {"path": str(out / "clusters.parquet"), **domains}
     given = mix.get("reference_model_path")
     steps = _steps(own.get("steps"), given)
     reference = str(given or out / "reference")

@@ -33,7 +33,7 @@ def held_out_of(config: DataflexConfig, lf: Mapping[str, Any], names: Sequence[s
     trained, evaluated = words(lf.get("dataset")), words(lf.get("eval_dataset"))
     domains = list(names) if names is not None else trained if config.domains.by == "dataset" else []
     given = config.mix.eval_dataset if config.mix is not None else ()
-    divides = config.domains.by in ("column", "length")  # a file is about the rows that are trained on
+    divides = config.domains.by in ("column", "length", "cluster")  # a file is about the rows that are trained on
     found = None
     if given:
         key = config.compat.held_out_key

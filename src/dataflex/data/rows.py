@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,17 @@ _BLOCK = 1000
 _LABELS, _MOST_ROWS = 1 << 21, 1 << 14
 
 
+@dataclass(frozen=True)
+class ScatteredDomains(Domains):
+    """Domains whose rows stand in any order, as where LLaMA-Factory merges data sets. They have no offsets of use."""
+
+    codes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32), compare=False, repr=False)
+    """The domain of each row, int32[N]."""
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        return self.codes[np.asarray(ids)].astype(np.int64)
+
+
 class Rows(Dataset):
     """Processed data sets (Hugging Face `Dataset`s) behind one index; a row is a dict and knows its id.
 
@@ -38,6 +50,7 @@ class Rows(Dataset):
         raw: The number of each row among the stored rows of all data sets, int64[N]; None: unknown.
         raw_total: Stored rows of all data sets.
         data_sets: The data set of each row, as an index into names, int32[N], and these names; None: its domain.
+        domains: Of the rows; a part each, or where there is one part, of rows in any order.
     """
 
     def __init__(
@@ -48,12 +61,14 @@ class Rows(Dataset):
         raw_total: int = 0,
         stored: np.ndarray | None = None,
         data_sets: tuple[np.ndarray, tuple[str, ...]] | None = None,
+        scattered: ScatteredDomains | None = None,
     ) -> None:
         self.parts, self.raw, self.raw_total, self.stored = list(parts), raw, raw_total, stored
         self.data_sets = data_sets
         self._tokens: np.ndarray | None = None
         self._learned: np.ndarray | None = None
-        self.domains = Domains(tuple(names), tuple(len(p) for p in parts))
+        self._layout = Domains(tuple(names), tuple(len(p) for p in parts))
+        self.domains: Domains = scattered or self._layout
 
     def __len__(self) -> int:
         return self.domains.total
@@ -64,11 +79,11 @@ class Rows(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Rows in the order asked for, one read per part."""
         ids = np.asarray(indices, dtype=np.int64)
-        owner = self.domains.of(ids)
+        owner = self._layout.of(ids)
         out: list[dict[str, Any]] = [{}] * len(ids)
         for d in np.unique(owner):
             where = np.flatnonzero(owner == d)
-            local = (ids[where] - self.domains.offsets[d]).tolist()
+            local = (ids[where] - self._layout.offsets[d]).tolist()
             for index, row in zip(where, self.parts[d].__getitems__(local), strict=True):
                 out[index] = {**row, SAMPLE_IDS: int(ids[index])}
         return out
@@ -95,7 +110,14 @@ class Rows(Dataset):
 
     def _id_ranges(self) -> list[slice]:
         """The ids of each part."""
-        return [slice(int(a), int(b)) for a, b in pairwise(self.domains.offsets)]
+        return [slice(int(a), int(b)) for a, b in pairwise(self._layout.offsets)]
+
+    def by_domain(self, values: np.ndarray) -> list[int]:
+        """The sums over the rows of each domain. values: a number for each row, int[N]."""
+        if isinstance(self.domains, ScatteredDomains):
+            codes = self.domains.codes
+            return [int(values[codes == d].sum(dtype=np.int64)) for d in range(len(self.domains))]
+        return [int(values[rows].sum(dtype=np.int64)) for rows in self._id_ranges()]
 
     def trainable_tokens(self) -> np.ndarray:
         """Tokens of each row that carry a loss, int32[N]; for pairs, of both sides together. The first token of a row is
@@ -115,13 +137,20 @@ class Rows(Dataset):
         return self._learned
 
     def fingerprints(self) -> dict[str, str]:
-        """A hash of each part's token ids and labels, row boundaries included; independent of how it is stored."""
-        return {name: _fingerprint(part) for name, part in zip(self.domains.names, self.parts, strict=True)}
+        """A hash of each domain's token ids and labels, row boundaries included; independent of how it is stored. Where rows of
+        domains stand in any order, also one of all rows in theirs, under their common name."""
+        found = {name: _fingerprint(part) for name, part in zip(self._layout.names, self.parts, strict=True)}
+        if isinstance(self.domains, ScatteredDomains):
+            whole, codes = self.parts[0], self.domains.codes
+            own = {n: _fingerprint(whole.select(np.flatnonzero(codes == d))) for d, n in enumerate(self.domains.names)}
+            order = xxhash.xxh3_128_hexdigest(codes.tobytes())
+            found = {**{f"{name} in order": f"{each} {order}" for name, each in found.items()}, **own}
+        return found
 
     def weight_fingerprints(self) -> dict[str, str]:
         """A hash of each part's own weights, apart from those of the rows, which are the same rows with other weights. Nothing
         where the data gives none."""
-        given = [(n, p) for n, p in zip(self.domains.names, self.parts, strict=True) if GIVEN_WEIGHTS in p.column_names]
+        given = [(n, p) for n, p in zip(self._layout.names, self.parts, strict=True) if GIVEN_WEIGHTS in p.column_names]
         return {name: _fingerprint(part, (GIVEN_WEIGHTS,)) for name, part in given}
 
     def weigh_something(self) -> bool:

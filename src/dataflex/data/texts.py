@@ -21,6 +21,11 @@ class RowText:
         return "\n".join(part for part in (self.prompt, self.answer) if part)
 
 
+def joined(messages: Sequence[Any]) -> str:
+    """What messages in LLaMA-Factory's columns say, a line each."""
+    return "\n".join(message["content"] for message in messages if message["content"])
+
+
 class RowTexts:
     """The texts of rows, from their tokens, special ones left out; of a pair of answers, the wanted one."""
 

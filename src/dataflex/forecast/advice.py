@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dataflex.config.schema import DomainsKeys
 from dataflex.forecast.run import Forecast
 from dataflex.talking.no_effect import at_the_start
 
@@ -30,14 +31,22 @@ def _repeats(forecast: Forecast) -> Iterator[str]:
     block = forecast.config.dataflex
     if block is None or block.mix is None:
         return
-    if block.splits:
-        yield f"domains are named by {block.domains.named_by}, so how often each is repeated is known once the data is read"
+    if block.splits and forecast.domains is None:
+        yield f"{_unknown(block.domains)}, so how often each domain is repeated is known once the data is read"
     often = {name: epochs for name, epochs in forecast.epochs.items() if epochs is not None and epochs > _OFTEN}
     for name, epochs in sorted(often.items(), key=lambda found: -found[1]):
         yield (
             f"{name} will be repeated about {epochs:.0f} times; dataflex.mix.max_repetition bounds that. A shorter trial repeats"
             " it less often, so what a trial says of its share need not hold here (arXiv 2606.07597)"
         )
+
+
+def _unknown(domains: DomainsKeys) -> str:
+    """Why the rows of domains are not counted."""
+    if domains.by == "cluster":
+        return f"{domains.k} clusters are made at the start, of vectors of {domains.embedding_model}"
+    named = "the rows of" if domains.by == "dataset" else f"domains are named by {domains.named_by}, and the rows of"
+    return f"{named} some data sets cannot be counted here"
 
 
 def _cut_target(forecast: Forecast) -> Iterator[str]:
@@ -76,7 +85,8 @@ def _held_out(forecast: Forecast) -> Iterator[str]:
 def _late_or_never(forecast: Forecast) -> Iterator[str]:
     block, known = forecast.config.dataflex, forecast.steps
     if block is not None and known:
-        domains = 0 if block.splits else len(forecast.data)
+        counted = 0 if block.splits else len(forecast.data)
+        domains = counted if forecast.domains is None else len(forecast.domains.rows)
         yield from at_the_start(block, forecast.schedules, known, domains, known=True)
     for act in forecast.timeline:
         if act.words == "never acts":

@@ -48,19 +48,35 @@ class Sizes:
         self._entries = self._read_entries()
 
     def of(self, name: str) -> DataSet:
-        entry = self._entries.get(name)
-        path = self.folder / str(entry["file_name"]) if isinstance(entry, dict) and entry.get("file_name") else None
-        files = _files(path)
-        if not files or not isinstance(entry, dict):
+        entry, files = self.entry(name), self.files(name)
+        if not files:
             return DataSet(name, None, None, None, None)
         stored = sum(map(_count, files))
         used = min(stored, int(entry["num_samples"])) if entry.get("num_samples") else stored
         used = min(used, self.most) if self.most is not None else used
-        lengths = [self._tokens(row, entry) for row in _sample(files[0])]
+        lengths = [self._tokens(row, entry) for row in self.sample(name)]
         if not lengths:
             return DataSet(name, used, stored, None, None)
         tokens, learned = (sum(column) / len(lengths) for column in zip(*lengths, strict=True))
         return DataSet(name, used, stored, tokens, learned)
+
+    def entry(self, name: str) -> Mapping[str, Any]:
+        """Of a data set in dataset_info.json; empty where it has none."""
+        found = self._entries.get(name)
+        return found if isinstance(found, dict) else {}
+
+    def files(self, name: str) -> list[Path]:
+        """The files of a data set on this machine, in the order in which LLaMA-Factory lists them."""
+        named = self.entry(name).get("file_name")
+        return _files(self.folder / str(named)) if named else []
+
+    def sample(self, name: str) -> Iterator[Mapping[str, Any]]:
+        """Some of its rows."""
+        return _sample(min(self.files(name)))
+
+    def draws(self, name: str) -> bool:
+        """Whether rows of it are drawn (`num_samples`)."""
+        return bool(self.entry(name).get("num_samples"))
 
     def _tokens(self, row: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[float, float]:
         """All tokens of a row, and those of its answers. Tokens of the template are not counted."""
@@ -93,10 +109,8 @@ def _tokenizer(model: str) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def _files(path: Path | None) -> list[Path]:
-    if path is None:
-        return []
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
+def _files(path: Path) -> list[Path]:
+    found = list(path.iterdir()) if path.is_dir() else [path]
     return [file for file in found if file.is_file() and file.suffix in (".json", ".jsonl", ".parquet", ".txt", ".csv")]
 
 

@@ -5,57 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from dataflex.components.signal_request import SignalRequest
+from dataflex.config.domains import settled
 from dataflex.config.heldout import held_out_of
 from dataflex.config.schema import MixConfig, OrderConfig, RunConfig, Schedule, SelectConfig
 from dataflex.forecast.data import DataSet, Sizes
+from dataflex.forecast.domains import DomainRows, count_domains
+from dataflex.forecast.passes import BOTH, Acts, Pass
 from dataflex.values import number, truth, words
-
-FORWARD, BOTH = 1.0, 3.0
-"""The work of a token: a forward pass, and one with a backward pass."""
-_WORK = {"none": 0.0, "text encoder": 0.0, "forward": FORWARD, "forward and backward": BOTH, "generation": FORWARD}
-
-
-@dataclass(frozen=True)
-class Acts:
-    """When a component acts."""
-
-    slot: str
-    name: str
-    steps: tuple[int, ...]
-    """The first of the steps before which it acts, at most five."""
-    times: int
-    """How often in all; of a weighter the steps it weighs."""
-    words: str
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Something that is measured for a component."""
-
-    slot: str
-    component: str
-    signal: str
-    work: str
-    """none, text encoder, forward, forward and backward, generation."""
-    times: int
-    rows: int | None
-    """Of one pass."""
-    tokens: float | None
-    """Of one pass."""
-    disk: int | None
-    """Bytes that are kept while a pass is made."""
-
-    @property
-    def effort(self) -> float | None:
-        """In tokens of a forward pass, over the run."""
-        return None if self.tokens is None else self.times * self.tokens * _WORK[self.work]
 
 
 class Forecast:
@@ -76,6 +39,14 @@ class Forecast:
     @cached_property
     def data(self) -> tuple[DataSet, ...]:
         return tuple(self.sizes.of(name) for name in words(self.keys.get("dataset")))
+
+    @cached_property
+    def domains(self) -> DomainRows | None:
+        """Rows by domain, where rows name them and they can be counted. ConfigError where the data does not fit."""
+        block = self.config.dataflex
+        if block is None or not block.splits:
+            return None
+        return count_domains(block.domains, self.sizes, tuple(words(self.keys.get("dataset"))))
 
     @cached_property
     def target(self) -> tuple[DataSet, ...]:
@@ -109,6 +80,8 @@ class Forecast:
         counts = [found.rows for found in self.data]
         if None in counts or not counts:
             return None
+        if self.domains is not None:
+            counts = list(self.domains.rows.values())
         total, held = sum(n for n in counts if n is not None), number(self.keys.get("val_size") or 0, "val_size")
         return total - (int(held) if held >= 1 else int(total * held))
 
@@ -210,6 +183,12 @@ class Forecast:
         if block is None:
             return ()
         times = {act.slot: act.times for act in self.timeline}
+        if block.domains.by == "cluster":
+            rows = self.rows
+            tokens = None if rows is None or self.row_tokens is None else rows * self.row_tokens
+            found.append(
+                Pass("domains", f"{block.domains.k} clusters", "embedding", "text encoder", 1, rows, tokens, None)
+            )
         for slot in block.components:
             family = slot.partition("[")[0]
             for request in sorted(block.requests(slot), key=lambda r: r.name):
@@ -262,14 +241,16 @@ class Forecast:
 
     @cached_property
     def epochs(self) -> dict[str, float | None]:
-        """How often each data set is served whole, by the mixture that the run begins with. With a selector alone rows are drawn
-        from what it takes, and this says nothing. Domains that rows name are not known."""
+        """How often each domain is served whole, by the mixture that the run begins with. With a selector alone rows are drawn
+        from what it takes, and this says nothing. Data sets stand for domains that cannot be counted."""
         block = self.config.dataflex
-        if block is not None and block.mix is not None and block.splits:
-            return dict.fromkeys((found.name for found in self.data), None)
-        if self.steps is None or any(not found.rows for found in self.data):
-            return dict.fromkeys((found.name for found in self.data), None)
-        served, sizes = self.steps * self.global_batch, [float(found.rows or 0) for found in self.data]
+        counted = self.domains.rows if self.domains is not None else {found.name: found.rows for found in self.data}
+        unknown = block is not None and block.mix is not None and block.splits and self.domains is None
+        if unknown or self.steps is None or not all(counted.values()):
+            return dict.fromkeys(counted, None)
+        if block is not None and self.domains is not None:  # what waited for their names
+            block = settled(block, tuple(counted))
+        served, sizes = self.steps * self.global_batch, [float(rows or 0) for rows in counted.values()]
         shares = [size / sum(sizes) for size in sizes]
         if block is not None and block.mix is not None:
             mix = block.mix
@@ -277,7 +258,7 @@ class Forecast:
                 shares = list(mix.proportions)
             elif mix.initial == "uniform":
                 shares = [1 / len(sizes)] * len(sizes)
-        return {found.name: served * share / size for found, share, size in zip(self.data, shares, sizes, strict=True)}
+        return {name: served * share / size for name, share, size in zip(counted, shares, sizes, strict=True)}
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -298,6 +279,7 @@ class Forecast:
             "ranks": self.ranks,
             "tokens": self.tokens,
             "data": [asdict(found) for found in self.data],
+            "domains": None if self.domains is None else asdict(self.domains),
             "target": [asdict(found) for found in self.target],
             "held_out": list(self.held_out),
             "timeline": [asdict(act) for act in self.timeline],

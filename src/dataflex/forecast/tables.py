@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataflex.components.description import parameters
+from dataflex.forecast.domains import DomainRows
 from dataflex.forecast.run import Forecast
 from dataflex.report.tables import Table
 from dataflex.report.words import NONE, count, number, percent
@@ -14,6 +15,8 @@ from dataflex.values.as_yaml import written
 def tables_of(forecast: Forecast) -> Iterator[Table]:
     yield _length(forecast)
     yield _data(forecast)
+    if forecast.domains is not None:
+        yield _domains(forecast, forecast.domains)
     for table in (_timeline(forecast), _passes(forecast), _defaults(forecast)):
         if table.rows:
             yield table
@@ -44,6 +47,22 @@ def _data(forecast: Forecast) -> Table:
         note = "Tokens are estimated as characters / 4: the model's tokenizer is not on this machine."
     columns = ("data set", "as", "rows", "tokens a row", "of answers", "epochs")
     return Table("Data", columns, rows, note, frozenset({"as"}))
+
+
+def _domains(forecast: Forecast, counted: DomainRows) -> Table:
+    block = forecast.config.dataflex
+    planned = block is not None and (block.mix is not None or block.select is None)
+    shown = about if counted.estimated else count
+    rows = [
+        (name, shown(found), number(forecast.epochs.get(name) if planned else None, 2))
+        for name, found in counted.rows.items()
+    ]
+    if counted.left_out:
+        each = ", ".join(f"{name} {found:,}" for name, found in counted.left_out.items())
+        note = f"{sum(counted.left_out.values()):,} rows are left out ({each})."
+    else:
+        note = "Rows are estimated from a sample of rows." if counted.estimated else ""
+    return Table("Domains", ("domain", "rows", "epochs"), rows, note)
 
 
 def _timeline(forecast: Forecast) -> Table:

@@ -23,6 +23,7 @@ DIRECTORY = "dataflex"
 LEDGER = "ledger.jsonl"
 EXPOSURE = "exposure.parquet"
 SELECTIONS, ORDERS = "selections", "orders"
+CLUSTERS = "clusters.parquet"
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -61,6 +62,8 @@ class RunFiles:
             shutil.rmtree(self.path / folder, ignore_errors=True)
         clear_leftovers(self.path)
         (self.path / EXPOSURE).unlink(missing_ok=True)
+        if (config.get("dataflex", {}).get("domains") or {}).get("by") != "cluster":
+            (self.path / CLUSTERS).unlink(missing_ok=True)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         write_atomically(self.path / LEDGER, b"")
 
@@ -81,6 +84,11 @@ class RunFiles:
             (self.path / EXPOSURE).unlink(missing_ok=True)
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
         write_atomically(self.path / LEDGER, ledger)
+
+    def copy_clusters(self, checkpoint: Path) -> None:
+        """The clusters that are the domains of this run, where there are any, into a checkpoint."""
+        if (file := self.path / CLUSTERS).is_file():
+            write_atomically(checkpoint / DIRECTORY / CLUSTERS, file.read_bytes())
 
     def record(self, decision: dict[str, Any]) -> None:
         """Append one line. The text is kept on every rank, since a checkpoint holds it whole."""

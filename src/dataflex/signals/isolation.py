@@ -15,15 +15,24 @@ import torch
 def isolated(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients inside; afterwards every random generator and every module's mode is as before."""
     modes = [(m, m.training) for m in model.modules()]
+    with generators_kept():
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards every random generator is as before."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.random.set_rng_state(states[2])

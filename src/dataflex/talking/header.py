@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,7 @@ def rows_of(rows: Any, width: int | None, *, tokens: bool = True) -> str:
     if not tokens:
         items = [f"{n} {s}" for n, s, size in zip(names, sizes, rows.sizes, strict=True) if size]
         return listed(items, apart=" | ", room=_room(width))
-    learned = rows.trainable_tokens()
-    sums = [int(learned[a:b].sum(dtype="int64")) for a, b in pairwise(rows.domains.offsets)]
+    sums = rows.by_domain(rows.trainable_tokens())
     items = [f"{n} {s} ({amount(t)} tokens)" for n, s, t in zip(names, sizes, sums, strict=True)]
     return listed(items, apart=" | ", room=_room(width))
 

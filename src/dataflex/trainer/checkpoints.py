@@ -65,6 +65,7 @@ class Checkpoints:
             events.emit(events.SavingState(snapshot.step, folder))
             self.write_exposure(folder)
             if self.saves.here:
+                self.files.copy_clusters(folder)
                 write_snapshot(folder, snapshot, self.files.ledger_text)
         self.unsealed = folder
 

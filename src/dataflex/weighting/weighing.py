@@ -14,6 +14,7 @@ from dataflex.components.contracts import Weighter, declared
 from dataflex.components.requests import as_requests
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config.schema import WeightPart
+from dataflex.data.rows import ScatteredDomains
 from dataflex.distributed.collectives import gather_rows, sum_over_ranks
 from dataflex.errors import DataflexError
 from dataflex.plan.plan import Domains
@@ -68,7 +69,13 @@ class Weighing:
         self._collected: list[LossEntries] = []
         self._means: _Means | None = None
         self._statistics = self._no_statistics()
+        codes = domains.codes if isinstance(domains, ScatteredDomains) else None
+        self._codes = None if codes is None else torch.as_tensor(codes, device=device).long()
         self._offsets = torch.as_tensor(domains.offsets, device=device)
+
+    def _domains_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """The domain of each id, int64[n]."""
+        return self._codes[ids] if self._codes is not None else torch.searchsorted(self._offsets, ids, right=True) - 1
 
     def requests(self) -> frozenset[SignalRequest]:
         """Signals of the rows trained on."""
@@ -179,7 +186,7 @@ class Weighing:
         return WeightContext(
             reference=comparison.losses,
             ids=entries.ids,
-            domains=torch.searchsorted(self._offsets, entries.ids, right=True) - 1,
+            domains=self._domains_of(entries.ids),
             step=step,
             names=self.domains.names,
             signals={r.name: entries.signals[r] for r in wanted},

@@ -12,6 +12,10 @@ from typing import Any
 
 import xxhash
 
+from dataflex.values.paths import is_folder
+
+WEIGHTS = (".safetensors", ".bin")
+"""How files with the weights of a model end."""
 # Files up to this many bytes are always read whole.
 SMALL = 64 << 20
 _BLOCK = 1 << 20
@@ -25,6 +29,15 @@ def digest(path: Path) -> str:
         found.update(f"{name}:{file.stat().st_size}:".encode())
         add_content(found, file)
     return found.hexdigest()
+
+
+def model_digest(folder: Path) -> str | None:
+    """Of the files of a model in a local folder; None where there is none."""
+    if not is_folder(str(folder)):
+        return None
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*WEIGHTS, ".json", ".txt", ".model"))
+    named = [(str(f.relative_to(folder)), f) for f in files]
+    return " ".join(f"{name}:{digest(file)}" for name, file in named)
 
 
 def sampled(file: Path, most: int = SMALL) -> str:

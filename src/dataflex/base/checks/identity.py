@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dataflex.base.checks.contents import digest, sampled_all
+from dataflex.base.checks.contents import WEIGHTS, digest, model_digest, sampled_all
+from dataflex.base.checks.domains import contents_of, elsewhere
 from dataflex.base.loading_arguments import Loading
 from dataflex.components.signal_request import SignalRequest
 from dataflex.config import RunConfig
@@ -55,7 +56,6 @@ _FORMER = {
     "content of the selector's file": ("content of dataflex.select.indices_path", "content of dataflex.select.probs_path"),
     "content of the mixer's ledger": ("content of dataflex.mix.ledger",),
 }  # fmt: skip
-_WEIGHTS = (".safetensors", ".bin")
 # Contents of models that components read, and the parameters that name these models.
 _OF_MODELS = ("content of the reference of ", "content of the encoder of ", "content of the reward model of ")
 _MODEL_PATHS = (".reference_model_path", ".embedding_model", ".embedding_model_name_or_path", ".reward_model_path")
@@ -107,8 +107,9 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
     read = {slot: component.files() for slot, component in dataflex.components.items()}
     for key, value in masked(dataflex.to_json()).items():
         if isinstance(value, dict):
-            elsewhere = {*_PATHS, *read.get(key, ()), *(("path",) if key in ("domains", "order") else ())}
-            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in elsewhere}
+            paths = {*_PATHS, *read.get(key, ()), *(elsewhere(dataflex.domains) if key == "domains" else ())}
+            paths |= {"path"} if key == "order" else set()
+            out |= {f"dataflex.{key}.{k}": v for k, v in value.items() if k not in paths}
         else:
             out[f"dataflex.{key}"] = value
     for slot, files in read.items():
@@ -119,9 +120,9 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
         # Weighters act on every rank, the others on rank 0.
         weighs = slot.partition("[")[0] == "weight"
         out |= same_everywhere(contents, OTHER_SETTING) if weighs else decide(contents)
-    if dataflex.domains.path is not None:
-        path = dataflex.domains.path
-        out |= same_everywhere(lambda: {"content of dataflex.domains.path": digest(Path(path))}, OTHER_SETTING)
+    out |= same_everywhere(
+        lambda: {f"content of dataflex.domains.{k}": v for k, v in contents_of(dataflex.domains).items()}, OTHER_SETTING
+    )
     for slot, request in asked_of(dataflex):
         if request.per == "target row":  # read by the encoder that reads the candidates
             continue
@@ -130,18 +131,9 @@ def _of_components(dataflex: DataflexConfig) -> dict[str, Any]:
             if kind == "reference":
                 out[key] = fingerprint(model, f"dataflex.{slot}")
             elif key not in out:
-                found = decide(lambda model=model: _model_digest(Path(model)))  # type: ignore[misc]
+                found = decide(lambda model=model: model_digest(Path(model)))  # type: ignore[misc]
                 out |= {} if found is None else {key: found}  # not one of a hub
     return _without_paths(out)
-
-
-def _model_digest(folder: Path) -> str | None:
-    """Of the files of a model in a local folder; None where there is none."""
-    if not is_folder(str(folder)):
-        return None
-    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix in (*_WEIGHTS, ".json", ".txt", ".model"))
-    named = [(str(f.relative_to(folder)), f) for f in files]
-    return " ".join(f"{name}:{digest(file)}" for name, file in named)
 
 
 def _without_paths(identity: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +192,7 @@ def _weights_digest(models: list[str], commit: str | None) -> str:
     for i, model in enumerate(map(str, models)):
         folder = Path(model)
         if folder.is_dir():
-            files = [f for f in sorted(folder.iterdir()) if f.suffix in _WEIGHTS or f.name == "adapter_config.json"]
+            files = [f for f in sorted(folder.iterdir()) if f.suffix in WEIGHTS or f.name == "adapter_config.json"]
             listed += [(f"{i}/{f.name}", f) for f in files if f.name != "training_args.bin"]
         else:
             hosted.append(f"{model}@{commit}" if i == 0 else model)

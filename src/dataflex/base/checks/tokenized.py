@@ -12,7 +12,8 @@ from typing import Any
 import xxhash
 from datasets import load_from_disk
 
-from dataflex.base.checks.contents import described, digest, first_change
+from dataflex.base.checks.contents import described, first_change
+from dataflex.base.checks.domains import contents_of, elsewhere
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals, refusing
 from dataflex.config.refusals import loaded as refused
@@ -43,8 +44,8 @@ class TokenizedStore:
         self.names = list(data_args.dataset) if domains == DATA_SETS else None
         """The domains; None: the rows of the data name them."""
         self._domains = domains.record()
-        if self._domains is not None and domains.path is not None:
-            self._domains["path"] = digest(Path(domains.path))
+        if self._domains is not None:
+            self._domains |= dict.fromkeys(elsewhere(domains)) | contents_of(domains)
         self._sources = _Sources(data_args)
         self._signature = tokenization_signature(loading) | self._sources.definitions
         self._writes, self._reads = training_args.should_save, training_args.local_process_index == 0

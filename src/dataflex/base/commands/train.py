@@ -273,11 +273,11 @@ def load_data(dataflex: DataflexConfig, loading: Loading) -> dict[str, Any]:
         from dataflex.base.loading.streams import load_streams
 
         assert dataflex.mix is not None
-        module = load_streams(dataflex.mix, loading, carried)
+        module = load_streams(dataflex.mix, loading, carried, dataflex.domains)
     elif dataflex.plans_data:
         module = load_domains(loading, carried, dataflex.domains)
     else:
-        module = load_merged(loading, carried)
+        module = load_merged(loading, carried, dataflex.domains)
     origins, sizes = module.pop("origins", None), module.pop("stored_rows", None)
     if dataflex.order is not None and dataflex.order.given:
         from dataflex.base.loading.scores import scores_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,14 +25,14 @@ from dataflex.base.loading.carried import (
 )
 from dataflex.base.loading.faults import untokenized
 from dataflex.base.loading.reading import ReadData, read_all, read_data
-from dataflex.base.loading.split import split_domains
+from dataflex.base.loading.split import assigned_rows, split_domains, take
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import is_ours, ours, refusals
 from dataflex.components.contracts import declared
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DATA_SETS, DataflexConfig, DomainsKeys
 from dataflex.data.origins import data_sets_of, raw_rows, stored_numbers
-from dataflex.data.rows import Rows
+from dataflex.data.rows import Rows, ScatteredDomains
 from dataflex.deciding.mixing import domain_info
 from dataflex.errors import ConfigError, DataflexError
 
@@ -52,9 +53,10 @@ def load_domains(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SE
     if store is not None:
         store.describe_sources()
     with loading.first_process("load dataset"):
-        data = split_domains(read_all(loading, data_args.dataset, "dataset", carried), spec)
+        read = read_all(loading, data_args.dataset, "dataset", carried)
         evaluated = read_all(loading, data_args.eval_dataset or [], "eval_dataset")
 
+    data = split_domains(read, spec, loading)
     names, parts, held_out, examples = list(data.parts), [], {}, {}
     alone = loading.single_rows()
     with loading.first_process("pre-process dataset"):
@@ -187,10 +189,16 @@ def _evaluation_held_out(loading: Loading, held_out: dict[str, Any]) -> Any:
     return held_out if loading.data_args.eval_on_each_dataset else concatenate_datasets(list(held_out.values()))
 
 
-def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
+def load_merged(loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SETS) -> dict[str, Any]:
     """LLaMA-Factory's own get_dataset (weight-only runs), with every data set read and tokenized as `load_domains` does: one
-    part; a single data set gives the domain its name."""
+    part; a single data set gives the domain its name. Domains that rows name are found first, and change no order."""
     data_args, seed = loading.data_args, loading.training_args.seed
+    found, assigned = None, None
+    if spec != DATA_SETS:
+        with loading.first_process("load dataset"):
+            found = read_all(loading, data_args.dataset, "dataset", replace(carried, row_index=True))
+        assigned = assigned_rows(found, spec, loading)
+        found = {name: replace(read, aligned=_kept(read, assigned.codes[name])) for name, read in found.items()}
     names = list(dict.fromkeys(data_args.dataset))  # LLaMA-Factory reads a name that is listed twice once
     parts: dict[str, list[tuple[str, Any]]] = {"dataset": [], "eval_dataset": []}
     prepare = loader._get_preprocessed_dataset
@@ -200,9 +208,10 @@ def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
             return None
         key = "eval_dataset" if parts["dataset"] else "dataset"
         of_key = carried if key == "dataset" else NOTHING
-        found = {name: read.aligned for name, read in read_all(loading, given, key, of_key).items()}
-        parts[key] = list(found.items())
-        return found if return_dict else merge_dataset(list(found.values()), data_args, seed=seed)
+        before = found if key == "dataset" else None
+        aligned = {n: each.aligned for n, each in (before or read_all(loading, given, key, of_key)).items()}
+        parts[key] = list(aligned.items())
+        return aligned if return_dict else merge_dataset(list(aligned.values()), data_args, seed=seed)
 
     def split(dataset: Any, evaluation: Any, arguments: Any, seed: int) -> Any:
         if evaluation is not None:
@@ -227,7 +236,23 @@ def load_merged(loading: Loading, carried: Carried) -> dict[str, Any]:
         refusals(),
     ):
         module = loader.get_dataset(**vars(loading))
-    return {**module, "train_dataset": Rows([module["train_dataset"]], [names[0] if len(names) == 1 else "all"])}
+    rows, name = module["train_dataset"], names[0] if len(names) == 1 else "all"
+    if assigned is None:
+        return {**module, "train_dataset": Rows([rows], [name])}
+    codes = np.concatenate(list(assigned.codes.values()))[row_indices(rows)]
+    sizes = tuple(np.bincount(codes, minlength=len(assigned.names)).tolist())
+    for domain, size in zip(assigned.names, sizes, strict=True):
+        if not size:
+            raise ConfigError(f"dataset: no row of {domain!r} is left after tokenization")
+    domains = ScatteredDomains(assigned.names, sizes, codes)
+    rows = Rows([rows.remove_columns(RAW_ROW)], [name], scattered=domains)
+    return {**module, "train_dataset": rows, "left_out": assigned.left_out}
+
+
+def _kept(read: ReadData, codes: np.ndarray) -> Any:
+    """The rows of a data set that are in a domain."""
+    kept = np.flatnonzero(codes >= 0)
+    return take(read.aligned, kept) if len(kept) else read.aligned.select([])
 
 
 def check_budgets(config: DataflexConfig, rows: Rows, global_batch: int) -> None:

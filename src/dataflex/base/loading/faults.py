@@ -44,6 +44,8 @@ def _fault_of(name: str, error: Exception, read: tuple[Any, Any] | None, data_ar
     cause = error.__cause__ or error
     if "at least one example" in str(cause) or isinstance(error, StopIteration):  # a file without a row
         return f"{name!r} is empty"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"{name!r} cannot be read: {_broken_line(name, data_args) or 'it holds text that is not UTF-8'}"
     if read is not None:  # columns or formatting that do not fit the rows
         dataset, attribute = read
         columns = f"; its columns are {', '.join(dataset.column_names)}" if isinstance(error, KeyError) else ""

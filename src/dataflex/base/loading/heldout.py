@@ -40,10 +40,10 @@ def load_held_out(
         found = module["held_out"]
     else:
         alone = loading.indexed().single_rows()
-        with loading.first_process("load held-out rows"):
-            if source.divided:
-                parts = _divided(alone, dataflex, source, domains)
-            else:
+        if source.divided:
+            parts = _divided(alone, dataflex, source, domains)
+        else:
+            with loading.first_process("load held-out rows"):
                 parts = [None if name is None else process_named(alone, name, source.key) for name in source.names]
         some = next((part for part in parts if part is not None), None)
         if some is None:
@@ -56,16 +56,18 @@ def load_held_out(
 def _divided(loading: Loading, config: DataflexConfig, source: HeldOut, domains: tuple[str, ...]) -> list[Any]:
     """The rows of each domain, out of data sets whose rows name their domains; None for one without. LLaMA-Factory's own
     `eval_dataset` need not name any, where no mixer reads held-out rows: then there are none by domain, which is said."""
-    read = read_all(loading, source.divided, source.key)
+    with loading.first_process("load held-out rows"):
+        read = read_all(loading, source.divided, source.key)
     try:
-        found = split_held_out(read, config.domains, domains, source.key)
+        found = split_held_out(read, config.domains, domains, source.key, loading)
     except ConfigError as error:
         if config.reads_held_out or source.key != "eval_dataset":
             raise
         say(f"nothing is evaluated by domain: {error}")
         return []
     origin = (source.key, [(name, rows.aligned) for name, rows in read.items()])
-    parts = [None if part is None else process_rows(loading, part, is_eval=True, origin=origin) for part in found]
+    with loading.first_process("pre-process held-out rows"):
+        parts = [None if part is None else process_rows(loading, part, is_eval=True, origin=origin) for part in found]
     if config.reads_held_out:
         lacking = [name for name, part in zip(domains, parts, strict=True) if part is None]
         if lacking:

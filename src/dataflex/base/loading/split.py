@@ -13,11 +13,13 @@ from datasets import Dataset, concatenate_datasets
 from datasets.table import InMemoryTable
 
 from dataflex.base.loading.carried import row_indices
+from dataflex.base.loading.domains.clusters import labels_near_clusters, labels_of_clusters
 from dataflex.base.loading.domains.conditions import rows_that_meet
 from dataflex.base.loading.domains.files import labels_of_file
 from dataflex.base.loading.domains.labels import Assigned, Labels, assign, codes_in, labels_of_column
 from dataflex.base.loading.domains.lengths import labels_of_length
 from dataflex.base.loading.reading import ReadData
+from dataflex.base.loading_arguments import Loading
 from dataflex.config.refusals import domains as refused
 from dataflex.config.schema import DATA_SETS, DomainsKeys
 from dataflex.data.origins import Origin, stored_rows
@@ -65,35 +67,51 @@ class DomainData:
         return {name: stored_rows(read.stored) for name, read in self.read.items()}
 
 
-def split_domains(read: Mapping[str, ReadData], spec: DomainsKeys) -> DomainData:
-    """ConfigError where the data does not name domains as `spec` says."""
+def split_domains(read: Mapping[str, ReadData], spec: DomainsKeys, loading: Loading) -> DomainData:
+    """ConfigError where the data does not name domains as `spec` says. Called on every rank."""
     if spec == DATA_SETS:
         return DomainData(read, {name: found.aligned for name, found in read.items()}, {}, True)
-    assigned = assigned_rows(read, spec)
-    parts = {domain: _of_domain(read, assigned.codes, index) for index, domain in enumerate(assigned.names)}
-    return DomainData(read, parts, assigned.left_out, by_data_set=spec.by == "dataset")
+    assigned = assigned_rows(read, spec, loading)
+    return DomainData(read, rows_of_domains(read, assigned), assigned.left_out, by_data_set=spec.by == "dataset")
 
 
-def assigned_rows(read: Mapping[str, ReadData], spec: DomainsKeys) -> Assigned:
-    """The domain of every row. ConfigError where the data does not name domains as `spec` says."""
+def rows_of_domains(read: Mapping[str, ReadData], assigned: Assigned) -> dict[str, Any]:
+    """The rows of each domain, data set by data set."""
+    return {domain: _of_domain(read, assigned.codes, index) for index, domain in enumerate(assigned.names)}
+
+
+def assigned_rows(read: Mapping[str, ReadData], spec: DomainsKeys, loading: Loading) -> Assigned:
+    """The domain of every row. ConfigError where the data does not name domains as `spec` says. Called on every rank."""
     if spec == DATA_SETS:
-        codes = {name: np.full(len(found.aligned), d, dtype=np.int32) for d, (name, found) in enumerate(read.items())}
+        codes = {name: np.full(len(found.aligned), d, dtype=np.int16) for d, (name, found) in enumerate(read.items())}
         return Assigned(tuple(read), codes, {})
     stored = {name: found.stored for name, found in read.items()}
     met, failed = rows_that_meet(stored, spec)
-    labels = _labels(read, spec)
+    if spec.by == "cluster":
+        aligned = {name: found.aligned for name, found in read.items()}
+        labels: Mapping[str, Labels] = labels_of_clusters(aligned, stored, met, spec, loading)
+    else:
+        labels = _labels(read, spec)
     if spec.by in ("length", "dataset"):
         spec = replace(spec, keep=spec.ranges if spec.by == "length" else tuple(read))
     assigned = assign(labels, stored, spec, met)
     return replace(assigned, left_out={**assigned.left_out, **failed})
 
 
-def split_held_out(read: Mapping[str, ReadData], spec: DomainsKeys, names: Sequence[str], key: str) -> list[Any]:
+def split_held_out(
+    read: Mapping[str, ReadData], spec: DomainsKeys, names: Sequence[str], key: str, loading: Loading
+) -> list[Any]:
     """Held-out rows of each domain in `names`, by what names the domains of the training data; None for one without a row.
 
-    Rows of no domain are left out. ConfigError for a data set that does not say what its rows are of. key: what names them."""
+    Rows of no domain are left out. ConfigError for a data set that does not say what its rows are of. key: what names them.
+    Called on every rank."""
     try:
-        labels = _labels(read, spec)
+        if spec.by == "cluster":
+            labels: Mapping[str, Labels] = labels_near_clusters(
+                {name: found.aligned for name, found in read.items()}, spec, loading
+            )
+        else:
+            labels = _labels(read, spec)
     except ConfigError as error:
         why = str(error).partition(": ")[2]
         raise refused.NOT_HELD_OUT.error(key=key, name=", ".join(read), why=why) from error
@@ -103,9 +121,9 @@ def split_held_out(read: Mapping[str, ReadData], spec: DomainsKeys, names: Seque
 
 
 def _labels(read: Mapping[str, ReadData], spec: DomainsKeys) -> Mapping[str, Labels]:
-    """What names the domain of each row, by data set."""
+    """What names the domain of each row, by data set, where it is not what the row says."""
     if spec.by == "dataset":
-        return {name: Labels(np.zeros(len(found.aligned), dtype=np.int32), (name,)) for name, found in read.items()}
+        return {name: Labels(np.zeros(len(found.stored), dtype=np.int32), (name,)) for name, found in read.items()}
     if spec.by == "file":
         return labels_of_file({name: found.stored for name, found in read.items()}, spec)
     if spec.by == "length":

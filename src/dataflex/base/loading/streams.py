@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,43 @@ from datasets import IterableDataset
 from llamafactory.data import converter, loader
 from llamafactory.data import parser as data_parser
 
+from dataflex.base import seams
 from dataflex.base.checks.contents import sampled_all
 from dataflex.base.checks.nodes import same_rows
-from dataflex.base.loading.carried import RAW_WEIGHTS, Carried, CarryingProcessor
+from dataflex.base.loading.carried import Carried, CarryingProcessor
 from dataflex.base.loading.data import load_evaluation
-from dataflex.base.loading.reading import read_data, read_stored
+from dataflex.base.loading.reading import ReadData, read_data, read_stored
+from dataflex.base.loading.split import assigned_rows
+from dataflex.base.loading.stream_sources import StreamedData, StreamedDomain, streams_of_domains
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
+from dataflex.config.refusals import domains as domains_refused
 from dataflex.config.refusals import loaded as refused
-from dataflex.config.schema import MixConfig
-from dataflex.data.streams import BlockReader, Sample, StreamPosition, Streams
+from dataflex.config.schema import DATA_SETS, DomainsKeys, MixConfig
+from dataflex.data.streams import BlockReader, StreamPosition, Streams
 from dataflex.errors import ConfigError, DataflexError
 
 _LOOKED_AT = 1 << 30  # bytes of the files of a stream that are hashed when a run starts
-_WEIGHT = "dataflex_weight"  # what a message weighs, beside its role and its content
 
 
-def load_streams(mix: MixConfig, loading: Loading, carried: Carried) -> dict[str, Any]:
+def load_streams(mix: MixConfig, loading: Loading, carried: Carried, spec: DomainsKeys = DATA_SETS) -> dict[str, Any]:
     """As `load_domains`, with `train_dataset` a `Streams`. Evaluation data is read and kept as without streaming.
 
-    Local files are read from the Arrow files that LLaMA-Factory converts them to, everything else as it comes.
+    Local files are read from the Arrow files that LLaMA-Factory converts them to, everything else as it comes. Domains that
+    rows name are found in local files: each domain is a stream of its rows, in their order, data set by data set.
     """
     data_args, indexed = loading.data_args, loading.indexed()
     names = list(data_args.dataset)
     with refusals():
         attributes = data_parser.get_dataset_list(names, data_args.dataset_dir)
-    if mix.needs_sizes:
+    if mix.needs_sizes and spec == DATA_SETS:
         _require_sizes(mix, names, attributes)
     with loading.first_process("load dataset"):
-        raw = [_open(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
+        if spec == DATA_SETS:
+            raw = [_open(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
+        else:
+            raw = [_indexed(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
         evaluated = {name: read_data(indexed, name, "eval_dataset") for name in data_args.eval_dataset or []}
     with loading.first_process("pre-process dataset"):
         evaluation = load_evaluation(indexed, evaluated)
@@ -56,70 +62,47 @@ def load_streams(mix: MixConfig, loading: Loading, carried: Carried) -> dict[str
     if carried.weights is not None:
         processor = CarryingProcessor(processor)
     weights = [carried.weight_column(name, attribute) for name, attribute in zip(names, attributes, strict=True)]
-    sources = [StreamedData(*parts, processor) for parts in zip(raw, converters, weights, strict=True)]
+    readers = dict(zip(names, zip(raw, converters, weights, strict=True), strict=True))
+    sources, sizes, left_out = _sources(spec, dict(zip(names, attributes, strict=True)), readers, processor, loading)
     assert mix.stream_block is not None
-    rows = mix.stream_block
+    block = mix.stream_block
 
-    def first_blocks() -> list[str]:
-        return [_first_block(source, name, rows, processor) for source, name in zip(sources, names, strict=True)]
+    def first_blocks() -> dict[str, str]:
+        return {name: _first_block(source, name, block, processor) for name, source in sources.items()}
 
-    blocks = same_rows(lambda: dict(zip(names, first_blocks(), strict=True)), "dataset")
-    facts: dict[str, Any] = {}
-    for name, attribute, content in zip(names, attributes, blocks.values(), strict=True):
+    blocks, facts = same_rows(first_blocks, "dataset"), dict[str, Any]()
+    for name, attribute in zip(names, attributes, strict=True):
         facts[f"entry of {name}"] = {k: v for k, v in sorted(vars(attribute).items()) if v is not None}
         facts[f"files of {name}"] = _files(attribute, data_args)
-        facts[f"content of {name}"] = content
+    facts |= {f"content of {name}": found for name, found in blocks.items()}
     contents = same_rows(
         lambda: {name: _contents(a, data_args) for name, a in zip(names, attributes)}, "dataset", "files"
     )
     facts |= {f"contents of {name}": found for name, found in contents.items()}
-    streams = Streams(sources, names, rows_per_block=rows, sizes=[a.num_samples or 0 for a in attributes], facts=facts)
-    return {"train_dataset": streams, **({} if evaluation is None else {"eval_dataset": evaluation})}
+    streams = Streams(list(sources.values()), list(sources), rows_per_block=block, sizes=sizes, facts=facts)
+    return {
+        "train_dataset": streams,
+        "left_out": left_out,
+        **({} if evaluation is None else {"eval_dataset": evaluation}),
+    }
 
 
-class StreamedData:
-    """A `Source`: rows as LLaMA-Factory's converter gives them, samples as its processor makes them.
-
-    The converter is applied here and not by `IterableDataset.map`, since the state of a mapped data set does not always lead
-    back to the row it was taken at (datasets 4.0, data with known columns).
-    """
-
-    def __init__(self, dataset: IterableDataset, convert: Any, weights: WeightColumn | None, processor: Any) -> None:
-        self.dataset, self.convert, self.weights, self.processor = dataset, convert, weights, processor
-        self._rows: Any = iter(())
-
-    def seek(self, state: Mapping[str, Any] | None) -> None:
-        self.dataset.load_state_dict(copy.deepcopy(state))  # type: ignore[arg-type]
-        self._rows = iter(self.dataset)
-
-    def state(self) -> dict[str, Any]:
-        return self.dataset.state_dict()
-
-    def read(self, count: int) -> list[dict[str, Any]]:
-        """Rows whose messages say what they weigh, so that a block's digest, which checkpoints hold, covers it."""
-        return [self._converted(row) for row in islice(self._rows, count)]
-
-    def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
-        out: dict[str, Any] = self.convert(row)
-        if self.weights is not None:
-            messages, weights = _messages(out), self.weights.weights_of(row)
-            weights = weights * len(messages) if self.weights.per == "row" else weights
-            # A row that the converter skips has no messages, and one of two answers is not for sft, which drops it.
-            for message, weight in zip(messages, weights, strict=len(out["_response"]) == 1):
-                message[_WEIGHT] = weight
-        return out
-
-    def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
-        examples = {column: [row[column] for row in rows] for column in rows[0]}
-        if self.weights is not None:
-            examples[RAW_WEIGHTS] = [[message.get(_WEIGHT, 1.0) for message in _messages(row)] for row in rows]
-        made = self.processor.preprocess_dataset(examples)
-        columns = list(made.keys())
-        return [dict(zip(columns, values, strict=True)) for values in zip(*made.values(), strict=True)]
-
-
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*row["_prompt"], *row["_response"]]
+def _sources(
+    spec: DomainsKeys,
+    attributes: Mapping[str, Any],
+    readers: Mapping[str, tuple[Any, Any, WeightColumn | None]],
+    processor: Any,
+    loading: Loading,
+) -> tuple[Mapping[str, StreamedData | StreamedDomain], list[int], Mapping[str, int]]:
+    """The stream of each domain, the rows of each (0: not known), and the rows that are left out. readers: of each data set its
+    rows, converter and weights."""
+    if spec == DATA_SETS:
+        streams = {name: StreamedData(*parts, processor) for name, parts in readers.items()}
+        return streams, [attribute.num_samples or 0 for attribute in attributes.values()], {}
+    read = {name: ReadData(attributes[name], rows, rows) for name, (rows, _, _) in readers.items()}
+    assigned = assigned_rows(read, spec, loading)
+    found = streams_of_domains(assigned, readers, processor)
+    return found, [len(stream) for stream in found.values()], assigned.left_out
 
 
 def _open(name: str, attribute: Any, loading: Loading) -> IterableDataset:
@@ -131,6 +114,22 @@ def _open(name: str, attribute: Any, loading: Loading) -> IterableDataset:
     loading = replace(loading, data_args=data_args, training_args=training_args)
     _, dataset = read_stored(loading, name, "dataset")
     return dataset if isinstance(dataset, IterableDataset) else dataset.to_iterable_dataset()  # type: ignore[no-any-return]
+
+
+def _indexed(name: str, attribute: Any, loading: Loading) -> Any:
+    """All rows of a local file as they are stored, of which none is in memory. ConfigError for data from elsewhere."""
+    if attribute.load_from != "file":
+        raise domains_refused.NOT_LOCAL.error(name=name)
+    listed = loader.get_dataset_list
+
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        found = listed(*args, **kwargs)
+        for each in found:
+            each.num_samples = None  # which draws rows where data is not streamed
+        return found
+
+    with seams.replaced((loader.__name__, "get_dataset_list", whole)):
+        return read_stored(loading.indexed(), name, "dataset")[1]
 
 
 def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[Any]) -> None:
@@ -147,7 +146,7 @@ def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[An
             raise refused.NO_SIZE.error(key=asks, name=name, other=instead)
 
 
-def _first_block(source: StreamedData, name: str, rows: int, processor: Any) -> str:
+def _first_block(source: StreamedData | StreamedDomain, name: str, rows: int, processor: Any) -> str:
     """The digest of the first block that has a sample, an example of which is shown as LLaMA-Factory does."""
     reader = BlockReader(source, name, 0, rows, 0, shuffle=False)
     reader.seek(StreamPosition())

@@ -18,7 +18,7 @@ from dataflex.base.refusals import refusals
 from dataflex.config import RunConfig
 from dataflex.config.schema import DATA_SETS
 from dataflex.data.origins import Origin, stored_rows
-from dataflex.data.texts import RowText
+from dataflex.data.texts import RowText, joined
 from dataflex.errors import ConfigError
 from dataflex.values import dataset_names
 
@@ -46,7 +46,7 @@ class Texts:
 
     def __getitem__(self, row: int) -> str:
         """What a row says: its messages, a line each."""
-        return _joined([message for messages in self._messages(row) for message in messages])
+        return joined([message for messages in self._messages(row) for message in messages])
 
     def _messages(self, row: int) -> tuple[list[Any], list[Any]]:
         """Prompt and response."""
@@ -57,17 +57,13 @@ class Texts:
         return found["_prompt"], found["_response"]
 
     def texts(self, rows: Sequence[int]) -> list[RowText]:
-        return [RowText(*(_joined(messages) for messages in self._messages(row))) for row in rows]
+        return [RowText(*(joined(messages) for messages in self._messages(row))) for row in rows]
 
     def fingerprint(self) -> str:
         digest = xxhash.xxh3_128()
         for row in range(len(self)):
             digest.update(self[row].encode() + b"\0")
         return digest.hexdigest()
-
-
-def _joined(messages: Sequence[Any]) -> str:
-    return "\n".join(message["content"] for message in messages if message["content"])
 
 
 def read_texts(config: RunConfig, key: str) -> Texts:
@@ -93,7 +89,7 @@ def read_texts(config: RunConfig, key: str) -> Texts:
         if len(indices) == 0:
             raise ConfigError(f"{spelled}: no row of {name!r} can be used")
     spec = DATA_SETS if ours or key != "dataset" else config.dataflex.domains
-    assigned = assigned_rows(read, spec)
+    assigned = assigned_rows(read, spec, loading)
     origins = []
     for domain in assigned.names:
         for name, indices in usable.items():

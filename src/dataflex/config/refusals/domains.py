@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataflex.config.refusals.record import Group, Refusal
+from dataflex.config.refusals.record import Facts, Group, Refusal
 
 _KEY = "dataflex.domains"
 
@@ -10,6 +10,17 @@ NO_COLUMN = Refusal(key=f"{_KEY}.column", why="{key}: the rows of {name!r} have 
 NO_BLOCK = Refusal(
     key=f"{_KEY}.column",
     why="{key}: {column!r} asks for the key {inner!r} of values that are no blocks in {name!r} ({kind})",
+)
+NO_JSON = Refusal(
+    key=f"{_KEY}.column",
+    why="{key}: {column!r} asks for the key {inner!r} of text in {name!r} that is no JSON block ({why})",
+)
+NO_KEY = Refusal(
+    key=f"{_KEY}.column",
+    why="{key}: {column!r} asks for the key {inner!r} of JSON text in {name!r}, where no row has one value of one kind there",
+)
+NOT_TEXT = Refusal(
+    key=f"{_KEY}.column", why="{key}: {column!r} of {name!r} holds values that cannot be read as text ({kind})"
 )
 NESTED = Refusal(
     key=f"{_KEY}.column", why="{key}: {column!r} of {name!r} holds blocks or lists, which name nothing{near}"
@@ -30,6 +41,23 @@ MANY = Refusal(
     why=f"{_KEY}.by: {{what}} has {{count}} different values, and more than {{most}} are no domains",
     instead="name those to keep with dataflex.domains.keep",
 )
+NOT_LOCAL = Refusal(
+    key=_KEY,
+    why=f"{_KEY} with streaming needs files on this machine (file_name), and {{name!r}} is read from elsewhere",
+    instead="download it, make a data set of each domain, or leave streaming out",
+)
+FEW_ROWS = Refusal(key=f"{_KEY}.k", why=f"{_KEY}.k: {{k}} clusters are asked for, and the data has {{rows}} rows")
+NO_ENCODER = Refusal(key=f"{_KEY}.embedding_model", why=f"{_KEY}.embedding_model: {{why}}")
+OTHER_CLUSTERS = Refusal(
+    key=f"{_KEY}.path",
+    why=f"{_KEY}.path: {{path}} {{why}}",
+    instead="name another file, or remove this one, to make the clusters anew",
+)
+NO_CLUSTERS = Refusal(
+    key=f"{_KEY}.path",
+    why=f"{_KEY}.path: held-out rows are compared with the clusters, which tokenized_path does not keep",
+    instead="name the file of the clusters",
+)
 NO_DOMAIN = Refusal(key="dataflex.mix.proportions", why="{key}: {name!r} is no domain{near}")
 NO_VALUE = Refusal(key="dataflex.mix.proportions", why="{key} must name every domain, and {name!r} is missing")
 OTHER_COUNT = Refusal(key="dataflex.mix.proportions", why="{key}: {given} given for {count} domains ({names})")
@@ -39,25 +67,44 @@ NOT_HELD_OUT = Refusal(
     instead="name a data set for each domain, as {{domain: data set}}",
 )
 
+
+def _alone(facts: Facts) -> bool:
+    return bool(facts.weight) and not facts.config.plans_data
+
+
+def _packs_alone(facts: Facts) -> bool:
+    by_default = facts.stage == "pt" and facts.lf.get("packing") is None
+    return _alone(facts) and (by_default or facts.on("packing") or facts.on("neat_packing"))
+
+
 DOMAINS = Group(
     title="With `dataflex.domains`",
     applies=lambda f: f.config.splits,
     refusals=(
         Refusal(
             key=_KEY,
-            why=f"{_KEY} needs the order of rows, which is LLaMA-Factory's with weight alone",
-            instead="add mix: stratified, which serves each domain by its size",
-            when=lambda f: not f.config.plans_data,
+            why=f"{_KEY} with weight alone follows each row to its tokens, and packing joins rows of several domains",
+            instead="add mix: stratified, which packs within a domain, or set packing: false",
+            when=_packs_alone,
         ),
         Refusal(
             key=_KEY,
-            why=f"{_KEY} reads the names of all rows first, and streaming reads rows as they are served",
-            instead="make a data set of each domain, or leave streaming out",
-            when=lambda f: f.on("streaming"),
+            why=f"{_KEY} with weight alone is not kept in tokenized_path",
+            instead="add mix: stratified, or leave tokenized_path out",
+            when=lambda f: _alone(f) and bool(f.lf.get("tokenized_path")),
+        ),
+        Refusal(
+            key=f"{_KEY}.by",
+            why=f"{_KEY}.by: {{config.domains.by}} reads what all rows say first, and streaming reads rows as they are served",
+            instead="write it as a file for by: file, or leave streaming out",
+            when=lambda f: f.on("streaming") and f.config.domains.by in ("length", "cluster"),
         ),
         *(
             NO_COLUMN,
             NO_BLOCK,
+            NO_JSON,
+            NO_KEY,
+            NOT_TEXT,
             NESTED,
             NAMELESS,
             NOT_KEPT,
@@ -65,6 +112,11 @@ DOMAINS = Group(
             NO_FILE_COLUMN,
             FILE_ROWS,
             MANY,
+            NOT_LOCAL,
+            FEW_ROWS,
+            NO_ENCODER,
+            OTHER_CLUSTERS,
+            NO_CLUSTERS,
             NO_DOMAIN,
             NO_VALUE,
             OTHER_COUNT,

@@ -113,8 +113,8 @@ WEIGHTERS = Group(
         Refusal(
             key="dataflex.{slot}.name",
             why="dataflex.{slot}.name: {name} goes by the data set of a row, which weight alone does not know",
-            instead="add mix: proportional",
-            when=lambda f: f.part.component.goes_by_domain and not f.config.plans_data,
+            instead="add mix: proportional, or name domains with dataflex.domains",
+            when=lambda f: f.part.component.goes_by_domain and not f.config.plans_data and not f.config.splits,
         ),
         Refusal(
             key="dataflex.{slot}.name",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import SkipValidation
 
-from dataflex.config.schema.key import KeyModel, Names, SomeOf, key
+from dataflex.config.schema.key import Count, KeyModel, Names, SomeOf, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,10 @@ class WhereKeys(KeyModel):
 class DomainsKeys(KeyModel):
     """The block `dataflex.domains`: what the domains of the data are."""
 
-    by: Literal["dataset", "column", "file", "length"] = key(
+    by: Literal["dataset", "column", "file", "length", "cluster"] = key(
         "dataset",
-        "what says the domain of a row: the data set it is in, a column of its data set, a file about all rows, or its length",
+        "what says the domain of a row: the data set it is in, a column of its data set, a file about all rows, its length, or"
+        " the cluster of its text",
     )
     column: str | None = key(
         None,
@@ -50,8 +51,9 @@ class DomainsKeys(KeyModel):
     )
     path: str | None = key(
         None,
-        "with `by: file`: a name for each stored row, see [above](configuration.md#domains)",
-        unset="required with `by: file`",
+        "with `by: file`: a name for each stored row, see [above](configuration.md#domains). With `by: cluster`: where clusters"
+        " are kept for several runs; they are made where the file is not there yet",
+        unset="required with `by: file`; with `by: cluster` each run keeps its own",
         kind="path of a `.parquet`, `.jsonl` or `.csv` file",
     )
     edges: tuple[SomeOf, ...] = key(
@@ -61,6 +63,14 @@ class DomainsKeys(KeyModel):
         unset="required with `by: length`",
         kind="list of integers >= 1",
     )
+    k: SomeOf | None = key(None, "with `by: cluster`: the number of clusters", unset="required with `by: cluster`")
+    embedding_model: str | None = key(
+        None,
+        "with `by: cluster`: the text encoder, a sentence-transformers model",
+        unset="required with `by: cluster`",
+        kind="directory, or name on the hub",
+    )
+    seed: Count = key(0, "with `by: cluster`: of the rows that are drawn and of k-means")
     keep: Names = key(
         (),
         "the names that are domains, in this order. Without it every name is one, in the order of their names",
@@ -92,6 +102,7 @@ class DomainsKeys(KeyModel):
             "file": f"name in {self.path}",
             "length": "length in characters",
             "dataset": "data set",
+            "cluster": f"one of {self.k} clusters of texts",
         }
         return str(named[self.by])
 
@@ -106,6 +117,10 @@ class DomainsKeys(KeyModel):
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         if not self.where:
             del plain["where"]
+        for name in (
+            () if self.by == "cluster" else ("k", "embedding_model", "seed")
+        ):  # earlier versions had no clusters
+            del plain[name]
         return plain if self != DATA_SETS else None
 
 

@@ -32,8 +32,9 @@ def labels_of_file(stored: Mapping[str, Any], spec: DomainsKeys) -> dict[str, La
     """
     assert spec.path is not None
     sizes = {name: stored_rows(rows) for name, rows in stored.items()}
-    values, entries, rows = values_of_file(spec.path, spec.column or "domain", sizes, "dataflex.domains")
-    names = encoded(values)
+    block, column = "dataflex.domains", spec.column or "domain"
+    values, entries, rows = values_of_file(spec.path, column, sizes, block)
+    names = _encoded(values, column, spec.path, block)
     codes = np.full(sum(sizes.values()), -1, dtype=np.int32)
     codes[rows] = names.codes[entries]
     starts = np.cumsum([0, *sizes.values()])
@@ -77,7 +78,7 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) 
     given = table[_ROW]
     if not pa.types.is_integer(given.type) or given.null_count:
         raise refused.FILE_ROWS.error(
-            key=block, path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone"
+            key=f"{block}.path", path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone"
         )
     rows = given.to_numpy().astype(np.int64)
     entries, first, most = (
@@ -86,7 +87,7 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) 
         np.full(len(rows), sum(sizes.values())),
     )
     if _DATA_SET in table.column_names:
-        of = encoded(table[_DATA_SET])
+        of = _encoded(table[_DATA_SET], _DATA_SET, path, block)
         known = [*(list(sizes).index(name) if name in sizes else -1 for name in of.names), -1]
         owner = np.array(known)[of.codes]
         entries = np.flatnonzero(owner >= 0)
@@ -102,6 +103,14 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) 
     return entries, rows + first
 
 
+def _encoded(column: pa.ChunkedArray, name: str, path: str, block: str) -> Labels:
+    try:
+        return encoded(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        why = f"has a column {name!r} with values that cannot be read as text ({column.type})"
+        raise refused.FILE_ROWS.error(key=f"{block}.path", path=path, why=why) from None
+
+
 def _read(path: str, block: str) -> pa.Table:
     kind = Path(path).suffix
     try:
@@ -110,5 +119,5 @@ def _read(path: str, block: str) -> pa.Table:
         return csv.read_csv(path) if kind == ".csv" else jsonl.read_json(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise refused.FILE_ROWS.error(
-            key=block, path=path, why=f"cannot be read ({' '.join(str(error).split())})"
+            key=f"{block}.path", path=path, why=f"cannot be read ({' '.join(str(error).split())})"
         ) from None

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex.base.loading.domains.columns import as_read, column_of
+from dataflex.config.domains import MOST
 from dataflex.config.refusals import domains as refused
 from dataflex.config.schema import DomainsKeys
 from dataflex.data.origins import stored_numbers
 from dataflex.errors import Mistakes, nearest
 from dataflex.values.domains import OTHER
 
-# More domains than this are no mixture, but a column of another kind.
-_MOST = 1000
+_BLOCK = 1 << 20  # rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,13 @@ class Labels:
     """Of each row the index of its name, int32[n]; -1: it has none."""
     names: tuple[str, ...]
 
-    def of(self, met: np.ndarray) -> Labels:
-        """The names of some of the rows. met: which, bool[n]."""
-        return Labels(self.codes[met], self.names)
-
-    def counts(self) -> dict[str, int]:
-        """The rows of each name that a row has."""
-        found = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
-        return {name: int(count) for name, count in zip(self.names, found, strict=True) if count}
+    def counts(self, met: np.ndarray) -> tuple[dict[str, int], int]:
+        """The rows of each name that a row has, and the rows without one. met: which rows count, bool[n]."""
+        found = np.zeros(len(self.names) + 1, dtype=np.int64)
+        for start in range(0, len(self.codes), _BLOCK):
+            codes = self.codes[start : start + _BLOCK][met[start : start + _BLOCK]]
+            found += np.bincount(codes + 1, minlength=len(found))
+        return {name: int(rows) for name, rows in zip(self.names, found[1:], strict=True) if rows}, int(found[0])
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Assigned:
 
     names: tuple[str, ...]
     codes: Mapping[str, np.ndarray]
-    """By data set: of each row the index of its domain, int32[n]; -1: it is left out."""
+    """By data set: of each row the index of its domain, int16[n]; -1: it is left out."""
     left_out: Mapping[str, int]
     """The rows that are left out, by the name that they have."""
 
@@ -54,10 +53,15 @@ class Assigned:
 
 
 def labels_of_column(stored: Any, dataset: str, spec: DomainsKeys) -> Labels:
-    """Values as text; null and an empty text are no name. ConfigError for a column that is not there."""
+    """Values as text; null and an empty text are no name. ConfigError for a column that is not there, and for
+    values that are no text."""
     assert spec.column is not None
-    values = column_of(stored, dataset, spec.column, "dataflex.domains.column")
-    found = encoded(values)
+    key = "dataflex.domains.column"
+    values = column_of(stored, dataset, spec.column, key)
+    try:
+        found = encoded(values)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        raise refused.NOT_TEXT.error(key=key, name=dataset, column=spec.column, kind=values.type) from None
     return Labels(as_read(stored, found.codes), found.names)
 
 
@@ -95,12 +99,12 @@ def assign(
         met: By data set, which rows meet the conditions, bool[n]; None: all. Others are left out, and not counted.
     """
     met = {name: np.ones(len(found.codes), dtype=bool) for name, found in labels.items()} if met is None else met
-    counts: dict[str, int] = {}
+    counts, nameless = dict[str, int](), dict[str, int]()
     for data_set, found in labels.items():
-        for name, rows in found.of(met[data_set]).counts().items():
+        of_names, nameless[data_set] = found.counts(met[data_set])
+        for name, rows in of_names.items():
             counts[name] = counts.get(name, 0) + rows
     mistakes = Mistakes()
-    nameless = {name: int((found.codes[met[name]] < 0).sum()) for name, found in labels.items()}
     if any(nameless.values()):
         if spec.missing is None:
             first = next(name for name, rows in nameless.items() if rows)
@@ -113,21 +117,27 @@ def assign(
         if name not in counts:
             mistakes.note(refused.NOT_KEPT.error(key=key, kept=name, what=spec.named_by, near=nearest(name, counts)))
     names = _in_order(counts, spec)
-    if len(names) > _MOST:
-        mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=_MOST))
+    if len(names) > MOST:
+        mistakes.note(refused.MANY.error(what=spec.named_by, count=len(names), most=MOST))
     mistakes.settle()
-    codes = {name: np.where(met[name], codes_in(found, names, spec), -1) for name, found in labels.items()}
+    codes = {name: codes_in(found, names, spec) for name, found in labels.items()}
+    for name, own in codes.items():
+        own[~met[name]] = -1
     merged = spec.other == "merge"
     left_out = {name: rows for name, rows in sorted(counts.items()) if name not in names and not merged}
     return Assigned(names, codes, left_out)
 
 
 def codes_in(found: Labels, names: Sequence[str], spec: DomainsKeys) -> np.ndarray:
-    """The domain of each row among `names`, int32[n]; -1: it has none of them."""
+    """The domain of each row among `names`, int16[n]; -1: it has none of them."""
     place = {name: index for index, name in enumerate(names)}
     rest = place.get(OTHER, -1) if spec.keep and spec.other == "merge" else -1
     nameless = -1 if spec.missing is None else place.get(spec.missing, -1)
-    return np.array([*(place.get(name, rest) for name in found.names), nameless], dtype=np.int32)[found.codes]
+    of_names = np.array([*(place.get(name, rest) for name in found.names), nameless], dtype=np.int16)
+    out = np.empty(len(found.codes), dtype=np.int16)
+    for start in range(0, len(out), _BLOCK):  # an index array becomes one of int64
+        out[start : start + _BLOCK] = of_names[found.codes[start : start + _BLOCK]]
+    return out
 
 
 def _in_order(counts: Mapping[str, int], spec: DomainsKeys) -> tuple[str, ...]:
