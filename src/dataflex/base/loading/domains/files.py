@@ -77,7 +77,7 @@ def _numbered(table: pa.Table, sizes: Mapping[str, int], path: str, block: str) 
     given = table[_ROW]
     if not pa.types.is_integer(given.type) or given.null_count:
         raise refused.FILE_ROWS.error(
-            key=block, path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone"
+            key=f"{block}.path", path=path, why=f"has a column {_ROW!r} that does not hold whole numbers alone"
         )
     rows = given.to_numpy().astype(np.int64)
     entries, first, most = (
@@ -110,5 +110,5 @@ def _read(path: str, block: str) -> pa.Table:
         return csv.read_csv(path) if kind == ".csv" else jsonl.read_json(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise refused.FILE_ROWS.error(
-            key=block, path=path, why=f"cannot be read ({' '.join(str(error).split())})"
+            key=f"{block}.path", path=path, why=f"cannot be read ({' '.join(str(error).split())})"
         ) from None
