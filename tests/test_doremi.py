@@ -317,6 +317,7 @@ def test_a_bad_step_is_one_line(base: Config, tmp_path: Path, capfd: pytest.Capt
         (["dataflex.doremi.finall={}"], "dataflex.doremi.finall: unknown key; did you mean 'final'?"),
         (["dataflex.mix.name=odm"], "dataflex.mix.name: doremi trains its proxy with the mixer doremi, got 'odm'"),
         (["dataflex.weight.name=loss"], "dataflex.weight cannot be part of doremi"),
+        (["dataflex.order.name=saw"], "dataflex.order cannot be part of doremi"),
         (["dataflex.doremi.final.learning_rat=1"], "learning_rat: unknown key; did you mean 'learning_rate'?"),
         (["dataflex.mix.reweight_eta=-1"], "dataflex.mix.reweight_eta must be at least 0 and finite, got -1.0"),
     ]:

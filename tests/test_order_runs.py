@@ -346,6 +346,7 @@ def test_what_the_data_decides_is_refused_before_a_model_is_loaded(
     folder, scores = scored
     base = {**base, "dataset_dir": str(folder)}
     np.save(tmp_path / "short.npy", scores[:-1])
+    (tmp_path / "broken.parquet").write_text("none")
     pq.write_table(
         pa.table({"row": [0, 1], "dataset": ["code", "code"], "score": [1.0, 2.0]}), tmp_path / "two.parquet"
     )
@@ -364,7 +365,12 @@ def test_what_the_data_decides_is_refused_before_a_model_is_loaded(
             {},
             ("dataflex.order.path: row 2 of 'code'", "'score'"),
         ),
-        "name": ({**file, "path": str(tmp_path / "two.parquet"), "column": "scor"}, {}, ("did you mean 'score'?",)),
+        "name": (
+            {**file, "path": str(tmp_path / "two.parquet"), "column": "scor"},
+            {},
+            ("dataflex.order.column: ", "did you mean 'score'?"),
+        ),
+        "broken": ({**file, "path": str(tmp_path / "broken.parquet")}, {}, ("dataflex.order.path: ", "cannot be read")),
     }
     runs = [
         start({**base, **more, "dataflex": {"order": order}}, tmp_path / name, hooks=["no_model"])

@@ -115,6 +115,7 @@ def _with_model(config: RunConfig) -> Outcome | None:
             check_contents(Path(loading.training_args.resume_from_checkpoint))
         module = load_domains(loading, Carried(row_index=True), dataflex.domains)
         left_out.update(module.pop("left_out"))
+        module.pop("stored_rows")
         say(*left_out_lines(left_out))
         origins[:], rows = module.pop("origins"), module["train_dataset"]
         same_rows(rows.fingerprints, "dataset")
