@@ -674,6 +674,27 @@ def projected(projection: Projection, parameter: torch.nn.Parameter, factors: Fa
     return out
 
 
+@pytest.mark.parametrize("dim", [7, 64, 8192, 9000])
+def test_a_sketch_adds_each_value_to_its_place(dim: int) -> None:
+    """With its sign, beside what is there already. Up to 8192 values to the bit as earlier versions added them up."""
+    parameter, generator = torch.nn.Parameter(torch.empty(70, 30)), torch.Generator().manual_seed(3)
+    gradients = torch.randn((3, 2100), generator=generator)
+    before = torch.randn((3, dim), generator=generator)
+    projection = Projection({parameter: "a"}, dim, 7, formed=True)
+    key = hashlib.sha256(b"7:a:sketch").digest()[:8]
+    drawn = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+    places = torch.randint(dim, (2100,), generator=drawn, dtype=torch.int32)
+    sign = torch.randint(2, (2100,), generator=drawn, dtype=torch.int8) * 2 - 1
+    found = before.clone()
+    projection.add_gradients(parameter, gradients.clone(), found)
+    earlier = before + torch.zeros(dim, 3).index_add_(0, places, (gradients * sign).T).T
+    torch.testing.assert_close(found, earlier, rtol=0 if dim <= 8192 else 1e-5, atol=0 if dim <= 8192 else 1e-5)
+    exact = before.double()
+    for place, value in zip(places.tolist(), (gradients * sign).double().T, strict=True):
+        exact[:, place] += value
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 def signs(seed: int, name: str, side: str, size: int, columns: int) -> torch.Tensor:
     """Of a projection, by its definition: drawn with a hash of (seed, name, side), and divided by sqrt(columns)."""
     key = hashlib.sha256(f"{seed}:{name}:{side}".encode()).digest()[:8]
@@ -718,9 +739,9 @@ def test_what_was_kept_without_blocks_is_not_continued(request_type: Any) -> Non
         request = request_type(**how)
         return measure_of(request).depends_on(None, request)  # type: ignore[arg-type]
 
-    assert key(gradient_type="sgd") == key(gradient_type="sgd", proj_dim=8192) == {}
-    assert key(gradient_type="adam", proj_dim=8193) == {}  # formed gradients have no blocks
-    assert key(gradient_type="sgd", proj_dim=8193) == {"projection": "blocks"}
+    for gradient_type in ("sgd", "adam"):
+        assert key(gradient_type=gradient_type) == key(gradient_type=gradient_type, proj_dim=8192) == {}
+        assert key(gradient_type=gradient_type, proj_dim=8193) == {"projection": "blocks"}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])

@@ -178,8 +178,7 @@ def _plain_engine(context: MeasureContext, request: Gradient, direction: Directi
 
 def _projection_key(_: MeasureContext, request: Gradient) -> dict[str, Any]:
     """Earlier versions had no blocks, so what they have kept of a long projection is not continued."""
-    by_factors = request.gradient_type == "sgd" and request.proj_dim is not None
-    return {"projection": "blocks"} if by_factors and has_blocks(request.proj_dim or 0) else {}
+    return {"projection": "blocks"} if has_blocks(request.proj_dim or 0) else {}
 
 
 @measures(TargetAlignment, depends_on=_projection_key)
