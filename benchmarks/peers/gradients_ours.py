@@ -106,7 +106,7 @@ class Side:
         begin = clock()
         with low, events.listening((events.Passed, lambda _: passed.append(clock()))):
             out = alignment(
-                self._rows(pool), self._rows(target), [np.arange(len(target))], engine, aims,
+                self.rows(pool), self.rows(target), [np.arange(len(target))], engine, aims,
                 proj_dim=int(values) or None,
             )  # fmt: skip
         return {
@@ -137,7 +137,7 @@ class Side:
             for name, rows in (("target", self.target), ("pool", self.pool))
         }
 
-    def _rows(self, rows: Rows) -> Any:
+    def rows(self, rows: Rows) -> Any:
         import numpy as np
         import torch
 
