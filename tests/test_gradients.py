@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+from dataflex.components.gradient_requests import Features, TargetAlignment
 from dataflex.demo.model import build_model
+from dataflex.signals.asking.measures import measure_of
 from dataflex.signals.batching import ScoringRows
 from dataflex.signals.cross_entropy import IGNORE
 from dataflex.signals.gradients import attention as attention_module
 from dataflex.signals.gradients import capture
 from dataflex.signals.gradients import factors as factors_module
 from dataflex.signals.gradients import passes as passes_module
+from dataflex.signals.gradients import projection as projection_module
 from dataflex.signals.gradients.alignment import alignment, exact_targets, group_products
 from dataflex.signals.gradients.directions import (
     AdamDirection,
@@ -660,8 +664,105 @@ def test_a_gradient_that_is_formed_already_is_projected_as_its_factors_are() -> 
     dense = Factors([], torch.einsum("btm,btn->bmn", left, right))
     projection = Projection({parameter: "a"}, 16, 5, formed=False)
     torch.testing.assert_close(
-        projection.of_factors(parameter, dense), projection.of_factors(parameter, Factors([(left, right)]))
+        projected(projection, parameter, dense), projected(projection, parameter, Factors([(left, right)]))
     )
+
+
+def projected(projection: Projection, parameter: torch.nn.Parameter, factors: Factors) -> torch.Tensor:
+    out = torch.zeros(len(factors), projection.dim)
+    projection.add_factors(parameter, factors, out)
+    return out
+
+
+@pytest.mark.parametrize("dim", [7, 64, 8192, 9000])
+def test_a_sketch_adds_each_value_to_its_place(dim: int) -> None:
+    """With its sign, beside what is there already. Up to 8192 values to the bit as earlier versions added them up."""
+    parameter, generator = torch.nn.Parameter(torch.empty(70, 30)), torch.Generator().manual_seed(3)
+    gradients = torch.randn((3, 2100), generator=generator)
+    before = torch.randn((3, dim), generator=generator)
+    projection = Projection({parameter: "a"}, dim, 7, formed=True)
+    key = hashlib.sha256(b"7:a:sketch").digest()[:8]
+    drawn = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+    places = torch.randint(dim, (2100,), generator=drawn, dtype=torch.int32)
+    sign = torch.randint(2, (2100,), generator=drawn, dtype=torch.int8) * 2 - 1
+    found = before.clone()
+    projection.add_gradients(parameter, gradients.clone(), found)
+    earlier = before + torch.zeros(dim, 3).index_add_(0, places, (gradients * sign).T).T
+    torch.testing.assert_close(found, earlier, rtol=0 if dim <= 8192 else 1e-5, atol=0 if dim <= 8192 else 1e-5)
+    exact = before.double()
+    for place, value in zip(places.tolist(), (gradients * sign).double().T, strict=True):
+        exact[:, place] += value
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def signs(seed: int, name: str, side: str, size: int, columns: int) -> torch.Tensor:
+    """Of a projection, by its definition: drawn with a hash of (seed, name, side), and divided by sqrt(columns)."""
+    key = hashlib.sha256(f"{seed}:{name}:{side}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+    drawn = torch.randint(2, (size, columns), generator=generator, dtype=torch.int8)
+    return (drawn.double() * 2 - 1) / columns**0.5
+
+
+@pytest.mark.parametrize(
+    ("dim", "left", "right", "starts"),
+    [
+        (60, 4, 15, [0, 0, 0, 0]),
+        (8192, 64, 128, [0, 0, 0, 0]),  # the longest with one block
+        (8193, 64, 64, [0, 4096, 4096, 4096]),
+        (12300, 64, 64, [0, 4100, 8200, 8200]),
+        (40000, 64, 156, [0, 10000, 20000, 30000]),
+    ],
+)
+def test_where_the_factors_of_a_layer_are_projected_to(dim: int, left: int, right: int, starts: list[int]) -> None:
+    """R^T G Q at the start of the layer's block, and nothing elsewhere. Each layer, the largest first, is in the block with the
+    fewest values so far. Up to 8192 values the map is the one of earlier versions."""
+    shapes = {"a": (40, 30), "b": (20, 30), "c": (6, 30), "d": (5, 30)}
+    parameters = {torch.nn.Parameter(torch.empty(shape)): name for name, shape in reversed(shapes.items())}
+    projection, generator = Projection(parameters, dim, 7, formed=False), torch.Generator().manual_seed(2)
+    for parameter, name in parameters.items():
+        (m, n), start = shapes[name], starts[list(shapes).index(name)]
+        g, a = (torch.randn((3, 8, width), generator=generator) for width in (m, n))
+        gradient = torch.einsum("btm,btn->bmn", g.double(), a.double())
+        r, q = (signs(7, name, *rest) for rest in (("left", m, left), ("right", n, right)))
+        wanted = torch.zeros(3, dim, dtype=torch.float64)
+        wanted[:, start : start + left * right] = (r.T @ gradient @ q).flatten(1)
+        found = projected(projection, parameter, Factors([(g, a)])).double()
+        assert torch.equal(found != 0, wanted.abs() > 1e-9)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("request_type", [TargetAlignment, Features])
+def test_what_was_kept_without_blocks_is_not_continued(request_type: Any) -> None:
+    """Keys of values on disk differ from those of earlier versions where the projection does, and there alone."""
+
+    def key(**how: Any) -> dict[str, Any]:
+        request = request_type(**how)
+        return measure_of(request).depends_on(None, request)  # type: ignore[arg-type]
+
+    for gradient_type in ("sgd", "adam"):
+        assert key(gradient_type=gradient_type) == key(gradient_type=gradient_type, proj_dim=8192) == {}
+        assert key(gradient_type=gradient_type, proj_dim=8193) == {"projection": "blocks"}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_blocks_keep_the_products_of_whole_gradients(wide: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many seeds the mean of the projected products is the exact one, and so wide as a projection of this length is."""
+    monkeypatch.setattr(projection_module, "_ONE_BLOCK", 512)
+    monkeypatch.setattr(projection_module, "_BLOCK", 256)
+    moments = random_moments([p for p in wide.parameters() if p.requires_grad])
+    engine = BatchGradients(wide, direction=AdamDirection(lambda p: moments[p]) if kind == "adam" else None)
+    batch = collate([(row, row) for row in random_rows(2, 30, 4)])
+    x, y = engine.features(batch, Concatenation(engine.sizes)).double()
+    found = []
+    for seed in range(60):
+        projection = Projection(engine.names, 1024, seed, formed=kind == "adam")
+        assert projection.takes_factors(torch.Size((128, 128))) == (kind == "sgd")
+        a, b = engine.features(batch, projection).double()
+        assert (a.view(4, 256) != 0).any(dim=1).all()
+        found.append(float(a @ b / (x.norm() * y.norm())))
+    spread = float(np.std(found))
+    assert abs(np.mean(found) - float(x @ y / (x.norm() * y.norm()))) < 4 * spread / 60**0.5
+    assert spread < 4 / 1024**0.5
 
 
 def sketch(projection: Projection, parameter: torch.nn.Parameter, gradients: torch.Tensor) -> torch.Tensor:
@@ -681,12 +782,12 @@ def test_projections_of_either_form_are_unbiased_and_repeatable() -> None:
     found: dict[str, list[float]] = {"factors": [], "gradients": []}
     for seed in range(600):
         projection = Projection({parameter: "a", other: "b"}, 64, seed, formed=False)
-        a, b = projection.of_factors(parameter, factors), sketch(projection, parameter, gradients)
+        a, b = projected(projection, parameter, factors), sketch(projection, parameter, gradients)
         found["factors"].append(float(a[0] @ a[1]))
         found["gradients"].append(float(b[0] @ b[1]))
         if seed == 0:
             again = Projection({parameter: "a", other: "b"}, 64, seed, formed=False)
-            assert torch.equal(again.of_factors(parameter, factors), a)
+            assert torch.equal(projected(again, parameter, factors), a)
             assert torch.equal(sketch(again, parameter, gradients), b)
             assert not torch.equal(sketch(again, other, gradients), b)
     for values in found.values():

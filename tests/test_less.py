@@ -84,21 +84,36 @@ def test_what_points_where_the_target_does_is_selected(aimed: Config, tmp_path: 
         assert share >= 0.9, (way, share)
 
 
+EXACT_AND_PROJECTED: tuple[Config, ...] = ({}, {"proj_dim": 256, "gradient_type": "sgd"})
+
+
 def test_one_and_two_ranks_decide_the_same_from_one_checkpoint(aimed: Config, tmp_path: Path) -> None:
     """Invariant 5, exact and projected."""
-    for index, changes in enumerate(({}, {"proj_dim": 256, "gradient_type": "sgd"})):
-        config = {**with_select(aimed, warmup=4, interval=8, **changes), "per_device_train_batch_size": 2}
-        first = {**config, "save_strategy": "steps", "save_steps": 4}
-        folder = tmp_path / str(index)
-        train(first, folder / "start", ranks=2, hooks=["kill_after:4"])
-        resume = {**config, "resume_from_checkpoint": str(folder / "start" / "checkpoint-4")}
-        one, two = train_all(
-            start({**resume, "per_device_train_batch_size": 4}, folder / "1", hooks=["record_ids"]),
-            start(resume, folder / "2", ranks=2, hooks=["record_ids"]),
-        )
-        assert two.ok.ids() == one.ok.ids()
-        assert two.ledger() == one.ledger()
-        assert np.abs(table(one, 4)["score"] - table(two, 4)["score"]).max() <= 1e-6
+    for index, changes in enumerate(EXACT_AND_PROJECTED):
+        check_from_one_checkpoint(with_select(aimed, **changes), tmp_path / str(index))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [*EXACT_AND_PROJECTED, {"proj_dim": 9000}, {"gradient_type": "sgd"}])
+def test_one_and_two_ranks_decide_the_same_in_bf16(aimed: Config, tmp_path: Path, changes: Config) -> None:
+    """Rows are measured in the same batches, so bf16 rounds the same products."""
+    check_from_one_checkpoint({**with_select(aimed, **changes), "bf16": True}, tmp_path)
+
+
+def check_from_one_checkpoint(config: Config, folder: Path) -> None:
+    """One and two ranks go on from it with the same decisions and rows."""
+    select = {**config["dataflex"]["select"], "warmup": 4, "interval": 8}
+    config = {**config, "dataflex": {"select": select}, "per_device_train_batch_size": 2}
+    first = {**config, "save_strategy": "steps", "save_steps": 4}
+    train(first, folder / "start", ranks=2, hooks=["kill_after:4"])
+    resume = {**config, "resume_from_checkpoint": str(folder / "start" / "checkpoint-4")}
+    one, two = train_all(
+        start({**resume, "per_device_train_batch_size": 4}, folder / "1", hooks=["record_ids"]),
+        start(resume, folder / "2", ranks=2, hooks=["record_ids"]),
+    )
+    assert two.ok.ids() == one.ok.ids()
+    assert two.ledger() == one.ledger()
+    assert np.abs(table(one, 4)["score"] - table(two, 4)["score"]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -119,6 +134,16 @@ def test_kill_and_resume_is_exact(aimed: Config, tmp_path: Path, ranks: int, kil
     """Invariant 4, also in the middle of a gradient pass: what was measured of it is measured again."""
     config = {**aimed, "save_strategy": "steps", "save_steps": 2}
     kill_and_resume(with_select(config, accumulate=True), tmp_path, kill, resumes_at, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, {"gradient_type": "sgd"}, {"gradient_type": "sgd", "proj_dim": 256}, {"proj_dim": 9000}]
+)
+def test_kill_and_resume_is_exact_in_bf16(aimed: Config, tmp_path: Path, changes: Config) -> None:
+    """Invariant 4 where products of gradients are in bf16, killed in the middle of a gradient pass of two ranks."""
+    config = {**with_select(aimed, **changes), "bf16": True, "save_strategy": "steps", "save_steps": 2}
+    kill_and_resume(config, tmp_path, "kill_in_gradients:10", 10, 2)
 
 
 def test_empty_moments_are_remarked_on(aimed: Config, tmp_path: Path) -> None:

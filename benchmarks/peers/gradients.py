@@ -1,7 +1,7 @@
 """Seconds to score a pool by its gradients against a target: the signal of `select: less` beside bergson's, on one model.
 
-Both get the same tokens and take the same layers (all linear ones but the output embedding), the mean of the target's unit
-gradients, and the cosine of every row with it. Each side is a process; they take turns.
+Both get the same tokens and take the same layers (all linear ones but the output embedding, or the parts of a LoRA adapter), the
+mean of the target's unit gradients, and the cosine of every row with it. Each side is a process; they take turns.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,49 @@ from measuring import interval, of_lengths  # noqa: E402
 from runner import Command, table  # noqa: E402
 
 _PEER = "bergson"
-_DIM = 16
-_VALUES = 8192
-# The measurements: (name, side, line of the side, the most that it may take of bergson's time in fp32).
-_WAYS = (
-    (f"bergson, {_DIM} x {_DIM} per layer, fp32", _PEER, "fp32", ""),
-    ("less, exact, fp32", "ours", "fp32 {} 0", "1.2"),
-    (f"less, projected to {_VALUES}, fp32", "ours", "fp32 {} " + str(_VALUES), "0.9"),
-    ("less, exact, bf16", "ours", "bf16 {} 0", ""),
-    (f"less, projected to {_VALUES}, bf16", "ours", "bf16 {} " + str(_VALUES), ""),
-)
+_DIM = 16  # of bergson's projection of each layer, on either side
+_SHORT = 8192
+
+
+@dataclass(frozen=True)
+class Way:
+    """One measurement.
+
+    Attributes:
+        side: The process that makes it.
+        line: What that is asked for, with {} for the clock.
+        peer: The way of bergson whose time is the unit.
+        exact: The way whose scores are the exact ones.
+        single: The same way in fp32, where this one is in bf16.
+        most: The most that it may take: of bergson's time, in bf16 of the time in fp32.
+    """
+
+    name: str
+    side: str
+    line: str
+    peer: str
+    exact: str
+    single: str | None = None
+    most: str = ""
+
+
+def ways_of(directions: Sequence[str], layers: int) -> list[Way]:
+    """All ways. A projection has the length of bergson's, and for full gradients also that of the default."""
+    found, equal = [], layers * _DIM**2
+    for direction in directions:
+        note = "" if direction == "sgd" else f" {direction}"
+        peer, exact = f"bergson{note}, {_DIM} x {_DIM} per layer, fp32", f"less{note}, exact, fp32"
+        found.append(Way(peer, _PEER, f"fp32 {{}} {direction}", peer, exact))
+        for precision in ("fp32", "bf16"):
+            for values in (0, equal, _SHORT):
+                if values == _SHORT and direction != "sgd":
+                    continue
+                name = f"less{note}, {f'projected to {values:,}' if values else 'exact'}, "
+                low, most = precision == "bf16", "0.6" if precision == "bf16" else "0.9" if values else "1.2"
+                line = f"{precision} {{}} {values} {direction}"
+                single = f"{name}fp32" if low else None
+                found.append(Way(name + precision, "ours", line, peer, exact, single, most))
+    return found
 
 
 class Side:
@@ -86,60 +121,62 @@ def main() -> None:
         model={"required": True, "help": "folder of a pretrained model with a chat template"},
         dataset={"default": "gsm8k_train", "help": "data set of the pool (gsm8k_train)"},
         target={"default": "gsm8k_test", "help": "data set of the target, a quarter as many rows (gsm8k_test)"},
+        lora={"type": int, "help": "rank of an adapter whose gradients are taken; without it those of all linear layers"},
+        directions={"help": "of the rows: sgd, or adam too with moments made for it (sgd; with --lora both)"},
         rounds={"type": int, "default": 1, "help": "turns of each side (1)"},
+        only={"help": "ways whose names have this word in them, and those that they are compared with"},
     )  # fmt: skip
     given = command.given
+    given.directions = ",".join(command.several("directions", ("sgd", "adam") if given.lora else ("sgd",)))
     count = given.rows or 64
     given.work.mkdir(parents=True, exist_ok=True)
     pool = tokenized(given.model, given.data / f"{given.dataset}.jsonl", count)
     target = tokenized(given.model, given.data / f"{given.target}.jsonl", max(1, count // 4))
-    rows = given.work / "rows.json"
-    rows.write_text(json.dumps({"pool": pool, "target": target}), encoding="utf-8")
+    (given.work / "rows.json").write_text(json.dumps({"pool": pool, "target": target}), encoding="utf-8")
 
-    threads = str(given.threads)
+    words = (given.model, given.work, str(given.threads))
     shared: dict[str, Any] = {"threads": given.threads}
-    own = (sys.executable, HERE / "gradients_ours.py", given.model, rows, threads)
-    sides = {"ours": Side(*own, log=given.work / "ours.log", **shared)}
+    ours = Side(sys.executable, HERE / "gradients_ours.py", *words, log=given.work / "ours.log", **shared)
+    layers = ours.ask(f"prepare {given.lora or 0} {'adam' in given.directions:d}")["layers"]
+    sides = {"ours": ours}
     try:
         python = interpreter(given.work / "bergson")
-        worker = (python, "-P", HERE / "gradients_bergson.py", given.model, rows, str(_DIM), threads)
+        worker = (python, "-P", HERE / "gradients_bergson.py", *words, str(_DIM), str(given.lora or 0))
         sides[_PEER] = Side(*worker, log=given.work / "bergson.log", **shared)
     except Unavailable as why:
         print(f"without bergson {VERSION}, which cannot be had here: {why}", flush=True)
-    ways = [way for way in _WAYS if way[1] in sides]
+    ways = [way for way in ways_of(given.directions.split(","), layers) if way.side in sides]
+    if given.only:
+        named = {other for w in ways if given.only in w.name for other in (w.name, w.peer, w.exact, w.single)}
+        ways = [way for way in ways if way.name in named]
     clock = "processor" if given.processor_time else "wall"
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in ways}
+    found: dict[str, list[dict[str, Any]]] = {way.name: [] for way in ways}
     for turn in range(given.rounds):
-        for name, side, line, _ in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-            asked = line.format(clock) if "{}" in line else f"{line} {clock}"
-            found[name].append(sides[side].ask(asked))
-            last = found[name][-1]
-            print(f"{name}: target {last['target']:.1f} s, pool {last['pool']:.1f} s", flush=True)
-    body = report(found, pool, target, given.rounds)
-    command.publish("Gradients", body, threads=given.threads, model=Path(given.model).name)
+        for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+            last = sides[way.side].ask(way.line.format(clock))
+            found[way.name].append(last)
+            print(f"{way.name}: target {last['target']:.1f} s, pool {last['pool']:.1f} s", flush=True)
+    body = report(ways, found, pool, target, given.rounds)
+    title = f"Gradients of LoRA, rank {given.lora}" if given.lora else "Gradients"
+    command.publish(title, body, threads=given.threads, model=Path(given.model).name)
 
 
-def report(found: dict[str, list[dict[str, Any]]], pool: Any, target: Any, rounds: int) -> str:
+def report(ways: Sequence[Way], found: dict[str, list[dict[str, Any]]], pool: Any, target: Any, rounds: int) -> str:
     seconds = {name: np.array([turn["target"] + turn["pool"] for turn in some]) for name, some in found.items()}
-    exact = found["less, exact, fp32"][0]["scores"]
-    base = next((name for name in found if name.startswith(_PEER)), None)
     lines = []
-    for name, _, _, most in _WAYS:
-        if name not in found:
-            continue
-        some, own = found[name], seconds[name]
+    for way in ways:
+        some, own = found[way.name], seconds[way.name]
         cells = [f"{np.mean([t[part] for t in some]):.1f}" for part in ("target", "pool")]
-        cells.append(_ratio(own, seconds[base]) if base else "-")
-        cells.append(f"<= {most}" if most else "-")
-        single = name.replace("bf16", "fp32")
-        cells.append(_ratio(own, seconds[single]) if single != name else "-")
-        cells.append(f"{spearman(some[0]['scores'], exact):.3f}")
+        cells.append(_ratio(own, seconds[way.peer]) if way.peer in found else "-")
+        cells.append(_ratio(own, seconds[way.single]) if way.single else "-")
+        cells.append(f"<= {way.most} of {'fp32' if way.single else 'bergson'}" if way.most else "-")
+        cells.append(f"{spearman(some[0]['scores'], found[way.exact][0]['scores']):.3f}")
         cells.append(f"{some[0]['values']:,}")
         rates = [sum(t["flop"].values()) / (t["target"] + t["pool"]) / 1e9 for t in some if "flop" in t]
         peaks = [t["peak"] for t in some]
         cells.append(f"{np.mean(rates):.0f} of {np.mean(peaks):.0f}" if rates else "-")
-        lines.append([name, *cells])
-    header = ["way", "target s", "pool s", "of bergson", "limit", "of fp32", "rank corr.", "values", "GFLOP/s of peak"]
+        lines.append([way.name, *cells])
+    header = ["way", "target s", "pool s", "of bergson", "of fp32", "limit", "rank corr.", "values", "GFLOP/s of peak"]
     about = f"Pool: {of_lengths([len(ids) for ids, _ in pool])}. Target: {of_lengths([len(ids) for ids, _ in target])}."
     return f"{about} Turns of each side: {rounds}.\n\n{table(header, lines)}"
 

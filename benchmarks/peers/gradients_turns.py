@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ADAPTER, MOMENTS = "adapter", "moments.pt"
+"""Names of what the first side writes for both."""
+
 Rows = list[tuple[list[int], list[int]]]
 """(ids, labels) of every row."""
 
@@ -23,10 +26,15 @@ def serve(measure: Callable[[str], dict[str, Any]]) -> None:
         print(json.dumps(measure(line.strip())), file=answers, flush=True)
 
 
-def read_rows(file: str) -> tuple[Rows, Rows]:
+def read_rows(work: Path) -> tuple[Rows, Rows]:
     """The pool and the target."""
-    found = json.loads(Path(file).read_text(encoding="utf-8"))
+    found = json.loads((work / "rows.json").read_text(encoding="utf-8"))
     return found["pool"], found["target"]
+
+
+def layer_of(name: str) -> str:
+    """The part of a module's or parameter's name that both sides share, however they wrap the model."""
+    return name[name.index("layers.") :].removesuffix(".weight")
 
 
 def peak(dtype: Any) -> float:

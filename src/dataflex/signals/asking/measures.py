@@ -51,7 +51,7 @@ from dataflex.signals.gradients.alignment import (
 )
 from dataflex.signals.gradients.directions import AdamDirection, AuthorsDirection, Direction, optimizer_moments
 from dataflex.signals.gradients.passes import BatchGradients
-from dataflex.signals.gradients.projection import Concatenation, Projection
+from dataflex.signals.gradients.projection import Concatenation, Projection, has_blocks
 from dataflex.signals.isolation import isolated
 from dataflex.signals.keeping.memory import MemoryCache
 from dataflex.signals.layers import layer_embeddings
@@ -183,7 +183,12 @@ def _plain_engine(context: MeasureContext, request: Gradient, direction: Directi
     )
 
 
-@measures(TargetAlignment)
+def _projection_key(_: MeasureContext, request: Gradient) -> dict[str, Any]:
+    """Earlier versions had no blocks, so what they have kept of a long projection is not continued."""
+    return {"projection": "blocks"} if has_blocks(request.proj_dim or 0) else {}
+
+
+@measures(TargetAlignment, depends_on=_projection_key)
 def target_alignment(context: MeasureContext, request: TargetAlignment, rows: ScoringRows) -> np.ndarray:
     def target() -> ScoringRows:
         return context.batches(request, context.target_rows)
@@ -209,7 +214,7 @@ def responses(context: MeasureContext, request: PolicyAlignment) -> ScoringRows:
 
 def _responses_key(context: MeasureContext, request: PolicyAlignment) -> dict[str, Any]:
     """A reward may be anything, so it is asked again."""
-    return {"responses": responses(context, request).rows.fingerprint()}
+    return {"responses": responses(context, request).rows.fingerprint(), **_projection_key(context, request)}
 
 
 @measures(PolicyAlignment, depends_on=_responses_key)
@@ -256,7 +261,7 @@ def interactions(context: MeasureContext, request: Interaction, rows: ScoringRow
     return interaction(rows, target, engine, target_engine, _projection(engine, dim, request.seed))
 
 
-@measures(Features)
+@measures(Features, depends_on=_projection_key)
 def features(context: MeasureContext, request: Features, rows: ScoringRows) -> np.ndarray:
     engine = _engine(context, request)
     projection = _projection(engine, request.proj_dim or None, request.seed)

@@ -104,7 +104,7 @@ class BatchGradients:
 
         def consume(parameter: torch.nn.Parameter, factors: Factors) -> None:
             if isinstance(projection, Projection) and projection.takes_factors(factors.shape):
-                out.add_(projection.of_factors(parameter, factors))
+                projection.add_factors(parameter, factors, out)
                 return
             for chunk, gradients in self._directions(parameter, factors):
                 projection.add_gradients(parameter, gradients, out[chunk])
