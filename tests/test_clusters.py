@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from checkpoint_files import assert_refused
 from commands import command
 from comparing import kill_and_resume
 from corpora import start_select
+from datasets import Dataset, concatenate_datasets
 from harness import start, train, train_all
 from models_and_data import build_encoder
 
+from dataflex.base.loading.domains import clusters
+from dataflex.base.loading.domains.cluster_file import clusters_of_run
 from dataflex.components.tools.clustering import centres_of, cluster_names, nearest_centre
+from dataflex.components.tools.embeddings import unit
 from dataflex.config import parse
+from dataflex.config.schema import DomainsKeys
 from dataflex.errors import ConfigError
+from dataflex.signals.embeddings import load_encoder
 
 Config = dict[str, Any]
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -224,3 +232,59 @@ def test_names_are_typical_words_and_differ() -> None:
     same = cluster_names(["one two three"] * 4, np.array([0, 1, 0, 1]), 2)
     assert same == ("one-three-two", "one-three-two-2")
     assert cluster_names(["1", "2 3", ""], np.array([0, 1, 1]), 2) == ("cluster-2", "cluster")
+
+
+@pytest.mark.slow
+def test_centres_of_some_rows_and_pieces_of_texts(
+    mixed: Config, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are many rows, centres are made from some that are drawn, and then every row is compared with them. The
+    random generators stay as they are, and clusters are found again however the rows are cut into chunks."""
+    rows = [json.loads(line) for line in (Path(mixed["dataset_dir"]) / "mixed.jsonl").read_text().splitlines()]
+    aligned = {
+        "mixed": Dataset.from_list(
+            [{"_prompt": said(row["instruction"]), "_response": said(row["output"])} for row in rows]
+        )
+    }
+    met = {"mixed": np.arange(len(rows)) % 6 > 0}
+    spec = DomainsKeys(by="cluster", k=3, embedding_model=str(encoder), seed=5)
+    monkeypatch.setattr(clusters, "_LEAST", 30)
+    monkeypatch.setattr(clusters, "_FOR_EACH", 10)
+    found = []
+    for number, pieces in enumerate((7, 1000)):
+        monkeypatch.setattr(clusters, "_AT_ONCE", pieces)
+        torch.manual_seed(3)
+        loading = loading_into(tmp_path / str(number))
+        labels = clusters.labels_of_clusters(aligned, aligned, met, spec, loading)["mixed"]
+        drawn = torch.rand(1)
+        torch.manual_seed(3)
+        assert torch.equal(drawn, torch.rand(1))
+        found.append(labels)
+    assert found[0].names == found[1].names and found[0].codes.tolist() == found[1].codes.tolist()
+    assert (found[0].codes == -1).tolist() == (~met["mixed"]).tolist()
+    saved = clusters_of_run(loading, spec)
+    assert saved is not None and len(saved.centres) == 3
+    texts = [f"{row['instruction']}\n{row['output']}" for row in rows]
+    vectors = unit(load_encoder(str(encoder), torch.device("cpu")).encode(texts))
+    nearest = np.linalg.norm(vectors[:, None] - saved.centres[None], axis=2).argmin(axis=1)
+    assert found[0].codes[met["mixed"]].tolist() == nearest[met["mixed"]].tolist()
+
+    monkeypatch.setattr(clusters, "load_encoder", None)  # what is saved is used
+    chunked = {
+        "mixed": concatenate_datasets([aligned["mixed"].select(range(50)), aligned["mixed"].select(range(50, 120))])
+    }
+    again = clusters.labels_of_clusters(chunked, chunked, met, spec, loading)["mixed"]
+    assert again.codes.tolist() == found[0].codes.tolist()
+    with pytest.raises(TypeError):  # other rows are other clusters, and would need the encoder
+        clusters.labels_of_clusters(aligned, aligned, {"mixed": np.arange(len(rows)) % 5 > 0}, spec, loading)
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"content": text, "role": "user"}]
+
+
+def loading_into(out: Path) -> Any:
+    args = SimpleNamespace(
+        output_dir=str(out), should_save=True, resume_from_checkpoint=None, device=torch.device("cpu")
+    )
+    return SimpleNamespace(training_args=args)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +15,13 @@ from checkpoint_files import assert_refused
 from corpora import BY_COLUMN, SOURCES, STATIC, rows_of, written
 from harness import Result, start, train, train_all
 
-from dataflex.base.loading.stream_sources import StreamedDomain
+from dataflex.base.loading import stream_sources
+from dataflex.base.loading.stream_sources import FilteredStream, StreamedDomain
 from dataflex.config import parse
 from dataflex.errors import ConfigError
 
 Config = dict[str, Any]
+HOOKS = ["record_samples"]
 ODM = {"name": "odm", "interval": 2}
 
 
@@ -122,7 +125,6 @@ def test_ranks_serve_the_same(streamed: Config, tmp_path: Path) -> None:
 
 
 def test_a_stream_of_a_domain_crosses_data_sets_and_goes_on_from_its_state() -> None:
-    import numpy as np
     from datasets import Dataset
 
     def convert(row: Config) -> Config:
@@ -149,12 +151,92 @@ def test_what_needs_every_text_first_is_refused(base: Config, domains: Config) -
         parse({**base, "streaming": True, "buffer_size": 8, "dataflex": {"domains": domains, "mix": "uniform"}})
 
 
-def test_data_from_elsewhere_is_refused(streamed: Config, tmp_path: Path) -> None:
+# -- data that is read from elsewhere than a file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(streamed: Config, tmp_path: Path) -> Config:
+    """The same rows as a folder that is read as the Hub's are, in two files; `meta` is JSON text in it, as in some copies."""
     folder = tmp_path / "data"
     (folder / "hub").mkdir(parents=True)
-    entry = written(folder / "hub", "rows", rows_of(Path(streamed["dataset_dir"]), "slim"))
+    rows = [{**row, "meta": json.dumps(row["meta"])} for row in rows_of(Path(streamed["dataset_dir"]), "slim")]
+    entry = written(folder / "hub", "0", rows[:70])
+    written(folder / "hub", "1", rows[70:])
     info = {"rows": {"hf_hub_url": str(folder / "hub"), "columns": entry["columns"]}}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    config = {**streamed, "dataset_dir": str(folder), "dataset": "rows", **with_domains()}
-    run = train(config, tmp_path / "run", hooks=["no_model"])
-    assert_refused(run, "dataflex.domains with streaming needs files on this machine", "'rows' is read from elsewhere")
+    return {**streamed, "dataset_dir": str(folder), "dataset": "rows"}
+
+
+KEPT = {**BY_COLUMN, "keep": sorted(SOURCES), "other": "drop"}
+
+
+def test_a_stream_from_elsewhere_gives_the_stream_of_a_file(
+    streamed: Config, elsewhere: Config, tmp_path: Path
+) -> None:
+    """With a condition; over more than one epoch."""
+    where = {"where": {"column": "meta.n", "min": 2}}
+    there, here = train_all(
+        start({**elsewhere, **with_domains({**KEPT, **where}), "max_steps": 18}, tmp_path / "there", hooks=HOOKS),
+        start({**streamed, **with_domains({**KEPT, **where}), "max_steps": 18}, tmp_path / "here", hooks=HOOKS),
+    )
+    assert served(there) == served(here) and there.trace() == here.trace()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_from_elsewhere_is_killed_and_resumed(elsewhere: Config, tmp_path: Path, workers: int) -> None:
+    domains = {**BY_COLUMN, "keep": ["docs"]}
+    config = {**elsewhere, "dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": 3}
+    config |= with_domains(domains, {**ODM, "initial": "uniform"})
+    whole, killed = train_all(
+        start(config, tmp_path / "whole", hooks=HOOKS), start(config, tmp_path / "killed", hooks=["kill_after:7"])
+    )
+    assert killed.status == [-9]
+    resumed = train(config, tmp_path / "killed", hooks=HOOKS)
+    assert served(resumed) == {step: rows for step, rows in served(whole).items() if step >= 6}
+    assert resumed.trace() == whole.trace() and resumed.ledger() == whole.ledger()
+
+
+def test_a_filtered_stream_goes_on_from_each_of_its_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    monkeypatch.setattr(stream_sources, "_CHUNK", 4)
+
+    def source() -> FilteredStream:
+        data = Dataset.from_dict({"n": list(range(30))}).to_iterable_dataset()
+        return FilteredStream(
+            data, lambda row: {"_prompt": row["n"]}, None, None, lambda rows: np.array([r["n"] % 5 < 2 for r in rows])
+        )
+
+    def read(found: FilteredStream, count: int) -> list[int]:
+        return [row["_prompt"] for row in found.read(count)]
+
+    expected = [n for n in range(30) if n % 5 < 2]
+    whole = source()
+    whole.seek(None)
+    assert read(whole, 99) == expected and read(whole, 1) == []
+    for first in range(len(expected) + 1):
+        one, other = source(), source()
+        one.seek(None)
+        assert read(one, first) == expected[:first]
+        other.seek(json.loads(json.dumps(one.state())))
+        assert read(other, 2) == expected[first : first + 2] and read(other, 99) == expected[first + 2 :]
+
+
+ELSEWHERE: dict[str, tuple[Config, Config, str]] = {
+    "names": (BY_COLUMN, STATIC, "set dataflex.domains.keep"),
+    "file": ({"by": "file", "path": "names.csv"}, STATIC, "by: file needs a number for each row"),
+    "sizes": (KEPT, {"name": "stratified"}, "goes by the number of rows"),
+    "column": ({**KEPT, "column": "meto.source"}, STATIC, "the rows of 'rows' have no 'meto.source'"),
+    "missing": ({**KEPT, "column": "meta.sorce"}, STATIC, "dataflex.domains.missing is required"),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c == "names" else [pytest.mark.slow]) for c in ELSEWHERE])
+def test_what_a_stream_from_elsewhere_cannot_do(elsewhere: Config, tmp_path: Path, case: str) -> None:
+    domains, mix, words = ELSEWHERE[case]
+    if "path" in domains:
+        domains = {**domains, "path": str(tmp_path / domains["path"])}
+        Path(domains["path"]).write_text("domain\na\n")
+    run = train({**elsewhere, **with_domains(domains, mix)}, tmp_path / "run", hooks=["no_model"])
+    assert_refused(run, words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,16 @@ import numpy as np
 from datasets import IterableDataset
 
 from dataflex.base.loading.carried import RAW_WEIGHTS
+from dataflex.base.loading.domains.chunks import codes_of_rows, names_in_advance
 from dataflex.base.loading.domains.labels import Assigned
 from dataflex.base.loading.weight_column import WeightColumn
+from dataflex.config.schema import DomainsKeys
 from dataflex.data.streams import Sample
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
+_CHUNK = 1024  # rows of a data set that are divided at once
 _WEIGHT = "dataflex_weight"  # what a message weighs, beside its role and its content
 
 
@@ -44,6 +47,65 @@ class StreamedData:
 
     def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         return _samples(rows, self.processor, weighted=self.weights is not None)
+
+
+class FilteredStream:
+    """A `Source`: the rows of one domain in a data set that is read from front to back. Every domain reads all of it.
+
+    Rows are read in chunks, which are divided at once. The state is that of the reader before a chunk, and how many rows of the
+    domain in that chunk were taken.
+
+    Args:
+        belongs: Which rows of a chunk are in the domain, bool[n].
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        convert: Any,
+        weights: WeightColumn | None,
+        processor: Any,
+        belongs: Callable[[list[dict[str, Any]]], np.ndarray],
+    ) -> None:
+        self.dataset, self.convert, self.weights, self.processor = dataset, convert, weights, processor
+        self.belongs = belongs
+
+    def seek(self, state: Mapping[str, Any] | None) -> None:
+        self._before = None if state is None else copy.deepcopy(state["before"])
+        self.dataset.load_state_dict(copy.deepcopy(self._before))  # type: ignore[arg-type]
+        self._rows, self._chunk, self._taken = iter(self.dataset), list[dict[str, Any]](), 0
+        self._begun = False
+        if state is not None:
+            self._read_chunk(self._before)
+            self._taken = int(state["taken"])
+
+    def state(self) -> dict[str, Any]:
+        return {"before": self._before, "taken": self._taken}
+
+    def read(self, count: int) -> list[dict[str, Any]]:
+        out: list[dict[str, Any]] = []
+        while len(out) < count and (self._taken < len(self._chunk) or self._read_chunk(self._position())):
+            found = self._chunk[self._taken : self._taken + count - len(out)]
+            self._taken += len(found)
+            out += [_converted(row, self.convert, self.weights) for row in found]
+        return out
+
+    def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        return _samples(rows, self.processor, weighted=self.weights is not None)
+
+    def _position(self) -> dict[str, Any] | None:
+        """The state of the reader before the next chunk."""
+        return self.dataset.state_dict() if self._begun else self._before
+
+    def _read_chunk(self, before: dict[str, Any] | None) -> bool:
+        """False at the end of the data."""
+        rows = list(islice(self._rows, _CHUNK))
+        if not rows:
+            return False
+        kept = self.belongs(rows)
+        self._before, self._begun, self._taken = before, True, 0
+        self._chunk = [row for row, own in zip(rows, kept, strict=True) if own]
+        return True
 
 
 class StreamedDomain:
@@ -85,6 +147,25 @@ class StreamedDomain:
 
     def samples(self, rows: list[dict[str, Any]]) -> list[Sample]:
         return _samples(rows, self.processor, weighted=self.parts[0][3] is not None)
+
+
+def filtered_streams(
+    name: str,
+    opened: Callable[[], IterableDataset],
+    convert: Any,
+    weights: WeightColumn | None,
+    processor: Any,
+    spec: DomainsKeys,
+) -> dict[str, FilteredStream]:
+    """A stream for each domain of a data set that is read from front to back. opened: gives a reader of its rows."""
+
+    def of(domain: int) -> FilteredStream:
+        def belongs(rows: list[dict[str, Any]]) -> np.ndarray:
+            return codes_of_rows(rows, name, spec) == domain
+
+        return FilteredStream(opened(), convert, weights, processor, belongs)
+
+    return {domain: of(code) for code, domain in enumerate(names_in_advance(spec))}
 
 
 def streams_of_domains(

@@ -20,14 +20,14 @@ from dataflex.base.loading.carried import Carried, CarryingProcessor
 from dataflex.base.loading.data import load_evaluation
 from dataflex.base.loading.reading import ReadData, read_data, read_stored
 from dataflex.base.loading.split import assigned_rows
-from dataflex.base.loading.stream_sources import StreamedData, StreamedDomain, streams_of_domains
+from dataflex.base.loading.stream_sources import StreamedData, filtered_streams, streams_of_domains
 from dataflex.base.loading.weight_column import WeightColumn
 from dataflex.base.loading_arguments import Loading
 from dataflex.base.refusals import refusals
 from dataflex.config.refusals import domains as domains_refused
 from dataflex.config.refusals import loaded as refused
 from dataflex.config.schema import DATA_SETS, DomainsKeys, MixConfig
-from dataflex.data.streams import BlockReader, StreamPosition, Streams
+from dataflex.data.streams import BlockReader, Source, StreamPosition, Streams
 from dataflex.errors import ConfigError, DataflexError
 
 _LOOKED_AT = 1 << 30  # bytes of the files of a stream that are hashed when a run starts
@@ -43,13 +43,14 @@ def load_streams(mix: MixConfig, loading: Loading, carried: Carried, spec: Domai
     names = list(data_args.dataset)
     with refusals():
         attributes = data_parser.get_dataset_list(names, data_args.dataset_dir)
-    if mix.needs_sizes and spec == DATA_SETS:
-        _require_sizes(mix, names, attributes)
+    elsewhere = _from_elsewhere(spec, attributes, names)
+    if mix.needs_sizes and (spec == DATA_SETS or elsewhere):
+        _require_sizes(mix, names, attributes, divided=elsewhere)
     with loading.first_process("load dataset"):
-        if spec == DATA_SETS:
+        if spec == DATA_SETS or elsewhere:
             raw = [_open(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
         else:
-            raw = [_indexed(name, attribute, loading) for name, attribute in zip(names, attributes, strict=True)]
+            raw = [_indexed(name, loading) for name in names]
         evaluated = {name: read_data(indexed, name, "eval_dataset") for name in data_args.eval_dataset or []}
     with loading.first_process("pre-process dataset"):
         evaluation = load_evaluation(indexed, evaluated)
@@ -93,12 +94,18 @@ def _sources(
     readers: Mapping[str, tuple[Any, Any, WeightColumn | None]],
     processor: Any,
     loading: Loading,
-) -> tuple[Mapping[str, StreamedData | StreamedDomain], list[int], Mapping[str, int]]:
+) -> tuple[Mapping[str, Source], list[int], Mapping[str, int]]:
     """The stream of each domain, the rows of each (0: not known), and the rows that are left out. readers: of each data set its
     rows, converter and weights."""
     if spec == DATA_SETS:
         streams = {name: StreamedData(*parts, processor) for name, parts in readers.items()}
         return streams, [attribute.num_samples or 0 for attribute in attributes.values()], {}
+    if any(attribute.load_from != "file" for attribute in attributes.values()):
+        ((name, (_, convert, weights)),) = readers.items()
+        filtered = filtered_streams(
+            name, lambda: _open(name, attributes[name], loading), convert, weights, processor, spec
+        )
+        return filtered, [0] * len(filtered), {}
     read = {name: ReadData(attributes[name], rows, rows) for name, (rows, _, _) in readers.items()}
     assigned = assigned_rows(read, spec, loading)
     found = streams_of_domains(assigned, readers, processor)
@@ -116,10 +123,25 @@ def _open(name: str, attribute: Any, loading: Loading) -> IterableDataset:
     return dataset if isinstance(dataset, IterableDataset) else dataset.to_iterable_dataset()  # type: ignore[no-any-return]
 
 
-def _indexed(name: str, attribute: Any, loading: Loading) -> Any:
-    """All rows of a local file as they are stored, of which none is in memory. ConfigError for data from elsewhere."""
-    if attribute.load_from != "file":
-        raise domains_refused.NOT_LOCAL.error(name=name)
+def _from_elsewhere(spec: DomainsKeys, attributes: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether the data is read from front to back, and its rows are divided as they come. ConfigError where they cannot be."""
+    name = next((n for n, a in zip(names, attributes, strict=True) if a.load_from != "file"), None)
+    if spec == DATA_SETS or name is None:
+        return False
+    why = None
+    if spec.by != "column":
+        why = f"by: {spec.by} needs a number for each row"
+    elif not spec.keep:
+        why = "the names of its domains must be known: set dataflex.domains.keep"
+    elif len(names) > 1:
+        why = "only one such data set can be divided"
+    if why is not None:
+        raise domains_refused.NOT_LOCAL.error(name=name, why=why)
+    return True
+
+
+def _indexed(name: str, loading: Loading) -> Any:
+    """All rows of a local file as they are stored, of which none is in memory."""
     listed = loader.get_dataset_list
 
     def whole(*args: Any, **kwargs: Any) -> Any:
@@ -132,21 +154,21 @@ def _indexed(name: str, attribute: Any, loading: Loading) -> Any:
         return read_stored(loading.indexed(), name, "dataset")[1]
 
 
-def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[Any]) -> None:
+def _require_sizes(mix: MixConfig, names: Sequence[str], attributes: Sequence[Any], *, divided: bool) -> None:
+    """divided: whether domains are found as rows come, so that no `num_samples` is theirs."""
+    asks, instead = f"mix: {mix.name}", "mix: static with dataflex.mix.proportions"
+    if not mix.component.needs_sizes:
+        asks, instead = "dataflex.mix.initial: stratified", "dataflex.mix.initial: uniform or dataflex.mix.proportions"
+        if mix.component.default_initial == "stratified":
+            asks += f", the default of {mix.name},"
     for name, attribute in zip(names, attributes, strict=True):
+        if divided:
+            raise domains_refused.NO_SIZES.error(key=asks, name=name, other=instead)
         if not attribute.num_samples:
-            asks, instead = f"mix: {mix.name}", "mix: static with dataflex.mix.proportions"
-            if not mix.component.needs_sizes:
-                asks, instead = (
-                    "dataflex.mix.initial: stratified",
-                    "dataflex.mix.initial: uniform or dataflex.mix.proportions",
-                )
-                if mix.component.default_initial == "stratified":
-                    asks += f", the default of {mix.name},"
             raise refused.NO_SIZE.error(key=asks, name=name, other=instead)
 
 
-def _first_block(source: StreamedData | StreamedDomain, name: str, rows: int, processor: Any) -> str:
+def _first_block(source: Source, name: str, rows: int, processor: Any) -> str:
     """The digest of the first block that has a sample, an example of which is shown as LLaMA-Factory does."""
     reader = BlockReader(source, name, 0, rows, 0, shuffle=False)
     reader.seek(StreamPosition())

@@ -41,10 +41,20 @@ MANY = Refusal(
     why=f"{_KEY}.by: {{what}} has {{count}} different values, and more than {{most}} are no domains",
     instead="name those to keep with dataflex.domains.keep",
 )
+NAMELESS_IN_STREAM = Refusal(
+    key=f"{_KEY}.missing",
+    why=f"{_KEY}.missing is required: a row of the stream {{name!r}} has no {{what}}",
+    instead="name the domain of such rows",
+)
+NO_SIZES = Refusal(
+    key="dataflex.mix",
+    why="{key} goes by the number of rows, which is not known of domains in a stream that is read from elsewhere ({name!r})",
+    instead="use {other}",
+)
 NOT_LOCAL = Refusal(
     key=_KEY,
-    why=f"{_KEY} with streaming needs files on this machine (file_name), and {{name!r}} is read from elsewhere",
-    instead="download it, make a data set of each domain, or leave streaming out",
+    why=f"{_KEY} with streaming: {{name!r}} is read from elsewhere than a file on this machine (file_name), and {{why}}",
+    instead="download it, or leave streaming out",
 )
 FEW_ROWS = Refusal(key=f"{_KEY}.k", why=f"{_KEY}.k: {{k}} clusters are asked for, and the data has {{rows}} rows")
 NO_ENCODER = Refusal(key=f"{_KEY}.embedding_model", why=f"{_KEY}.embedding_model: {{why}}")
@@ -112,6 +122,8 @@ DOMAINS = Group(
             NO_FILE_COLUMN,
             FILE_ROWS,
             MANY,
+            NAMELESS_IN_STREAM,
+            NO_SIZES,
             NOT_LOCAL,
             FEW_ROWS,
             NO_ENCODER,

@@ -163,19 +163,19 @@ class _Texts:
 
 def _digest(aligned: Any, met: Bool[np.ndarray, " rows"]) -> str:
     """Of what rows say, and which of them meet the conditions; equal however the rows are cut into chunks."""
-    counts, texts = xxhash.xxh3_128(), xxhash.xxh3_128()
+    rows, lengths, texts = xxhash.xxh3_128(), xxhash.xxh3_128(), xxhash.xxh3_128()
     for column in _MESSAGES:
         for chunk in aligned.data.column(column).chunks:
-            counts.update(np.asarray(pc.list_value_length(chunk).fill_null(0), dtype=np.int32).tobytes())
+            rows.update(np.asarray(pc.list_value_length(chunk).fill_null(0), dtype=np.int32).tobytes())
             flat = pc.list_flatten(chunk)
             if not len(flat) or pa.types.is_null(flat.type):
                 continue
             said = pc.struct_field(flat, ["content"]).cast(pa.large_string()).fill_null("")
-            counts.update(np.asarray(pc.binary_length(said), dtype=np.int64).tobytes())
+            lengths.update(np.asarray(pc.binary_length(said), dtype=np.int64).tobytes())
             _, offsets, data = said.buffers()
             ends = np.frombuffer(offsets, dtype=np.int64)[said.offset : said.offset + len(said) + 1]
             texts.update(memoryview(data)[int(ends[0]) : int(ends[-1])] if data is not None else b"")
     if aligned._indices is not None:
-        counts.update(aligned._indices.column(0).to_numpy().tobytes())
-    counts.update(met.tobytes())
-    return counts.hexdigest() + texts.hexdigest()
+        rows.update(aligned._indices.column(0).to_numpy().tobytes())
+    rows.update(met.tobytes())
+    return rows.hexdigest() + lengths.hexdigest() + texts.hexdigest()

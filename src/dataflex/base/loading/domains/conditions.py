@@ -32,7 +32,7 @@ def rows_that_meet(stored: Mapping[str, Any], spec: DomainsKeys) -> tuple[dict[s
         for name, rows in stored.items():
             values = column_of(rows, name, condition.column, f"{key}.column")
             try:
-                found = as_read(rows, _meets(values, condition))
+                found = as_read(rows, meets(values, condition))
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
                 raise refused.NOT_COMPARED.error(
                     key=key, name=name, column=condition.column, kind=values.type, condition=condition.said
@@ -47,7 +47,8 @@ def rows_that_meet(stored: Mapping[str, Any], spec: DomainsKeys) -> tuple[dict[s
     return met, left_out
 
 
-def _meets(values: pa.ChunkedArray, condition: WhereKeys) -> np.ndarray:
+def meets(values: pa.ChunkedArray, condition: WhereKeys) -> np.ndarray:
+    """Which values meet a condition, bool[n]. Raises an error of Arrow for values that cannot be compared."""
     found = np.asarray(pc.is_valid(values))
     for bound, compare in ((condition.min, pc.greater_equal), (condition.max, pc.less_equal)):
         if bound is not None:
