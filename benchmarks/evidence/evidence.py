@@ -3,6 +3,7 @@
     python benchmarks/evidence/prepare.py --data DIR --model MODEL
     python benchmarks/evidence/evidence.py --jobs 2                       # all grids: many hours on two cores
     python benchmarks/evidence/evidence.py --only selection/arc,reweighting/grid --seeds 1
+    python benchmarks/evidence/evidence.py --only reweighting/grid --methods plain,oracle,rho1   # these first
     python benchmarks/evidence/evidence.py --gpu --scale 10 --out runs/evidence-gpu   # after prepare.py --rows 600
 
 Of every grid all methods are trained with the first seed, then with the second, so there are tables early. Each run is what
@@ -46,20 +47,33 @@ class Setting:
     scale: int = 1
     gpu: bool = False
     out: str = OUT
+    methods: tuple[str, ...] = ()  # none: all
 
     @property
     def as_written(self) -> bool:
-        return self == Setting()
+        """Whether the runs are those that the grids of this folder name."""
+        return self == Setting(methods=self.methods)
 
     def file(self, name: str) -> Path:
         """The configuration of that name in this folder, changed."""
         given = HERE / f"{name}.yaml"
-        if self.as_written:
+        keys = yaml.safe_load(given.read_text())
+        if self.as_written and not (self.methods and "vary" in keys):
             return given
         changed = ROOT / self.out / "grids" / f"{name}.yaml"
         changed.parent.mkdir(parents=True, exist_ok=True)
-        changed.write_text(yaml.safe_dump(self.changed(yaml.safe_load(given.read_text())), sort_keys=False))
+        changed.write_text(yaml.safe_dump(self.chosen(self.changed(keys)), sort_keys=False))
         return changed
+
+    def chosen(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """The grid with its baseline and the methods that are asked for."""
+        if not self.methods or "vary" not in keys:
+            return keys
+        ((axis, found),) = keys["vary"].items()
+        wanted = {*self.methods, *keys["baseline"].values()}
+        if unknown := set(self.methods) - set(found):
+            sys.exit(f"--methods: {min(unknown)!r} is none of {', '.join(found)}")
+        return {**keys, "vary": {axis: {name: value for name, value in found.items() if name in wanted}}}
 
     def changed(self, found: Any, key: str = "") -> Any:
         if isinstance(found, dict):
@@ -98,22 +112,24 @@ def run(grid: str, seeds: int, jobs: int, setting: Setting) -> bool:
         "compare", str(file.relative_to(ROOT)), f"seeds={asked}".replace(" ", ""), "--jobs", str(jobs)
     )
     for name in KEPT if setting.as_written else ():
-        made = ROOT / keys["output_dir"] / name
+        made, beside = ROOT / keys["output_dir"] / name, HERE / f"{grid}.yaml"
         if made.is_file():
-            shutil.copy(made, file.with_name(name if file.stem == "grid" else f"{file.stem}-{name}"))
+            shutil.copy(made, beside.with_name(name if beside.stem == "grid" else f"{beside.stem}-{name}"))
     return well
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", help="grids, separated by commas (all)")
+    parser.add_argument("--methods", help="methods of the grids, separated by commas, beside the baseline (all)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each grid (3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     parser.add_argument("--scale", type=int, default=1, help="how many times as long the runs are (1)")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU")
     parser.add_argument("--out", default=OUT, help=f"where data, models and runs lie ({OUT})")
     given = parser.parse_args()
-    setting = Setting(given.scale, given.gpu, given.out)
+    methods = tuple(given.methods.split(",")) if given.methods else ()
+    setting = Setting(given.scale, given.gpu, given.out, methods)
     grids = given.only.split(",") if given.only else list(GRIDS)
     for unknown in (grid for grid in grids if not (HERE / f"{grid}.yaml").is_file()):
         parser.error(f"--only: {unknown!r} is none of {', '.join(GRIDS)}")
