@@ -281,6 +281,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_what_new_writes_trains(base: dict[str, Any], tmp_path: Path) -> None:
     """All at once, named by the paths that are printed, without an installation."""
     block, sources = {}, []

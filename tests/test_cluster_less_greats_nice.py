@@ -153,7 +153,9 @@ def test_greats_needs_enough_candidates() -> None:
         GreatsSelector().select({}, signals, context(5, 2, shortlist=np.array([0, 4])))
 
 
-@pytest.mark.parametrize("changes", [{}, {"proj_dim": 256, "gradient_type": "adam"}])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"proj_dim": 256, "gradient_type": "adam"}, marks=pytest.mark.slow)]
+)
 def test_greats_through_the_command_line(aimed: Config, tmp_path: Path, changes: Config) -> None:
     """A batch at a time, from twice as many candidates; arithmetic is what it takes; exact after a kill."""
     select = {"name": "greats", "warmup": 4, "interval": 1, "target_rows": 8, **changes}

@@ -85,7 +85,10 @@ def test_it_goes_on_exactly(
     assert "global batch" not in found.log
 
 
-@pytest.mark.parametrize("shape", [pytest.param((2, 4, 1), marks=pytest.mark.slow), (1, 4, 2), (4, 2, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((2, 4, 1), marks=pytest.mark.slow), (1, 4, 2), pytest.param((4, 2, 1), marks=pytest.mark.slow)],
+)
 def test_fsdp_2_goes_on_exactly(
     shaped: Callable[..., Config], begun: Callable[[str], Result], tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
@@ -108,14 +111,14 @@ def test_another_global_batch_is_stated(
     assert [r["position"] for r in found.ledger() if r["step"] == 5] == [36, 36]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "ranks", "said"),
     [
-        pytest.param(
+        (
             "zero3",
             1,
             "it was saved by 2 ranks and there are 1 now; DeepSpeed can go on with others once ds_to_universal",
-            marks=pytest.mark.slow,
         ),
         ("fsdp2", 2, "it was saved under ZeRO-3 and this run is under FSDP 2"),
     ],

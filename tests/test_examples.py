@@ -49,7 +49,13 @@ def name(path: Path) -> str:
     return path.stem
 
 
-@pytest.mark.parametrize("path", DEMO, ids=name)
+# Of the orders, which differ in their shape alone, one by a file's column and one beside the others are enough each time.
+LONG = [f"order_{shape}" for shape in ("folding", "zigzag", "segment", "stair", "shuffle", "sorting")]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow) if path.stem in LONG else path for path in DEMO], ids=name
+)
 def test_demo_examples_train(path: Path, ground: Path, tmp_path: Path) -> None:
     """As they stand but for the paths and the number of steps."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
