@@ -100,9 +100,9 @@ def test_scores_of_a_column_and_of_files(base: Config, scored: tuple[Path, np.nd
     assert "order sorting by column: 180 rows, over 48 draws" in found["column"].log
 
 
-def test_lengths_polarity_and_passes(base: Config, tmp_path: Path) -> None:
+def test_lengths_polarity_and_epochs(base: Config, tmp_path: Path) -> None:
     found = run_all(
-        {**base, "max_steps": 60, "disable_shuffling": True},  # a pass and a third
+        {**base, "max_steps": 60, "disable_shuffling": True},  # an epoch and a third
         tmp_path,
         down={"order": {"name": "sorting", "by": "length", "polarity": "higher_earlier"}},
         layers={"order": {"name": "folding", "by": "length", "layers": 3, "warmup": 5}},
@@ -383,7 +383,7 @@ KEPT = {"save_strategy": "steps", "save_steps": 4}
 
 
 def test_a_killed_run_goes_on_to_the_bit(base: Config, tmp_path: Path) -> None:
-    """In the middle of a pass, between two measurements."""
+    """In the middle of an epoch, between two measurements."""
     block = {"order": {"name": "saw", **REMEASURED["loss"]}}
     kill_and_resume({**base, **KEPT, "dataflex": block}, tmp_path, "kill_after:6", resumes_at=4)
 
@@ -393,7 +393,7 @@ def test_a_killed_run_goes_on_to_the_bit(base: Config, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scores", REMEASURED)
 def test_every_order_goes_on_to_the_bit(base: Config, tmp_path: Path, name: str, scores: str) -> None:
     block = {"order": {"name": name, **REMEASURED[scores]}}
-    config = {**base, **KEPT, "max_steps": 50, "dataflex": block}  # a pass and a part of the next
+    config = {**base, **KEPT, "max_steps": 50, "dataflex": block}  # an epoch and a part of the next
     kill_and_resume(config, tmp_path, "kill_after:47", resumes_at=44)
 
 

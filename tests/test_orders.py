@@ -139,7 +139,7 @@ def plan(name: str, draws: int, values: np.ndarray, *, window: int = 0, begin: i
 def rank_anew(made: Plan, at: int, draws: int, values: np.ndarray) -> None:
     last = made.stages[-1]
     (pool,) = last.pools
-    served = made.pass_under_way(last, 0, at)
+    served = made.epoch_under_way(last, 0, at)
     begin = at if pool.course is None else pool.course.begin
     course = Course(ranked=np.argsort(values, kind="stable"), begin=begin, since=at, end=draws, served=served)
     made.append(at, [Pool(key=pool.key, start=pool.start, size=pool.size, course=course)], [1.0])
@@ -158,7 +158,7 @@ def configured(made: Plan, rows: int, number: int, pool_key: int = 0) -> np.ndar
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("window", [0, 50])
-def test_a_run_of_one_pass_has_the_curve_configured(name: str, window: int) -> None:
+def test_a_run_of_one_epoch_has_the_curve_configured(name: str, window: int) -> None:
     values = scores()
     made = plan(name, N, values, window=window)
     served = ranks_of(values)[made.rows(0, N)]
@@ -180,7 +180,7 @@ def test_a_run_of_a_part_of_a_pool_has_the_whole_curve_over_a_uniform_draw(name:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_pass_has_the_whole_curve_and_the_last_one_too(name: str) -> None:
+def test_every_epoch_has_the_whole_curve_and_the_last_one_too(name: str) -> None:
     values, draws = scores(), 2 * N + 400
     made = plan(name, draws, values)
     served = made.rows(0, draws)
@@ -193,7 +193,7 @@ def test_every_pass_has_the_whole_curve_and_the_last_one_too(name: str) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("draws", [300, N, 2 * N + 400])
 def test_ranking_anew_by_equal_scores_changes_nothing(name: str, draws: int) -> None:
-    """At any draw, between passes too, and with a warmup before."""
+    """At any draw, between epochs too, and with a warmup before."""
     values = scores()
     for begin in (0, 130):
         whole = plan(name, draws, values, window=7, begin=begin).rows(0, draws)

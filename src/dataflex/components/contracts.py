@@ -232,7 +232,7 @@ class Mixer(Component, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Order(Component, ABC):
-    """The shape of the scores over a pass through the rows. What the scores are, the user says (`by`)."""
+    """The shape of the scores over an epoch of a pool. What the scores are, the user says (`by`)."""
 
     unscored: ClassVar[bool] = False
     """Whether the shape is the same whatever the scores are, so that none are needed."""

@@ -85,7 +85,7 @@ class Ordering:
         if course is not None and course.end == end and np.array_equal(course.ranked, ranked):
             return pool
         begin = drawn if course is None else course.begin
-        served = self.serving.plan.pass_under_way(self.serving.plan.stages[-1], d, drawn)
+        served = self.serving.plan.epoch_under_way(self.serving.plan.stages[-1], d, drawn)
         return replace(pool, course=Course(ranked=ranked, begin=begin, since=drawn, end=end, served=served))
 
     def _ranked(self, pool: Pool, scores: np.ndarray) -> np.ndarray:

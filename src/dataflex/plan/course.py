@@ -1,10 +1,10 @@
-"""The order in which the rows of a pool are served, where a run asks for one: a shape, laid over its passes.
+"""The order in which the rows of a pool are served, where a run asks for one: a shape, laid over its epochs.
 
-A *pass* serves every row of a pool once. A *shape* says which rank is served at each position of a pass; ranks count from 0,
-the row that the order puts first. The last pass may be cut off by the end of the run. The rows of a pass that is cut off are a
-uniform draw, and the whole shape is laid over them. So the curve of every pass is the configured one, from end to end.
+An *epoch* serves every row of a pool once. A *shape* says which rank is served at each position of an epoch; ranks count from 0,
+the row that the order puts first. The last epoch may be cut off by the end of the run. The rows of an epoch that is cut off are a
+uniform draw, and the whole shape is laid over them. So the curve of every epoch is the configured one, from end to end.
 
-Rows may be ranked anew within a pass. Rows that were served keep their place. Of the positions that are left, the one with the
+Rows may be ranked anew within an epoch. Rows that were served keep their place. Of the positions that are left, the one with the
 k-th smallest rank in the shape gets the row with the k-th smallest new rank. So the shape stays, whatever the scores become.
 """
 
@@ -26,7 +26,7 @@ _DRAW, _WINDOW, _SHAPE = range(3)  # what a permutation is for
 
 @dataclass(frozen=True)
 class Shape:
-    """What is laid over each pass.
+    """What is laid over each epoch.
 
     Args:
         ranks: (rows, shuffled) -> the rank at each position, a permutation of range(rows), int64[rows].
@@ -61,15 +61,15 @@ class Course:
     end: int = 0
     """Draws until the run, or the pool, ends."""
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """The rows that were served before `since` in its pass, in their order, int64[since % n]."""
+    """The rows that were served before `since` in its epoch, in their order, int64[since % n]."""
 
-    def of_pass(self, number: int, shape: Shape, key: int) -> np.ndarray:
-        """The rows of a pass in the order in which they are served, int64[n]. Passes before that of `since` are not known.
+    def of_epoch(self, number: int, shape: Shape, key: int) -> np.ndarray:
+        """The rows of an epoch in the order in which they are served, int64[n]. Epochs before that of `since` are not known.
 
-        key: of all that is random in this pass.
+        key: of all that is random in this epoch.
         """
         n = len(self.ranked)
-        first = max(self.begin - number * n, 0)  # position of the pass at which the shape begins
+        first = max(self.begin - number * n, 0)  # position of the epoch at which the shape begins
         served = self.served if number == self.since // n else self.served[:0]
         length = min(n, self.end - number * n)
         if length <= len(served):  # beyond the end
@@ -93,7 +93,7 @@ class Course:
 
     @staticmethod
     def _cut_off(left: np.ndarray, count: int, key: int) -> np.ndarray:
-        """`count` rows of those left, int64[count]. The draw depends on the pass alone, so it stays while the pass goes on."""
+        """`count` rows of those left, int64[count]. The draw depends on the epoch alone, so it stays while the epoch goes on."""
         if not count:
             return np.empty(0, dtype=np.int64)
         rows = np.flatnonzero(left)

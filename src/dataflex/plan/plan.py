@@ -56,7 +56,7 @@ class Plan:
     Attributes:
         shuffle: Whether pools are permuted; otherwise they are served as they are.
         lengths: Tokens of each row, int32[N], where proportions are shares of tokens; None: shares of samples.
-        shape: What is laid over the passes of pools that have a course.
+        shape: What is laid over the epochs of pools that have a course.
         stages: The stages, ascending.
     """
 
@@ -79,7 +79,7 @@ class Plan:
         self.stages: list[Stage] = list(stages)
         self._quotas: dict[tuple[Stage, bool], Quota] = {}
         self._permutations: dict[tuple[int, int, int, int], Permutation] = {}
-        self._passes: dict[tuple[Pool, int, int], np.ndarray] = {}
+        self._epochs: dict[tuple[Pool, int, int], np.ndarray] = {}
 
     # -- the whole data of a run -------------------------------------------------------------------------------------
 
@@ -247,27 +247,27 @@ class Plan:
             if pool.course is None:
                 out[here] = pool.rows(self._permutation(n, pool.key, d, epoch)(places))
             else:
-                out[here] = pool.rows(self._pass(pool, d, epoch)[places])
+                out[here] = pool.rows(self._epoch(pool, d, epoch)[places])
         return out
 
-    def pass_under_way(self, stage: Stage, d: int, draws: int) -> np.ndarray:
-        """The rows of pool d, by their places in it, that the pass under way at `draws` has had before: int64[draws % n]."""
+    def epoch_under_way(self, stage: Stage, d: int, draws: int) -> np.ndarray:
+        """The rows of pool d, by their places in it, that the epoch under way at `draws` has had before: int64[draws % n]."""
         pool, n = stage.pools[d], len(stage.pools[d])
         epoch, places = draws // n, np.arange(draws % n)
         if pool.course is not None:
-            return self._pass(pool, d, epoch)[places]
+            return self._epoch(pool, d, epoch)[places]
         return self._permutation(n, pool.key, d, epoch)(places) if self.shuffle else places
 
-    def _pass(self, pool: Pool, d: int, epoch: int) -> np.ndarray:
-        """A pass through a pool with a course, int64[n]."""
+    def _epoch(self, pool: Pool, d: int, epoch: int) -> np.ndarray:
+        """An epoch of a pool with a course, int64[n]."""
         key = (pool, d, epoch)
-        if key not in self._passes:
+        if key not in self._epochs:
             assert pool.course is not None and self.shape is not None
-            while len(self._passes) >= 2 * len(self.domains):
-                self._passes.pop(next(iter(self._passes)))
+            while len(self._epochs) >= 2 * len(self.domains):
+                self._epochs.pop(next(iter(self._epochs)))
             random = derive_key(self.seed, Purpose.ORDERING, pool.key, d, epoch)
-            self._passes[key] = pool.course.of_pass(epoch, self.shape, random)
-        return self._passes[key]
+            self._epochs[key] = pool.course.of_epoch(epoch, self.shape, random)
+        return self._epochs[key]
 
     def _permutation(self, n: int, pool_key: int, d: int, epoch: int) -> Permutation:
         key = (n, pool_key, d, epoch)

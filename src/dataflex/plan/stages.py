@@ -33,7 +33,7 @@ class Pool:
     ids: np.ndarray | None = None
     """The chosen ids, int64; None for a range."""
     course: Course | None = None
-    """The order of the rows; None: each pass has a permutation of its own."""
+    """The order of the rows; None: each epoch has a permutation of its own."""
 
     def __len__(self) -> int:
         return self.size if self.ids is None else len(self.ids)

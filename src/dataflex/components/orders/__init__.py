@@ -1,1 +1,1 @@
-"""Orders: the shape of the scores over a pass through the rows."""
+"""Orders: the shape of the scores over an epoch of a pool."""

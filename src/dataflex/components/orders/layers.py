@@ -1,4 +1,4 @@
-"""Several passes over all scores, each with its share of the rows."""
+"""Several sweeps over all scores, each with its share of the rows."""
 
 from __future__ import annotations
 

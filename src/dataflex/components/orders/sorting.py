@@ -37,7 +37,7 @@ class SortingOrder(Order):
 class ShuffleOrder(Order):
     """A uniform permutation, whatever the scores are: the baseline for every other order.
 
-    Every pass has another permutation.
+    Every epoch has another permutation.
 
     Departures:
 
