@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,7 +35,31 @@ def in_sections(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StairOrder(Order):
+class SectionedOrder(Order, ABC):
+    """Base of the orders whose ranks ascend but around the borders between sections."""
+
+    sections: int = 2
+    """Sections of the curriculum."""
+    radius: float = 0.225
+    """Rows on each side of a border that its region has, as a share of all."""
+    layers: int = 3
+    """How often the scores of a region run from one end to the other."""
+
+    paper = ORGANIZATION
+
+    def check(self) -> None:
+        self.require("sections", self.sections >= 1, "at least 1")
+        self.require("radius", self.radius >= 0 and 2 * self.radius * self.sections < 1, "in [0, 1 / (2 sections))")
+        self.require("layers", self.layers >= 1, "at least 1")
+
+    def same_as_sorting(self) -> str | None:
+        """The parameter that makes the shape that of `sorting`, with its value."""
+        found = {"sections: 1": self.sections == 1, "radius: 0": self.radius == 0, "layers: 1": self.layers == 1}
+        return next((why for why, holds in found.items() if holds), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StairOrder(SectionedOrder):
     """A curriculum whose middle part goes over its scores several times.
 
     The ranks ascend. Around each border between sections, the ranks of a region are served as `folding` would serve them. With
@@ -47,30 +72,14 @@ class StairOrder(Order):
     `sorting`.
     """
 
-    sections: int = 2
-    """Sections of the curriculum."""
-    radius: float = 0.225
-    """Rows on each side of a border that its region has, as a share of all."""
-    layers: int = 3
-    """How often the scores of a region run from one end to the other."""
-
-    paper = ORGANIZATION
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"radius": 0.0, "layers": 2}
-
-    def check(self) -> None:
-        self.require("sections", self.sections >= 1, "at least 1")
-        self.require("radius", self.radius >= 0 and 2 * self.radius * self.sections < 1, "in [0, 1 / (2 sections))")
-        self.require("layers", self.layers >= 1, "at least 1")
-
-    def same_as_sorting(self) -> str | None:
-        return _plain(self.sections, self.radius, self.layers)
 
     def ranks(self, rows: int, shuffled: Callable[[int, int], np.ndarray]) -> Int[np.ndarray, " rows"]:
         return in_sections(rows, self.sections, self.radius, lambda count: folded(count, self.layers))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SawOrder(Order):
+class SawOrder(SectionedOrder):
     """A curriculum that goes back and forth a little at the borders between its sections.
 
     As `stair`, but regions are served as `zigzag` would serve them. (SAW of the paper.)
@@ -82,28 +91,10 @@ class SawOrder(Order):
     """
 
     sections: int = 3
-    """Sections of the curriculum."""
     radius: float = 0.075
-    """Rows on each side of a border that its region has, as a share of all."""
     layers: int = 2
-    """How often the scores of a region run from one end to the other."""
 
-    paper = ORGANIZATION
     defaults_of_1_1: ClassVar[Mapping[str, Any]] = {"sections": 2, "radius": 0.0}
-
-    def check(self) -> None:
-        self.require("sections", self.sections >= 1, "at least 1")
-        self.require("radius", self.radius >= 0 and 2 * self.radius * self.sections < 1, "in [0, 1 / (2 sections))")
-        self.require("layers", self.layers >= 1, "at least 1")
-
-    def same_as_sorting(self) -> str | None:
-        return _plain(self.sections, self.radius, self.layers)
 
     def ranks(self, rows: int, shuffled: Callable[[int, int], np.ndarray]) -> Int[np.ndarray, " rows"]:
         return in_sections(rows, self.sections, self.radius, lambda count: zigzagged(count, self.layers))
-
-
-def _plain(sections: int, radius: float, layers: int) -> str | None:
-    """The parameter that makes a shape that of `sorting`, with its value."""
-    found = {"sections: 1": sections == 1, "radius: 0": radius == 0, "layers: 1": layers == 1}
-    return next((why for why, holds in found.items() if holds), None)
